@@ -1,0 +1,55 @@
+/*
+ * The control socket between the broker and its executor: SOCK_SEQPACKET, one
+ * struct a packet, fixed widths, host byte order (both run on one machine and
+ * are of one build: CONTROL_VERSION). The executor has it as descriptor 3.
+ *
+ *	broker -> executor	CONTROL_CONFIGURE once, with the descriptors arena,
+ *				rings, bell down, bell up (SCM_RIGHTS, in this order)
+ *	executor -> broker	CONTROL_PROGRESS while it loads, then CONTROL_READY
+ *				or CONTROL_REFUSED (then it exits)
+ *
+ * End of file is the death signal, both ways: an executor that reads it leaves
+ * with _exit(70).
+ */
+#pragma once
+
+#include <stdint.h>
+
+#define CONTROL_VERSION 1
+#define CONTROL_FD 3
+#define CONTROL_PATH_MAX 4096
+
+enum control_kind { CONTROL_CONFIGURE = 1, CONTROL_PROGRESS, CONTROL_READY, CONTROL_REFUSED };
+
+struct control_configure {
+	uint32_t kind, version;
+	uint64_t arena_bytes;
+	uint32_t n_pages, page_tokens;
+	uint32_t page_bytes_lo, page_bytes_hi;	/* what the broker reckons; must equal the executor's */
+	uint32_t n_slots, max_context;		/* slots are numbered from 0; tokens in one slot */
+	uint32_t max_batch_tokens;		/* of one step, at most STEP_TOKENS_MAX */
+	uint32_t n_threads;			/* 0: one per physical core */
+	char isa[32];				/* auto, ref, portable, avx2, avx512, avx512bf16 */
+	char model[CONTROL_PATH_MAX];		/* directory of the checkpoint */
+};
+
+struct control_progress {
+	uint32_t kind, percent;
+	uint64_t done_bytes, total_bytes, bytes_per_second;
+};
+
+struct control_ready {
+	uint32_t kind, n_threads;
+	uint64_t weight_bytes;	   /* resident, as repacked */
+	uint64_t decode_bytes;	   /* read per decoded token at batch 1, context 0 */
+	uint64_t load_us;
+	uint64_t huge_bytes;	   /* of the weights that are in huge pages */
+	char isa[32];		   /* the one in use */
+	char device[64];	   /* processor's name */
+};
+
+struct control_refused {
+	uint32_t kind;
+	int32_t error;		   /* negative errno; -EBADMSG, -ENOTSUP: the model's fault */
+	char text[1024];
+};

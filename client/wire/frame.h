@@ -1,0 +1,70 @@
+/*
+ * Frames on a stream socket: u32 length (little-endian), then that many bytes
+ * of one message. A descriptor travels on the first byte of its frame.
+ */
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "client/wire/err.h"
+#include "client/wire/span.h"
+
+#define FRAME_HEADER_BYTES 4
+#define FRAME_BYTES_MAX (1u << 20)	  /* what the daemon accepts unless told otherwise */
+#define FRAME_BYTES_MAX_DOWN (256u << 20) /* what a client accepts */
+#define FRAME_FDS_MAX 4			  /* descriptors received and not yet claimed */
+
+/* Receives: a growing buffer, never larger than one frame plus one read. */
+struct frame_in {
+	char *data;
+	size_t len, cap, taken;
+	uint32_t max_bytes; /* largest payload accepted */
+	int fds[FRAME_FDS_MAX];
+	uint32_t n_fds;
+};
+
+void frame_in_init(struct frame_in *in, uint32_t max_bytes);
+void frame_in_deinit(struct frame_in *in); /* closes unclaimed descriptors */
+
+/*
+ * Reads what is there, at most 64 KiB a call. Descriptors arrive close-on-exec.
+ *
+ * Returns the bytes read; 0 at the end of the stream; -EAGAIN if nothing was
+ * there; -EMFILE if more descriptors came than are allowed or some were cut
+ * off (all are closed); -ENOMEM; or recvmsg's error.
+ */
+ssize_t frame_in_read(struct frame_in *in, int fd);
+
+/*
+ * The next whole frame's payload, valid until the next frame_in_read().
+ *
+ * Returns 1 and *@ret, 0 if it is not complete yet, or -EMSGSIZE if its
+ * declared length exceeds the limit (nothing was allocated for it).
+ */
+int frame_in_next(struct frame_in *in, struct span *ret, struct err *err);
+
+/* Takes the oldest received descriptor, or returns -1. */
+int frame_in_take_fd(struct frame_in *in);
+
+/* Sends: a bounded queue of encoded frames. */
+struct frame_out {
+	struct frame_chunk *first, **last;
+	size_t queued_bytes, sent; /* sent: of the first chunk */
+};
+
+void frame_out_init(struct frame_out *out);
+void frame_out_deinit(struct frame_out *out);
+
+/*
+ * Queues @data (malloc'd, taken over also on failure) with @fd on its first
+ * byte, or without if @fd is -1 (duplicated, not taken). Returns 0 or -ENOMEM.
+ */
+int frame_out_push(struct frame_out *out, char *data, size_t len, int fd);
+
+/*
+ * Sends without blocking and without SIGPIPE until the queue is empty, the
+ * socket is full or @budget bytes are gone. Returns 1 if the queue is empty, 0
+ * if something is left, or sendmsg's error.
+ */
+int frame_out_flush(struct frame_out *out, int fd, size_t budget);

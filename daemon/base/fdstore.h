@@ -1,0 +1,20 @@
+/*
+ * Descriptors parked with the service manager, so that a restarted broker
+ * finds them again. Without a manager every call succeeds and does nothing.
+ */
+#pragma once
+
+/* Reads LISTEN_FDS once; all descriptors are made close-on-exec. @unset: also clears the environment. */
+void fdstore_init(void);
+
+/* Takes the received descriptor named @name (the listening socket is "api"); -1: there is none. */
+int fdstore_take(const char *name);
+/* Removes what nobody took from the store and closes it. Call when adoption is over. */
+void fdstore_discard_rest(void);
+
+/* Parks a duplicate of @fd under @name (FDPOLL=0 unless @watch). Returns 0 or a negative errno. */
+int fdstore_put(const char *name, int fd, int watch);
+void fdstore_remove(const char *name);
+
+/* sd_notify() with a format; ignores a missing manager. */
+void fdstore_notify(const char *format, ...) __attribute__((format(printf, 1, 2)));

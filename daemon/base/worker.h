@@ -1,0 +1,28 @@
+/*
+ * One thread for what would hold up the loop: reading a tokenizer, encoding a
+ * long prompt, rendering a long conversation. Jobs run one after the other;
+ * their ends come home to the loop as events, in order.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <systemd/sd-event.h>
+
+struct worker;
+
+/* Both get @userdata; @run on the worker's thread, @done on the loop. */
+typedef void (*worker_run_fn)(void *userdata);
+typedef void (*worker_done_fn)(void *userdata);
+
+int worker_new(sd_event *loop, struct worker **ret);
+struct worker *worker_free(struct worker *w); /* waits for the running job; the others' done is called unrun */
+
+/* Returns 0, or -ENOMEM: then neither is called. */
+int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *userdata);
+size_t worker_waiting(const struct worker *w);
+
+static inline void worker_freep(struct worker **w)
+{
+	*w = worker_free(*w);
+}

@@ -1,0 +1,48 @@
+/*
+ * The forward pass, written once over the operations of kernels/.
+ */
+#pragma once
+
+#include "client/wire/err.h"
+#include "daemon/exec/weights/weights.h"
+#include "kernels/attention.h"
+
+struct model;
+
+/*
+ * @max_tokens	rows of one batch;  @max_context	positions of one slot
+ * @w, @dev	outlive the model;  @kv	copied; its memory outlives the model
+ *
+ * Returns 0, -EINVAL, -ENOMEM.
+ */
+int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
+	      uint32_t max_tokens, uint32_t max_context, struct model **ret, struct err *err);
+struct model *model_free(struct model *m);
+
+/*
+ * Computes @n_tokens rows: their KV goes to the pages of their sequences, and
+ * for each of the @n_out rows listed in @out (rising indices into the batch)
+ * the logits to logits[i * vocab …], F32, all vocab rows, unmasked.
+ *
+ * ids	each below vocab (-EINVAL, nothing written)
+ * seqs	cover the tokens without gap, each with pages for all its positions
+ */
+int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits);
+
+/* What passes by, for tests: called with F32 rows if set. */
+enum model_tap { TAP_HIDDEN, TAP_Q, TAP_K, TAP_V, TAP_ATTENTION, TAP_FINAL_NORM, TAP_ROUTER };
+struct model_tap_data {
+	enum model_tap tap;
+	uint32_t layer;			/* HIDDEN: 0 is the embedding, i the stream after layer i - 1 */
+	uint32_t n_tokens, width;
+	const float *values;		/* [n_tokens][width]; ROUTER: the weights */
+	const uint32_t *experts;	/* ROUTER: [n_tokens][width] */
+};
+void model_set_tap(struct model *m, void (*tap)(const struct model_tap_data *data, void *userdata),
+		   void *userdata);
+
+static inline void model_freep(struct model **m)
+{
+	*m = model_free(*m);
+}

@@ -1,0 +1,49 @@
+/*
+ * The pages of the KV cache: one memfd (the arena), and who has which page.
+ * Only the broker allocates page ids. A page named in a step is busy until the
+ * step's result has been taken; dropped earlier, it is free only then.
+ */
+#pragma once
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "client/wire/err.h"
+
+typedef uint32_t kv_page;
+#define KV_PAGE_NONE UINT32_MAX
+
+struct kvpool;
+
+/*
+ * Makes an arena of @n_pages of @page_bytes: a memfd, mode 0600, sealed against
+ * resizing. Memory is taken as pages are first written. 0, -ENOMEM or
+ * memfd_create's error.
+ */
+int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, struct kvpool **ret,
+	       struct err *err);
+/* Takes over an arena from an earlier life; all pages are free until kvpool_claim(). -EBADMSG: wrong size or seals. */
+int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens,
+		 struct kvpool **ret, struct err *err);
+struct kvpool *kvpool_free(struct kvpool *pool);
+int kvpool_fd(const struct kvpool *pool);
+
+/* Takes @n pages for @uid, lowest free ids first, or none: -EAGAIN. */
+int kvpool_take(struct kvpool *pool, uid_t uid, uint32_t n, kv_page *ret);
+/* Marks pages as taken when a turn is adopted. -EINVAL: out of range or taken already. */
+int kvpool_claim(struct kvpool *pool, uid_t uid, const kv_page *pages, uint32_t n);
+/* Named in step @step_id: not free before kvpool_step_done() of it or a later one. */
+void kvpool_busy(struct kvpool *pool, const kv_page *pages, uint32_t n, uint64_t step_id);
+void kvpool_step_done(struct kvpool *pool, uint64_t step_id);
+/* The executor is gone: nothing is busy. */
+void kvpool_idle(struct kvpool *pool);
+void kvpool_drop(struct kvpool *pool, const kv_page *pages, uint32_t n);
+
+uint32_t kvpool_pages(const struct kvpool *pool);
+uint32_t kvpool_free_pages(const struct kvpool *pool); /* takeable now */
+uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid);
+
+static inline void kvpool_freep(struct kvpool **pool)
+{
+	*pool = kvpool_free(*pool);
+}

@@ -1,0 +1,72 @@
+/*
+ * Turns to steps: admission, slots, pages, batches, results, replay. Decoding
+ * rows first in each step, then pieces of prompts up to the token budget;
+ * round robin between uids, oldest first inside one. Knows nothing of clients
+ * or text; both come in through struct turn's callbacks.
+ */
+#pragma once
+
+#include "daemon/base/settings.h"
+#include "daemon/kv/kvpool.h"
+#include "daemon/sched/executor.h"
+#include "daemon/session/turns.h"
+
+struct sched;
+
+/* One turn in this life of the broker. Embedded in whatever owns it. */
+struct turn {
+	struct turn_record *rec;
+	void (*on_tokens)(struct turn *turn); /* rec->n_ids or n_scored rose; may call sched_finish() */
+	void (*on_state)(struct turn *turn);  /* queued, running, restarting: for progress frames */
+	void (*on_end)(struct turn *turn);    /* rec->state is ENDED, rec->finish says how; once */
+	/* the scheduler's own */
+	struct sched *sched;
+	struct turn *next, *prev;
+	uint32_t n_fed;		/* tokens whose KV the executor has or is about to have */
+	uint32_t n_in_flight;	/* steps that name it */
+	uint64_t last_pushed;	/* id of the newest of them */
+	bool paused, sampling, closing, replaying;
+};
+
+struct sched_options {
+	const struct settings *settings; /* outlives the scheduler; limits are read as needed */
+	struct kvpool *kv;		 /* these three outlive it too */
+	struct turns *turns;
+	struct executor *executor;
+};
+int sched_new(sd_event *loop, const struct sched_options *options, struct sched **ret);
+struct sched *sched_free(struct sched *s);
+
+/*
+ * Queues a turn whose record is complete (state OPEN; becomes QUEUED).
+ *
+ * Returns 0; -EAGAIN: queue or token limits of the uid or of all, with the
+ * numbers; -ENOSPC: more pages than there are. The record is then still OPEN.
+ */
+int sched_submit(struct sched *s, struct turn *turn, struct err *err);
+/* Puts an adopted turn back (QUEUED or RUNNING in the record). */
+int sched_adopt(struct sched *s, struct turn *turn, struct err *err);
+
+/* Ends a turn now; on_end follows, possibly before this returns. At most one sampled token is discarded. */
+void sched_finish(struct turn *turn, enum turn_finish finish);
+/* A paused turn keeps slot and pages and gets no rows: its reader is behind. */
+void sched_pause(struct turn *turn, bool paused);
+/* Forgets an ended turn and frees its record. */
+void sched_release(struct turn *turn);
+
+/* To be called from the executor's on_results and on_state. */
+void sched_results(struct sched *s);
+void sched_executor_changed(struct sched *s);
+
+struct sched_counts {
+	uint32_t n_queued, n_running, n_paused;
+	uint64_t queued_tokens;
+};
+void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret); /* (uid_t)-1: all */
+bool sched_is_idle(const struct sched *s); /* nothing queued, running or in flight */
+uint64_t sched_steps(const struct sched *s);
+
+static inline void sched_freep(struct sched **s)
+{
+	*s = sched_free(*s);
+}

@@ -1,0 +1,62 @@
+/*
+ * Conversations to prompts: the layouts of the GLM-4.5, 4.6 and 4.7 chat
+ * templates, written in C. A rendering is a list of pieces, each either
+ * written by the renderer (markers: added tokens are recognised in it) or
+ * content (no added token is), so that no user can forge a turn.
+ */
+#pragma once
+
+#include <jansson.h>
+
+#include "daemon/text/tokenizer.h"
+
+enum chat_layout { CHAT_NONE, CHAT_GLM45, CHAT_GLM46, CHAT_GLM47 };
+
+/* "none", "glm45", "glm46", "glm47" */
+const char *chat_layout_name(enum chat_layout layout);
+int chat_layout_parse(const char *name, enum chat_layout *ret); /* 0 or -EINVAL */
+
+/*
+ * Chooses the layout from the text of a model's template (chat_template.jinja,
+ * or "chat_template" of tokenizer_config.json; NULL: there is none) by its
+ * features. *@ret_warning gets a static sentence if it is only the nearest
+ * one, or says why chat is not possible; NULL if it is known for certain.
+ */
+enum chat_layout chat_detect(const char *template_text, const char **ret_warning);
+
+/* Reads the template of a model directory: malloc'd text, or NULL in *@ret if there is none. */
+int chat_template_read(const char *dir, char **ret, struct err *err);
+
+struct chat_piece {
+	size_t begin, len; /* in the rendering's text */
+	bool content;	   /* no added token is recognised in it */
+};
+
+struct chat_rendering {
+	char *text; /* UTF-8 with embedded NULs possible; terminated */
+	size_t len;
+	struct chat_piece *pieces; /* in order, without gaps */
+	size_t n_pieces;
+	bool thinking;	 /* the prompt leaves thinking to the model, or has opened it */
+	bool in_reasoning; /* the prompt ends inside <think> (4.7) */
+};
+void chat_rendering_deinit(struct chat_rendering *r);
+
+/*
+ * Renders {"messages":[…], "tools":[…], "enable_thinking":bool,
+ * "add_generation_prompt":bool, "clear_thinking":bool, …}. A missing
+ * add_generation_prompt is undefined, as in the template.
+ *
+ * Returns 0; -EBADMSG: not a conversation, or one the template rejects, with
+ * a sentence such as "messages[2].role is 7; a string is wanted"; -ENOTSUP for
+ * CHAT_NONE; -ENOMEM.
+ */
+int chat_render(enum chat_layout layout, json_t *conversation, struct chat_rendering *ret,
+		struct err *err);
+
+/* The same from JSON text; large integers and floats are kept as written. */
+int chat_render_text(enum chat_layout layout, struct span conversation, struct chat_rendering *ret,
+		     struct err *err);
+
+/* Appends the ids: markers with all added tokens, content with none. */
+int chat_encode(const struct chat_rendering *r, const struct tokenizer *t, struct ids *ids);

@@ -1,0 +1,74 @@
+/* Matrix products with packed weights, and their packing. */
+#pragma once
+
+#include "kernels/backend.h"
+
+/* The kind that @src is packed as, or WEIGHT_NONE if no backend can hold it (see weight_source). */
+enum weight_kind weight_kind_of(const struct weight_source *src);
+
+/*
+ * Bytes of a packed matrix; rows are padded to 16 and columns to 32 inside
+ * (padding is zero and never visible). Layout: strips of 16 rows, all columns
+ * of a strip together; see kernels/cpu/layout.h.
+ */
+size_t weight_bytes(const struct dev *dev, enum weight_kind kind, uint32_t rows, uint32_t cols);
+
+/*
+ * Packs @src into @dst, whose kind, rows, cols and data are set; the kind is
+ * weight_kind_of(@src). Runs on the calling thread alone, so that several
+ * loaders may pack at once. The value of every weight is kept exactly: int4
+ * codes and scales are not multiplied out.
+ *
+ * Returns 0; -EINVAL for shapes or types outside the above; -EDOM if a scale
+ * is NaN, infinite, zero or negative: then *ret_bad is the index of the first
+ * such scale in @src->scales (may be NULL).
+ */
+int op_repack(struct dev *dev, const struct weight *dst, const struct weight_source *src,
+	      size_t *ret_bad);
+
+/*
+ * y[t,r] = sum_c W[r,c] * x[t,c]  (+ bias[r])  (+ y[t,r] if add)
+ *
+ * x	F32 [1, tokens, cols]
+ * y	F32 [1, tokens, rows]; must not overlap x
+ * bias	F32 [1, 1, rows] or data NULL
+ *
+ * The value of W is exact ((code - 8) * scale for int4). x may be rounded
+ * inside to BF16-with-remainder or to 16-bit fixed point per 32 columns, so
+ * that an activation's error is at most 2^-16 of its group's largest; sums are
+ * in F32 or better. REF: double throughout, rounded once.
+ *
+ * op_linears() computes @n_jobs of them from one x in one go.
+ *
+ * Return 0, or -EINVAL for shapes or types outside the above.
+ */
+struct linear_job {
+	const struct weight *w;
+	struct tensor bias;
+	struct tensor y;
+	bool add;
+};
+#define OP_LINEARS_MAX 8
+int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
+	       const struct tensor *x);
+
+/*
+ * Dense gated MLP: y[t,:] += Wdown * (silu(Wgate x[t]) .* (Wup x[t])),  silu(z) = z / (1 + e^-z)
+ *
+ * x, y	F32 [1, tokens, dim]; must not overlap
+ * gate, up [ffn_dim, dim]; down [dim, ffn_dim]; each of any kind
+ */
+int op_mlp(struct stream *st, const struct tensor *y, const struct tensor *x,
+	   const struct weight *gate, const struct weight *up, const struct weight *down);
+
+/*
+ * y[t,:] = row ids[t] of the packed matrix @table [vocab, dim], exact.
+ *
+ * y	F32 [1, tokens, dim];  ids	tokens ids, each below vocab (-EINVAL otherwise)
+ */
+int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
+	     const uint32_t *ids);
+
+/* The same in double, on one thread. */
+int ref_linear(double *y, const struct weight_source *w, const double *bias, const double *x,
+	       uint32_t tokens);
