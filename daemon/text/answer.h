@@ -17,6 +17,7 @@ struct answer_options {
 	enum chat_layout layout;	   /* CHAT_NONE: raw text, everything is content, added tokens kept */
 	bool thinking, in_reasoning;	   /* as the rendering says */
 	bool trim;			   /* leading newlines of content and reasoning, trailing ones of reasoning */
+	struct span string_args;	   /* as the rendering has them; copied */
 	uint32_t n_stops;
 	struct span stops[ANSWER_STOPS_MAX]; /* copied; not empty; matched on content only, or raw text */
 };
@@ -27,7 +28,11 @@ struct answer *answer_free(struct answer *a);
 /* What pushes added since answer_clear(): valid until the next call. */
 struct answer_delta {
 	struct span reasoning, content;
-	struct span tool_calls;	/* JSON array of the calls completed: [{"name":…,"arguments":{…}}, …], or empty */
+	/*
+	 * JSON array of the calls completed: [{"name":…,"arguments":{…}}, …], or
+	 * empty. A call cut off by the end of the answer has "truncated":true.
+	 */
+	struct span tool_calls;
 };
 
 /*

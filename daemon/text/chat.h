@@ -1,8 +1,8 @@
 /*
  * Conversations to prompts: the layouts of the GLM-4.5, 4.6 and 4.7 chat
- * templates, written in C. A rendering is a list of pieces, each either
- * written by the renderer (markers: added tokens are recognised in it) or
- * content (no added token is), so that no user can forge a turn.
+ * templates, written in C. A rendering is a list of pieces: markers, each
+ * exactly one added token that the renderer wrote, and text between them, in
+ * which no added token is recognised, so that no user can forge a turn.
  */
 #pragma once
 
@@ -29,7 +29,7 @@ int chat_template_read(const char *dir, char **ret, struct err *err);
 
 struct chat_piece {
 	size_t begin, len; /* in the rendering's text */
-	bool content;	   /* no added token is recognised in it */
+	bool marker;	   /* an added token; never two in one piece, never text of a client */
 };
 
 struct chat_rendering {
@@ -39,13 +39,20 @@ struct chat_rendering {
 	size_t n_pieces;
 	bool thinking;	 /* the prompt leaves thinking to the model, or has opened it */
 	bool in_reasoning; /* the prompt ends inside <think> (4.7) */
+	/*
+	 * Arguments that the tools declare to be strings, each as function and
+	 * argument, both ended by NUL: what tells "5" from 5 in a call.
+	 */
+	char *string_args;
+	size_t string_args_len;
 };
 void chat_rendering_deinit(struct chat_rendering *r);
 
 /*
  * Renders {"messages":[…], "tools":[…], "enable_thinking":bool,
  * "add_generation_prompt":bool, "clear_thinking":bool, …}. A missing
- * add_generation_prompt is undefined, as in the template.
+ * add_generation_prompt is undefined, as in the template. Null members of
+ * messages are removed from @conversation.
  *
  * Returns 0; -EBADMSG: not a conversation, or one the template rejects, with
  * a sentence such as "messages[2].role is 7; a string is wanted"; -ENOTSUP for
@@ -58,5 +65,8 @@ int chat_render(enum chat_layout layout, json_t *conversation, struct chat_rende
 int chat_render_text(enum chat_layout layout, struct span conversation, struct chat_rendering *ret,
 		     struct err *err);
 
-/* Appends the ids: markers with all added tokens, content with none. */
+/*
+ * Appends the ids: a marker is the added token's id (or text like the rest, if
+ * the tokenizer lacks it); text between two markers is encoded as a whole, with no added token.
+ */
 int chat_encode(const struct chat_rendering *r, const struct tokenizer *t, struct ids *ids);
