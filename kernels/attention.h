@@ -26,12 +26,16 @@ struct seq {
 	const uint32_t *pages; /* page ids; pages[i] holds positions i * page_tokens … */
 };
 
-/* cos and sin of position * theta^(-2i / rotary), i below rotary / 2: the product in F32, then double. */
+/*
+ * What rotation needs to know of a model. The angle of pair i at a position is
+ * position * inv_freq[i], the product in F32, its cos and sin in double: they
+ * are taken once a token, so that no table grows with the context.
+ */
 struct rope_table {
-	uint32_t rotary, positions;
-	float *cos, *sin; /* [positions][rotary / 2] */
+	uint32_t rotary, positions; /* positions below this one can be rotated */
+	float *inv_freq;	    /* [rotary / 2]: theta^(-2i / rotary) in double, rounded to F32 */
 };
-/* @rotary: even, at least 2. Returns 0, -EINVAL or -ENOMEM. */
+/* @rotary: even, at least 2; @theta, @positions: positive. Returns 0, -EINVAL or -ENOMEM. */
 int rope_table_init(struct rope_table *t, double theta, uint32_t rotary, uint32_t positions);
 void rope_table_deinit(struct rope_table *t);
 
@@ -58,10 +62,10 @@ int op_rope_kv(struct stream *st, const struct tensor *q, const struct tensor *k
  * over positions p from 0 to the token's own.
  *
  * y, q		F32 [tokens, heads, head_dim]; must not overlap
- * heads	a multiple of kv_heads
+ * heads	a multiple of kv_heads; head_dim at most 256
  *
  * Scores, softmax and sums in F32 or better, in blocks of positions that start at multiples of a
- * constant. Returns 0 or -EINVAL.
+ * constant. Returns 0 or -EINVAL; ref_attention() also -ENOMEM.
  */
 int op_attention(struct stream *st, const struct tensor *y, const struct tensor *q,
 		 const struct kv_cache *kv, uint32_t layer, const struct seq *seqs, uint32_t n_seqs);

@@ -3,42 +3,17 @@
 
 #include <errno.h>
 #include <stdarg.h>
-#include <stdint.h>
 #include <string.h>
 
-/* Length of the well-formed UTF-8 sequence at @s, or 0. */
-static size_t utf8_length(const unsigned char *s)
-{
-	uint32_t c, least;
-	size_t n;
-
-	if (s[0] < 0x80)
-		return 1;
-	if ((s[0] & 0xe0) == 0xc0) {
-		n = 2, c = s[0] & 0x1f, least = 0x80;
-	} else if ((s[0] & 0xf0) == 0xe0) {
-		n = 3, c = s[0] & 0x0f, least = 0x800;
-	} else if ((s[0] & 0xf8) == 0xf0) {
-		n = 4, c = s[0] & 0x07, least = 0x10000;
-	} else {
-		return 0;
-	}
-	for (size_t i = 1; i < n; i++) {
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-		c = c << 6 | (s[i] & 0x3f);
-	}
-	if (c < least || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff))
-		return 0;
-	return n;
-}
+#include "client/wire/utf8.h"
 
 static void make_printable(char *text)
 {
 	unsigned char *s = (unsigned char *)text;
+	const unsigned char *end = s + strlen(text);
 
 	while (*s) {
-		const size_t n = utf8_length(s);
+		const size_t n = utf8_length((const char *)s, end - s);
 
 		/* C1 controls are two bytes long and as harmful as the others */
 		if (n == 0 || *s < 0x20 || *s == 0x7f || (n == 2 && s[0] == 0xc2 && s[1] < 0xa0)) {

@@ -32,7 +32,8 @@ void frame_in_deinit(struct frame_in *in); /* closes unclaimed descriptors */
  *
  * Returns the bytes read; 0 at the end of the stream; -EAGAIN if nothing was
  * there; -EMFILE if more descriptors came than are allowed or some were cut
- * off (all are closed); -ENOMEM; or recvmsg's error.
+ * off (all are closed); -ENOBUFS if whole frames wait in a full buffer, see
+ * frame_in_next(); -ENOMEM; or recvmsg's error.
  */
 ssize_t frame_in_read(struct frame_in *in, int fd);
 
@@ -58,7 +59,8 @@ void frame_out_deinit(struct frame_out *out);
 
 /*
  * Queues @data (malloc'd, taken over also on failure) with @fd on its first
- * byte, or without if @fd is -1 (duplicated, not taken). Returns 0 or -ENOMEM.
+ * byte, or without if @fd is -1 (duplicated, not taken). Returns 0, -ENOMEM,
+ * or -EMFILE if the descriptor could not be duplicated.
  */
 int frame_out_push(struct frame_out *out, char *data, size_t len, int fd);
 

@@ -4,7 +4,9 @@
  */
 #pragma once
 
-/* Reads LISTEN_FDS once; all descriptors are made close-on-exec. @unset: also clears the environment. */
+#include <stdint.h>
+
+/* Reads LISTEN_FDS once and clears it; all descriptors are made close-on-exec. */
 void fdstore_init(void);
 
 /* Takes the received descriptor named @name (the listening socket is "api"); -1: there is none. */
@@ -18,3 +20,9 @@ void fdstore_remove(const char *name);
 
 /* sd_notify() with a format; ignores a missing manager. */
 void fdstore_notify(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/*
+ * Blocks until the manager has read all that was sent, at most @timeout_us:
+ * what a process sent that is gone by then may be dropped. 0 or a negative errno.
+ */
+int fdstore_barrier(uint64_t timeout_us);

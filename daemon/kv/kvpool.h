@@ -40,7 +40,9 @@ void kvpool_idle(struct kvpool *pool);
 void kvpool_drop(struct kvpool *pool, const kv_page *pages, uint32_t n);
 
 uint32_t kvpool_pages(const struct kvpool *pool);
-uint32_t kvpool_free_pages(const struct kvpool *pool); /* takeable now */
+uint32_t kvpool_page_tokens(const struct kvpool *pool);
+uint32_t kvpool_free_pages(const struct kvpool *pool);	  /* takeable now */
+uint32_t kvpool_dropped_pages(const struct kvpool *pool); /* free once their steps are done */
 uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid);
 
 static inline void kvpool_freep(struct kvpool **pool)

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <systemd/sd-event.h>
 
 #include "client/wire/control.h"
@@ -34,7 +35,10 @@ int executor_new(sd_event *loop, const struct executor_options *options, struct 
 		 struct err *err);
 struct executor *executor_free(struct executor *e); /* lets a parked executor live; a forked one sees EOF */
 
-/* Starts, or starts afresh with @options' configuration (NULL: the same). State follows as events. */
+/*
+ * Starts, or starts afresh with @options' configuration (NULL: the same). State
+ * follows as events; a start that fails is a death. Returns 0.
+ */
 int executor_start(struct executor *e, const struct executor_options *options, struct err *err);
 void executor_stop(struct executor *e); /* ends it: a parked one too */
 
@@ -45,6 +49,9 @@ void executor_stop(struct executor *e); /* ends it: a parked one too */
  */
 int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err);
 
+/* It computed nonsense or failed a step: ends it and counts a death, which says @why. */
+void executor_fail(struct executor *e, const char *why);
+
 enum executor_state executor_state(const struct executor *e);
 const char *executor_state_name(enum executor_state state); /* "off", "loading", "ready", "waiting", "model-refused" */
 struct ring *executor_ring(struct executor *e);		    /* NULL unless READY */
@@ -53,6 +60,8 @@ const struct control_progress *executor_progress(const struct executor *e); /* o
 const char *executor_text(const struct executor *e);	    /* why it was refused or died; "" */
 uint64_t executor_retry_us(const struct executor *e);	    /* until the next start; 0: none planned */
 uint32_t executor_generation(const struct executor *e);	    /* rises with every start */
+bool executor_is_dying(const struct executor *e);	    /* its last results are being taken */
+bool executor_is_adopted(const struct executor *e);	    /* of an earlier life: steps of that may be in its ring */
 uint32_t executor_deaths(const struct executor *e);	    /* consecutive; see executor_proved() */
 void executor_proved(struct executor *e);		    /* a request was completed: deaths = 0 */
 pid_t executor_pid(const struct executor *e);

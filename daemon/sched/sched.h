@@ -20,12 +20,15 @@ struct turn {
 	void (*on_state)(struct turn *turn);  /* queued, running, restarting: for progress frames */
 	void (*on_end)(struct turn *turn);    /* rec->state is ENDED, rec->finish says how; once */
 	/* the scheduler's own */
-	struct sched *sched;
-	struct turn *next, *prev;
-	uint32_t n_fed;		/* tokens whose KV the executor has or is about to have */
-	uint32_t n_in_flight;	/* steps that name it */
-	uint64_t last_pushed;	/* id of the newest of them */
-	bool paused, sampling, closing, replaying;
+	struct sched *sched;	    /* NULL: not with one, or ended */
+	struct turns *turns;	    /* where its record is, once it was submitted */
+	struct turn *next, *prev;   /* accepted before it, after it */
+	uint32_t n_fed;		    /* tokens whose KV the executor has or is about to have */
+	uint32_t n_pages_sent;	    /* of its page table, to the slot */
+	uint32_t n_in_flight;	    /* steps that name it */
+	uint64_t last_pushed;	    /* id of the newest of them */
+	bool paused, sampling;	    /* sampling: all that is known was fed, CONT rows follow */
+	bool replaying, untold;	    /* fed again after its KV was lost; on_state is still to be called */
 };
 
 struct sched_options {
@@ -47,11 +50,15 @@ int sched_submit(struct sched *s, struct turn *turn, struct err *err);
 /* Puts an adopted turn back (QUEUED or RUNNING in the record). */
 int sched_adopt(struct sched *s, struct turn *turn, struct err *err);
 
-/* Ends a turn now; on_end follows, possibly before this returns. At most one sampled token is discarded. */
+/*
+ * Ends a turn now; on_end is called before this returns, and may free the turn
+ * after sched_release(). Tokens still being sampled are discarded. Ended turns
+ * are left as they are.
+ */
 void sched_finish(struct turn *turn, enum turn_finish finish);
 /* A paused turn keeps slot and pages and gets no rows: its reader is behind. */
 void sched_pause(struct turn *turn, bool paused);
-/* Forgets an ended turn and frees its record. */
+/* Frees an ended turn's record; the scheduler has let go of the turn before on_end. */
 void sched_release(struct turn *turn);
 
 /* To be called from the executor's on_results and on_state. */
@@ -64,7 +71,8 @@ struct sched_counts {
 };
 void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret); /* (uid_t)-1: all */
 bool sched_is_idle(const struct sched *s); /* nothing queued, running or in flight */
-uint64_t sched_steps(const struct sched *s);
+uint64_t sched_steps(const struct sched *s);	  /* pushed in this life */
+uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while another was in flight */
 
 static inline void sched_freep(struct sched **s)
 {

@@ -33,6 +33,19 @@ enum turn_finish {
 const char *turn_finish_name(enum turn_finish finish); /* "stop", "stop", "length", "deadline", … */
 
 /*
+ * How far a turn has come. There are two in a record; the one in force is
+ * named by turn_record.mark, so that all of it changes at once.
+ */
+struct turn_mark {
+	uint64_t last_step; /* results up to this step id are in the record */
+	uint32_t n_ids;	    /* prompt and sampled tokens together */
+	uint32_t n_kv;	    /* tokens whose KV the slot has after last_step */
+	uint32_t n_scored;
+	uint32_t sampled;   /* last_step sampled the last id, and the slot knows it */
+};
+_Static_assert(sizeof(struct turn_mark) == 24, "struct turn_mark outlives its writer");
+
+/*
  * The record of one turn. The fixed part is followed by the arrays (see
  * turn_ids() and the like); all in shared memory.
  */
@@ -45,7 +58,7 @@ struct turn_record {
 	uint64_t accepted_us, first_token_us, ended_us; /* clock_us() */
 	uint64_t deadline_us;	    /* 0: none */
 	uint32_t n_prompt;	    /* ids[0 .. n_prompt) */
-	uint32_t n_ids;		    /* prompt and sampled tokens together */
+	uint32_t n_ids;		    /* prompt and sampled tokens together; a stop id is the last */
 	uint32_t max_tokens;	    /* sampled ones */
 	uint32_t n_pages;
 	uint32_t n_faults;	    /* consecutive executor deaths while in flight */
@@ -54,24 +67,34 @@ struct turn_record {
 	uint8_t thinking, in_reasoning, ignore_eos, pad8;
 	uint32_t stop_id;	    /* sampled, or UINT32_MAX */
 	uint64_t last_step;	    /* results up to this step id are in the record */
-	uint32_t n_scored;	    /* score: positions whose log-probability is there */
+	uint32_t n_scored;	    /* score: positions whose log-probability is there; the first has none: NaN */
 	uint32_t n_bias;
 	struct step_sampler sampler; /* bias_off unused: see turn_bias() */
 	uint32_t stops_len, n_stops; /* strings one after the other, each ended by NUL */
 	char stops[TURN_STOP_BYTES];
 	uint32_t bias_ids[STEP_BIAS_MAX];
 	float bias_values[STEP_BIAS_MAX];
+	/*
+	 * The publication: n_ids, n_kv, last_step and n_scored above are copies of
+	 * marks[mark], and are made again from it when the record is adopted.
+	 */
+	uint64_t ring_ino; /* of the step ring that last_step and n_kv speak of */
+	uint32_t n_kv, sampled;
+	_Atomic uint32_t mark; /* 0 or 1 */
+	uint32_t mark_pad;
+	struct turn_mark marks[2];
 };
 
 struct turns;
 
 /* Makes the memory for turns of up to @max_context tokens and @max_pages pages. 0 or a negative errno. */
 int turns_new(uint32_t max_context, uint32_t max_pages, struct turns **ret, struct err *err);
-/* -EBADMSG: magic, version, boot id, size or seals are wrong; every record is bounds-checked, bad ones freed. */
+/* Takes @memfd over. -EBADMSG: magic, version, boot id, size or seals are wrong; every record is bounds-checked, bad ones freed. */
 int turns_adopt(int memfd, struct turns **ret, struct err *err);
 struct turns *turns_free(struct turns *t);
 int turns_fd(const struct turns *t);
 uint32_t turns_max_context(const struct turns *t);
+uint32_t turns_max_pages(const struct turns *t);
 
 /* A record in state OPEN, zeroed but for its id; NULL if all are taken. */
 struct turn_record *turns_take(struct turns *t);
@@ -86,8 +109,12 @@ float *turn_logprobs(struct turns *t, struct turn_record *rec);		/* [max_context
 uint32_t *turn_top_ids(struct turns *t, struct turn_record *rec);	/* [max_context + 1][STEP_TOP_MAX], rows of n_top */
 float *turn_top_logprobs(struct turns *t, struct turn_record *rec);	/* likewise */
 
+/* Publishes the plain counts as they stand: when a record is opened, and when KV is lost (n_kv = last_step = 0). */
+void turn_restart(struct turn_record *rec);
 /* Appends a sampled id and the step that sampled it in one publication: a crash sees both or neither. */
 void turn_append(struct turns *t, struct turn_record *rec, uint32_t id, uint64_t step_id);
+/* The same for a step that sampled nothing: the slot has @n_kv tokens, and @n_scored positions are scored. */
+void turn_advance(struct turn_record *rec, uint32_t n_kv, uint32_t n_scored, uint64_t step_id);
 
 static inline void turns_freep(struct turns **t)
 {

@@ -22,13 +22,23 @@ struct model *model_free(struct model *m);
 /*
  * Computes @n_tokens rows: their KV goes to the pages of their sequences, and
  * for each of the @n_out rows listed in @out (rising indices into the batch)
- * the logits to logits[i * vocab …], F32, all vocab rows, unmasked.
+ * the logits to logits[i * vocab …], F32, all vocab rows, unmasked. With
+ * @logits NULL they can be had from model_logits() afterwards.
  *
  * ids	each below vocab (-EINVAL, nothing written)
  * seqs	cover the tokens without gap, each with pages for all its positions
+ *
+ * Allocates nothing. Returns 0 or -EINVAL.
  */
 int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits);
+
+/*
+ * Logits of the rows out[first] … out[first + n - 1] of the last
+ * model_forward(): for scores, whose logits together would fill the memory.
+ * Returns 0, or -EINVAL if the last forward pass listed fewer rows.
+ */
+int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits);
 
 /* What passes by, for tests: called with F32 rows if set. */
 enum model_tap { TAP_HIDDEN, TAP_Q, TAP_K, TAP_V, TAP_ATTENTION, TAP_FINAL_NORM, TAP_ROUTER };

@@ -22,8 +22,9 @@ struct ck_linear {
 	uint32_t rows, cols;
 	struct ck_tensor plain;		/* .weight, or */
 	struct ck_tensor packed, scales; /* .weight_packed and .weight_scale */
+	struct ck_tensor shape;		/* .weight_shape, whose content weights_load() checks */
 	uint32_t group;			/* packed: columns that share a scale */
-	struct ck_tensor bias;		/* optional */
+	struct ck_tensor bias;		/* optional; of q, k, v and o only */
 };
 
 struct ck_layer {
@@ -57,6 +58,19 @@ struct checkpoint {
  */
 int checkpoint_open(const char *dir, struct checkpoint **ret, struct err *err);
 struct checkpoint *checkpoint_free(struct checkpoint *c);
+
+/*
+ * The same, but goes on after a problem: calls @on_problem with the sentence
+ * of each, at most CHECKPOINT_PROBLEMS_MAX times. Returns the first one.
+ */
+#define CHECKPOINT_PROBLEMS_MAX 50
+typedef void (*checkpoint_problem_fn)(const char *sentence, void *userdata);
+int checkpoint_examine(const char *dir, checkpoint_problem_fn on_problem, void *userdata,
+		       struct checkpoint **ret, struct err *err);
+
+/* The whole of @dir/@name, at most @bytes_max; the text ends in a NUL that is not counted. */
+int checkpoint_read_text(const char *dir, const char *name, size_t bytes_max, char **ret,
+			 size_t *ret_len, struct err *err);
 
 /*
  * Prints what the model in @dir is: architecture, parameters, bytes by part

@@ -36,6 +36,7 @@ struct st_file *st_file_close(struct st_file *f);
 const struct st_tensor *st_file_find(const struct st_file *f, const char *name); /* or NULL */
 uint32_t st_file_count(const struct st_file *f);
 const struct st_tensor *st_file_at(const struct st_file *f, uint32_t i); /* by offset */
+uint64_t st_file_bytes(const struct st_file *f); /* the whole file's length */
 const char *st_file_path(const struct st_file *f);
 int st_file_fd(const struct st_file *f);
 
@@ -45,6 +46,34 @@ int st_header_parse(const char *text, size_t len, uint64_t data_bytes, struct st
 
 /* Reads the whole tensor into @buffer (t->bytes) with pread. -EIO also if the file got shorter. */
 int st_file_read(const struct st_file *f, const struct st_tensor *t, void *buffer, struct err *err);
+
+/* 0, or -EBADMSG if length, time of change or inode are not what they were at st_file_open(). */
+int st_file_unchanged(const struct st_file *f, struct err *err);
+
+/* "I32 [4096, 512]", for messages. Returns @buffer. */
+const char *st_tensor_describe(const struct st_tensor *t, char *buffer, size_t len);
+
+/*
+ * The weight_map of a model.safetensors.index.json: which file has which tensor.
+ */
+struct st_index {
+	char **files;	  /* distinct names, each without '/' and '..' */
+	uint32_t n_files;
+	char **tensors;	  /* names, in the file's order */
+	uint32_t *in;	  /* index into files of each */
+	uint32_t n_tensors;
+};
+#define ST_INDEX_FILES_MAX 512
+#define ST_INDEX_TENSORS_MAX 4000000u
+
+/* Returns 0; -EBADMSG for anything else than an object with a weight_map of plain file names. */
+int st_index_parse(const char *text, size_t len, struct st_index **ret, struct err *err);
+struct st_index *st_index_free(struct st_index *x);
+
+static inline void st_index_freep(struct st_index **x)
+{
+	*x = st_index_free(*x);
+}
 
 static inline void st_file_closep(struct st_file **f)
 {

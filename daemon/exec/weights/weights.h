@@ -27,7 +27,7 @@ struct weights {
 	uint64_t decode_bytes;	   /* read per decoded token at batch 1 */
 	void *memory;
 	size_t reserved_bytes;
-	struct dev *dev;
+	struct dev *dev;	   /* outlives the weights */
 };
 
 /* Called from time to time while loading, from the calling thread. */

@@ -1,0 +1,281 @@
+/*
+ * libsteamd: words from the language model that steamd keeps resident.
+ *
+ * A handle is one connection to the daemon. It reconnects by itself: when the
+ * daemon restarts, answers that were running go on where they stopped, and
+ * what was delivered once is not delivered again; questions that had not been
+ * answered are asked again.
+ *
+ * Two ways to use it, on one handle if you like: the blocking calls below, or
+ * steamd_start_…() with callbacks, steamd_fd() in an event loop of your own
+ * and steamd_process() whenever it is readable.
+ *
+ * The library has no global state, starts no threads, installs no signal
+ * handlers, raises no SIGPIPE, and all its descriptors are close-on-exec. A
+ * handle may be used by one thread at a time; different handles are
+ * independent. After fork() a handle belongs to the parent: in the child every
+ * call returns -ECHILD, except steamd_close(), which disturbs nobody.
+ *
+ * Calls return 0 or a count, or a negative errno; where a person has to
+ * understand the failure, struct steamd_error says more. All text is UTF-8,
+ * with a length; it may contain NUL. What is not UTF-8 is refused (-EINVAL).
+ */
+#ifndef STEAMD_H
+#define STEAMD_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define STEAMD_API __attribute__((visibility("default")))
+#else
+#define STEAMD_API
+#endif
+
+struct steamd;
+
+/* For a uint32_t option: not given, the daemon's default holds. Numbers: NAN; pointers: NULL. */
+#define STEAMD_UNSET UINT32_MAX
+
+struct steamd_error {
+	int error;		 /* the negative errno that was returned */
+	char code[64];		 /* stable word: "busy", "too-long", "no-daemon", "cancelled", … */
+	char text[1024];	 /* one sentence: cause and remedy, no newline */
+	int retryable;		 /* the same request may succeed later */
+	uint32_t retry_after_ms; /* … but hardly before this; 0: not known */
+};
+
+/* Codes that the library adds to those of the daemon. */
+#define STEAMD_CODE_NO_DAEMON "no-daemon"     /* nobody answers at the socket */
+#define STEAMD_CODE_LOST "connection-lost"    /* and it did not come back within 30 s */
+#define STEAMD_CODE_CANCELLED "cancelled"     /* by steamd_cancel(), a callback or an administrator */
+#define STEAMD_CODE_BAD_REQUEST "bad-request" /* an argument makes no sense */
+#define STEAMD_CODE_PROTOCOL "protocol"	      /* the peer does not speak steamd's language */
+#define STEAMD_CODE_LOCAL "local"	      /* out of memory or descriptors here */
+
+/* Connection. */
+
+/*
+ * Connects and shakes hands; blocks for at most 10 s.
+ *
+ * socket_path	NULL: $STEAMD_SOCKET if it is set; else /run/steamd.sock if it
+ *		exists; else $XDG_RUNTIME_DIR/steamd.sock
+ * name		of the program, shown by `steamctl ps`; at most 64 bytes
+ * label	a namespace inside the caller's uid, at most 64 bytes, or NULL
+ * err		may be NULL, here and everywhere
+ *
+ * Returns 0, or:
+ *	-ENOENT, -ECONNREFUSED	no daemon; err->text names the socket tried
+ *	-EACCES			the socket is not for this user
+ *	-EPROTO			the peer is no steamd, or of another protocol
+ *	-ETIMEDOUT		the daemon accepted but did not answer
+ */
+STEAMD_API int steamd_open(const char *socket_path, const char *name, const char *label,
+			   struct steamd **ret, struct steamd_error *err);
+
+/* Closes; requests still open are abandoned without a callback, and so cancelled. NULL is fine. Returns NULL. */
+STEAMD_API struct steamd *steamd_close(struct steamd *s);
+
+/* What the daemon said when it was last connected to; valid until the next call on the handle. */
+struct steamd_info {
+	const char *socket_path, *version, *boot_id, *features, *model; /* "" if not said */
+	uint32_t max_frame_bytes, max_requests, max_context_tokens;	/* 0 if not said */
+};
+STEAMD_API int steamd_info(struct steamd *s, struct steamd_info *ret);
+
+/* What a generation gives. */
+
+/* Tokens index .. index + n_ids of the answer; everything is valid during the callback only. */
+struct steamd_delta {
+	uint32_t index, n_ids;
+	const uint32_t *ids;
+	const char *reasoning, *content; /* text that these tokens completed; "" if none; terminated too */
+	size_t reasoning_len, content_len;
+	const char *tool_calls; /* JSON array of {"name":…,"arguments":{…}}, or NULL */
+	size_t tool_calls_len;
+	const float *logprobs; /* [n_ids] or NULL; NAN: there is none */
+	uint32_t n_top;
+	const uint32_t *top_ids;   /* [n_ids][n_top], best first, or NULL */
+	const float *top_logprobs; /* [n_ids][n_top] or NULL */
+};
+
+struct steamd_progress {
+	const char *state; /* loading, queued, prefill, restarting, or reconnecting */
+	const char *text;  /* for a person; "" if none */
+	uint32_t done, total;
+};
+
+/* How a request ended; everything is valid during the callback only. */
+struct steamd_result {
+	const char *text, *json; /* NULL if the request has none */
+	size_t text_len, json_len;
+	const uint32_t *ids; /* of steamd_start_tokenize() */
+	size_t n_ids;
+	const char *finish;	 /* stop, length, tool_calls, deadline; NULL if not a generation */
+	const char *stop_string; /* the one that matched, or NULL */
+	uint32_t stop_id;	 /* the one sampled, or STEAMD_UNSET */
+	uint32_t n_prompt, n_cached, n_completion;
+	uint64_t prefill_us, decode_us;
+	uint64_t turn, seed; /* 0 if it was never accepted */
+};
+
+/*
+ * Callbacks of a request, called from steamd_process() and the blocking calls.
+ * They may start and cancel requests, and must not close the handle or process it.
+ *
+ * on_progress	while the request waits; may be NULL
+ * on_delta	generate and score; a result other than 0 cancels the request.
+ *		The daemon does not run ahead of it by more than its credit.
+ *		May be NULL
+ * on_end	once for each request started, and last. @err is NULL if it
+ *		succeeded; else @result holds the counts that are known
+ */
+struct steamd_handler {
+	void (*on_progress)(void *userdata, const struct steamd_progress *progress);
+	int (*on_delta)(void *userdata, const struct steamd_delta *delta);
+	void (*on_end)(void *userdata, const struct steamd_result *result,
+		       const struct steamd_error *err);
+	void *userdata;
+};
+
+/*
+ * What to answer, and how. Exactly one of messages, prompt and ids is set.
+ * Start from steamd_generate_init(), which leaves all to the daemon.
+ */
+struct steamd_generate {
+	size_t struct_bytes;  /* set by steamd_generate_init() */
+	const char *messages; /* JSON: {"messages":[…],"tools":[…],"enable_thinking":bool,…} */
+	size_t messages_len;
+	const char *prompt; /* raw text; the model's special tokens are recognised */
+	size_t prompt_len;
+	const uint32_t *ids;
+	size_t n_ids;
+	const char *model; /* name or alias; NULL: the one in service */
+	double temperature, top_p, min_p;
+	double repetition_penalty, frequency_penalty, presence_penalty;
+	uint32_t top_k; /* 0: off */
+	uint32_t max_tokens, min_tokens;
+	uint32_t deadline_ms; /* 0: none */
+	uint64_t seed;
+	int has_seed;
+	int ignore_eos; /* the model's own stop ids do not stop */
+	int logprobs;
+	uint32_t n_top;		 /* alternatives per token, at most 20 */
+	const char *const *stop; /* stop strings, terminated */
+	size_t n_stop;		 /* at most 16 */
+	const uint32_t *stop_ids;
+	size_t n_stop_ids;	  /* at most 16 */
+	const uint32_t *bias_ids; /* logit_bias */
+	const float *bias_values;
+	size_t n_bias; /* at most 1024 */
+	int detach;    /* goes on when this connection closes */
+};
+
+static inline void steamd_generate_init(struct steamd_generate *g)
+{
+	memset(g, 0, sizeof(*g));
+	g->struct_bytes = sizeof(*g);
+	g->temperature = g->top_p = g->min_p = NAN;
+	g->repetition_penalty = g->frequency_penalty = g->presence_penalty = NAN;
+	g->top_k = g->max_tokens = g->min_tokens = STEAMD_UNSET;
+}
+
+/* Log-probabilities of a text or of ids: one delta element a token; the first one's is NAN. */
+struct steamd_score {
+	size_t struct_bytes; /* sizeof(struct steamd_score) */
+	const char *prompt;  /* or ids, not both */
+	size_t prompt_len;
+	const uint32_t *ids;
+	size_t n_ids;
+	uint32_t n_top;	      /* at most 20 */
+	uint32_t deadline_ms; /* 0: none */
+};
+
+enum steamd_flags {
+	STEAMD_PLAIN = 1,	 /* tokenize: recognise no special token */
+	STEAMD_SKIP_SPECIAL = 2, /* detokenize: leave them out */
+};
+
+enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD };
+
+/* Blocking calls. What they return in *ret is malloc'd and terminated: free() it. A signal does not end them. */
+
+/* Answers; @handler may leave out on_end. Returns 0 when the answer is complete. */
+STEAMD_API int steamd_generate(struct steamd *s, const struct steamd_generate *g,
+			       const struct steamd_handler *handler, struct steamd_error *err);
+STEAMD_API int steamd_score(struct steamd *s, const struct steamd_score *q,
+			    const struct steamd_handler *handler, struct steamd_error *err);
+STEAMD_API int steamd_tokenize(struct steamd *s, const char *text, size_t len, unsigned flags,
+			       uint32_t **ret, size_t *ret_n, struct steamd_error *err);
+STEAMD_API int steamd_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids, unsigned flags,
+				 char **ret, size_t *ret_len, struct steamd_error *err);
+/* The exact prompt that a conversation (JSON as steamd_generate.messages) becomes. */
+STEAMD_API int steamd_render(struct steamd *s, const char *json, size_t len, char **ret,
+			     size_t *ret_len, struct steamd_error *err);
+/* One JSON object. STEAMD_RELOAD reads the settings and the model again; administrators only. */
+STEAMD_API int steamd_query(struct steamd *s, enum steamd_query what, char **ret,
+			    struct steamd_error *err);
+/* Ends a turn by its number; of another user's: administrators only. -ENOENT: there is none. */
+STEAMD_API int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err);
+
+/*
+ * The non-blocking form. Each start copies what it is given, queues a request
+ * and writes its number to *ret (NULL allowed); how it ends is told to
+ * on_end(). Returns 0, or a negative errno and then no callback will come:
+ *	-EINVAL	an argument is out of range
+ *	-ENOTCONN	the connection was given up; open a new handle
+ *	-ENOMEM, -EMFILE
+ */
+STEAMD_API int steamd_start_generate(struct steamd *s, const struct steamd_generate *g,
+				     const struct steamd_handler *handler, uint64_t *ret,
+				     struct steamd_error *err);
+STEAMD_API int steamd_start_score(struct steamd *s, const struct steamd_score *q,
+				  const struct steamd_handler *handler, uint64_t *ret,
+				  struct steamd_error *err);
+STEAMD_API int steamd_start_tokenize(struct steamd *s, const char *text, size_t len, unsigned flags,
+				     const struct steamd_handler *handler, uint64_t *ret,
+				     struct steamd_error *err);
+STEAMD_API int steamd_start_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids,
+				       unsigned flags, const struct steamd_handler *handler,
+				       uint64_t *ret, struct steamd_error *err);
+STEAMD_API int steamd_start_render(struct steamd *s, const char *json, size_t len,
+				   const struct steamd_handler *handler, uint64_t *ret,
+				   struct steamd_error *err);
+STEAMD_API int steamd_start_query(struct steamd *s, enum steamd_query what,
+				  const struct steamd_handler *handler, uint64_t *ret,
+				  struct steamd_error *err);
+STEAMD_API int steamd_start_cancel_turn(struct steamd *s, uint64_t turn,
+					const struct steamd_handler *handler, uint64_t *ret,
+					struct steamd_error *err);
+
+/* Asks for the end of a request of this handle; on_end() follows. 0, also if it ended already. */
+STEAMD_API int steamd_cancel(struct steamd *s, uint64_t request);
+
+/*
+ * The descriptor to wait on: poll it for POLLIN, and for nothing else. It stays
+ * the same for the life of the handle, through reconnections, and tells about
+ * room to write and about back-off timers as well.
+ */
+STEAMD_API int steamd_fd(const struct steamd *s);
+
+/*
+ * Does what can be done without blocking, callbacks included. Returns the
+ * number of requests still open, or a negative errno if the connection is
+ * given up: then on_end() has been called for every request.
+ */
+STEAMD_API int steamd_process(struct steamd *s, struct steamd_error *err);
+
+/* Waits up to @timeout_ms (-1: for ever) and processes. As steamd_process(), and -EINTR after a signal. */
+STEAMD_API int steamd_wait(struct steamd *s, int timeout_ms, struct steamd_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

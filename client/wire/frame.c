@@ -1,0 +1,247 @@
+/* Frames on a stream socket, and the descriptors that travel with them. */
+#include "client/wire/frame.h"
+
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "client/wire/ownership.h"
+
+#define READ_BYTES ((size_t)64 << 10)
+#define KEEP_BYTES ((size_t)256 << 10) /* an empty buffer larger than this is given back */
+
+struct frame_chunk {
+	struct frame_chunk *next;
+	char *data;
+	size_t len;
+	int fd; /* goes with the first byte; -1: none */
+};
+
+void frame_in_init(struct frame_in *in, uint32_t max_bytes)
+{
+	*in = (struct frame_in){ .max_bytes = max_bytes };
+}
+
+static void close_fds(struct frame_in *in)
+{
+	while (in->n_fds > 0)
+		close(in->fds[--in->n_fds]);
+}
+
+void frame_in_deinit(struct frame_in *in)
+{
+	close_fds(in);
+	free(steal(in->data));
+	in->len = in->cap = in->taken = 0;
+}
+
+/* Moves what is left to the front and finds room for one read. */
+static int make_room(struct frame_in *in)
+{
+	const size_t most = (size_t)in->max_bytes + FRAME_HEADER_BYTES + READ_BYTES;
+	size_t cap;
+	char *data;
+
+	if (in->taken > 0) {
+		memmove(in->data, in->data + in->taken, in->len - in->taken);
+		in->len -= in->taken;
+		in->taken = 0;
+	}
+	if (in->len == 0 && in->cap > KEEP_BYTES) {
+		free(steal(in->data));
+		in->cap = 0;
+	}
+	if (in->cap - in->len >= READ_BYTES)
+		return 0;
+	if (in->len + READ_BYTES > most)
+		return in->len < most && in->cap > in->len ? 0 : -ENOBUFS;
+	cap = MIN(MAX(2 * in->cap, in->len + READ_BYTES), most);
+	data = realloc(in->data, cap);
+	if (!data)
+		return -ENOMEM;
+	in->data = data;
+	in->cap = cap;
+	return 0;
+}
+
+/* Takes over the descriptors of a message; all of them are closed if they are too many. */
+static int collect_fds(struct frame_in *in, struct msghdr *header)
+{
+	bool ok = !(header->msg_flags & MSG_CTRUNC);
+	struct cmsghdr *c;
+
+	for (c = CMSG_FIRSTHDR(header); c; c = CMSG_NXTHDR(header, c)) {
+		size_t n;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < n; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+			if (in->n_fds < FRAME_FDS_MAX) {
+				in->fds[in->n_fds++] = fd;
+			} else {
+				close(fd);
+				ok = false;
+			}
+		}
+	}
+	if (ok)
+		return 0;
+	close_fds(in);
+	return -EMFILE;
+}
+
+ssize_t frame_in_read(struct frame_in *in, int fd)
+{
+	char control[CMSG_SPACE(FRAME_FDS_MAX * sizeof(int))] __attribute__((aligned(8)));
+	struct iovec iov;
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t n;
+	int r;
+
+	r = make_room(in);
+	if (r < 0)
+		return r;
+	iov.iov_base = in->data + in->len;
+	iov.iov_len = MIN(in->cap - in->len, READ_BYTES);
+	do {
+		n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return -errno;
+	r = collect_fds(in, &header);
+	if (r < 0)
+		return r;
+	in->len += n;
+	return n;
+}
+
+int frame_in_next(struct frame_in *in, struct span *ret, struct err *err)
+{
+	const size_t left = in->len - in->taken;
+	uint32_t bytes;
+
+	if (left < FRAME_HEADER_BYTES)
+		return 0;
+	memcpy(&bytes, in->data + in->taken, sizeof(bytes));
+	bytes = le32toh(bytes);
+	if (bytes > in->max_bytes)
+		return err_set(err, -EMSGSIZE, "a frame of %u bytes; at most %u are accepted", bytes,
+			       in->max_bytes);
+	if (left - FRAME_HEADER_BYTES < bytes)
+		return 0;
+	*ret = (struct span){ in->data + in->taken + FRAME_HEADER_BYTES, bytes };
+	in->taken += FRAME_HEADER_BYTES + (size_t)bytes;
+	return 1;
+}
+
+int frame_in_take_fd(struct frame_in *in)
+{
+	int fd;
+
+	if (in->n_fds == 0)
+		return -1;
+	fd = in->fds[0];
+	in->n_fds--;
+	memmove(in->fds, in->fds + 1, in->n_fds * sizeof(*in->fds));
+	return fd;
+}
+
+void frame_out_init(struct frame_out *out)
+{
+	*out = (struct frame_out){ .last = &out->first };
+}
+
+static void drop_first(struct frame_out *out)
+{
+	struct frame_chunk *c = out->first;
+
+	out->first = c->next;
+	if (!out->first)
+		out->last = &out->first;
+	out->queued_bytes -= c->len - out->sent;
+	out->sent = 0;
+	closep(&c->fd);
+	free(c->data);
+	free(c);
+}
+
+void frame_out_deinit(struct frame_out *out)
+{
+	while (out->first)
+		drop_first(out);
+}
+
+int frame_out_push(struct frame_out *out, char *data, size_t len, int fd)
+{
+	_cleanup_(freep) char *owned = data;
+	_cleanup_(freep) struct frame_chunk *c = NULL;
+
+	c = malloc(sizeof(*c));
+	if (!c)
+		return -ENOMEM;
+	*c = (struct frame_chunk){ .len = len, .fd = -1 };
+	if (fd >= 0) {
+		c->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		if (c->fd < 0)
+			return -errno;
+	}
+	c->data = steal(owned);
+	*out->last = c;
+	out->last = &c->next;
+	out->queued_bytes += len;
+	steal(c);
+	return 0;
+}
+
+static ssize_t send_some(struct frame_chunk *c, size_t sent, int fd, size_t most)
+{
+	char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8))) = { 0 };
+	struct iovec iov = { c->data + sent, MIN(c->len - sent, most) };
+	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1 };
+	ssize_t n;
+
+	if (sent == 0 && c->fd >= 0) {
+		struct cmsghdr *cmsg;
+
+		header.msg_control = control;
+		header.msg_controllen = sizeof(control);
+		cmsg = CMSG_FIRSTHDR(&header);
+		cmsg->cmsg_level = SOL_SOCKET;
+		cmsg->cmsg_type = SCM_RIGHTS;
+		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(cmsg), &c->fd, sizeof(int));
+	}
+	do {
+		n = sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
+int frame_out_flush(struct frame_out *out, int fd, size_t budget)
+{
+	while (out->first && budget > 0) {
+		const ssize_t n = send_some(out->first, out->sent, fd, budget);
+
+		if (n == -EAGAIN)
+			return 0;
+		if (n < 0)
+			return n;
+		out->sent += n;
+		out->queued_bytes -= n;
+		budget -= n;
+		if (out->sent == out->first->len)
+			drop_first(out);
+	}
+	return out->first ? 0 : 1;
+}

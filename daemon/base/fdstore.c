@@ -1,0 +1,129 @@
+/* The service manager's descriptor store: what came from it, what goes to it. */
+#include "daemon/base/fdstore.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <string.h>
+#include <systemd/sd-daemon.h>
+
+#include "client/wire/ownership.h"
+
+#define NAME_MAX_BYTES 255 /* what the manager accepts */
+#define STATE_BYTES 1024
+
+static struct {
+	char **names;
+	int *fds; /* -1: taken */
+	int n;
+} received;
+
+void fdstore_init(void)
+{
+	char **names = NULL;
+	int n;
+
+	/* the environment is cleared, so that no child believes it is meant */
+	n = sd_listen_fds_with_names(true, &names);
+	if (n <= 0)
+		return;
+	received.fds = calloc((size_t)n, sizeof(*received.fds));
+	if (!received.fds) {
+		for (int i = 0; i < n; i++) {
+			close(SD_LISTEN_FDS_START + i);
+			free(names[i]);
+		}
+		free(names);
+		return;
+	}
+	for (int i = 0; i < n; i++)
+		received.fds[i] = SD_LISTEN_FDS_START + i;
+	received.names = names;
+	received.n = n;
+}
+
+int fdstore_take(const char *name)
+{
+	for (int i = 0; i < received.n; i++) {
+		if (received.fds[i] >= 0 && strcmp(received.names[i], name) == 0)
+			return steal_fd(&received.fds[i]);
+	}
+	return -1;
+}
+
+/* Removing is by name: not if one of that name is in use. */
+static bool was_taken(const char *name)
+{
+	for (int i = 0; i < received.n; i++) {
+		if (received.fds[i] < 0 && strcmp(received.names[i], name) == 0)
+			return true;
+	}
+	return false;
+}
+
+void fdstore_discard_rest(void)
+{
+	for (int i = 0; i < received.n; i++) {
+		if (received.fds[i] < 0)
+			continue;
+		if (!was_taken(received.names[i]))
+			fdstore_remove(received.names[i]);
+		close(received.fds[i]);
+	}
+	for (int i = 0; i < received.n; i++)
+		free(received.names[i]);
+	free(received.names);
+	free(received.fds);
+	received.names = NULL;
+	received.fds = NULL;
+	received.n = 0;
+}
+
+static bool is_name(const char *name)
+{
+	const size_t len = strlen(name);
+
+	if (len == 0 || len > NAME_MAX_BYTES)
+		return false;
+	for (size_t i = 0; i < len; i++) {
+		if (name[i] <= ' ' || name[i] >= 127 || name[i] == ':')
+			return false;
+	}
+	return true;
+}
+
+int fdstore_put(const char *name, int fd, int watch)
+{
+	char state[NAME_MAX_BYTES + 64];
+	int r;
+
+	if (!is_name(name) || fd < 0)
+		return -EINVAL;
+	snprintf(state, sizeof(state), "FDSTORE=1\nFDNAME=%s%s", name, watch ? "" : "\nFDPOLL=0");
+	r = sd_pid_notify_with_fds(0, false, state, &fd, 1);
+	return MIN(r, 0);
+}
+
+void fdstore_remove(const char *name)
+{
+	if (is_name(name))
+		fdstore_notify("FDSTOREREMOVE=1\nFDNAME=%s", name);
+}
+
+void fdstore_notify(const char *format, ...)
+{
+	char state[STATE_BYTES];
+	va_list ap;
+	int n;
+
+	va_start(ap, format);
+	n = vsnprintf(state, sizeof(state), format, ap);
+	va_end(ap);
+	if (n >= 0)
+		sd_notify(false, state);
+}
+
+int fdstore_barrier(uint64_t timeout_us)
+{
+	return MIN(sd_notify_barrier(false, timeout_us), 0);
+}

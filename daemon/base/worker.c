@@ -1,0 +1,185 @@
+/* One thread, a queue to it and a queue back. */
+#include "daemon/base/worker.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/eventfd.h>
+#include <sys/queue.h>
+
+#include "client/wire/ownership.h"
+
+struct job {
+	STAILQ_ENTRY(job) link;
+	worker_run_fn run;
+	worker_done_fn done;
+	void *userdata;
+};
+STAILQ_HEAD(jobs, job);
+
+struct worker {
+	pthread_t thread;
+	bool has_thread;
+	pthread_mutex_t lock; /* guards waiting, ended, n_waiting, closing */
+	pthread_cond_t woken;
+	struct jobs waiting, ended;
+	size_t n_waiting; /* pushed and not yet run to their end */
+	bool closing;
+	int ended_fd; /* rings the loop */
+	sd_event_source *source;
+};
+
+static void *work(void *userdata)
+{
+	struct worker *w = userdata;
+	const uint64_t one = 1;
+	struct job *job;
+
+	pthread_mutex_lock(&w->lock);
+	for (;;) {
+		while (!w->closing && STAILQ_EMPTY(&w->waiting))
+			pthread_cond_wait(&w->woken, &w->lock);
+		if (w->closing)
+			break;
+		job = STAILQ_FIRST(&w->waiting);
+		STAILQ_REMOVE_HEAD(&w->waiting, link);
+		pthread_mutex_unlock(&w->lock);
+
+		job->run(job->userdata);
+
+		pthread_mutex_lock(&w->lock);
+		STAILQ_INSERT_TAIL(&w->ended, job, link);
+		w->n_waiting--;
+		(void)!write(w->ended_fd, &one, sizeof(one)); /* fails only at 2^64 unread ends */
+	}
+	pthread_mutex_unlock(&w->lock);
+	return NULL;
+}
+
+static struct job *take_ended(struct worker *w)
+{
+	struct job *job;
+
+	pthread_mutex_lock(&w->lock);
+	job = STAILQ_FIRST(&w->ended);
+	if (job)
+		STAILQ_REMOVE_HEAD(&w->ended, link);
+	pthread_mutex_unlock(&w->lock);
+	return job;
+}
+
+static void finish(struct job *job)
+{
+	job->done(job->userdata);
+	free(job);
+}
+
+static int on_jobs_ended(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct worker *w = userdata;
+	uint64_t n;
+
+	(void)source, (void)revents;
+	if (read(fd, &n, sizeof(n)) != (ssize_t)sizeof(n))
+		return 0;
+	/* one ring a job: those that end meanwhile ring again, and the loop stays fair */
+	while (n-- > 0) {
+		struct job *job = take_ended(w);
+
+		if (!job)
+			break;
+		finish(job);
+	}
+	return 0;
+}
+
+/* Signals are the loop thread's. */
+static int start_thread(struct worker *w)
+{
+	sigset_t all, before;
+	int r;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	r = pthread_create(&w->thread, NULL, work, w);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	w->has_thread = r == 0;
+	return -r;
+}
+
+int worker_new(sd_event *loop, struct worker **ret)
+{
+	_cleanup_(worker_freep) struct worker *w = calloc(1, sizeof(*w));
+	int r;
+
+	if (!w)
+		return -ENOMEM;
+	STAILQ_INIT(&w->waiting);
+	STAILQ_INIT(&w->ended);
+	pthread_mutex_init(&w->lock, NULL);
+	pthread_cond_init(&w->woken, NULL);
+	w->ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (w->ended_fd < 0)
+		return -errno;
+	r = sd_event_add_io(loop, &w->source, w->ended_fd, EPOLLIN, on_jobs_ended, w);
+	if (r < 0)
+		return r;
+	r = start_thread(w);
+	if (r < 0)
+		return r;
+	*ret = steal(w);
+	return 0;
+}
+
+struct worker *worker_free(struct worker *w)
+{
+	struct job *job;
+
+	if (!w)
+		return NULL;
+	pthread_mutex_lock(&w->lock);
+	w->closing = true;
+	pthread_cond_signal(&w->woken);
+	pthread_mutex_unlock(&w->lock);
+	if (w->has_thread)
+		pthread_join(w->thread, NULL);
+	sd_event_source_disable_unref(w->source);
+	while ((job = take_ended(w)))
+		finish(job);
+	while ((job = STAILQ_FIRST(&w->waiting))) {
+		STAILQ_REMOVE_HEAD(&w->waiting, link);
+		finish(job);
+	}
+	closep(&w->ended_fd);
+	pthread_cond_destroy(&w->woken);
+	pthread_mutex_destroy(&w->lock);
+	free(w);
+	return NULL;
+}
+
+int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *userdata)
+{
+	struct job *job = malloc(sizeof(*job));
+
+	if (!job)
+		return -ENOMEM;
+	*job = (struct job){ .run = run, .done = done, .userdata = userdata };
+	pthread_mutex_lock(&w->lock);
+	STAILQ_INSERT_TAIL(&w->waiting, job, link);
+	w->n_waiting++;
+	pthread_cond_signal(&w->woken);
+	pthread_mutex_unlock(&w->lock);
+	return 0;
+}
+
+size_t worker_waiting(const struct worker *w)
+{
+	struct worker *locked = (struct worker *)w;
+	size_t n;
+
+	pthread_mutex_lock(&locked->lock);
+	n = w->n_waiting;
+	pthread_mutex_unlock(&locked->lock);
+	return n;
+}

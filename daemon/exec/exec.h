@@ -1,0 +1,50 @@
+/*
+ * The executor as a library: slots, and steps run on them. A slot holds a
+ * sequence: its tokens, the pages of its KV, its sampler and what it sampled
+ * last. Knows nothing of who sends the steps.
+ */
+#pragma once
+
+#include "client/wire/step.h"
+#include "daemon/exec/model/model.h"
+
+struct exec;
+
+struct exec_limits {
+	uint32_t n_slots, max_context; /* slots are numbered from 0; tokens in one slot */
+	uint32_t max_batch_tokens;     /* of one step */
+};
+
+/*
+ * @dev, @w and the memory of @kv outlive it. Allocates all that steps need but
+ * samplers, which come and go with turns. Returns 0, -EINVAL, -ENOMEM.
+ */
+int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
+	     const struct exec_limits *limits, struct exec **ret, struct err *err);
+struct exec *exec_free(struct exec *e);
+
+/*
+ * Runs one step: @step is the caller's copy, @payload may be shared memory (it
+ * is copied, then checked). Writes row results and log-probabilities to @room,
+ * STEP_RESULT_BYTES, and fills *@ret.
+ *
+ * Returns 0; -EBADMSG with a sentence for a malformed step, or another negative
+ * errno of computing it. ret->error is the same. After a failure the slots are
+ * worth nothing: the process is to leave.
+ */
+int exec_step(struct exec *e, const struct step *step, const void *payload, void *room,
+	      struct step_result *ret, struct err *err);
+
+/*
+ * Runs the steps of @ring in order, sleeping on its doorbell when there are
+ * none. Returns only on failure, after the result that tells it was written.
+ */
+int exec_run(struct exec *e, struct ring *ring, struct err *err);
+
+/* The same until no step waits: for tests. Returns the steps done, or what exec_run() does. */
+int exec_drain(struct exec *e, struct ring *ring, struct err *err);
+
+static inline void exec_freep(struct exec **e)
+{
+	*e = exec_free(*e);
+}

@@ -1,0 +1,384 @@
+/*
+ * The forward pass of glm4_moe. The residual stream and everything between
+ * two operations is F32; a row depends on its own sequence alone. All buffers
+ * are one reservation, backed when the model is made.
+ */
+#include "daemon/exec/model/model.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "kernels/norm.h"
+
+#define BUFFER_ALIGN 64
+
+struct model {
+	struct dev *dev;
+	struct stream *stream;
+	const struct weights *w;
+	struct kv_cache kv;
+	struct rope_table rope;
+	uint32_t max_tokens, max_context;
+	uint32_t n_out; /* rows in normed, of the last forward pass */
+
+	void *memory;
+	size_t bytes;
+	/* [max_tokens][…]: residual stream, its norm, projections, attention's output */
+	float *hidden, *norm, *q, *k, *v, *attention;
+	float *normed; /* the wanted rows after the final norm */
+	uint32_t *experts;
+	float *expert_weights;
+
+	void (*tap)(const struct model_tap_data *data, void *userdata);
+	void *tap_userdata;
+};
+
+static struct tensor f32(const void *data, uint32_t a, uint32_t b, uint32_t c)
+{
+	return (struct tensor){ (void *)data, DT_F32, { a, b, c } };
+}
+
+static struct tensor rows(const void *data, uint32_t tokens, uint32_t width)
+{
+	return f32(data, 1, tokens, width);
+}
+
+/* Takes @n elements of 4 bytes from the reservation; with @m->memory NULL it only counts. */
+static void *carve(struct model *m, size_t *used, size_t n)
+{
+	void *at = m->memory ? (char *)m->memory + *used : NULL;
+
+	*used += (n * 4 + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
+	return at;
+}
+
+static size_t carve_all(struct model *m)
+{
+	const struct config *c = &m->w->config;
+	const size_t tokens = m->max_tokens;
+	size_t used = 0;
+
+	m->hidden = carve(m, &used, tokens * c->dim);
+	m->norm = carve(m, &used, tokens * c->dim);
+	m->q = carve(m, &used, tokens * c->heads * c->head_dim);
+	m->k = carve(m, &used, tokens * c->kv_heads * c->head_dim);
+	m->v = carve(m, &used, tokens * c->kv_heads * c->head_dim);
+	m->attention = carve(m, &used, tokens * c->heads * c->head_dim);
+	m->normed = carve(m, &used, tokens * c->dim);
+	m->experts = carve(m, &used, tokens * c->top_k);
+	m->expert_weights = carve(m, &used, tokens * c->top_k);
+	return used;
+}
+
+static struct op_limits limits_of(const struct model *m)
+{
+	const struct config *c = &m->w->config;
+	const uint32_t shared = c->moe_ffn_dim * c->shared_experts;
+
+	return (struct op_limits){
+		.tokens = m->max_tokens,
+		.dim = c->dim,
+		.heads = c->heads,
+		.kv_heads = c->kv_heads,
+		.head_dim = c->head_dim,
+		.ffn_dim = MAX(c->ffn_dim, MAX(c->moe_ffn_dim, shared)),
+		.experts = c->experts,
+		.top_k = c->top_k,
+		.vocab = c->vocab,
+		.max_context = m->max_context,
+	};
+}
+
+static bool cache_fits(const struct kv_cache *kv, const struct config *c)
+{
+	return kv->base && kv->page_tokens > 0 && kv->layers == c->layers &&
+	       kv->kv_heads == c->kv_heads && kv->head_dim == c->head_dim &&
+	       (kv->type == DT_F32 || kv->type == DT_BF16);
+}
+
+int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
+	      uint32_t max_tokens, uint32_t max_context, struct model **ret, struct err *err)
+{
+	_cleanup_(model_freep) struct model *m = NULL;
+	struct op_limits limits;
+	int r;
+
+	if (max_tokens == 0 || max_context == 0)
+		return err_set(err, -EINVAL, "a batch of %u tokens and a context of %u make no model",
+			       max_tokens, max_context);
+	if (!cache_fits(kv, &w->config))
+		return err_set(err, -EINVAL, "the KV cache's layout is not the model's");
+
+	m = calloc(1, sizeof(*m));
+	if (!m)
+		return err_wrap(err, -ENOMEM, "cannot allocate the model");
+	m->dev = dev;
+	m->w = w;
+	m->kv = *kv;
+	m->max_tokens = max_tokens;
+	m->max_context = max_context;
+
+	r = rope_table_init(&m->rope, w->config.rope_theta, w->config.rotary, max_context);
+	if (r < 0)
+		return err_wrap(err, r, "cannot make the table of rotations for %u positions",
+				max_context);
+
+	limits = limits_of(m);
+	r = st_open(dev, op_scratch(dev, &limits), &m->stream);
+	if (r < 0)
+		return err_wrap(err, r, "cannot allocate scratch memory for %u tokens", max_tokens);
+
+	m->bytes = carve_all(m);
+	m->memory = dev_reserve(dev, m->bytes);
+	r = m->memory ? dev_back(dev, m->memory, m->bytes) : -ENOMEM;
+	if (r < 0) {
+		m->memory = NULL;
+		return err_wrap(err, r, "cannot allocate %zu bytes of activations", m->bytes);
+	}
+	carve_all(m);
+
+	*ret = steal(m);
+	return 0;
+}
+
+struct model *model_free(struct model *m)
+{
+	if (!m)
+		return NULL;
+	if (m->memory)
+		dev_unback(m->dev, m->memory, m->bytes);
+	st_close(m->stream);
+	rope_table_deinit(&m->rope);
+	free(m);
+	return NULL;
+}
+
+void model_set_tap(struct model *m, void (*tap)(const struct model_tap_data *data, void *userdata),
+		   void *userdata)
+{
+	m->tap = tap;
+	m->tap_userdata = userdata;
+}
+
+static void show(struct model *m, enum model_tap tap, uint32_t layer, uint32_t n_tokens,
+		 uint32_t width, const float *values)
+{
+	const struct model_tap_data data = {
+		.tap = tap,
+		.layer = layer,
+		.n_tokens = n_tokens,
+		.width = width,
+		.values = values,
+		.experts = tap == TAP_ROUTER ? m->experts : NULL,
+	};
+
+	if (m->tap)
+		m->tap(&data, m->tap_userdata);
+}
+
+static float kv_value(const struct kv_cache *kv, const void *base, size_t i)
+{
+	uint32_t bits;
+	float value;
+
+	if (kv->type == DT_F32)
+		return ((const float *)base)[i];
+	bits = (uint32_t)((const uint16_t *)base)[i] << 16;
+	memcpy(&value, &bits, sizeof(value));
+	return value;
+}
+
+/* Reads the batch's rotated keys back from the cache, where attention will find them. */
+static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const struct seq *seqs,
+		      uint32_t n_seqs)
+{
+	const struct kv_cache *kv = &m->kv;
+	const uint32_t width = kv->kv_heads * kv->head_dim;
+
+	if (!m->tap)
+		return;
+	for (const struct seq *s = seqs; s < seqs + n_seqs; s++) {
+		for (uint32_t t = 0; t < s->n_tokens; t++) {
+			const uint32_t at = s->at + t;
+			const void *page = (const char *)kv->base + s->pages[at / kv->page_tokens] *
+								      kv_page_bytes(kv);
+			float *to = m->k + (size_t)(s->first + t) * width;
+
+			for (uint32_t i = 0; i < width; i++) {
+				const size_t head = (size_t)layer * 2 * kv->kv_heads +
+						    i / kv->head_dim;
+
+				to[i] = kv_value(kv, page,
+						 (head * kv->page_tokens + at % kv->page_tokens) *
+								 kv->head_dim + i % kv->head_dim);
+			}
+		}
+	}
+	show(m, TAP_K, layer, n_tokens, width, m->k);
+}
+
+/* hidden += Wo attention(rope(norm(hidden))) */
+static int attend(struct model *m, uint32_t layer, uint32_t n_tokens, const struct seq *seqs,
+		  uint32_t n_seqs)
+{
+	const struct config *c = &m->w->config;
+	const struct layer_weights *w = &m->w->layers[layer];
+	const uint32_t q_width = c->heads * c->head_dim, kv_width = c->kv_heads * c->head_dim;
+	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
+	const struct tensor norm = rows(m->norm, n_tokens, c->dim);
+	const struct tensor q = f32(m->q, n_tokens, c->heads, c->head_dim);
+	const struct tensor k = f32(m->k, n_tokens, c->kv_heads, c->head_dim);
+	const struct tensor v = f32(m->v, n_tokens, c->kv_heads, c->head_dim);
+	const struct tensor attention = f32(m->attention, n_tokens, c->heads, c->head_dim);
+	const struct tensor concat = rows(m->attention, n_tokens, q_width);
+	const struct linear_job in[] = {
+		{ &w->q, w->q_bias, rows(m->q, n_tokens, q_width), false },
+		{ &w->k, w->k_bias, rows(m->k, n_tokens, kv_width), false },
+		{ &w->v, w->v_bias, rows(m->v, n_tokens, kv_width), false },
+	};
+	const struct linear_job out = { &w->o, w->o_bias, hidden, true };
+	int r;
+
+	r = op_rmsnorm(m->stream, &norm, &hidden, &w->input_norm, c->norm_eps);
+	if (r < 0)
+		return r;
+	r = op_linears(m->stream, in, ARRAY_SIZE(in), &norm);
+	if (r < 0)
+		return r;
+	show(m, TAP_V, layer, n_tokens, kv_width, m->v);
+
+	r = op_rope_kv(m->stream, &q, &k, &v, &w->q_norm, &w->k_norm, c->norm_eps, &m->rope, &m->kv,
+		       layer, seqs, n_seqs);
+	if (r < 0)
+		return r;
+	show(m, TAP_Q, layer, n_tokens, q_width, m->q);
+	show_keys(m, layer, n_tokens, seqs, n_seqs);
+
+	r = op_attention(m->stream, &attention, &q, &m->kv, layer, seqs, n_seqs);
+	if (r < 0)
+		return r;
+	show(m, TAP_ATTENTION, layer, n_tokens, q_width, m->attention);
+
+	return op_linears(m->stream, &out, 1, &concat);
+}
+
+/* hidden += MLP(norm(hidden)), dense or of the chosen experts */
+static int think(struct model *m, uint32_t layer, uint32_t n_tokens)
+{
+	const struct config *c = &m->w->config;
+	const struct layer_weights *w = &m->w->layers[layer];
+	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
+	const struct tensor norm = rows(m->norm, n_tokens, c->dim);
+	const struct router_params params = {
+		.top_k = c->top_k,
+		.groups = c->groups,
+		.top_groups = c->top_groups,
+		.normalise = c->normalise_top_k,
+		.scale = c->routed_scale,
+	};
+	int r;
+
+	r = op_rmsnorm(m->stream, &norm, &hidden, &w->post_norm, c->norm_eps);
+	if (r < 0)
+		return r;
+	if (w->dense)
+		return op_mlp(m->stream, &hidden, &norm, &w->gate, &w->up, &w->down);
+
+	r = op_router(m->stream, m->experts, m->expert_weights, &norm, &w->router, &w->router_bias,
+		      &params);
+	if (r < 0)
+		return r;
+	show(m, TAP_ROUTER, layer, n_tokens, c->top_k, m->expert_weights);
+
+	return op_moe(m->stream, &hidden, &norm, &w->moe, c->top_k, m->experts, m->expert_weights);
+}
+
+/* Sequences lie behind one another and have pages, in the cache, for all their positions. */
+static bool seqs_fit(const struct model *m, uint32_t n_tokens, const struct seq *seqs,
+		     uint32_t n_seqs)
+{
+	uint32_t next = 0;
+
+	for (const struct seq *s = seqs; s < seqs + n_seqs; s++) {
+		const uint64_t end = (uint64_t)s->at + s->n_tokens;
+
+		if (s->first != next || s->n_tokens > n_tokens - next || end > m->max_context ||
+		    end > (uint64_t)s->n_pages * m->kv.page_tokens)
+			return false;
+		for (uint32_t i = 0; i < s->n_pages; i++)
+			if (s->pages[i] >= m->kv.n_pages)
+				return false;
+		next += s->n_tokens;
+	}
+	return next == n_tokens;
+}
+
+static bool batch_fits(const struct model *m, const uint32_t *ids, uint32_t n_tokens,
+		       const uint32_t *out, uint32_t n_out)
+{
+	if (n_tokens > m->max_tokens || n_out > n_tokens)
+		return false;
+	for (uint32_t i = 0; i < n_tokens; i++)
+		if (ids[i] >= m->w->config.vocab)
+			return false;
+	for (uint32_t i = 0; i < n_out; i++)
+		if (out[i] >= n_tokens || (i > 0 && out[i] <= out[i - 1]))
+			return false;
+	return true;
+}
+
+int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits)
+{
+	const struct config *c = &m->w->config;
+	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
+	const struct tensor normed = rows(m->normed, n_out, c->dim);
+	int r;
+
+	if (!batch_fits(m, ids, n_tokens, out, n_out) || !seqs_fit(m, n_tokens, seqs, n_seqs))
+		return -EINVAL;
+	m->n_out = 0;
+	if (n_tokens == 0)
+		return 0;
+
+	r = op_embed(m->stream, &hidden, &m->w->embed, ids);
+	if (r < 0)
+		return r;
+	show(m, TAP_HIDDEN, 0, n_tokens, c->dim, m->hidden);
+
+	for (uint32_t layer = 0; layer < c->layers; layer++) {
+		r = attend(m, layer, n_tokens, seqs, n_seqs);
+		if (r < 0)
+			return r;
+		r = think(m, layer, n_tokens);
+		if (r < 0)
+			return r;
+		show(m, TAP_HIDDEN, layer + 1, n_tokens, c->dim, m->hidden);
+	}
+	if (n_out == 0)
+		return 0;
+
+	for (uint32_t i = 0; i < n_out; i++)
+		memcpy(m->normed + (size_t)i * c->dim, m->hidden + (size_t)out[i] * c->dim,
+		       c->dim * sizeof(float));
+	r = op_rmsnorm(m->stream, &normed, &normed, &m->w->norm, c->norm_eps);
+	if (r < 0)
+		return r;
+	show(m, TAP_FINAL_NORM, c->layers, n_out, c->dim, m->normed);
+	m->n_out = n_out;
+
+	return logits ? model_logits(m, 0, n_out, logits) : 0;
+}
+
+int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
+{
+	const struct config *c = &m->w->config;
+	const struct tensor x = rows(m->normed + (size_t)first * c->dim, n, c->dim);
+	const struct linear_job head = { &m->w->head, { 0 }, rows(logits, n, c->vocab), false };
+
+	if (first > m->n_out || n > m->n_out - first)
+		return -EINVAL;
+	if (n == 0)
+		return 0;
+	return op_linears(m->stream, &head, 1, &x);
+}

@@ -1,0 +1,355 @@
+/* From CONTROL_CONFIGURE to the last step. */
+#include "daemon/exec/service.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "client/wire/control.h"
+#include "daemon/base/clock.h"
+#include "daemon/exec/exec.h"
+
+#define N_FDS 4 /* arena, rings, bell down, bell up */
+#define DEVICE_THREADS_MAX 1024
+
+struct service {
+	int control_fd;
+	struct control_configure configure;
+	int fds[N_FDS];
+	void *arena;
+	struct kv_cache kv;
+	struct ring ring;
+	struct checkpoint *checkpoint;
+	struct dev *dev;
+	struct weights *weights;
+	struct exec *exec;
+	uint64_t load_began_us;
+	uint32_t percent_told;
+};
+
+static void deinit(struct service *s)
+{
+	exec_free(s->exec);
+	weights_free(s->weights);
+	dev_close(s->dev);
+	checkpoint_free(s->checkpoint);
+	ring_deinit(&s->ring);
+	if (s->arena)
+		munmap(s->arena, s->configure.arena_bytes);
+	for (int i = 0; i < N_FDS; i++)
+		closep(&s->fds[i]);
+}
+
+/* Takes the descriptors of a message; closes them all if they are not N_FDS. */
+static bool take_fds(struct msghdr *m, int *ret)
+{
+	uint32_t n = 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		const uint32_t have = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (uint32_t i = 0; i < have; i++, n++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+			if (n < N_FDS)
+				ret[n] = fd;
+			else
+				close(fd);
+		}
+	}
+	return n == N_FDS && !(m->msg_flags & MSG_CTRUNC);
+}
+
+static int receive(struct service *s, struct err *err)
+{
+	struct control_configure *c = &s->configure;
+	struct iovec iov = { c, sizeof(*c) };
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(N_FDS * sizeof(int))];
+	} control;
+	struct msghdr m = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	ssize_t n;
+
+	do
+		n = recvmsg(s->control_fd, &m, MSG_CMSG_CLOEXEC);
+	while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return err_wrap(err, -errno, "cannot receive the configuration");
+	if (n == 0)
+		return err_set(err, -EPIPE, "the broker closed the control socket before the configuration");
+	if (!take_fds(&m, s->fds))
+		return err_set(err, -EPROTO, "the configuration did not come with %d descriptors", N_FDS);
+	if (n != sizeof(*c) || (m.msg_flags & MSG_TRUNC) || c->kind != CONTROL_CONFIGURE ||
+	    c->version != CONTROL_VERSION)
+		return err_set(err, -EPROTO, "the configuration is of kind %u, version %u and %zd bytes; "
+			       "%u, %u and %zu are wanted", c->kind, c->version, n, CONTROL_CONFIGURE,
+			       CONTROL_VERSION, sizeof(*c));
+	if (!memchr(c->isa, '\0', sizeof(c->isa)) || !memchr(c->model, '\0', sizeof(c->model)))
+		return err_set(err, -EPROTO, "the configuration's strings have no end");
+	if (c->n_pages == 0 || c->page_tokens == 0 || c->page_tokens > (1u << 16) ||
+	    c->max_context == 0 || c->max_context > (1u << 24) || c->n_slots == 0 ||
+	    c->n_slots > STEP_ROWS_MAX || c->max_batch_tokens == 0 ||
+	    c->max_batch_tokens > STEP_TOKENS_MAX || c->n_threads > DEVICE_THREADS_MAX)
+		return err_set(err, -EPROTO, "the configuration wants %u pages of %u tokens, %u slots of "
+			       "%u tokens, batches of %u and %u threads", c->n_pages, c->page_tokens,
+			       c->n_slots, c->max_context, c->max_batch_tokens, c->n_threads);
+	return 0;
+}
+
+/* The broker's end closing is the only way it can tell us that it is gone. */
+static void *watch(void *userdata)
+{
+	const int fd = *(int *)userdata;
+	struct pollfd p = { .fd = fd, .events = POLLIN | POLLRDHUP };
+
+	while (poll(&p, 1, -1) < 0 && errno == EINTR)
+		;
+	_exit(SERVICE_EXIT_FAULT);
+}
+
+static int start_watching(struct service *s, struct err *err)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	int r;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	r = pthread_create(&thread, &attr, watch, &s->control_fd);
+	pthread_attr_destroy(&attr);
+	return r ? err_wrap(err, -r, "cannot start a thread") : 0;
+}
+
+static int send_packet(const struct service *s, const void *packet, size_t bytes)
+{
+	return send(s->control_fd, packet, bytes, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static void on_progress(uint64_t done_bytes, uint64_t total_bytes, void *userdata)
+{
+	struct service *s = userdata;
+	const uint64_t us = MAX(clock_us() - s->load_began_us, 1);
+	const struct control_progress p = {
+		.kind = CONTROL_PROGRESS,
+		.percent = total_bytes ? done_bytes * 100 / total_bytes : 100,
+		.done_bytes = done_bytes,
+		.total_bytes = total_bytes,
+		.bytes_per_second = (double)done_bytes * US_PER_S / us,
+	};
+
+	if (p.percent == s->percent_told)
+		return;
+	s->percent_told = p.percent;
+	/* a broker too busy to listen misses a percentage, and the load goes on */
+	if (send(s->control_fd, &p, sizeof(p), MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EAGAIN)
+		_exit(SERVICE_EXIT_FAULT);
+}
+
+/* Maps the arena, which must be sealed: a file that shrinks is a SIGBUS. */
+static int map_arena(struct service *s, struct err *err)
+{
+	const struct control_configure *c = &s->configure;
+	const uint64_t told = (uint64_t)c->page_bytes_hi << 32 | c->page_bytes_lo;
+	const struct config *config = &s->checkpoint->config;
+	struct stat st;
+	int seals;
+
+	s->kv = (struct kv_cache){
+		.type = dev_kv_type(s->dev),
+		.n_pages = c->n_pages,
+		.page_tokens = c->page_tokens,
+		.layers = config->layers,
+		.kv_heads = config->kv_heads,
+		.head_dim = config->head_dim,
+	};
+	if (kv_page_bytes(&s->kv) != told)
+		return err_set(err, -EPROTO, "a page has %zu bytes; the broker reckons %llu",
+			       kv_page_bytes(&s->kv), (unsigned long long)told);
+	if (c->arena_bytes / told < c->n_pages)
+		return err_set(err, -EPROTO, "%u pages of %llu bytes do not fit an arena of %llu",
+			       c->n_pages, (unsigned long long)told,
+			       (unsigned long long)c->arena_bytes);
+
+	seals = fcntl(s->fds[0], F_GET_SEALS);
+	if (seals < 0 || !(seals & F_SEAL_SHRINK))
+		return err_set(err, -EPROTO, "the arena is not sealed against shrinking");
+	if (fstat(s->fds[0], &st) < 0 || (uint64_t)st.st_size < c->arena_bytes)
+		return err_set(err, -EPROTO, "the arena's file has fewer than %llu bytes",
+			       (unsigned long long)c->arena_bytes);
+
+	s->arena = mmap(NULL, c->arena_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, s->fds[0], 0);
+	if (s->arena == MAP_FAILED) {
+		s->arena = NULL;
+		return err_wrap(err, -errno, "cannot map the arena");
+	}
+	madvise(s->arena, c->arena_bytes, MADV_HUGEPAGE); /* a wish */
+	s->kv.base = s->arena;
+	return 0;
+}
+
+static int prepare(struct service *s, struct err *err)
+{
+	const struct control_configure *c = &s->configure;
+	const struct exec_limits limits = {
+		.n_slots = c->n_slots,
+		.max_context = c->max_context,
+		.max_batch_tokens = c->max_batch_tokens,
+	};
+	enum isa isa;
+	int r;
+
+	r = ring_map(s->fds[1], s->fds[2], s->fds[3], &s->ring, err);
+	if (r < 0)
+		return r == -EBADMSG ? -EPROTO : r; /* EBADMSG would be the model's fault */
+	s->fds[1] = s->fds[2] = s->fds[3] = -1;
+
+	if (isa_parse(c->isa, &isa) < 0)
+		return err_set(err, -EINVAL, "there is no instruction set '%s'", c->isa);
+	r = checkpoint_open(c->model, &s->checkpoint, err);
+	if (r < 0)
+		return r;
+	r = dev_open(isa, c->n_threads, &s->dev);
+	if (r < 0)
+		return err_set(err, r == -ENOTSUP ? -EINVAL : r, "cannot compute with %s: %s",
+			       isa_name(isa), r == -ENOTSUP ? "this processor cannot" : strerror(-r));
+	r = map_arena(s, err);
+	if (r < 0)
+		return r;
+	r = weights_load(s->checkpoint, s->dev, on_progress, s, &s->weights, err);
+	if (r < 0)
+		return r;
+	return exec_new(s->dev, s->weights, &s->kv, &limits, &s->exec, err);
+}
+
+/* Name of the processor, for people. */
+static void read_device_name(char *ret, size_t size)
+{
+	_cleanup_(fclosep) FILE *f = fopen("/proc/cpuinfo", "re");
+	char line[512], *value;
+
+	snprintf(ret, size, "unknown processor");
+	while (f && fgets(line, sizeof(line), f)) {
+		if (strncmp(line, "model name", 10) != 0)
+			continue;
+		value = strchr(line, ':');
+		if (!value)
+			continue;
+		value += strspn(value, ": \t");
+		value[strcspn(value, "\n")] = '\0';
+		snprintf(ret, size, "%.*s", (int)size - 1, value);
+		return;
+	}
+}
+
+/* Bytes of the range that the kernel put into huge pages. */
+static uint64_t huge_bytes(const void *memory, size_t bytes)
+{
+	_cleanup_(fclosep) FILE *f = fopen("/proc/self/smaps", "re");
+	const uint64_t begin = (uintptr_t)memory, end = begin + bytes;
+	unsigned long long from, to, kib;
+	uint64_t sum = 0;
+	bool inside = false;
+	char line[512];
+
+	while (f && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%llx-%llx ", &from, &to) == 2)
+			inside = from < end && to > begin;
+		else if (inside && sscanf(line, "AnonHugePages: %llu kB", &kib) == 1)
+			sum += kib * 1024;
+	}
+	return MIN(sum, bytes);
+}
+
+static int tell_ready(struct service *s, struct err *err)
+{
+	struct control_ready ready = {
+		.kind = CONTROL_READY,
+		.n_threads = dev_threads(s->dev),
+		.weight_bytes = s->weights->bytes,
+		.decode_bytes = s->weights->decode_bytes,
+		.load_us = clock_us() - s->load_began_us,
+		.huge_bytes = huge_bytes(s->weights->memory, s->weights->reserved_bytes),
+	};
+	int r;
+
+	snprintf(ready.isa, sizeof(ready.isa), "%s", isa_name(dev_isa(s->dev)));
+	read_device_name(ready.device, sizeof(ready.device));
+	r = send_packet(s, &ready, sizeof(ready));
+	return r < 0 ? err_wrap(err, r, "cannot tell the broker that the model is ready") : 0;
+}
+
+static void tell_refused(const struct service *s, const struct err *err, int error)
+{
+	struct control_refused refused = { .kind = CONTROL_REFUSED, .error = error };
+
+	snprintf(refused.text, sizeof(refused.text), "%s", err->text);
+	send_packet(s, &refused, sizeof(refused)); /* leaving anyway */
+}
+
+static int exit_code(int r)
+{
+	switch (-r) {
+	case EBADMSG: case ENOTSUP: case ENOENT: case ENOTDIR: case EACCES: case EIO:
+		return SERVICE_EXIT_MODEL;
+	case EPROTO: case EINVAL:
+		return SERVICE_EXIT_PROTOCOL;
+	case EPIPE: case ECONNRESET:
+		return SERVICE_EXIT_FAULT;
+	default:
+		return SERVICE_EXIT_SYSTEM;
+	}
+}
+
+static int serve(struct service *s, struct err *err)
+{
+	int r;
+
+	r = receive(s, err);
+	if (r < 0)
+		return exit_code(r);
+	s->load_began_us = clock_us();
+	s->percent_told = UINT32_MAX;
+	r = start_watching(s, err);
+	if (r < 0)
+		return exit_code(r);
+	r = prepare(s, err);
+	if (r < 0) {
+		tell_refused(s, err, r);
+		return exit_code(r);
+	}
+	r = tell_ready(s, err);
+	if (r < 0)
+		return exit_code(r);
+
+	exec_run(s->exec, &s->ring, err);
+	return SERVICE_EXIT_FAULT;
+}
+
+int service_run(int control_fd, struct err *err)
+{
+	/* static: the watching thread reads it for as long as the process lives */
+	static struct service s;
+	struct err own = { 0 };
+	int code;
+
+	s = (struct service){ .control_fd = control_fd, .fds = { -1, -1, -1, -1 } };
+	code = serve(&s, &own);
+	deinit(&s);
+	if (err)
+		*err = own;
+	return code;
+}

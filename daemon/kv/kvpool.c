@@ -1,0 +1,235 @@
+/* The arena's memory and the book of its pages. */
+#include "daemon/kv/kvpool.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "client/wire/ownership.h"
+
+#define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
+
+enum page_state { PAGE_FREE, PAGE_TAKEN, PAGE_DROPPED }; /* DROPPED: free once its last step is done */
+
+struct page {
+	uint64_t busy_until; /* id of the newest step that names it; 0: none */
+	uid_t uid;
+	uint32_t state; /* enum page_state */
+};
+
+struct kvpool {
+	int memfd;
+	uint32_t n_pages, page_tokens;
+	uint32_t n_free, lowest_free; /* no free page is below lowest_free */
+	uint64_t done;		      /* all steps up to this one are */
+	kv_page *dropped;	      /* those in state DROPPED */
+	uint32_t n_dropped;
+	struct page pages[];
+};
+
+static int book_new(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvpool **ret,
+		    struct err *err)
+{
+	struct kvpool *pool = calloc(1, sizeof(*pool) + (size_t)n_pages * sizeof(*pool->pages));
+
+	if (pool)
+		pool->dropped = calloc(n_pages, sizeof(*pool->dropped));
+	if (!pool || !pool->dropped) {
+		free(pool);
+		return err_set(err, -ENOMEM, "no memory to keep book of %u KV pages", n_pages);
+	}
+	pool->memfd = memfd;
+	pool->n_pages = n_pages;
+	pool->page_tokens = page_tokens;
+	pool->n_free = n_pages;
+	*ret = pool;
+	return 0;
+}
+
+int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, struct kvpool **ret,
+	       struct err *err)
+{
+	_cleanup_(closep) int memfd = -1;
+	uint64_t bytes;
+	int r;
+
+	if (n_pages == 0 || n_pages >= KV_PAGE_NONE || page_tokens == 0 ||
+	    __builtin_mul_overflow(n_pages, page_bytes, &bytes) || bytes == 0 || bytes > INT64_MAX)
+		return err_set(err, -EINVAL, "a KV arena of %u pages of %llu bytes makes no sense",
+			       n_pages, (unsigned long long)page_bytes);
+
+	memfd = memfd_create("steamd-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (memfd < 0 || fchmod(memfd, 0600) < 0 || ftruncate(memfd, (off_t)bytes) < 0 ||
+	    fcntl(memfd, F_ADD_SEALS, SEALS) < 0)
+		return err_wrap(err, -errno, "cannot make a KV arena of %llu bytes",
+				(unsigned long long)bytes);
+
+	r = book_new(memfd, n_pages, page_tokens, ret, err);
+	if (r < 0)
+		return r;
+	steal_fd(&memfd);
+	return 0;
+}
+
+int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens,
+		 struct kvpool **ret, struct err *err)
+{
+	const uint64_t bytes = n_pages * page_bytes;
+	struct stat st;
+	int seals;
+
+	if (fstat(memfd, &st) < 0)
+		return err_wrap(err, -errno, "cannot stat the KV arena");
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes)
+		return err_set(err, -EBADMSG, "the KV arena has %lld bytes; %llu are wanted",
+			       (long long)st.st_size, (unsigned long long)bytes);
+	seals = fcntl(memfd, F_GET_SEALS);
+	if (seals < 0 || (seals & SEALS) != SEALS)
+		return err_set(err, -EBADMSG, "the KV arena is not sealed against resizing");
+	return book_new(memfd, n_pages, page_tokens, ret, err);
+}
+
+struct kvpool *kvpool_free(struct kvpool *pool)
+{
+	if (!pool)
+		return NULL;
+	closep(&pool->memfd);
+	free(pool->dropped);
+	free(pool);
+	return NULL;
+}
+
+int kvpool_fd(const struct kvpool *pool)
+{
+	return pool->memfd;
+}
+
+static void hold(struct kvpool *pool, kv_page id, uid_t uid)
+{
+	pool->pages[id] = (struct page){ .uid = uid, .state = PAGE_TAKEN };
+	pool->n_free--;
+}
+
+static void let_go(struct kvpool *pool, kv_page id)
+{
+	pool->pages[id] = (struct page){ .state = PAGE_FREE };
+	pool->n_free++;
+	pool->lowest_free = MIN(pool->lowest_free, id);
+}
+
+int kvpool_take(struct kvpool *pool, uid_t uid, uint32_t n, kv_page *ret)
+{
+	kv_page id = pool->lowest_free;
+
+	if (n > pool->n_free)
+		return -EAGAIN;
+	for (uint32_t i = 0; i < n; id++) {
+		assert(id < pool->n_pages);
+		if (pool->pages[id].state != PAGE_FREE)
+			continue;
+		hold(pool, id, uid);
+		ret[i++] = id;
+	}
+	pool->lowest_free = id;
+	return 0;
+}
+
+int kvpool_claim(struct kvpool *pool, uid_t uid, const kv_page *pages, uint32_t n)
+{
+	uint32_t i;
+
+	for (i = 0; i < n; i++) {
+		if (pages[i] >= pool->n_pages || pool->pages[pages[i]].state != PAGE_FREE)
+			break;
+		hold(pool, pages[i], uid);
+	}
+	if (i == n)
+		return 0;
+	while (i-- > 0)
+		let_go(pool, pages[i]);
+	return -EINVAL;
+}
+
+void kvpool_busy(struct kvpool *pool, const kv_page *pages, uint32_t n, uint64_t step_id)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		assert(pages[i] < pool->n_pages && pool->pages[pages[i]].state == PAGE_TAKEN);
+		pool->pages[pages[i]].busy_until = MAX(pool->pages[pages[i]].busy_until, step_id);
+	}
+}
+
+static void free_dropped(struct kvpool *pool)
+{
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < pool->n_dropped; i++) {
+		const kv_page id = pool->dropped[i];
+
+		if (pool->pages[id].busy_until > pool->done)
+			pool->dropped[kept++] = id;
+		else
+			let_go(pool, id);
+	}
+	pool->n_dropped = kept;
+}
+
+void kvpool_step_done(struct kvpool *pool, uint64_t step_id)
+{
+	pool->done = MAX(pool->done, step_id);
+	free_dropped(pool);
+}
+
+void kvpool_idle(struct kvpool *pool)
+{
+	for (uint32_t i = 0; i < pool->n_pages; i++)
+		pool->pages[i].busy_until = 0;
+	pool->done = 0; /* the next executor counts its steps from 1 */
+	free_dropped(pool);
+}
+
+void kvpool_drop(struct kvpool *pool, const kv_page *pages, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const kv_page id = pages[i];
+
+		assert(id < pool->n_pages && pool->pages[id].state == PAGE_TAKEN);
+		if (pool->pages[id].busy_until <= pool->done) {
+			let_go(pool, id);
+			continue;
+		}
+		pool->pages[id].state = PAGE_DROPPED;
+		pool->dropped[pool->n_dropped++] = id;
+	}
+}
+
+uint32_t kvpool_pages(const struct kvpool *pool)
+{
+	return pool->n_pages;
+}
+
+uint32_t kvpool_page_tokens(const struct kvpool *pool)
+{
+	return pool->page_tokens;
+}
+
+uint32_t kvpool_free_pages(const struct kvpool *pool)
+{
+	return pool->n_free;
+}
+
+uint32_t kvpool_dropped_pages(const struct kvpool *pool)
+{
+	return pool->n_dropped;
+}
+
+uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < pool->n_pages; i++)
+		n += pool->pages[i].state == PAGE_TAKEN && pool->pages[i].uid == uid;
+	return n;
+}

@@ -1,0 +1,139 @@
+/* Who gets a slot and pages, and who has to give them back. */
+#include <stdatomic.h>
+
+#include "daemon/sched/queue.h"
+
+static bool is_queued(const struct turn *t)
+{
+	return t->rec->slot == TURN_NO_SLOT;
+}
+
+/* The oldest waiting turn of the uid that follows the one served last. */
+static struct turn *next_queued(const struct sched *s)
+{
+	struct turn *after = NULL, *lowest = NULL;
+
+	for (struct turn *t = s->first; t; t = t->next) {
+		const uint32_t uid = t->rec->uid;
+
+		if (!is_queued(t) || t->paused)
+			continue;
+		if (!lowest || uid < lowest->rec->uid)
+			lowest = t;
+		if (uid > s->admit_uid && (!after || uid < after->rec->uid))
+			after = t;
+	}
+	return after ? after : lowest;
+}
+
+static uint32_t free_slot(const struct sched *s)
+{
+	for (uint32_t i = 0; i < s->n_slots; i++) {
+		if (!s->slots[i] && s->slot_busy[i] <= s->done)
+			return i;
+	}
+	return TURN_NO_SLOT;
+}
+
+/* The youngest that runs: a paused one if there is one, for its reader is behind anyway. */
+static struct turn *victim(const struct sched *s, bool paused_only)
+{
+	struct turn *youngest = NULL;
+
+	for (struct turn *t = s->last; t; t = t->prev) {
+		if (is_queued(t))
+			continue;
+		if (t->paused)
+			return t;
+		if (!youngest)
+			youngest = t;
+	}
+	return paused_only ? NULL : youngest;
+}
+
+static uint64_t wanted_pages(const struct sched *s, const struct turn *t)
+{
+	return sched_pages(s, (uint64_t)sched_to_feed(t) + 1);
+}
+
+/* Whether the pages not yet promised to running turns hold what is known of @t. */
+static bool has_pages(const struct sched *s, const struct turn *t)
+{
+	uint64_t wanted = wanted_pages(s, t);
+
+	for (const struct turn *i = s->first; i; i = i->next) {
+		const uint64_t n = is_queued(i) ? 0 : wanted_pages(s, i);
+
+		wanted += n > i->rec->n_pages ? n - i->rec->n_pages : 0;
+	}
+	/* a lone turn at the context's end wants one page more than it will use */
+	return MIN(wanted, (uint64_t)kvpool_pages(s->kv)) <=
+	       (uint64_t)kvpool_free_pages(s->kv) + kvpool_dropped_pages(s->kv);
+}
+
+static void place(struct turn *t, uint32_t slot)
+{
+	struct sched *s = t->sched;
+
+	t->n_fed = t->n_pages_sent = t->n_in_flight = 0;
+	t->sampling = false;
+	t->rec->slot = (uint16_t)slot;
+	t->rec->ring_ino = s->ring_ino;
+	s->slots[slot] = t;
+	s->admit_uid = t->rec->uid;
+	atomic_store_explicit(&t->rec->state, TURN_RUNNING, memory_order_release);
+	if (t->on_state)
+		t->on_state(t);
+}
+
+void sched_admit(struct sched *s)
+{
+	struct turn *t;
+
+	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor))
+		return;
+	while ((t = next_queued(s))) {
+		const uint32_t slot = free_slot(s);
+		const enum turn_finish finish = sched_verdict(t);
+
+		if (finish != FINISH_NONE) {
+			sched_finish(t, finish);
+			continue;
+		}
+		if (slot != TURN_NO_SLOT && has_pages(s, t)) {
+			place(t, slot);
+			continue;
+		}
+		/* what a stalled reader holds is given to those who read */
+		t = victim(s, true);
+		if (!t)
+			return;
+		sched_put_back(t);
+	}
+}
+
+bool sched_grow(struct turn *t, uint64_t n_tokens)
+{
+	struct sched *s = t->sched;
+	struct turn_record *rec = t->rec;
+	const uint32_t wanted = sched_pages(s, n_tokens);
+	uint32_t n;
+
+	if (wanted <= rec->n_pages)
+		return true;
+	n = wanted - rec->n_pages;
+	while (kvpool_free_pages(s->kv) < n) {
+		struct turn *loser;
+
+		if (kvpool_free_pages(s->kv) + kvpool_dropped_pages(s->kv) >= n)
+			return false; /* enough are on their way */
+		loser = victim(s, false);
+		sched_put_back(loser);
+		if (loser == t)
+			return false;
+	}
+	if (kvpool_take(s->kv, rec->uid, n, turn_page_table(s->turns, rec) + rec->n_pages) < 0)
+		return false;
+	rec->n_pages = wanted; /* after the ids: a later life believes only these */
+	return true;
+}

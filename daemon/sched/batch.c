@@ -1,0 +1,281 @@
+/* The next step: rows for those that decode, then pieces of prompts. */
+#include <string.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/sched/queue.h"
+
+#define PREFILL_SHARE 4 /* of a step's tokens, one in so many is kept for prompts that wait */
+
+struct batch {
+	struct sched *s;
+	struct flight *flight;
+	char *payload;
+	uint32_t used;	   /* bytes of the payload */
+	uint32_t n_tokens; /* left of the budget */
+	bool has_feed;
+};
+
+static bool is_running(const struct turn *t)
+{
+	return t->rec->slot != TURN_NO_SLOT;
+}
+
+/* Tokens known and not yet fed; none once it samples, for then the slot knows more than we do. */
+static uint32_t left_to_feed(const struct turn *t)
+{
+	const uint32_t known = sched_to_feed(t);
+
+	return t->sampling || t->n_fed >= known ? 0 : known - t->n_fed;
+}
+
+static bool can_decode(const struct turn *t)
+{
+	/* the row at position n_fed samples the token that follows it */
+	return t->sampling && t->n_fed + 1 < t->rec->n_prompt + sched_budget(t);
+}
+
+/* How many tokens from n_fed on the granted pages can take. */
+static uint32_t covered(const struct turn *t)
+{
+	const uint64_t end = (uint64_t)t->rec->n_pages * kvpool_page_tokens(t->sched->kv);
+
+	return end > t->n_fed ? (uint32_t)MIN(end - t->n_fed, (uint64_t)UINT32_MAX) : 0;
+}
+
+static uint32_t put(struct batch *b, const void *data, size_t bytes)
+{
+	const uint32_t at = b->used;
+
+	memcpy(b->payload + at, data, bytes);
+	b->used = (uint32_t)(at + bytes + 7) & ~7u;
+	return at;
+}
+
+static size_t row_bytes(const struct turn *t, uint32_t n_tokens)
+{
+	const struct turn_record *rec = t->rec;
+	size_t bytes = 2 * n_tokens * sizeof(uint32_t);
+
+	bytes += (rec->n_pages - t->n_pages_sent) * sizeof(kv_page);
+	if (t->n_fed == 0)
+		bytes += sizeof(struct step_sampler) + 8 * (size_t)rec->n_bias;
+	return bytes + 5 * 8; /* each part is padded to 8 */
+}
+
+static void put_sampler(struct batch *b, const struct turn *t, struct row *row)
+{
+	struct turn_record *rec = t->rec;
+	struct step_sampler sampler = rec->sampler;
+
+	sampler.n_prompt = rec->n_prompt;
+	sampler.n_bias = rec->n_bias;
+	sampler.bias_off = 0;
+	if (rec->n_bias > 0) {
+		uint32_t both[2 * STEP_BIAS_MAX];
+
+		memcpy(both, rec->bias_ids, rec->n_bias * sizeof(*both));
+		memcpy(both + rec->n_bias, rec->bias_values, rec->n_bias * sizeof(*both));
+		sampler.bias_off = put(b, both, 2 * rec->n_bias * sizeof(*both));
+	}
+	row->sampler_off = put(b, &sampler, sizeof(sampler));
+}
+
+static void put_pages(struct batch *b, struct turn *t, struct row *row)
+{
+	const uint32_t n = t->rec->n_pages - t->n_pages_sent;
+
+	if (n == 0)
+		return;
+	row->page_at = t->n_pages_sent;
+	row->n_pages = (uint16_t)n;
+	row->pages_off = put(b, turn_page_table(b->s->turns, t->rec) + t->n_pages_sent,
+			     n * sizeof(kv_page));
+	t->n_pages_sent = t->rec->n_pages;
+}
+
+static void put_feed(struct batch *b, const struct turn *t, struct row *row, uint32_t n)
+{
+	const uint32_t *ids = turn_ids(b->s->turns, t->rec) + t->n_fed;
+
+	row->kind = ROW_FEED;
+	row->n_tokens = (uint16_t)n;
+	row->at = t->n_fed;
+	row->tokens_off = put(b, ids, n * sizeof(*ids));
+	if (t->rec->score) {
+		row->flags = ROW_SCORE;
+		row->n_top = t->rec->n_top;
+		row->targets_off = put(b, ids + 1, n * sizeof(*ids));
+	}
+	if (t->n_fed == 0)
+		put_sampler(b, t, row);
+	b->has_feed = true;
+}
+
+/* A row of @n_tokens known ones, or of one that only the slot knows. False: no room for it. */
+static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_cont)
+{
+	struct flight *f = b->flight;
+	struct row row = { .kind = ROW_CONT, .slot = t->rec->slot };
+
+	if (f->n_rows == STEP_ROWS_MAX || t->rec->n_pages - t->n_pages_sent > UINT16_MAX ||
+	    b->used + row_bytes(t, is_cont ? 0 : n_tokens) > STEP_PAYLOAD_BYTES)
+		return false;
+	if (!is_cont)
+		put_feed(b, t, &row, n_tokens);
+	put_pages(b, t, &row);
+	if (is_cont || (!t->rec->score && t->n_fed + n_tokens == t->rec->n_ids)) {
+		row.flags |= ROW_SAMPLE | (t->rec->logprobs ? ROW_LOGPROBS : 0);
+		row.n_top = t->rec->logprobs ? t->rec->n_top : 0;
+		t->sampling = true;
+	}
+	f->rows[f->n_rows] = (struct flight_row){
+		.turn = t,
+		.slot = row.slot,
+		.kind = row.kind,
+		.flags = row.flags,
+		.n_tokens = (uint16_t)n_tokens,
+		.n_top = row.n_top,
+		.at = t->n_fed,
+	};
+	memcpy(b->payload + f->n_rows * sizeof(row), &row, sizeof(row));
+	f->n_rows++;
+	t->n_fed += n_tokens;
+	b->n_tokens -= n_tokens;
+	return true;
+}
+
+/* Pages for what each may get in this step and the next, the oldest first; may preempt the youngest. */
+static bool grant_pages(struct sched *s)
+{
+	const uint32_t step_tokens = s->settings->batch_tokens;
+	struct turn *t;
+	bool feeds = false;
+
+	for (t = s->first; t; t = t->next) {
+		uint32_t n = left_to_feed(t);
+
+		if (!is_running(t) || t->paused || (n == 0 && !can_decode(t)))
+			continue;
+		feeds |= n > 0;
+		n = n > 0 ? MIN(n, step_tokens) : 1;
+		if (n > covered(t))
+			sched_grow(t, (uint64_t)t->n_fed + n); /* if not, it gets what it has pages for */
+	}
+	return feeds;
+}
+
+static void add_decoding(struct batch *b, uint32_t n_reserved)
+{
+	struct sched *s = b->s;
+	const uint32_t from = s->decode_slot + 1;
+
+	for (uint32_t i = 0; i < s->n_slots && b->n_tokens > n_reserved; i++) {
+		const uint32_t slot = (from + i) % s->n_slots;
+		struct turn *t = s->slots[slot];
+
+		if (!t || t->paused || !can_decode(t) || covered(t) == 0)
+			continue;
+		if (!add_row(b, t, 1, true))
+			return;
+		s->decode_slot = slot;
+	}
+}
+
+/* Whether this step has a row of @t already: one row a slot. */
+static bool has_row(const struct flight *f, const struct turn *t)
+{
+	for (uint32_t i = 0; i < f->n_rows; i++) {
+		if (f->rows[i].turn == t)
+			return true;
+	}
+	return false;
+}
+
+/* The oldest with tokens to feed, of the uid that follows the one served last. */
+static struct turn *next_feeding(const struct batch *b)
+{
+	struct sched *s = b->s;
+	struct turn *after = NULL, *lowest = NULL;
+
+	for (struct turn *t = s->first; t; t = t->next) {
+		const uint32_t uid = t->rec->uid;
+
+		if (!is_running(t) || t->paused || left_to_feed(t) == 0 || covered(t) == 0 ||
+		    has_row(b->flight, t))
+			continue;
+		if (!lowest || uid < lowest->rec->uid)
+			lowest = t;
+		if (uid > s->feed_uid && (!after || uid < after->rec->uid))
+			after = t;
+	}
+	return after ? after : lowest;
+}
+
+static void add_feeding(struct batch *b)
+{
+	struct turn *t;
+
+	while (b->n_tokens > 0 && (t = next_feeding(b))) {
+		const uint32_t n = MIN(MIN(left_to_feed(t), covered(t)), b->n_tokens);
+
+		if (!add_row(b, t, n, false))
+			return;
+		b->s->feed_uid = t->rec->uid;
+	}
+}
+
+static void publish(struct batch *b, struct ring *ring)
+{
+	struct sched *s = b->s;
+	struct flight *f = b->flight;
+	const struct step step = {
+		.kind = b->has_feed ? STEP_MIXED : STEP_DECODE,
+		.n_rows = (uint16_t)f->n_rows,
+		.payload_bytes = b->used,
+	};
+
+	s->n_deep_steps += s->n_flights > 0;
+	s->n_steps++;
+	s->n_flights++;
+	f->id = ring_push(ring, &step);
+	for (uint32_t i = 0; i < f->n_rows; i++) {
+		struct turn *t = f->rows[i].turn;
+
+		t->n_in_flight++;
+		t->last_pushed = f->id;
+		s->slot_busy[f->rows[i].slot] = f->id;
+		kvpool_busy(s->kv, turn_page_table(s->turns, t->rec), t->rec->n_pages, f->id);
+	}
+}
+
+static bool push_one(struct sched *s, struct ring *ring)
+{
+	const uint32_t n_tokens = MIN(s->settings->batch_tokens, (uint32_t)STEP_TOKENS_MAX);
+	struct batch b = {
+		.s = s,
+		.flight = &s->flights[s->n_flights],
+		.payload = ring_stage(ring),
+		.used = STEP_ROWS_MAX * sizeof(struct row),
+		.n_tokens = n_tokens,
+	};
+
+	if (!b.payload)
+		return false;
+	b.flight->n_rows = 0;
+	add_decoding(&b, grant_pages(s) ? n_tokens / PREFILL_SHARE : 0);
+	add_feeding(&b);
+	if (b.flight->n_rows == 0)
+		return false;
+	publish(&b, ring);
+	return true;
+}
+
+void sched_push(struct sched *s)
+{
+	struct ring *ring = executor_ring(s->executor);
+
+	if (!ring || s->draining || executor_is_dying(s->executor))
+		return;
+	while (s->n_flights < STEP_DEPTH_MAX && push_one(s, ring))
+		;
+}

@@ -1,0 +1,574 @@
+/* The executor's life: start, control packets, death, back-off, parking and adoption. */
+#include "daemon/sched/executor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/base/fdstore.h"
+#include "daemon/sched/child.h"
+
+#define CONFIGURE_FDS 4
+
+struct executor {
+	sd_event *loop;
+	struct executor_options options;
+	enum executor_state state;
+	int control_fd;
+	struct ring ring;
+	struct child *child; /* NULL: a unit's, or none */
+	pid_t pid;
+	uint32_t generation, deaths;
+	bool adopted, dying;
+	struct control_ready ready;
+	struct control_progress progress;
+	char text[ERR_TEXT_MAX];
+	uint64_t retry_at_us;
+	sd_event_source *control, *bell, *retry, *tell;
+};
+
+static const char *const state_names[] = {
+	[EXECUTOR_OFF] = "off",		[EXECUTOR_LOADING] = "loading",
+	[EXECUTOR_READY] = "ready",	[EXECUTOR_BACKOFF] = "waiting",
+	[EXECUTOR_REFUSED] = "model-refused",
+};
+
+/* Seconds before the start that follows so many deaths in a row; the last is for all more. */
+static const uint32_t backoff_s[] = { 0, 0, 0, 1, 5, 60 };
+
+/* What is parked with the service manager besides the arena and the turns. */
+static const char *const parked_names[] = { "exec-ctl", "ring", "ring-down", "ring-up", "exec-ready" };
+
+const char *executor_state_name(enum executor_state state)
+{
+	return (size_t)state < ARRAY_SIZE(state_names) ? state_names[state] : "off";
+}
+
+static void unpark(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(parked_names); i++)
+		fdstore_remove(parked_names[i]);
+}
+
+static void park(struct executor *e)
+{
+	unpark();
+	fdstore_put("ring", e->ring.memfd, 0);
+	fdstore_put("ring-down", e->ring.down_fd, 0);
+	fdstore_put("ring-up", e->ring.up_fd, 0);
+	fdstore_put("exec-ctl", e->control_fd, 1); /* last: without it the others are no executor */
+}
+
+/* What a later broker cannot ask again: the READY packet is read only once. */
+static void park_ready(const struct control_ready *ready)
+{
+	_cleanup_(closep) int fd = memfd_create("steamd-ready", MFD_CLOEXEC);
+
+	if (fd >= 0 && pwrite(fd, ready, sizeof(*ready), 0) == (ssize_t)sizeof(*ready)) {
+		fdstore_remove("exec-ready");
+		fdstore_put("exec-ready", fd, 0);
+	}
+}
+
+static bool unpark_ready(struct control_ready *ret)
+{
+	_cleanup_(closep) int fd = fdstore_take("exec-ready");
+	struct control_ready ready;
+
+	if (fd < 0 || pread(fd, &ready, sizeof(ready), 0) != (ssize_t)sizeof(ready) ||
+	    ready.kind != CONTROL_READY)
+		return false;
+	ready.isa[sizeof(ready.isa) - 1] = '\0';
+	ready.device[sizeof(ready.device) - 1] = '\0';
+	*ret = ready;
+	return true;
+}
+
+static int on_tell(sd_event_source *source, void *userdata)
+{
+	struct executor *e = userdata;
+
+	(void)source;
+	if (e->options.on_state)
+		e->options.on_state(e, e->options.userdata);
+	if (e->state == EXECUTOR_READY && e->options.on_results)
+		e->options.on_results(e, e->options.userdata);
+	return 0;
+}
+
+/* States are told from the loop, never from inside a caller's call. */
+static void tell(struct executor *e)
+{
+	sd_event_source_set_enabled(e->tell, SD_EVENT_ONESHOT);
+}
+
+int executor_new(sd_event *loop, const struct executor_options *options, struct executor **ret,
+		 struct err *err)
+{
+	_cleanup_(executor_freep) struct executor *e = calloc(1, sizeof(*e));
+	int r;
+
+	if (!e)
+		return err_set(err, -ENOMEM, "out of memory");
+	e->loop = sd_event_ref(loop);
+	e->options = *options;
+	e->control_fd = -1;
+	e->ring = (struct ring){ .memfd = -1, .down_fd = -1, .up_fd = -1 };
+	r = sd_event_add_defer(loop, &e->tell, on_tell, e);
+	if (r < 0)
+		return err_wrap(err, r, "cannot watch the executor");
+	sd_event_source_set_enabled(e->tell, SD_EVENT_OFF);
+	/* before any other start: who used the old ring hears of its end while it is the newest one */
+	sd_event_source_set_priority(e->tell, SD_EVENT_PRIORITY_IMPORTANT);
+	*ret = steal(e);
+	return 0;
+}
+
+/* Lets go of what this life of the executor consists of. */
+static void detach(struct executor *e)
+{
+	e->control = sd_event_source_disable_unref(e->control);
+	e->bell = sd_event_source_disable_unref(e->bell);
+	e->retry = sd_event_source_disable_unref(e->retry);
+	e->retry_at_us = 0;
+	closep(&e->control_fd);
+	e->control_fd = -1;
+	ring_deinit(&e->ring);
+	e->child = child_leave(e->child);
+	e->pid = 0;
+}
+
+/* Ends it wherever it is: all duplicates of the socket are at their end, a parked one too. */
+static void end(struct executor *e)
+{
+	if (e->control_fd >= 0) {
+		shutdown(e->control_fd, SHUT_RDWR);
+		unpark();
+	}
+	detach(e);
+	e->adopted = false;
+	e->state = EXECUTOR_OFF;
+}
+
+struct executor *executor_free(struct executor *e)
+{
+	if (!e)
+		return NULL;
+	detach(e);
+	sd_event_source_disable_unref(e->tell);
+	sd_event_unref(e->loop);
+	free(e);
+	return NULL;
+}
+
+static int connect_unit(const char *path, struct err *err)
+{
+	struct sockaddr_un to = { .sun_family = AF_UNIX };
+	_cleanup_(closep) int fd = -1;
+
+	if (strlen(path) >= sizeof(to.sun_path))
+		return err_set(err, -ENAMETOOLONG, "the executor's socket '%s' has a path too long",
+			       path);
+	memcpy(to.sun_path, path, strlen(path));
+	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof(to)) < 0)
+		return err_wrap(err, -errno, "cannot reach the executor at '%s'", path);
+	return steal_fd(&fd);
+}
+
+static int on_child_end(void *userdata);
+
+static int fork_child(struct executor *e, struct err *err)
+{
+	int pair[2], r;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+		return err_wrap(err, -errno, "cannot make the executor's socket");
+	r = child_start(e->loop, e->options.program, pair[1], on_child_end, e, &e->child, err);
+	close(pair[1]);
+	if (r < 0) {
+		close(pair[0]);
+		return r;
+	}
+	e->pid = child_pid(e->child);
+	fcntl(pair[0], F_SETFL, O_NONBLOCK);
+	return pair[0];
+}
+
+static int send_configure(struct executor *e, struct err *err)
+{
+	const int fds[CONFIGURE_FDS] = { e->options.arena_fd, e->ring.memfd, e->ring.down_fd,
+					 e->ring.up_fd };
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(fds))];
+	} control = { 0 };
+	struct control_configure configure = e->options.configure;
+	struct iovec iov = { &configure, sizeof(configure) };
+	struct msghdr m = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
+	};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(fds));
+	memcpy(CMSG_DATA(c), fds, sizeof(fds));
+	if (sendmsg(e->control_fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof(configure))
+		return err_wrap(err, -errno, "cannot configure the executor");
+	return 0;
+}
+
+static int on_control(sd_event_source *source, int fd, uint32_t revents, void *userdata);
+static int on_bell(sd_event_source *source, int fd, uint32_t revents, void *userdata);
+static void on_death(struct executor *e, const char *why);
+
+static int watch(struct executor *e)
+{
+	const int on = 1;
+	int r;
+
+	/* a unit's process is known only by what it sends */
+	setsockopt(e->control_fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on));
+	r = sd_event_add_io(e->loop, &e->control, e->control_fd, EPOLLIN, on_control, e);
+	if (r < 0)
+		return r;
+	return sd_event_add_io(e->loop, &e->bell, e->ring.up_fd, EPOLLIN, on_bell, e);
+}
+
+static int start(struct executor *e, struct err *err)
+{
+	int r;
+
+	r = ring_new(&e->ring, err);
+	if (r < 0)
+		return r;
+	e->control_fd = e->options.unit_socket ? connect_unit(e->options.unit_socket, err)
+					       : fork_child(e, err);
+	if (e->control_fd < 0) {
+		r = e->control_fd;
+		e->control_fd = -1;
+		return r;
+	}
+	r = watch(e);
+	if (r < 0)
+		return err_wrap(err, r, "cannot watch the executor");
+	r = send_configure(e, err);
+	if (r < 0)
+		return r;
+	e->generation++;
+	e->adopted = false;
+	e->state = EXECUTOR_LOADING;
+	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
+	park(e);
+	tell(e);
+	return 0;
+}
+
+/* A start that fails is a death like any other: the back-off decides when to try again. */
+static void start_or_die(struct executor *e)
+{
+	struct err err = { 0 };
+
+	if (start(e, &err) < 0)
+		on_death(e, err.text);
+}
+
+static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct executor *e = userdata;
+
+	(void)source, (void)usec;
+	e->retry = sd_event_source_disable_unref(e->retry);
+	e->retry_at_us = 0;
+	start_or_die(e);
+	return 0;
+}
+
+static void on_death(struct executor *e, const char *why)
+{
+	uint32_t wait_s;
+
+	/* what it finished is good: results are taken before the ring goes */
+	e->dying = true;
+	if (e->state == EXECUTOR_READY && e->options.on_results)
+		e->options.on_results(e, e->options.userdata);
+	e->dying = false;
+	if (why != e->text)
+		snprintf(e->text, sizeof(e->text), "%s", why);
+	end(e);
+	e->deaths++;
+	wait_s = backoff_s[MIN(e->deaths, ARRAY_SIZE(backoff_s) - 1)];
+	e->state = EXECUTOR_BACKOFF;
+	e->retry_at_us = clock_us() + wait_s * US_PER_S;
+	/* through the loop even at once, so that a start that fails at once is no recursion */
+	if (sd_event_add_time_relative(e->loop, &e->retry, CLOCK_BOOTTIME, wait_s * US_PER_S, 0,
+				       on_retry, e) < 0)
+		e->state = EXECUTOR_OFF;
+	tell(e);
+}
+
+static void on_refused(struct executor *e, const struct control_refused *refused)
+{
+	snprintf(e->text, sizeof(e->text), "%.*s",
+		 (int)strnlen(refused->text, sizeof(refused->text)), refused->text);
+	end(e);
+	e->state = EXECUTOR_REFUSED;
+	tell(e);
+}
+
+static void on_ready(struct executor *e, const struct control_ready *ready)
+{
+	if (e->state != EXECUTOR_LOADING)
+		return; /* told twice: it was stored and then read again by the next broker */
+	e->ready = *ready;
+	e->ready.isa[sizeof(e->ready.isa) - 1] = '\0';
+	e->ready.device[sizeof(e->ready.device) - 1] = '\0';
+	e->text[0] = '\0';
+	e->state = EXECUTOR_READY;
+	tell(e);
+}
+
+union packet {
+	uint32_t kind;
+	struct control_progress progress;
+	struct control_ready ready;
+	struct control_refused refused;
+};
+
+static ssize_t receive(struct executor *e, union packet *packet, int flags)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(sizeof(struct ucred))];
+	} control;
+	struct iovec iov = { packet, sizeof(*packet) };
+	struct msghdr m = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
+	};
+	const ssize_t n = recvmsg(e->control_fd, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC | flags);
+	struct ucred cred;
+
+	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL; c; c = CMSG_NXTHDR(&m, c)) {
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_CREDENTIALS)
+			continue;
+		memcpy(&cred, CMSG_DATA(c), sizeof(cred));
+		e->pid = cred.pid;
+	}
+	return n < 0 ? -errno : n;
+}
+
+/* Returns whether there may be more. */
+static bool handle_packet(struct executor *e)
+{
+	union packet packet = { 0 };
+	ssize_t n = receive(e, &packet, MSG_PEEK);
+
+	if (n == -EAGAIN || n == -EINTR)
+		return false;
+	if (n <= 0) {
+		/* a child's end says more: how it ended; it is told when the child is reaped */
+		if (e->child) {
+			child_kill(e->child);
+			e->control = sd_event_source_disable_unref(e->control);
+			return false;
+		}
+		on_death(e, "the executor closed its socket");
+		return false;
+	}
+	/* stored before it is taken off the socket: a broker that dies in between reads it again */
+	if ((size_t)n == sizeof(packet.ready) && packet.kind == CONTROL_READY)
+		park_ready(&packet.ready);
+	n = receive(e, &packet, 0);
+
+	if ((size_t)n == sizeof(packet.progress) && packet.kind == CONTROL_PROGRESS) {
+		e->progress = packet.progress;
+		e->progress.percent = MIN(packet.progress.percent, 100u);
+		tell(e);
+		return true;
+	}
+	if ((size_t)n == sizeof(packet.ready) && packet.kind == CONTROL_READY) {
+		on_ready(e, &packet.ready);
+		return true;
+	}
+	if ((size_t)n == sizeof(packet.refused) && packet.kind == CONTROL_REFUSED) {
+		on_refused(e, &packet.refused);
+		return false;
+	}
+	on_death(e, "the executor sent a packet that is not of this version of steamd");
+	return false;
+}
+
+static int on_control(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct executor *e = userdata;
+
+	(void)source, (void)fd, (void)revents;
+	while (e->control_fd >= 0 && handle_packet(e))
+		;
+	return 0;
+}
+
+static int on_child_end(void *userdata)
+{
+	struct executor *e = userdata;
+	char why[128];
+
+	/* a refusal may still be in the socket; it explains the end better */
+	child_describe(e->child, why, sizeof(why));
+	while (e->control_fd >= 0 && e->control && handle_packet(e))
+		;
+	if (e->control_fd >= 0)
+		on_death(e, why);
+	return 0;
+}
+
+static int on_bell(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct executor *e = userdata;
+	uint64_t n;
+
+	(void)source, (void)revents;
+	if (read(fd, &n, sizeof(n)) < 0)
+		return 0; /* rung and read already */
+	if (e->state == EXECUTOR_READY && e->options.on_results)
+		e->options.on_results(e, e->options.userdata);
+	return 0;
+}
+
+int executor_start(struct executor *e, const struct executor_options *options, struct err *err)
+{
+	(void)err;
+	end(e);
+	if (options)
+		e->options = *options;
+	e->deaths = 0;
+	e->text[0] = '\0';
+	start_or_die(e);
+	return 0;
+}
+
+void executor_stop(struct executor *e)
+{
+	end(e);
+	tell(e);
+}
+
+static bool has_ended(int control_fd)
+{
+	struct pollfd p = { .fd = control_fd, .events = POLLIN };
+
+	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL));
+}
+
+int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err)
+{
+	int r;
+
+	end(e);
+	e->control_fd = control_fd;
+	e->ring = *ring;
+	*ring = (struct ring){ .memfd = -1, .down_fd = -1, .up_fd = -1 };
+	fcntl(control_fd, F_SETFL, O_NONBLOCK);
+	if (has_ended(control_fd)) {
+		end(e);
+		return err_set(err, -EPIPE, "the executor is gone");
+	}
+	r = watch(e);
+	if (r < 0) {
+		end(e);
+		return err_wrap(err, r, "cannot watch the executor");
+	}
+	e->generation++;
+	e->adopted = true;
+	e->deaths = 0;
+	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
+	e->state = unpark_ready(&e->ready) ? EXECUTOR_READY : EXECUTOR_LOADING;
+	tell(e);
+	return 0;
+}
+
+void executor_fail(struct executor *e, const char *why)
+{
+	if (e->control_fd < 0)
+		return;
+	if (e->child)
+		child_kill(e->child);
+	snprintf(e->text, sizeof(e->text), "%s", why);
+	e->state = EXECUTOR_LOADING; /* no results are asked for any more */
+	on_death(e, e->text);
+}
+
+enum executor_state executor_state(const struct executor *e)
+{
+	return e->state;
+}
+
+struct ring *executor_ring(struct executor *e)
+{
+	return e->state == EXECUTOR_READY ? &e->ring : NULL;
+}
+
+const struct control_ready *executor_ready(const struct executor *e)
+{
+	return e->state == EXECUTOR_READY ? &e->ready : NULL;
+}
+
+const struct control_progress *executor_progress(const struct executor *e)
+{
+	return &e->progress;
+}
+
+const char *executor_text(const struct executor *e)
+{
+	return e->text;
+}
+
+uint64_t executor_retry_us(const struct executor *e)
+{
+	const uint64_t now = clock_us();
+
+	return e->retry_at_us > now ? e->retry_at_us - now : 0;
+}
+
+uint32_t executor_generation(const struct executor *e)
+{
+	return e->generation;
+}
+
+bool executor_is_dying(const struct executor *e)
+{
+	return e->dying;
+}
+
+bool executor_is_adopted(const struct executor *e)
+{
+	return e->adopted;
+}
+
+uint32_t executor_deaths(const struct executor *e)
+{
+	return e->deaths;
+}
+
+void executor_proved(struct executor *e)
+{
+	e->deaths = 0;
+}
+
+pid_t executor_pid(const struct executor *e)
+{
+	return e->pid;
+}

@@ -1,0 +1,538 @@
+/* Turns coming, ending, paused, timed out; the executor coming and going. */
+#include "daemon/sched/sched.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/sched/queue.h"
+
+#define TIMER_LEAST_US 1000 /* so that a deadline reached within a tick is no busy loop */
+#define FAULTS_MAX 2	    /* consecutive deaths that a turn in flight survives, plus one */
+
+static void set_state(struct turn_record *rec, uint32_t state)
+{
+	atomic_store_explicit(&rec->state, state, memory_order_release);
+}
+
+uint32_t sched_budget(const struct turn *t)
+{
+	const uint32_t left = turns_max_context(t->sched->turns) - t->rec->n_prompt;
+
+	return MIN(t->rec->max_tokens, left);
+}
+
+uint32_t sched_to_feed(const struct turn *t)
+{
+	/* the last token of a scored text predicts nothing that is asked for */
+	return t->rec->score ? t->rec->n_prompt - 1 : t->rec->n_ids;
+}
+
+enum turn_finish sched_verdict(const struct turn *t)
+{
+	struct turn_record *rec = t->rec;
+	const uint32_t last = turn_ids(t->sched->turns, rec)[rec->n_ids - 1];
+
+	if (rec->score)
+		return rec->n_scored == rec->n_prompt ? FINISH_SCORED : FINISH_NONE;
+	if (rec->n_ids > rec->n_prompt) {
+		for (uint32_t i = 0; i < rec->sampler.n_stop_ids; i++) {
+			if (rec->sampler.stop_ids[i] == last)
+				return FINISH_STOP;
+		}
+	}
+	return rec->n_ids - rec->n_prompt >= sched_budget(t) ? FINISH_LENGTH : FINISH_NONE;
+}
+
+static int on_pump(sd_event_source *source, void *userdata)
+{
+	(void)source;
+	sched_executor_changed(userdata);
+	return 0;
+}
+
+static void pump_later(struct sched *s)
+{
+	sd_event_source_set_enabled(s->pump, SD_EVENT_ONESHOT);
+}
+
+int sched_new(sd_event *loop, const struct sched_options *options, struct sched **ret)
+{
+	_cleanup_(sched_freep) struct sched *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s)
+		return -ENOMEM;
+	s->loop = sd_event_ref(loop);
+	s->settings = options->settings;
+	s->kv = options->kv;
+	s->turns = options->turns;
+	s->executor = options->executor;
+	s->n_slots = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
+	s->admit_uid = s->feed_uid = (uid_t)-1;
+	r = sd_event_add_defer(loop, &s->pump, on_pump, s);
+	if (r < 0)
+		return r;
+	sd_event_source_set_enabled(s->pump, SD_EVENT_OFF);
+	*ret = steal(s);
+	return 0;
+}
+
+struct sched *sched_free(struct sched *s)
+{
+	if (!s)
+		return NULL;
+	while (s->first) {
+		struct turn *t = s->first;
+
+		s->first = t->next;
+		t->sched = NULL;
+		t->next = t->prev = NULL;
+	}
+	sd_event_source_disable_unref(s->pump);
+	sd_event_source_disable_unref(s->timer);
+	sd_event_unref(s->loop);
+	free(s);
+	return NULL;
+}
+
+/* By time of acceptance; those of one microsecond in the order they came. */
+static void link_turn(struct sched *s, struct turn *t)
+{
+	struct turn *before = s->last;
+
+	while (before && before->rec->accepted_us > t->rec->accepted_us)
+		before = before->prev;
+	t->prev = before;
+	t->next = before ? before->next : s->first;
+	*(t->next ? &t->next->prev : &s->last) = t;
+	*(before ? &before->next : &s->first) = t;
+	t->sched = s;
+	t->turns = s->turns;
+}
+
+static void unlink_turn(struct sched *s, struct turn *t)
+{
+	*(t->next ? &t->next->prev : &s->last) = t->prev;
+	*(t->prev ? &t->prev->next : &s->first) = t->next;
+	t->next = t->prev = NULL;
+}
+
+/* Results under way for it are nobody's. */
+static void forget_flights(struct sched *s, const struct turn *t)
+{
+	for (uint32_t i = 0; i < s->n_flights; i++) {
+		for (uint32_t k = 0; k < s->flights[i].n_rows; k++) {
+			if (s->flights[i].rows[k].turn == t)
+				s->flights[i].rows[k].turn = NULL;
+		}
+	}
+}
+
+/* The record's state was changed already: from then on nobody believes its slot and pages. */
+static void give_up_places(struct turn *t)
+{
+	struct sched *s = t->sched;
+	struct turn_record *rec = t->rec;
+
+	if (rec->slot < s->n_slots && s->slots[rec->slot] == t)
+		s->slots[rec->slot] = NULL;
+	forget_flights(s, t);
+	kvpool_drop(s->kv, turn_page_table(s->turns, rec), rec->n_pages);
+	rec->n_pages = 0;
+	rec->slot = TURN_NO_SLOT;
+	t->n_in_flight = 0;
+	t->n_fed = t->n_pages_sent = 0;
+	t->sampling = false;
+}
+
+static void forget_kv(struct turn_record *rec)
+{
+	rec->n_kv = 0;
+	rec->last_step = 0;
+	turn_restart(rec);
+}
+
+void sched_put_back(struct turn *t)
+{
+	set_state(t->rec, TURN_QUEUED);
+	give_up_places(t);
+	forget_kv(t->rec);
+	t->replaying = t->untold = true;
+}
+
+static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct sched *s = userdata;
+
+	(void)source, (void)usec;
+	s->timer_at_us = 0;
+	sched_executor_changed(s);
+	return 0;
+}
+
+static void arm_timer(struct sched *s, uint64_t at_us)
+{
+	const uint64_t now = clock_us();
+	const uint64_t wait_us = MAX(at_us > now ? at_us - now : 0, (uint64_t)TIMER_LEAST_US);
+
+	if (s->timer_at_us == at_us)
+		return;
+	s->timer = sd_event_source_disable_unref(s->timer);
+	s->timer_at_us = 0;
+	if (at_us == 0)
+		return;
+	/* accuracy of a millisecond: deadlines need no better, and wake-ups may be joined */
+	if (sd_event_add_time_relative(s->loop, &s->timer, CLOCK_BOOTTIME, wait_us, US_PER_MS,
+				       on_timer, s) >= 0)
+		s->timer_at_us = at_us;
+}
+
+/* Ends those whose time is over, and sets the timer for the next: none if there is none. */
+static void keep_deadlines(struct sched *s)
+{
+	uint64_t next_us = 0;
+	bool again;
+
+	do {
+		again = false;
+		next_us = 0;
+		for (struct turn *t = s->first; t; t = t->next) {
+			const uint64_t at_us = t->rec->deadline_us;
+
+			if (at_us == 0)
+				continue;
+			if (at_us <= clock_us()) {
+				sched_finish(t, FINISH_DEADLINE); /* may end others: start over */
+				again = true;
+				break;
+			}
+			next_us = next_us == 0 ? at_us : MIN(next_us, at_us);
+		}
+	} while (again);
+	arm_timer(s, next_us);
+}
+
+uint32_t sched_pages(const struct sched *s, uint64_t n_tokens)
+{
+	const uint32_t page_tokens = kvpool_page_tokens(s->kv);
+
+	return (uint32_t)((n_tokens + page_tokens - 1) / page_tokens);
+}
+
+static int check_limits(const struct sched *s, const struct turn_record *rec, struct err *err)
+{
+	struct sched_counts all, own;
+
+	sched_count(s, (uid_t)-1, &all);
+	sched_count(s, rec->uid, &own);
+	if (own.queued_tokens + rec->n_prompt > s->settings->max_user_queued_tokens)
+		return err_set(err, -EAGAIN,
+			       "user %u has %llu tokens waiting; %u more would exceed "
+			       "MaxQueuedTokensPerUser=%u",
+			       rec->uid, (unsigned long long)own.queued_tokens, rec->n_prompt,
+			       s->settings->max_user_queued_tokens);
+	if (all.queued_tokens + rec->n_prompt > s->settings->max_queued_tokens)
+		return err_set(err, -EAGAIN,
+			       "%llu tokens are waiting; %u more would exceed MaxQueuedTokens=%u",
+			       (unsigned long long)all.queued_tokens, rec->n_prompt,
+			       s->settings->max_queued_tokens);
+	return 0;
+}
+
+int sched_submit(struct sched *s, struct turn *t, struct err *err)
+{
+	struct turn_record *rec = t->rec;
+	const uint32_t max_context = turns_max_context(s->turns);
+	uint64_t n_tokens;
+	int r;
+
+	if (rec->n_prompt == 0)
+		return err_set(err, -EINVAL, "the prompt has no token");
+	if (rec->n_prompt > max_context || (!rec->score && rec->n_prompt == max_context))
+		return err_set(err, -ENOSPC, "the prompt has %u tokens; the context has %u",
+			       rec->n_prompt, max_context);
+	n_tokens = MIN((uint64_t)rec->n_prompt + (rec->score ? 0 : rec->max_tokens),
+		       (uint64_t)max_context);
+	if (sched_pages(s, n_tokens) > kvpool_pages(s->kv) ||
+	    sched_pages(s, n_tokens) > turns_max_pages(s->turns))
+		return err_set(err, -ENOSPC, "%llu tokens need %u KV pages; there are %u",
+			       (unsigned long long)n_tokens, sched_pages(s, n_tokens),
+			       MIN(kvpool_pages(s->kv), turns_max_pages(s->turns)));
+	r = check_limits(s, rec, err);
+	if (r < 0)
+		return r;
+
+	rec->n_ids = MAX(rec->n_ids, rec->n_prompt);
+	rec->slot = TURN_NO_SLOT;
+	rec->stop_id = UINT32_MAX;
+	rec->n_pages = rec->finish = 0;
+	rec->n_scored = rec->score && rec->n_prompt == 1; /* the first token has no log-probability */
+	turn_logprobs(s->turns, rec)[0] = NAN;
+	forget_kv(rec);
+	t->n_fed = t->n_pages_sent = t->n_in_flight = 0;
+	t->last_pushed = 0;
+	t->sampling = t->replaying = false;
+	link_turn(s, t);
+	set_state(rec, TURN_QUEUED);
+	pump_later(s);
+	return 0;
+}
+
+static void look_at_executor(struct sched *s);
+
+/* Whether the executor holds what the record says: then the turn goes on in its slot. */
+static bool take_place(struct sched *s, struct turn *t)
+{
+	struct turn_record *rec = t->rec;
+
+	if (atomic_load(&rec->state) != TURN_RUNNING || !executor_is_adopted(s->executor) ||
+	    s->ring_ino == 0 || rec->ring_ino != s->ring_ino || rec->slot >= s->n_slots || s->slots[rec->slot] ||
+	    rec->n_pages * sizeof(kv_page) > STEP_PAYLOAD_BYTES / 2 ||
+	    kvpool_claim(s->kv, rec->uid, turn_page_table(s->turns, rec), rec->n_pages) < 0)
+		return false;
+	s->slots[rec->slot] = t;
+	return true;
+}
+
+/* The turn goes on where its record is; with steps under way, that is known when they are done. */
+static void resume_place(struct turn *t)
+{
+	t->n_fed = t->rec->n_kv;
+	t->n_pages_sent = 0; /* the slot may have missed the last ones */
+	t->sampling = t->rec->sampled != 0;
+}
+
+int sched_adopt(struct sched *s, struct turn *t, struct err *err)
+{
+	struct turn_record *rec = t->rec;
+	const uint32_t state = atomic_load(&rec->state);
+
+	if (state != TURN_QUEUED && state != TURN_RUNNING)
+		return err_set(err, -EINVAL, "turn %016llx is neither queued nor running",
+			       (unsigned long long)rec->id);
+	if (rec->n_prompt > turns_max_context(s->turns))
+		return err_set(err, -EINVAL, "turn %016llx does not fit the context",
+			       (unsigned long long)rec->id);
+	look_at_executor(s);
+	s->unsettled = true;
+	t->n_in_flight = 0;
+	t->last_pushed = 0;
+	link_turn(s, t);
+	if (take_place(s, t)) {
+		resume_place(t);
+	} else {
+		set_state(rec, TURN_QUEUED);
+		rec->n_pages = 0; /* not claimed, so nothing to drop */
+		rec->slot = TURN_NO_SLOT;
+		forget_kv(rec);
+		t->n_fed = t->n_pages_sent = 0;
+		t->sampling = false;
+		t->replaying = true;
+	}
+	pump_later(s);
+	return 0;
+}
+
+void sched_finish(struct turn *t, enum turn_finish finish)
+{
+	struct sched *s = t->sched;
+	struct turn_record *rec = t->rec;
+
+	if (!s)
+		return;
+	if (finish == FINISH_STOP)
+		rec->stop_id = turn_ids(s->turns, rec)[rec->n_ids - 1];
+	rec->finish = finish;
+	rec->ended_us = clock_us();
+	set_state(rec, TURN_ENDED);
+	give_up_places(t);
+	unlink_turn(s, t);
+	t->sched = NULL;
+	if (finish == FINISH_STOP || finish == FINISH_STOP_STRING || finish == FINISH_LENGTH ||
+	    finish == FINISH_SCORED) {
+		executor_proved(s->executor);
+		s->deaths = 0;
+	}
+	pump_later(s);
+	if (t->on_end)
+		t->on_end(t);
+}
+
+void sched_pause(struct turn *t, bool paused)
+{
+	if (t->paused == paused)
+		return;
+	t->paused = paused;
+	if (t->sched)
+		pump_later(t->sched);
+}
+
+void sched_release(struct turn *t)
+{
+	if (t->sched)
+		sched_finish(t, FINISH_CANCELLED);
+	if (t->rec && t->turns)
+		turns_drop(t->turns, t->rec);
+	t->rec = NULL;
+}
+
+/* An earlier life may have stored a turn's last token, and not yet that it is the last. */
+static void end_settled(struct sched *s)
+{
+	struct turn *t = s->first;
+
+	s->unsettled = false;
+	while (t) {
+		const enum turn_finish finish = sched_verdict(t);
+
+		if (finish == FINISH_NONE) {
+			t = t->next;
+			continue;
+		}
+		sched_finish(t, finish);
+		t = s->first; /* callbacks may have ended others */
+	}
+}
+
+/* Steps of an earlier life's executor end in the ring; what is sure is only known after them. */
+static void check_drained(struct sched *s)
+{
+	struct ring *ring = executor_ring(s->executor);
+	struct turn *t;
+
+	if (!s->draining || !ring || ring_in_flight(ring) > 0)
+		return;
+	s->draining = false;
+	kvpool_idle(s->kv);
+	for (t = s->first; t; t = t->next) {
+		if (t->rec->slot != TURN_NO_SLOT)
+			resume_place(t);
+	}
+}
+
+/* Those that were put back hear of it; one at a time, for a callback may end any of them. */
+static void tell_put_back(struct sched *s)
+{
+	struct turn *t = s->first;
+
+	while (t) {
+		if (!t->untold) {
+			t = t->next;
+			continue;
+		}
+		t->untold = false;
+		if (t->on_state)
+			t->on_state(t);
+		t = s->first;
+	}
+}
+
+/* All KV is lost: those that were in flight when it died are suspects. */
+static void restart_turns(struct sched *s, bool died)
+{
+	struct turn *t;
+	uint32_t n_suspects = 0;
+
+	for (t = s->first; t; t = t->next) {
+		if (atomic_load(&t->rec->state) != TURN_RUNNING)
+			continue;
+		if (died && t->n_in_flight > 0) {
+			/* a first death in a row does not follow one that the turn was in */
+			t->rec->n_faults = s->deaths > 1 ? t->rec->n_faults + 1 : 1;
+			n_suspects += t->rec->n_faults >= FAULTS_MAX;
+		}
+		sched_put_back(t);
+	}
+	s->n_flights = 0;
+	s->done = 0;
+	for (uint32_t i = 0; i < STEP_ROWS_MAX; i++)
+		s->slot_busy[i] = 0;
+	kvpool_idle(s->kv);
+	while (n_suspects-- > 0) {
+		for (t = s->first; t && t->rec->n_faults < FAULTS_MAX; t = t->next)
+			;
+		if (t)
+			sched_finish(t, FINISH_FAULT);
+	}
+	tell_put_back(s);
+}
+
+/* Notices what happened to the executor since the last look. */
+static void look_at_executor(struct sched *s)
+{
+	const uint32_t generation = executor_generation(s->executor);
+	const uint32_t deaths = executor_deaths(s->executor);
+	const bool died = deaths > s->deaths;
+	struct ring *ring = executor_ring(s->executor);
+	struct stat st;
+
+	s->ring_ino = ring && fstat(ring->memfd, &st) == 0 ? st.st_ino : 0;
+	if (generation != s->generation && s->generation == 0 && executor_is_adopted(s->executor)) {
+		/* the first one seen, and it comes from an earlier life with its slots */
+		s->generation = generation;
+		s->deaths = deaths;
+		s->draining = true; /* ends when the ring is empty */
+		return;
+	}
+	s->deaths = deaths;
+	if (generation == s->generation && !died)
+		return;
+	s->generation = generation;
+	s->draining = false;
+	restart_turns(s, died);
+}
+
+void sched_executor_changed(struct sched *s)
+{
+	look_at_executor(s);
+	sched_apply(s);
+	check_drained(s);
+	if (s->unsettled && !s->draining)
+		end_settled(s);
+	keep_deadlines(s);
+	sched_admit(s);
+	sched_push(s);
+	tell_put_back(s);
+}
+
+void sched_results(struct sched *s)
+{
+	sched_executor_changed(s);
+}
+
+void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret)
+{
+	*ret = (struct sched_counts){ 0 };
+	for (const struct turn *t = s->first; t; t = t->next) {
+		if (uid != (uid_t)-1 && t->rec->uid != uid)
+			continue;
+		ret->n_paused += t->paused;
+		if (t->rec->slot != TURN_NO_SLOT) {
+			ret->n_running++;
+		} else {
+			ret->n_queued++;
+			ret->queued_tokens += t->rec->n_ids;
+		}
+	}
+}
+
+bool sched_is_idle(const struct sched *s)
+{
+	struct ring *ring = executor_ring(s->executor);
+
+	return !s->first && (!ring || ring_in_flight(ring) == 0);
+}
+
+uint64_t sched_steps(const struct sched *s)
+{
+	return s->n_steps;
+}
+
+uint64_t sched_deep_steps(const struct sched *s)
+{
+	return s->n_deep_steps;
+}

@@ -1,0 +1,250 @@
+/* From options to a running server, and back to an exit code. */
+#include "daemon/server/broker.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "daemon/base/fdstore.h"
+#include "daemon/base/log.h"
+#include "daemon/base/settings.h"
+#include "daemon/exec/weights/checkpoint.h"
+#include "daemon/server/health.h"
+#include "daemon/server/server.h"
+
+#ifndef STEAMD_SYSCONFDIR
+#define STEAMD_SYSCONFDIR "/etc/steamd"
+#endif
+#ifndef STEAMD_LIBEXECDIR
+#define STEAMD_LIBEXECDIR "/usr/libexec/steamd"
+#endif
+
+static int apply_sets(struct settings *s, const struct options *o, struct err *err)
+{
+	for (uint32_t i = 0; i < o->n_sets; i++) {
+		_cleanup_(freep) char *assignment = NULL;
+		int r;
+
+		if (o->sets[i].key)
+			r = asprintf(&assignment, "%s=%s", o->sets[i].key, o->sets[i].value);
+		else
+			r = asprintf(&assignment, "%s", o->sets[i].value);
+		if (r < 0) {
+			assignment = NULL;
+			return -ENOMEM;
+		}
+		r = settings_set(s, assignment, "command line", err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static int read_settings(struct settings *ret, void *userdata, struct err *err)
+{
+	const struct options *o = userdata;
+	int r;
+
+	r = settings_init(ret);
+	if (r < 0)
+		return err_set(err, r, "out of memory");
+	if (o->config)
+		r = settings_read(ret, o->config, true, NULL, err);
+	else if (!o->has_model)
+		r = settings_read(ret, STEAMD_SYSCONFDIR "/steamd.conf", false,
+				  STEAMD_SYSCONFDIR "/conf.d", err);
+	return r < 0 ? r : apply_sets(ret, o, err);
+}
+
+static int inspect(const struct options *o)
+{
+	_cleanup_(settings_deinit) struct settings s = { 0 };
+	struct err err = { 0 };
+	char size[64];
+
+	if (o->memory) {
+		/* the size is written as those of the settings are */
+		snprintf(size, sizeof(size), "KVCacheSize=%s", o->memory);
+		if (settings_init(&s) < 0 || settings_set(&s, size, "--memory", &err) < 0) {
+			fprintf(stderr, "steamd: --memory: %s\n", err.text);
+			return BROKER_USAGE;
+		}
+	}
+	if (checkpoint_inspect(o->inspect, s.kv_cache_size, stdout, &err) < 0) {
+		fflush(stdout);
+		fprintf(stderr, "steamd: %s\n", err.text);
+		return BROKER_REFUSED;
+	}
+	return BROKER_OK;
+}
+
+/* The executor beside this program in a build tree, or where both were installed. */
+static void find_executor(char *path, size_t size)
+{
+	static const char *const beside[] = { "steamd-exec-cpu", "exec/steamd-exec-cpu",
+					      "daemon/exec/steamd-exec-cpu",
+					      "../libexec/steamd/steamd-exec-cpu" };
+	char self[PATH_MAX] = "";
+	const ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	char *slash = n > 0 ? strrchr(self, '/') : NULL;
+
+	for (size_t i = 0; slash && i < ARRAY_SIZE(beside); i++) {
+		slash[1] = '\0';
+		if ((size_t)snprintf(path, size, "%s%s", self, beside[i]) < size &&
+		    access(path, X_OK) == 0)
+			return;
+	}
+	snprintf(path, size, "%s/steamd-exec-cpu", STEAMD_LIBEXECDIR);
+}
+
+/* The socket of the executor's own unit, where the service manager runs us both. */
+static const char *find_unit_socket(char *path, size_t size)
+{
+	const char *runtime = getenv("XDG_RUNTIME_DIR");
+
+	if (!getenv("NOTIFY_SOCKET"))
+		return NULL;
+	snprintf(path, size, "%s/steamd-exec-cpu.sock", runtime && runtime[0] ? runtime : "/run");
+	return access(path, F_OK) == 0 ? path : NULL;
+}
+
+static int on_reload_signal(sd_event_source *source, const struct signalfd_siginfo *si,
+			    void *userdata)
+{
+	_cleanup_(freep) char *json = NULL;
+	struct err err = { 0 };
+
+	(void)source, (void)si;
+	if (server_reload(userdata, &json, &err) < 0)
+		log_error("not reloaded: %s", err.text);
+	return 0;
+}
+
+static void on_ready(void *userdata)
+{
+	(void)userdata;
+	if (!getenv("NOTIFY_SOCKET"))
+		fputs("ready\n", stderr);
+}
+
+static int block_signals(void)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGCHLD);
+	signal(SIGPIPE, SIG_IGN);
+	return sigprocmask(SIG_BLOCK, &set, NULL) < 0 ? -errno : 0;
+}
+
+static int open_loop(sd_event **ret)
+{
+	int r;
+
+	r = block_signals();
+	if (r >= 0)
+		r = sd_event_default(ret);
+	if (r >= 0)
+		r = sd_event_add_signal(*ret, NULL, SIGTERM, NULL, NULL);
+	if (r >= 0)
+		r = sd_event_add_signal(*ret, NULL, SIGINT, NULL, NULL);
+	return r;
+}
+
+static void loopp(sd_event **loop)
+{
+	sd_event_unref(*loop);
+}
+
+static int serve(const struct options *o, struct settings *settings, struct err *err)
+{
+	_cleanup_(loopp) sd_event *loop = NULL;
+	_cleanup_(server_freep) struct server *server = NULL;
+	char program[PATH_MAX], unit_socket[PATH_MAX];
+	struct server_options options = {
+		.settings = settings,
+		.program = program,
+		.foreground = !getenv("NOTIFY_SOCKET"),
+		.reread = read_settings,
+		.on_ready = on_ready,
+		.userdata = (void *)o,
+	};
+	int r;
+
+	find_executor(program, sizeof(program));
+	options.unit_socket = find_unit_socket(unit_socket, sizeof(unit_socket));
+	if (settings->state_directory[0] && mkdir(settings->state_directory, 0700) < 0 &&
+	    errno != EEXIST)
+		return err_set(err, -errno, "cannot make '%s': %s", settings->state_directory,
+			       strerror(errno));
+
+	fdstore_init();
+	r = open_loop(&loop);
+	if (r < 0)
+		return err_set(err, r, "no event loop: %s", strerror(-r));
+	r = server_new(loop, &options, &server, err);
+	if (r < 0)
+		return r;
+	r = sd_event_add_signal(loop, NULL, SIGHUP, on_reload_signal, server);
+	if (r < 0)
+		return err_set(err, r, "SIGHUP cannot be watched: %s", strerror(-r));
+	r = server_listen(server, err);
+	if (r < 0)
+		return r;
+	r = server_load(server, err);
+	if (r < 0)
+		return r;
+	health_ready(server->health);
+
+	r = sd_event_loop(loop);
+	fdstore_notify("STOPPING=1");
+	if (r < 0)
+		return err_set(err, r, "the event loop failed: %s", strerror(-r));
+	return r;
+}
+
+static int log_level(const struct settings *s)
+{
+	static const struct {
+		const char *name;
+		int level;
+	} levels[] = { { "error", LOG_ERR }, { "warning", LOG_WARNING }, { "debug", LOG_DEBUG } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(levels); i++) {
+		if (strcmp(s->log_level, levels[i].name) == 0)
+			return levels[i].level;
+	}
+	return LOG_INFO;
+}
+
+int broker_run(const struct options *o)
+{
+	_cleanup_(settings_deinit) struct settings settings = { 0 };
+	struct err err = { 0 };
+	int r;
+
+	if (o->action == OPTIONS_INSPECT)
+		return inspect(o);
+	if (read_settings(&settings, (void *)o, &err) < 0) {
+		fprintf(stderr, "steamd: %s\n", err.text);
+		return BROKER_CONFIG;
+	}
+	if (o->action == OPTIONS_CHECK_CONFIG)
+		return BROKER_OK;
+	if (o->action == OPTIONS_PRINT_CONFIG) {
+		settings_print(&settings, stdout);
+		return BROKER_OK;
+	}
+	log_init("steamd", log_level(&settings));
+	r = serve(o, &settings, &err);
+	if (r >= 0)
+		return r;
+	log_error("%s", err.text);
+	return BROKER_SYSTEM;
+}

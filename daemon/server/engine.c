@@ -1,0 +1,308 @@
+/* Sizing, making and adopting what computes. */
+#include "daemon/server/engine.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "daemon/base/fdstore.h"
+#include "daemon/base/log.h"
+
+#define CONTEXT_DEFAULT 65536u
+
+static uint32_t wanted_context(const struct settings *s, const struct config *c,
+			       struct engine_plan *plan)
+{
+	if (s->context == 0)
+		return MIN(CONTEXT_DEFAULT, c->max_positions);
+	if (s->context > c->max_positions) {
+		snprintf(plan->warning, sizeof(plan->warning),
+			 "Context=%u is more than the model's %u positions; %u is used", s->context,
+			 c->max_positions, c->max_positions);
+		return c->max_positions;
+	}
+	return s->context;
+}
+
+int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram_bytes,
+		  struct engine_plan *ret, struct err *err)
+{
+	/* the reference instruction set keeps KV in F32, all others in BF16 */
+	const uint32_t element_bytes = strcmp(s->isa, "ref") == 0 ? 4 : 2;
+	struct engine_plan plan = { .page_tokens = s->page_tokens };
+	uint64_t bytes = s->kv_cache_size, n_pages;
+	const uint32_t context = wanted_context(s, c, &plan);
+	const uint64_t whole = ((uint64_t)context + plan.page_tokens - 1) / plan.page_tokens;
+
+	if (plan.page_tokens % 8 != 0)
+		return err_set(err, -EINVAL, "PageTokens=%u is not a multiple of 8",
+			       plan.page_tokens);
+
+	plan.page_bytes = config_kv_bytes(c, element_bytes) * plan.page_tokens;
+	if (bytes == 0)
+		bytes = MIN(whole * plan.page_bytes, ram_bytes / 4);
+	n_pages = bytes / plan.page_bytes;
+	if (n_pages == 0)
+		return err_set(err, -EINVAL,
+			       "a KV cache of %llu bytes does not hold one page of %llu bytes",
+			       (unsigned long long)bytes, (unsigned long long)plan.page_bytes);
+	plan.n_pages = (uint32_t)MIN(n_pages, (uint64_t)KV_PAGE_NONE - 1);
+
+	plan.max_context = context;
+	if ((uint64_t)plan.n_pages * plan.page_tokens < context) {
+		plan.max_context = plan.n_pages * plan.page_tokens;
+		snprintf(plan.warning, sizeof(plan.warning),
+			 "the KV cache of %u pages holds %u tokens; Context is %u",
+			 plan.n_pages, plan.max_context, context);
+	}
+	plan.pages_per_turn =
+		(plan.max_context + plan.page_tokens - 1) / plan.page_tokens + 1;
+	*ret = plan;
+	return 0;
+}
+
+static void configure(const struct settings *s, const struct engine_plan *plan, const char *dir,
+		      struct control_configure *ret)
+{
+	*ret = (struct control_configure){
+		.kind = CONTROL_CONFIGURE,
+		.version = CONTROL_VERSION,
+		.arena_bytes = (uint64_t)plan->n_pages * plan->page_bytes,
+		.n_pages = plan->n_pages,
+		.page_tokens = plan->page_tokens,
+		.page_bytes_lo = (uint32_t)plan->page_bytes,
+		.page_bytes_hi = (uint32_t)(plan->page_bytes >> 32),
+		.n_slots = s->max_batch,
+		.max_context = plan->max_context,
+		.max_batch_tokens = MIN(s->batch_tokens, (uint32_t)STEP_TOKENS_MAX),
+		.n_threads = s->threads,
+	};
+	snprintf(ret->isa, sizeof(ret->isa), "%s", s->isa);
+	snprintf(ret->model, sizeof(ret->model), "%s", dir);
+}
+
+static void on_executor_state(struct executor *executor, void *userdata)
+{
+	struct engine *e = userdata;
+
+	(void)executor;
+	if (e->sched)
+		sched_executor_changed(e->sched);
+	e->options.on_state(e->options.userdata);
+}
+
+static void on_executor_results(struct executor *executor, void *userdata)
+{
+	struct engine *e = userdata;
+
+	(void)executor;
+	if (e->sched)
+		sched_results(e->sched);
+}
+
+static void adopt_turns(struct engine *e, int stored_fd)
+{
+	struct err err = { 0 };
+	int r;
+
+	r = turns_adopt(stored_fd, &e->turns, &err);
+	if (r < 0) {
+		log_warning("stored turns are not taken over: %s", err.text);
+		close(stored_fd);
+		return;
+	}
+	if (turns_max_context(e->turns) == e->plan.max_context) {
+		e->adopted = true;
+		return;
+	}
+	log_warning("stored turns are not taken over: they are for a context of %u, now it is %u",
+		    turns_max_context(e->turns), e->plan.max_context);
+	e->turns = turns_free(e->turns);
+}
+
+static void adopt_arena(struct engine *e, int arena_fd)
+{
+	struct err err = { 0 };
+	int r;
+
+	r = kvpool_adopt(arena_fd, e->plan.n_pages, e->plan.page_bytes, e->plan.page_tokens, &e->kv,
+			 &err);
+	if (r < 0) {
+		log_warning("the stored KV arena is not taken over: %s", err.text);
+		close(arena_fd);
+	}
+}
+
+/*
+ * What the stored executor was configured with. Arena, turns and executor are
+ * taken over only by a broker that would configure them exactly so.
+ */
+static bool stored_fits(const struct control_configure *now)
+{
+	_cleanup_(closep) int fd = fdstore_take("exec-config");
+	_cleanup_(freep) struct control_configure *then = malloc(sizeof(*then));
+
+	return fd >= 0 && then && pread(fd, then, sizeof(*then), 0) == (ssize_t)sizeof(*then) &&
+	       memcmp(then, now, sizeof(*now)) == 0;
+}
+
+static int store_configuration(const struct control_configure *now, struct err *err)
+{
+	_cleanup_(closep) int fd = memfd_create("steamd-config", MFD_CLOEXEC);
+
+	if (fd < 0 || pwrite(fd, now, sizeof(*now), 0) != (ssize_t)sizeof(*now))
+		return err_set(err, -ENOMEM, "cannot store the executor's configuration");
+	fdstore_remove("exec-config");
+	return fdstore_put("exec-config", fd, 0);
+}
+
+static void adopt_memory(struct engine *e)
+{
+	const int arena_fd = fdstore_take("arena"), stored_fd = fdstore_take("turns");
+
+	if (arena_fd >= 0)
+		adopt_arena(e, arena_fd);
+	if (stored_fd >= 0)
+		adopt_turns(e, stored_fd);
+}
+
+/* Makes what was not adopted, and stores it. */
+static int make_memory(struct engine *e, struct err *err)
+{
+	int r;
+
+	if (!e->kv) {
+		r = kvpool_new(e->plan.n_pages, e->plan.page_bytes, e->plan.page_tokens, &e->kv,
+			       err);
+		if (r < 0)
+			return r;
+		fdstore_remove("arena");
+		r = fdstore_put("arena", kvpool_fd(e->kv), 0);
+		if (r < 0)
+			return err_set(err, r, "cannot store the KV arena: %s", strerror(-r));
+	}
+	if (!e->turns) {
+		r = turns_new(e->plan.max_context, e->plan.pages_per_turn, &e->turns, err);
+		if (r < 0)
+			return r;
+		fdstore_remove("turns");
+		r = fdstore_put("turns", turns_fd(e->turns), 0);
+		if (r < 0)
+			return err_set(err, r, "cannot store the turns: %s", strerror(-r));
+	}
+	return 0;
+}
+
+/* Takes over the stored executor if all its parts are there. Returns whether it did. */
+static bool adopt_executor(struct engine *e, bool same_arena)
+{
+	int control_fd = fdstore_take("exec-ctl"), ring_fd = fdstore_take("ring");
+	int down_fd = fdstore_take("ring-down"), up_fd = fdstore_take("ring-up");
+	struct ring ring = { 0 };
+	struct err err = { 0 };
+	int r = -ENOENT;
+
+	if (control_fd >= 0 && ring_fd >= 0 && down_fd >= 0 && up_fd >= 0 && same_arena) {
+		r = ring_map(ring_fd, down_fd, up_fd, &ring, &err);
+		if (r >= 0) {
+			r = executor_adopt(e->executor, control_fd, &ring, &err);
+			if (r >= 0)
+				return true;
+			log_warning("the stored executor is not taken over: %s", err.text);
+			return false;
+		}
+		log_warning("the stored steps are not taken over: %s", err.text);
+	}
+	closep(&control_fd);
+	closep(&ring_fd);
+	closep(&down_fd);
+	closep(&up_fd);
+	fdstore_remove("exec-ctl");
+	fdstore_remove("ring");
+	fdstore_remove("ring-down");
+	fdstore_remove("ring-up");
+	return false;
+}
+
+static uint64_t ram_bytes(void)
+{
+	const long pages = sysconf(_SC_PHYS_PAGES), bytes = sysconf(_SC_PAGESIZE);
+
+	return pages > 0 && bytes > 0 ? (uint64_t)pages * (uint64_t)bytes : 1ull << 30;
+}
+
+int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
+	       struct engine **ret, struct err *err)
+{
+	_cleanup_(engine_freep) struct engine *e = calloc(1, sizeof(*e));
+	struct executor_options executor = { 0 };
+	struct sched_options sched = { .settings = options->settings };
+	bool same_arena;
+	int r;
+
+	if (!e)
+		return err_set(err, -ENOMEM, "out of memory");
+	e->options = *options;
+	r = engine_reckon(options->settings, &model->config, ram_bytes(), &e->plan, err);
+	if (r < 0)
+		return r;
+
+	configure(options->settings, &e->plan, model->dir, &executor.configure);
+	if (stored_fits(&executor.configure))
+		adopt_memory(e);
+	else
+		fdstore_discard_rest(); /* an executor of an earlier life sees the end of its socket */
+	same_arena = e->kv && e->turns;
+	r = make_memory(e, err);
+	if (r < 0)
+		return r;
+	r = store_configuration(&executor.configure, err);
+	if (r < 0)
+		return r;
+
+	executor.unit_socket = options->unit_socket;
+	executor.program = options->program;
+	executor.arena_fd = kvpool_fd(e->kv);
+	executor.on_state = on_executor_state;
+	executor.on_results = on_executor_results;
+	executor.userdata = e;
+	r = executor_new(loop, &executor, &e->executor, err);
+	if (r < 0)
+		return r;
+
+	sched.kv = e->kv;
+	sched.turns = e->turns;
+	sched.executor = e->executor;
+	r = sched_new(loop, &sched, &e->sched);
+	if (r < 0)
+		return err_set(err, r, "cannot make the scheduler: %s", strerror(-r));
+
+	if (!adopt_executor(e, same_arena)) {
+		r = executor_start(e->executor, NULL, err);
+		if (r < 0)
+			return r;
+	}
+	fdstore_discard_rest();
+	*ret = steal(e);
+	return 0;
+}
+
+struct engine *engine_free(struct engine *e, bool stop)
+{
+	if (!e)
+		return NULL;
+	if (stop && e->executor)
+		executor_stop(e->executor);
+	sched_free(e->sched);
+	executor_free(e->executor);
+	turns_free(e->turns);
+	kvpool_free(e->kv);
+	if (stop) {
+		fdstore_remove("turns");
+		fdstore_remove("arena");
+		fdstore_remove("exec-config");
+	}
+	free(e);
+	return NULL;
+}

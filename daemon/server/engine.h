@@ -1,0 +1,58 @@
+/*
+ * What computes for one model: the KV arena, the turns' memory, the executor
+ * and the scheduler over them, sized from settings and model, made afresh or
+ * adopted from the service manager's descriptor store.
+ */
+#pragma once
+
+#include "daemon/sched/sched.h"
+#include "daemon/server/textmodel.h"
+
+struct engine_options {
+	const struct settings *settings; /* outlives the engine */
+	const char *program;		 /* the executor to fork, or */
+	const char *unit_socket;	 /* the socket of its unit; NULL: fork */
+	void (*on_state)(void *userdata); /* of the executor: state or progress changed */
+	void *userdata;
+};
+
+/* How much of everything, reckoned before anything is made. */
+struct engine_plan {
+	uint32_t page_tokens, n_pages, max_context, pages_per_turn;
+	uint64_t page_bytes;
+	char warning[256]; /* empty, or why max_context is less than Context= */
+};
+
+struct engine {
+	struct engine_options options;
+	struct engine_plan plan;
+	struct kvpool *kv;
+	struct turns *turns;
+	struct executor *executor;
+	struct sched *sched;
+	bool adopted; /* the turns are from an earlier life: see turns_next() */
+};
+
+/*
+ * @ram_bytes	of the machine, for the default of KVCacheSize=
+ *
+ * Returns 0, or -EINVAL with the numbers if the KV cache does not hold one page.
+ */
+int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram_bytes,
+		  struct engine_plan *ret, struct err *err);
+
+/*
+ * Makes or adopts everything and starts the executor; its state follows as
+ * events. Adopted turns are not yet with the scheduler. Returns 0 or a
+ * negative errno with a sentence.
+ */
+int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
+	       struct engine **ret, struct err *err);
+
+/* @stop: ends a parked executor too and forgets what was stored; else it lives on for the next broker. */
+struct engine *engine_free(struct engine *e, bool stop);
+
+static inline void engine_freep(struct engine **e)
+{
+	*e = engine_free(*e, true);
+}

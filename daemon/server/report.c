@@ -1,0 +1,272 @@
+/* Status, ps and models as JSON. */
+#include "daemon/server/report.h"
+
+#include <jansson.h>
+#include <string.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/server/stream.h"
+
+#ifndef STEAMD_VERSION
+#define STEAMD_VERSION "unknown"
+#endif
+
+static void put(json_t *object, const char *key, json_t *value)
+{
+	json_object_set_new(object, key, value); /* NULL is an error that json_dumps() survives */
+}
+
+static json_t *integer(uint64_t value)
+{
+	return json_integer((json_int_t)value);
+}
+
+static char *dump(json_t *object)
+{
+	char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
+
+	json_decref(object);
+	return text;
+}
+
+static json_t *describe_names(const struct server *s)
+{
+	json_t *names = json_array();
+	const char *at = s->settings->model_aliases;
+
+	while (*at) {
+		const size_t len = strcspn(at, " ");
+
+		if (len > 0)
+			json_array_append_new(names, json_stringn(at, len));
+		at += len + strspn(at + len, " ");
+	}
+	return names;
+}
+
+static json_t *describe_model(const struct server *s)
+{
+	const struct textmodel *m = s->model;
+	const struct config *c = &m->config;
+	json_t *o = json_object();
+	const char *warning;
+
+	put(o, "name", json_string(textmodel_name(m, s->settings)));
+	put(o, "aliases", describe_names(s));
+	put(o, "directory", json_string(m->dir));
+	put(o, "architecture", json_string("glm4_moe"));
+	put(o, "parameters", integer(m->parameters));
+	put(o, "active_parameters", integer(m->active_parameters));
+	put(o, "file_bytes", integer(m->file_bytes));
+	put(o, "layers", integer(c->layers));
+	put(o, "experts", integer(c->experts));
+	put(o, "vocab", integer(m->vocab_real));
+	put(o, "max_positions", integer(c->max_positions));
+	put(o, "chat_template",
+	    json_string(chat_layout_name(textmodel_layout(m, s->settings, &warning))));
+	return o;
+}
+
+static json_t *describe_sampling(const struct server *s)
+{
+	struct textmodel_defaults d;
+	json_t *o = json_object();
+
+	textmodel_defaults(s->model, s->settings, &d);
+#define ONE(member, key, builtin)                                                                  \
+	put(o, #member,                                                                            \
+	    json_pack("{s:f, s:s}", "value", d.member.value, "from",                               \
+		      d.member.origin ? d.member.origin : "?"));
+	TEXTMODEL_SAMPLERS(ONE)
+#undef ONE
+	put(o, "max_tokens", json_pack("{s:i, s:s}", "value", (int)s->settings->max_tokens, "from",
+				       settings_origin(s->settings, "MaxTokens")));
+	return o;
+}
+
+static json_t *describe_warnings(const struct server *s)
+{
+	json_t *list = json_array();
+	const char *warning = NULL;
+
+	if (s->model) {
+		textmodel_layout(s->model, s->settings, &warning);
+		if (warning)
+			json_array_append_new(list, json_string(warning));
+		for (uint32_t i = 0; i < s->model->config.n_warnings; i++)
+			json_array_append_new(list, json_string(s->model->config.warnings[i]));
+	}
+	if (s->engine && s->engine->plan.warning[0])
+		json_array_append_new(list, json_string(s->engine->plan.warning));
+	return list;
+}
+
+static json_t *describe_executor(const struct engine *e)
+{
+	const struct control_ready *ready = executor_ready(e->executor);
+	const struct control_progress *progress = executor_progress(e->executor);
+	json_t *o = json_object();
+
+	put(o, "state", json_string(executor_state_name(executor_state(e->executor))));
+	put(o, "pid", json_integer(executor_pid(e->executor)));
+	put(o, "starts", integer(executor_generation(e->executor)));
+	put(o, "deaths", integer(executor_deaths(e->executor)));
+	put(o, "retry_after_ms", integer(executor_retry_us(e->executor) / US_PER_MS));
+	put(o, "text", json_string(executor_text(e->executor)));
+	if (executor_state(e->executor) == EXECUTOR_LOADING && progress) {
+		put(o, "percent", integer(progress->percent));
+		put(o, "bytes_per_second", integer(progress->bytes_per_second));
+	}
+	if (ready) {
+		put(o, "isa", json_string(ready->isa));
+		put(o, "device", json_string(ready->device));
+		put(o, "threads", integer(ready->n_threads));
+		put(o, "weight_bytes", integer(ready->weight_bytes));
+		put(o, "huge_page_bytes", integer(ready->huge_bytes));
+		put(o, "decode_bytes", integer(ready->decode_bytes));
+		put(o, "load_ms", integer(ready->load_us / US_PER_MS));
+	}
+	return o;
+}
+
+static json_t *describe_kv(const struct engine *e)
+{
+	json_t *o = json_object();
+
+	put(o, "pages", integer(kvpool_pages(e->kv)));
+	put(o, "free_pages", integer(kvpool_free_pages(e->kv)));
+	put(o, "page_tokens", integer(e->plan.page_tokens));
+	put(o, "page_bytes", integer(e->plan.page_bytes));
+	put(o, "bytes", integer(e->plan.n_pages * e->plan.page_bytes));
+	return o;
+}
+
+static json_t *describe_limits(const struct server *s)
+{
+	const struct settings *t = s->settings;
+	json_t *o = json_object();
+
+	put(o, "connections", integer(t->max_connections));
+	put(o, "connections_per_user", integer(t->max_user_connections));
+	put(o, "requests_per_connection", integer(t->max_requests));
+	put(o, "requests_per_user", integer(t->max_user_requests));
+	put(o, "queued_tokens", integer(t->max_queued_tokens));
+	put(o, "queued_tokens_per_user", integer(t->max_user_queued_tokens));
+	put(o, "frame_bytes", integer(t->max_frame));
+	put(o, "prompt_bytes", integer(t->max_prompt_bytes));
+	put(o, "batch", integer(t->max_batch));
+	put(o, "batch_tokens", integer(t->batch_tokens));
+	return o;
+}
+
+static json_t *describe_load(const struct server *s)
+{
+	struct sched_counts counts;
+	json_t *o = json_object();
+
+	sched_count(s->engine->sched, (uid_t)-1, &counts);
+	put(o, "queued", integer(counts.n_queued));
+	put(o, "running", integer(counts.n_running));
+	put(o, "paused", integer(counts.n_paused));
+	put(o, "queued_tokens", integer(counts.queued_tokens));
+	put(o, "steps", integer(sched_steps(s->engine->sched)));
+	return o;
+}
+
+char *report_status(const struct server *s)
+{
+	json_t *o = json_object();
+
+	put(o, "state", json_string(server_state_name(server_state(s))));
+	put(o, "text", json_string(s->refusal.text));
+	put(o, "version", json_string(STEAMD_VERSION));
+	put(o, "boot_id", json_string(s->boot_id));
+	put(o, "pid", json_integer(getpid()));
+	put(o, "uptime_ms", integer((clock_us() - s->started_us) / US_PER_MS));
+	put(o, "connections", integer(s->n_peers));
+	put(o, "requests_served", integer(s->n_served));
+	put(o, "prompt_tokens", integer(s->n_prompt_tokens));
+	put(o, "completion_tokens", integer(s->n_completion_tokens));
+	if (s->model) {
+		put(o, "model", describe_model(s));
+		put(o, "sampling", describe_sampling(s));
+	}
+	if (s->engine) {
+		put(o, "context", integer(s->engine->plan.max_context));
+		put(o, "executor", describe_executor(s->engine));
+		put(o, "kv", describe_kv(s->engine));
+		put(o, "load", describe_load(s));
+	}
+	put(o, "limits", describe_limits(s));
+	put(o, "warnings", describe_warnings(s));
+	return dump(o);
+}
+
+char *report_models(const struct server *s)
+{
+	json_t *o = json_object(), *list = json_array();
+
+	if (s->model) {
+		json_t *m = describe_model(s);
+
+		put(m, "state", json_string(server_state_name(server_state(s))));
+		if (s->engine)
+			put(m, "context", integer(s->engine->plan.max_context));
+		json_array_append_new(list, m);
+	}
+	put(o, "models", list);
+	return dump(o);
+}
+
+static const char *turn_state_name(const struct stream *st)
+{
+	if (st->ended)
+		return "ended";
+	if (st->paused)
+		return "paused";
+	return st->turn.rec->state == TURN_RUNNING ? "running" : "queued";
+}
+
+static json_t *describe_turn(const struct stream *st)
+{
+	const struct turn_record *rec = st->turn.rec;
+	json_t *o = json_object();
+	char id[24];
+
+	/* beyond 2^53, so that readers of JSON would round it as a number */
+	snprintf(id, sizeof(id), "%llu", (unsigned long long)rec->id);
+	put(o, "turn", json_string(id));
+	put(o, "uid", integer(rec->uid));
+	put(o, "client", json_string(rec->client));
+	put(o, "label", json_string(rec->label));
+	put(o, "kind", json_string(rec->score ? "score" : "generate"));
+	put(o, "state", json_string(turn_state_name(st)));
+	put(o, "attached", json_boolean(st->request));
+	put(o, "n_prompt", integer(rec->n_prompt));
+	put(o, "n_completion", integer(rec->score ? 0 : rec->n_ids - rec->n_prompt));
+	put(o, "max_tokens", integer(rec->max_tokens));
+	put(o, "age_ms", integer((clock_us() - rec->accepted_us) / US_PER_MS));
+	return o;
+}
+
+char *report_ps(const struct server *s, const struct peer *p)
+{
+	json_t *o = json_object(), *list = json_array(), *others = json_object();
+	const bool admin = peer_is_admin(p);
+	uint64_t n_queued = 0, n_running = 0;
+	const struct stream *st;
+
+	TAILQ_FOREACH(st, &s->streams, link) {
+		if (st->turn.rec->uid == p->uid || admin)
+			json_array_append_new(list, describe_turn(st));
+		else if (!st->ended && st->turn.rec->state == TURN_RUNNING)
+			n_running++;
+		else if (!st->ended)
+			n_queued++;
+	}
+	put(others, "queued", integer(n_queued));
+	put(others, "running", integer(n_running));
+	put(o, "turns", list);
+	put(o, "others", others);
+	return dump(o);
+}

@@ -1,0 +1,73 @@
+/*
+ * One open request of a peer: from its frame to its terminal frame. Text work
+ * (tokenising, rendering) is a job; long ones run on the worker.
+ */
+#pragma once
+
+#include "daemon/server/peer.h"
+#include "daemon/text/tokenizer.h"
+
+#define REQUEST_INLINE_BYTES (16u << 10) /* shorter inputs are worked on by the loop itself */
+
+struct request {
+	struct server *server;
+	struct peer *peer; /* NULL: the client is gone, the job still runs */
+	struct user *user;
+	TAILQ_ENTRY(request) link, wait;
+	uint64_t id;
+	uint64_t received_us;
+	char *bytes; /* the frame, which msg points into */
+	size_t held_bytes;
+	struct msg msg;
+	bool is_waiting, in_worker;
+
+	/* the job: input, on the worker, output */
+	const struct textmodel *model;
+	enum chat_layout layout;
+	int attached_fd;
+	uint64_t attached_bytes;
+	struct ids ids;
+	char *text;
+	size_t text_len;
+	bool thinking, in_reasoning;
+	int result;
+	struct err err;
+
+	/* generate, score, resume */
+	struct stream *stream;
+	bool limited;	 /* credit counts */
+	uint32_t credit; /* tokens that may be sent */
+	const char *last_state;
+	uint32_t last_percent;
+};
+
+/* Opens a request; counts it. -EAGAIN: a limit, with the numbers. @payload is copied if @hold. */
+int request_new(struct peer *p, const struct msg *m, struct span payload, bool hold,
+		struct request **ret, struct err *err);
+
+/* Forgets it, whatever state it is in; sends nothing. */
+void request_free(struct request *q);
+
+/* Does the text work, at once or on the worker, or waits for the model; then replies or submits. */
+int request_begin(struct request *q, struct err *err);
+/* The model is open, or refused: those that waited for it go on. */
+void request_resume_waiting(struct server *s);
+/* Tells those that wait how the load goes. */
+void request_progress(struct request *q, const char *state, uint32_t done, uint32_t total);
+
+/* The terminal frame; the request is gone afterwards. */
+void request_done(struct request *q, struct msg *m);
+void request_error(struct request *q, int r, const struct err *err);
+
+/* A client's CANCEL, in any state. */
+void request_cancel(struct request *q);
+
+/* The text work itself; touches nothing but @q. On the worker or the loop. */
+void request_work(struct request *q);
+
+/* Descriptors: only sealed memfds of at most @max_bytes. Returns 0, -EBADMSG, or -E2BIG. */
+int attached_check(int fd, uint64_t max_bytes, uint64_t *ret_bytes, struct err *err);
+int attached_read(int fd, uint64_t bytes, char **ret, struct err *err);
+
+/* Builds and submits the turn of a request whose text work is done. */
+int generate_submit(struct request *q, struct err *err);

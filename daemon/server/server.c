@@ -1,0 +1,485 @@
+/* The server's life: users, connections, loading the model, reload, the end. */
+#include "daemon/server/server.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <grp.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <systemd/sd-id128.h>
+
+#include "client/wire/codes.h"
+#include "daemon/base/clock.h"
+#include "daemon/base/log.h"
+#include "daemon/server/health.h"
+#include "daemon/server/stream.h"
+
+struct user *server_user(struct server *s, uid_t uid)
+{
+	struct user *user;
+
+	LIST_FOREACH(user, &s->users, link) {
+		if (user->uid == uid)
+			return user;
+	}
+	user = calloc(1, sizeof(*user));
+	if (!user)
+		return NULL;
+	user->uid = uid;
+	LIST_INSERT_HEAD(&s->users, user, link);
+	return user;
+}
+
+void server_user_drop(struct user *user)
+{
+	if (user->n_peers || user->n_requests || user->n_left)
+		return;
+	LIST_REMOVE(user, link);
+	free(user);
+}
+
+void server_reap_later(struct server *s)
+{
+	sd_event_source_set_enabled(s->reaper, SD_EVENT_ONESHOT);
+}
+
+static int on_reap(sd_event_source *source, void *userdata)
+{
+	struct server *s = userdata;
+	struct peer *p, *next_peer;
+	struct stream *st, *next;
+
+	(void)source;
+	for (p = TAILQ_FIRST(&s->peers); p; p = next_peer) {
+		next_peer = TAILQ_NEXT(p, link);
+		if (p->dead)
+			peer_free(p);
+	}
+	for (st = TAILQ_FIRST(&s->streams); st; st = next) {
+		next = TAILQ_NEXT(st, link);
+		if (st->dropped)
+			stream_free(st);
+	}
+	return 0;
+}
+
+bool server_is_busy(const struct server *s)
+{
+	if (s->opening || worker_waiting(s->worker) > 0)
+		return true;
+	return s->engine && (executor_state(s->engine->executor) == EXECUTOR_LOADING ||
+			     !sched_is_idle(s->engine->sched));
+}
+
+void server_busy_changed(struct server *s)
+{
+	if (s->health && server_is_busy(s))
+		health_busy(s->health);
+}
+
+enum server_state server_state(const struct server *s)
+{
+	if (s->refusal.code)
+		return SERVER_REFUSED;
+	if (!s->engine)
+		return SERVER_LOADING;
+	switch (executor_state(s->engine->executor)) {
+	case EXECUTOR_READY:
+		return SERVER_READY;
+	case EXECUTOR_LOADING:
+		return SERVER_LOADING;
+	case EXECUTOR_REFUSED:
+		return SERVER_REFUSED;
+	default:
+		return SERVER_WAITING;
+	}
+}
+
+const char *server_state_name(enum server_state state)
+{
+	static const char *const names[] = { "loading", "ready", "waiting", "model-refused" };
+
+	return names[state];
+}
+
+int server_refuses(const struct server *s, struct err *err)
+{
+	const struct executor *e = s->engine ? s->engine->executor : NULL;
+
+	if (s->refusal.code)
+		return err_set(err, -ENOEXEC, "the model is refused: %s", s->refusal.text);
+	/* one that starts again at once is worth waiting for */
+	if (e && (executor_state(e) == EXECUTOR_OFF ||
+		  (executor_state(e) == EXECUTOR_BACKOFF && executor_retry_us(e) > 0)))
+		return err_set(err, -EHOSTDOWN, "the executor died %u times; it starts again in %llu s: %s",
+			       executor_deaths(e),
+			       (unsigned long long)(executor_retry_us(e) / US_PER_S),
+			       executor_text(e));
+	return 0;
+}
+
+/* The model is not served until a reload; whoever waits is told. */
+static void refuse(struct server *s, int code, const char *text)
+{
+	struct stream *st, *next;
+	struct err err = { 0 };
+
+	err_set(&s->refusal, code, "%s", text);
+	log_error("model '%s' is refused: %s", s->settings->model, text);
+	health_status(s->health, "Model refused: %s", text);
+	server_refuses(s, &err);
+	for (st = TAILQ_FIRST(&s->streams); st; st = next) {
+		next = TAILQ_NEXT(st, link);
+		stream_fail(st, -ENOEXEC, &err);
+	}
+	request_resume_waiting(s);
+	if (s->options.foreground)
+		sd_event_exit(s->loop, SERVER_EXIT_REFUSED);
+}
+
+static void became_ready(struct server *s)
+{
+	const struct control_ready *ready = executor_ready(s->engine->executor);
+
+	health_status(s->health, "Serving %s", textmodel_name(s->model, s->settings));
+	log_info("model '%s' is served: %llu MiB of weights, %s, %u threads, context %u",
+		 textmodel_name(s->model, s->settings),
+		 (unsigned long long)(ready ? ready->weight_bytes >> 20 : 0),
+		 ready ? ready->isa : "?", ready ? ready->n_threads : 0,
+		 s->engine->plan.max_context);
+	if (!s->was_ready && s->options.on_ready)
+		s->options.on_ready(s->options.userdata);
+	s->was_ready = true;
+}
+
+static void show_loading(struct server *s)
+{
+	const struct control_progress *p = executor_progress(s->engine->executor);
+
+	if (p)
+		health_status(s->health, "Loading %s: %u %% (%.1f GB/s)",
+			      textmodel_name(s->model, s->settings), p->percent,
+			      (double)p->bytes_per_second / 1e9);
+}
+
+/* May come while the executor is being made; then there is no engine to look at yet. */
+static void on_engine_state(void *userdata)
+{
+	struct server *s = userdata;
+	const enum server_state state = server_state(s);
+	struct stream *st;
+
+	if (!s->engine || s->refusal.code)
+		return;
+	switch (state) {
+	case SERVER_READY:
+		became_ready(s);
+		break;
+	case SERVER_LOADING:
+		show_loading(s);
+		break;
+	case SERVER_WAITING:
+		health_status(s->health, "Waiting to start the executor again: %s",
+			      executor_text(s->engine->executor));
+		break;
+	case SERVER_REFUSED:
+		refuse(s, -EBADMSG, executor_text(s->engine->executor));
+		return;
+	}
+	TAILQ_FOREACH(st, &s->streams, link)
+		stream_progress(st);
+	server_busy_changed(s);
+}
+
+static int start_engine(struct server *s, struct err *err)
+{
+	const struct engine_options options = {
+		.settings = s->settings,
+		.program = s->options.program,
+		.unit_socket = s->options.unit_socket,
+		.on_state = on_engine_state,
+		.userdata = s,
+	};
+	int r;
+
+	r = engine_new(s->loop, &options, s->model, &s->engine, err);
+	if (r < 0)
+		return r;
+	if (s->engine->plan.warning[0])
+		log_warning("%s", s->engine->plan.warning);
+	if (s->engine->adopted)
+		stream_adopt_all(s);
+	return 0;
+}
+
+struct opening {
+	struct server *server;
+	char *dir;
+	struct textmodel *model;
+	int result;
+	struct err err;
+};
+
+static void run_opening(void *userdata)
+{
+	struct opening *o = userdata;
+
+	o->result = textmodel_open(o->dir, &o->model, &o->err);
+}
+
+static void opening_done(void *userdata)
+{
+	struct opening *o = userdata;
+	struct server *s = o->server;
+	int r = o->result;
+
+	s->opening = false;
+	if (r >= 0 && o->model) {
+		s->model = steal(o->model);
+		r = start_engine(s, &o->err);
+	}
+	if (r < 0) {
+		refuse(s, r, o->err.text[0] ? o->err.text : strerror(-r));
+	} else if (s->engine) {
+		on_engine_state(s);
+		request_resume_waiting(s);
+	}
+	textmodel_free(o->model);
+	free(o->dir);
+	free(o);
+}
+
+static void retire_nothing(void *userdata)
+{
+	(void)userdata;
+}
+
+static void retire_model(void *userdata)
+{
+	textmodel_free(userdata);
+}
+
+/* Jobs under way may still read the old model; it goes when those before it are done. */
+static void unload(struct server *s)
+{
+	struct err err = { 0 };
+	struct stream *st;
+
+	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
+	TAILQ_FOREACH(st, &s->streams, link)
+		stream_abandon(st, -EHOSTDOWN, &err);
+	s->engine = engine_free(s->engine, true);
+	while ((st = TAILQ_FIRST(&s->streams)))
+		stream_free(st);
+	if (s->model && worker_push(s->worker, retire_nothing, retire_model, s->model) < 0)
+		log_warning("out of memory: the old model's tokenizer stays");
+	s->model = NULL;
+}
+
+int server_load(struct server *s, struct err *err)
+{
+	struct opening *o;
+	int r;
+
+	unload(s);
+	s->refusal = (struct err){ 0 };
+	o = calloc(1, sizeof(*o));
+	if (!o)
+		return err_set(err, -ENOMEM, "out of memory");
+	o->server = s;
+	o->dir = strdup(s->settings->model);
+	r = o->dir ? worker_push(s->worker, run_opening, opening_done, o) : -ENOMEM;
+	if (r < 0) {
+		free(o->dir);
+		free(o);
+		return err_set(err, r, "out of memory");
+	}
+	s->opening = true;
+	health_status(s->health, "Opening %s", s->settings->model);
+	server_busy_changed(s);
+	return 0;
+}
+
+static void find_admin_group(struct server *s)
+{
+	struct group entry, *found = NULL;
+	char buffer[16384];
+
+	s->admin_gid = (gid_t)-1;
+	if (s->settings->admin_group[0] &&
+	    getgrnam_r(s->settings->admin_group, &entry, buffer, sizeof(buffer), &found) == 0 &&
+	    found)
+		s->admin_gid = found->gr_gid;
+}
+
+static void on_kept(const char *key, enum setting_reload needs, void *userdata)
+{
+	const char *what = needs == SETTING_MODEL ? "the model loaded again" : "a restart";
+
+	log_info("%s changed; that needs %s", key, what);
+	json_array_append_new(userdata, json_pack("{s:s, s:s}", "key", key, "needs", what));
+}
+
+int server_reload(struct server *s, char **ret, struct err *err)
+{
+	_cleanup_(settings_deinit) struct settings next = { 0 };
+	json_t *kept = json_array(), *answer;
+	int n = 0, r = 0;
+
+	if (!kept)
+		return err_set(err, -ENOMEM, "out of memory");
+	if (s->options.reread)
+		r = s->options.reread(&next, s->options.userdata, err);
+	if (r < 0) {
+		json_decref(kept);
+		return err_wrap(err, -EINVAL, "nothing was changed");
+	}
+	if (s->options.reread && s->refusal.code) {
+		/* nothing is in service that the old values belong to */
+		settings_deinit(s->settings);
+		*s->settings = next;
+		next = (struct settings){ 0 };
+	} else if (s->options.reread) {
+		n = settings_apply(s->settings, &next, on_kept, kept);
+	}
+	find_admin_group(s);
+	if (s->refusal.code)
+		r = server_load(s, err);
+	log_info("settings reloaded: %d changed, %zu kept", n, json_array_size(kept));
+	answer = json_pack("{s:i, s:o, s:s}", "applied", n, "kept", kept, "state",
+			   server_state_name(server_state(s)));
+	*ret = answer ? json_dumps(answer, JSON_COMPACT) : NULL;
+	json_decref(answer);
+	return r < 0 ? r : *ret ? 0 : err_set(err, -ENOMEM, "out of memory");
+}
+
+/* Tells a peer that is one too many, as far as its socket takes it. */
+static void turn_away(int fd, const struct err *err)
+{
+	struct msg m = { .type = MSG_ERROR };
+	_cleanup_(freep) char *data = NULL;
+	size_t len;
+
+	MSG_SET(&m.error, code, span_of(CODE_BUSY));
+	MSG_SET(&m.error, text, span_of(err->text));
+	MSG_SET(&m.error, retryable, true);
+	MSG_SET(&m.error, retry_after_ms, 1000);
+	if (msg_encode(&m, &data, &len, NULL) >= 0)
+		(void)!send(fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+int server_add(struct server *s, int fd)
+{
+	static struct log_limit limit;
+	_cleanup_(closep) int owned = fd;
+	struct ucred cred;
+	socklen_t len = sizeof(cred);
+	struct user *user;
+	struct err err = { 0 };
+	struct peer *peer;
+	int r;
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		return -errno;
+	user = server_user(s, cred.uid);
+	if (!user)
+		return -ENOMEM;
+	if (s->n_peers >= s->settings->max_connections)
+		r = err_set(&err, -EAGAIN, "%u connections are open; %u may be", s->n_peers,
+			    s->settings->max_connections);
+	else if (user->n_peers >= s->settings->max_user_connections)
+		r = err_set(&err, -EAGAIN, "uid %u has %u connections open; %u may be", cred.uid,
+			    user->n_peers, s->settings->max_user_connections);
+	else
+		r = peer_new(s, fd, user, &peer);
+	if (r < 0) {
+		if (r == -EAGAIN) {
+			turn_away(fd, &err);
+			if (log_allowed(&limit, 5))
+				log_info("connection refused: %s", err.text);
+		}
+		server_user_drop(user);
+		return r;
+	}
+	steal_fd(&owned);
+	return 0;
+}
+
+int server_new(sd_event *loop, const struct server_options *options, struct server **ret,
+	       struct err *err)
+{
+	_cleanup_(server_freep) struct server *s = calloc(1, sizeof(*s));
+	sd_id128_t id;
+	int r;
+
+	if (!s)
+		return err_set(err, -ENOMEM, "out of memory");
+	s->options = *options;
+	s->settings = options->settings;
+	s->listen_fd = -1;
+	s->started_us = clock_us();
+	LIST_INIT(&s->users);
+	TAILQ_INIT(&s->peers);
+	TAILQ_INIT(&s->waiting);
+	TAILQ_INIT(&s->streams);
+	s->loop = sd_event_ref(loop);
+	r = sd_id128_randomize(&id);
+	if (r < 0)
+		return err_set(err, r, "no random boot id could be had");
+	sd_id128_to_string(id, s->boot_id);
+	r = sd_event_add_defer(loop, &s->reaper, on_reap, s);
+	if (r >= 0)
+		r = sd_event_source_set_enabled(s->reaper, SD_EVENT_OFF);
+	if (r >= 0)
+		r = worker_new(loop, &s->worker);
+	if (r >= 0)
+		r = health_new(s, &s->health);
+	if (r < 0)
+		return err_set(err, r, "cannot set up the event loop: %s", strerror(-r));
+	find_admin_group(s);
+	*ret = steal(s);
+	return 0;
+}
+
+/* Turns stay in their memory, as they are, for the next broker. */
+static void let_streams_go(struct server *s)
+{
+	struct stream *st;
+
+	TAILQ_FOREACH(st, &s->streams, link) {
+		if (st->request)
+			st->request->stream = NULL;
+		st->request = NULL;
+	}
+}
+
+struct server *server_free(struct server *s)
+{
+	struct stream *st;
+	struct peer *p;
+
+	if (!s)
+		return NULL;
+	let_streams_go(s);
+	while ((p = TAILQ_FIRST(&s->peers)))
+		peer_free(p);
+	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
+	s->engine = engine_free(s->engine, false);
+	while ((st = TAILQ_FIRST(&s->streams)))
+		stream_free(st);
+	textmodel_free(s->model);
+	s->health = health_free(s->health);
+	sd_event_source_disable_unref(s->reaper);
+	sd_event_source_disable_unref(s->listener);
+	sd_event_source_disable_unref(s->accept_again);
+	closep(&s->listen_fd);
+	if (s->socket_path)
+		unlink(s->socket_path);
+	free(s->socket_path);
+	sd_event_unref(s->loop);
+	free(s);
+	return NULL;
+}

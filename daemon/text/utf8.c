@@ -1,0 +1,124 @@
+/* Decoding with Unicode's table of well-formed sequences: only the second byte has special ranges. */
+#include <string.h>
+
+#include "daemon/text/utf8.h"
+
+/* Length by first byte and the range of the second; 0 for bytes that begin nothing. */
+static int lead(uint8_t first, uint8_t *ret_low, uint8_t *ret_high)
+{
+	*ret_low = first == 0xe0 ? 0xa0 : first == 0xf0 ? 0x90 : 0x80;
+	*ret_high = first == 0xed ? 0x9f : first == 0xf4 ? 0x8f : 0xbf;
+
+	if (first >= 0xc2 && first <= 0xdf)
+		return 2;
+	if (first >= 0xe0 && first <= 0xef)
+		return 3;
+	if (first >= 0xf0 && first <= 0xf4)
+		return 4;
+	return 0;
+}
+
+int utf8_decode(const char *at, size_t len, uint32_t *ret)
+{
+	const uint8_t *p = (const uint8_t *)at;
+	uint8_t low, high;
+	uint32_t code;
+	int n;
+
+	if (p[0] < 0x80) {
+		*ret = p[0];
+		return 1;
+	}
+	n = lead(p[0], &low, &high);
+	if (n == 0)
+		return -1;
+
+	code = p[0] & (0x7fu >> n);
+	for (int i = 1; i < n; i++) {
+		if ((size_t)i == len)
+			return 0;
+		if (p[i] < low || p[i] > high)
+			return -i;
+		code = code << 6 | (p[i] & 0x3fu);
+		low = 0x80, high = 0xbf;
+	}
+	*ret = code;
+	return n;
+}
+
+/* Bytes of ASCII at the front. */
+static size_t ascii_run(const char *at, size_t len)
+{
+	size_t n = 0;
+	uint64_t word;
+
+	for (; n + 8 <= len; n += 8) {
+		memcpy(&word, at + n, 8);
+		if (word & 0x8080808080808080u)
+			break;
+	}
+	while (n < len && !((uint8_t)at[n] & 0x80))
+		n++;
+	return n;
+}
+
+bool utf8_is_valid(const char *at, size_t len)
+{
+	uint32_t code;
+	int n;
+
+	for (size_t i = 0; i < len; i += n) {
+		i += ascii_run(at + i, len - i);
+		if (i == len)
+			break;
+		n = utf8_decode(at + i, len - i, &code);
+		if (n <= 0)
+			return false;
+	}
+	return true;
+}
+
+size_t utf8_encode(uint32_t code, char *out)
+{
+	if (code < 0x80) {
+		out[0] = code;
+		return 1;
+	}
+	if (code < 0x800) {
+		out[0] = 0xc0 | code >> 6;
+		out[1] = 0x80 | (code & 0x3f);
+		return 2;
+	}
+	if (code < 0x10000) {
+		out[0] = 0xe0 | code >> 12;
+		out[1] = 0x80 | (code >> 6 & 0x3f);
+		out[2] = 0x80 | (code & 0x3f);
+		return 3;
+	}
+	out[0] = 0xf0 | code >> 18;
+	out[1] = 0x80 | (code >> 12 & 0x3f);
+	out[2] = 0x80 | (code >> 6 & 0x3f);
+	out[3] = 0x80 | (code & 0x3f);
+	return 4;
+}
+
+size_t utf8_repair(const char *at, size_t len, char *out)
+{
+	size_t i = 0, n_out = 0;
+	uint32_t code;
+
+	while (i < len) {
+		int n = utf8_decode(at + i, len - i, &code);
+
+		if (n > 0) {
+			memcpy(out + n_out, at + i, n);
+			n_out += n;
+			i += n;
+			continue;
+		}
+		memcpy(out + n_out, UTF8_REPLACEMENT, UTF8_REPLACEMENT_LEN);
+		n_out += UTF8_REPLACEMENT_LEN;
+		i = n < 0 ? i + (size_t)-n : len;
+	}
+	return n_out;
+}

@@ -1,0 +1,116 @@
+/*
+ * The forms of activations, written once in vector extensions and compiled
+ * with each instruction set. Rows come out the same bits in all of them.
+ */
+#pragma once
+
+#include <string.h>
+
+#include "kernels/cpu/layout.h"
+
+typedef float act_f __attribute__((vector_size(64), aligned(4)));
+typedef int32_t act_i __attribute__((vector_size(64), aligned(4)));
+
+static inline void take_f32(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
+			    uint32_t n_groups)
+{
+	(void)row_groups;
+	memcpy(row + (size_t)at * GROUP_COLS * 4, x, (size_t)n_groups * GROUP_COLS * 4);
+}
+
+/* Rounds to BF16, ties to even; a NaN stays one. */
+static inline uint32_t bf16_of(float x)
+{
+	uint32_t bits;
+
+	memcpy(&bits, &x, 4);
+	if ((bits & 0x7fffffff) > 0x7f800000)
+		return bits >> 16 | 0x40;
+	return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline float bf16_value(uint32_t bf16)
+{
+	const uint32_t bits = bf16 << 16;
+	float x;
+
+	memcpy(&x, &bits, 4);
+	return x;
+}
+
+static inline void take_split(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
+			      uint32_t n_groups)
+{
+	uint32_t *to = (uint32_t *)(row + (size_t)at * GROUP_COLS * 4);
+
+	(void)row_groups;
+	for (uint32_t g = 0; g < n_groups; g++, x += GROUP_COLS, to += GROUP_COLS) {
+		for (int i = 0; i < GROUP_COLS / 2; i++) {
+			const uint32_t high0 = bf16_of(x[2 * i]), high1 = bf16_of(x[2 * i + 1]);
+			const uint32_t low0 = bf16_of(x[2 * i] - bf16_value(high0));
+			const uint32_t low1 = bf16_of(x[2 * i + 1] - bf16_value(high1));
+
+			to[i] = high0 | high1 << 16;
+			to[GROUP_COLS / 2 + i] = low0 | low1 << 16;
+		}
+	}
+}
+
+/* The largest magnitude of a group, as bits: those of positive floats are ordered as integers. */
+static inline int32_t largest_bits(const float *x)
+{
+	const act_i a = *(const act_i *)x & 0x7fffffff, b = *(const act_i *)(x + 16) & 0x7fffffff;
+	const act_i m = a > b ? a : b;
+	int32_t largest = 0;
+
+	for (int i = 0; i < 16; i++)
+		largest = m[i] > largest ? m[i] : largest;
+	return largest;
+}
+
+/* Adding 1.5 * 2^23 leaves the integer nearest to x, ties to even, in the low bits. */
+static inline act_i nearest(act_f x)
+{
+	return (act_i)(x + 12582912.0f) - 0x4b400000;
+}
+
+static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
+			      uint32_t n_groups)
+{
+	struct fixed_group *groups =
+		(struct fixed_group *)(row + (size_t)row_groups * 2 * GROUP_COLS);
+
+	for (uint32_t g = at; g < at + n_groups; g++, x += GROUP_COLS) {
+		int8_t *high = (int8_t *)row + (size_t)g * 2 * GROUP_COLS, *low = high + GROUP_COLS;
+		const int32_t bits = largest_bits(x);
+		float largest, to_fixed;
+		int32_t sum = 0;
+
+		memcpy(&largest, &bits, 4);
+		/* below this the reciprocal overflows, and the group is nothing beside any other */
+		if (largest < 1e-30f) {
+			memset(high, 0, 2 * GROUP_COLS);
+			groups[g] = (struct fixed_group){ 0 };
+			continue;
+		}
+		if (bits >= 0x7f800000) { /* infinite or NaN: the row shall show it */
+			memset(high, 0, 2 * GROUP_COLS);
+			groups[g] = (struct fixed_group){ .scale = __builtin_nanf("") };
+			continue;
+		}
+		to_fixed = (float)FIXED_MAX / largest;
+		for (int half = 0; half < GROUP_COLS; half += 16) {
+			const act_i v = nearest(*(const act_f *)(x + half) * to_fixed);
+			const act_i h = (v + 128) >> 8;
+			const act_i l = v - (h << 8);
+
+			for (int i = 0; i < 16; i++) {
+				high[half + i] = (int8_t)h[i];
+				low[half + i] = (int8_t)l[i];
+				sum += v[i];
+			}
+		}
+		groups[g] = (struct fixed_group){ .scale = largest / (float)FIXED_MAX,
+						  .sum8 = 8 * sum };
+	}
+}

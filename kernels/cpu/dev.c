@@ -1,0 +1,178 @@
+/* A device: one instruction set, its threads, and reservations of memory; and its stream. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/kinds.h"
+#include "kernels/linear.h"
+#include "kernels/moe.h"
+
+struct reservation {
+	struct reservation *next;
+	void *at;
+	size_t bytes;
+};
+
+int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret)
+{
+	struct dev *dev;
+	int r;
+
+	if (!isa_supported(isa))
+		return -ENOTSUP;
+	dev = calloc(1, sizeof(*dev));
+	if (!dev)
+		return -ENOMEM;
+	r = pool_new(n_threads, &dev->pool);
+	if (r < 0) {
+		free(dev);
+		return r;
+	}
+	dev->isa = isa;
+	dev->n_threads = pool_threads(dev->pool);
+	dev->linear = linear_kernels_of(isa);
+	*ret = dev;
+	return 0;
+}
+
+struct dev *dev_close(struct dev *dev)
+{
+	struct reservation *res, *next;
+
+	if (!dev)
+		return NULL;
+	pool_free(dev->pool);
+	for (res = dev->reservations; res; res = next) {
+		next = res->next;
+		munmap(res->at, res->bytes);
+		free(res);
+	}
+	free(dev);
+	return NULL;
+}
+
+enum isa dev_isa(const struct dev *dev)
+{
+	return dev->isa;
+}
+
+uint32_t dev_threads(const struct dev *dev)
+{
+	return dev->n_threads;
+}
+
+enum dtype dev_kv_type(const struct dev *dev)
+{
+	return dev->isa == ISA_REF ? DT_F32 : DT_BF16;
+}
+
+void *dev_reserve(struct dev *dev, size_t bytes)
+{
+	struct reservation *res = calloc(1, sizeof(*res));
+
+	if (!res)
+		return NULL;
+	res->bytes = bytes ? bytes : 1;
+	res->at = mmap(NULL, res->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
+		       0);
+	if (res->at == MAP_FAILED) {
+		free(res);
+		return NULL;
+	}
+	res->next = dev->reservations;
+	dev->reservations = res;
+	return res->at;
+}
+
+static bool is_reserved(const struct dev *dev, const void *at, size_t bytes)
+{
+	for (const struct reservation *res = dev->reservations; res; res = res->next) {
+		const size_t from = (uintptr_t)at - (uintptr_t)res->at;
+
+		if ((uintptr_t)at >= (uintptr_t)res->at && from <= res->bytes &&
+		    bytes <= res->bytes - from)
+			return true;
+	}
+	return false;
+}
+
+static int remap(const struct dev *dev, void *at, size_t bytes, int prot, int flags)
+{
+	if (!bytes)
+		return 0;
+	if (!is_reserved(dev, at, bytes))
+		return -EINVAL;
+	if (mmap(at, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0) ==
+	    MAP_FAILED)
+		return -ENOMEM;
+	return 0;
+}
+
+int dev_back(struct dev *dev, void *at, size_t bytes)
+{
+	const int r = remap(dev, at, bytes, PROT_READ | PROT_WRITE, 0);
+
+	if (r == 0 && bytes)
+		(void)madvise(at, bytes, MADV_HUGEPAGE); /* a kernel without them works too */
+	return r;
+}
+
+int dev_unback(struct dev *dev, void *at, size_t bytes)
+{
+	return remap(dev, at, bytes, PROT_NONE, MAP_NORESERVE);
+}
+
+int dev_seal(struct dev *dev, void *at, size_t bytes)
+{
+	if (!bytes)
+		return 0;
+	if (!is_reserved(dev, at, bytes))
+		return -EINVAL;
+	return mprotect(at, bytes, PROT_READ) < 0 ? -errno : 0;
+}
+
+int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret)
+{
+	struct stream *st = calloc(1, sizeof(*st));
+
+	if (!st)
+		return -ENOMEM;
+	st->dev = dev;
+	st->scratch_bytes = scratch_bytes;
+	st->scratch = mmap(NULL, scratch_bytes ? scratch_bytes : 1, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (st->scratch == MAP_FAILED) {
+		free(st);
+		return -ENOMEM;
+	}
+	*ret = st;
+	return 0;
+}
+
+struct stream *st_close(struct stream *st)
+{
+	if (st)
+		munmap(st->scratch, st->scratch_bytes ? st->scratch_bytes : 1);
+	free(st);
+	return NULL;
+}
+
+struct dev *st_dev(struct stream *st)
+{
+	return st->dev;
+}
+
+void dev_run(struct dev *dev, pool_fn run, void *userdata)
+{
+	pool_run(dev, run, userdata);
+}
+
+size_t op_scratch(const struct dev *dev, const struct op_limits *limits)
+{
+	const size_t matrices = matrix_scratch(dev, limits);
+	const size_t rest = ops_scratch(dev->n_threads, limits);
+
+	return matrices > rest ? matrices : rest;
+}

@@ -1,0 +1,52 @@
+/*
+ * The table of matrix kernels of one instruction set: for each kind of weight
+ * the form of activations it wants and the product itself.
+ */
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cpu/layout.h"
+
+struct dev;
+
+/* Rows that one call of a product takes at most, and the stride of its result. */
+#define MUL_TOKENS 48
+#define MUL_STRIPS 2
+#define MUL_ROWS (MUL_STRIPS * STRIP_ROWS)
+
+/* Takes groups [0, n_groups) of a row; @x has n_groups * 32 columns, padding included. */
+typedef void (*act_fn)(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
+		       uint32_t n_groups);
+
+/*
+ * out[t][s * 16 + r] = row r of strip s of @w, times x[t]
+ *
+ * out		[n_tokens][MUL_ROWS], aligned to 64
+ * w		n_strips strips, strip_bytes apart; n_strips 1 or MUL_STRIPS
+ * x		n_tokens activation rows in the kind's form; n_tokens 1 … MUL_TOKENS
+ *
+ * An element is one fixed sequence of additions over the columns, whatever
+ * n_strips and n_tokens are.
+ */
+typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		       uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
+
+struct linear_kernels {
+	act_fn act[ACT_N]; /* NULL: no kind of this set uses it */
+	struct {
+		enum act act;
+		mul_fn mul;
+	} kinds[WEIGHT_INT4_F32 + 1];
+};
+
+extern const struct linear_kernels linear_portable, linear_avx2, linear_avx512, linear_avx512bf16,
+	linear_avx512bf16_emulated;
+/* The int4 products of linear_avx512, which the tables above it use as they are. */
+extern const mul_fn mul_int4_vnni, mul_int4_f32_vnni, mul_f32_avx512;
+extern const act_fn act_f32_avx512, act_fixed_avx512;
+
+/* NULL for ISA_REF, which is computed in double by ref_matrix.c. */
+const struct linear_kernels *linear_kernels_of(enum isa isa);
+
+/* Scratch of op_linears(), op_mlp(), op_moe() and op_embed(). */
+size_t matrix_scratch(const struct dev *dev, const struct op_limits *limits);

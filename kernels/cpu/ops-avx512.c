@@ -1,0 +1,11 @@
+/* Normalisation, rotation, attention and routing with vectors of 16 floats. */
+#define LANES 16
+#include "kernels/cpu/ops-body.h"
+
+const struct ops_kernels ops_avx512 = {
+	.rmsnorm = body_rmsnorm,
+	.rotate = body_rotate,
+	.dots = body_dots,
+	.attend = body_attend,
+	.merge = body_merge,
+};

@@ -1,0 +1,11 @@
+/* Normalisation, rotation, attention and routing with vectors of 4 floats. */
+#define LANES 4
+#include "kernels/cpu/ops-body.h"
+
+const struct ops_kernels ops_portable = {
+	.rmsnorm = body_rmsnorm,
+	.rotate = body_rotate,
+	.dots = body_dots,
+	.attend = body_attend,
+	.merge = body_merge,
+};

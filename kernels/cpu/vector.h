@@ -1,0 +1,121 @@
+/*
+ * Vectors of LANES floats, and of half as many doubles, through the compiler's
+ * vector types. Included once by a file for one instruction set, which has
+ * defined LANES; all is static, so that nothing is shared between files.
+ */
+#include <stdint.h>
+#include <string.h>
+
+typedef float vf __attribute__((vector_size(LANES * 4)));
+typedef int32_t vi __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vh __attribute__((vector_size(LANES * 2)));
+typedef float vf2 __attribute__((vector_size(LANES * 2)));
+typedef double vd __attribute__((vector_size(LANES * 4)));
+
+#define LANES_D (LANES / 2)
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf v_all(float x)
+{
+	return x - (vf){ 0 };
+}
+
+INLINE vf v_load(const float *p)
+{
+	vf v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+INLINE void v_store(float *p, vf v)
+{
+	memcpy(p, &v, sizeof(v));
+}
+
+INLINE vf v_load_bf16(const uint16_t *p)
+{
+	vh h;
+
+	memcpy(&h, p, sizeof(h));
+	return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
+INLINE vd v_load_d(const float *p)
+{
+	vf2 v;
+
+	memcpy(&v, p, sizeof(v));
+	return __builtin_convertvector(v, vd);
+}
+
+INLINE vf v_select(vi mask, vf a, vf b)
+{
+	return (vf)((mask & (vi)a) | (~mask & (vi)b));
+}
+
+INLINE vf v_max(vf a, vf b)
+{
+	return v_select(a > b, a, b);
+}
+
+/* Of all lanes, halves first: one fixed order. */
+INLINE float v_sum(vf v)
+{
+	float x[LANES];
+
+	memcpy(x, &v, sizeof(x));
+	for (uint32_t n = LANES / 2; n > 0; n /= 2)
+		for (uint32_t i = 0; i < n; i++)
+			x[i] += x[i + n];
+	return x[0];
+}
+
+INLINE double v_sum_d(vd v)
+{
+	double x[LANES_D];
+
+	memcpy(x, &v, sizeof(x));
+	for (uint32_t n = LANES_D / 2; n > 0; n /= 2)
+		for (uint32_t i = 0; i < n; i++)
+			x[i] += x[i + n];
+	return x[0];
+}
+
+INLINE float v_most(vf v)
+{
+	float x[LANES], most;
+
+	memcpy(x, &v, sizeof(x));
+	most = x[0];
+	for (uint32_t i = 1; i < LANES; i++)
+		most = x[i] > most ? x[i] : most;
+	return most;
+}
+
+/*
+ * e^x for x up to 0, to 2e-7 relative; 0 where the result would be denormal.
+ * x = n ln 2 + r, with ln 2 in two parts and a polynomial of degree 7 for r.
+ */
+INLINE vf v_exp(vf x)
+{
+	const vf least = v_all(-87.3f), magic = v_all(12582912.0f);
+	const vi tiny = x < least;
+	const vf at = v_select(tiny, least, x);
+	const vf shifted = at * 1.44269504f + magic;
+	const vf n = shifted - magic;
+	const vf r = (at - n * 0.693359375f) + n * 2.12194440e-4f;
+	vf p = v_all(1.0f / 5040);
+	vi scale;
+
+	p = p * r + 1.0f / 720;
+	p = p * r + 1.0f / 120;
+	p = p * r + 1.0f / 24;
+	p = p * r + 1.0f / 6;
+	p = p * r + 0.5f;
+	p = p * r + 1.0f;
+	p = p * r + 1.0f;
+	scale = (__builtin_convertvector(n, vi) + 127) << 23;
+	return (vf)(~tiny & (vi)(p * (vf)scale));
+}

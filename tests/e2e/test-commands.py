@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""The commands that scripts rely on, against the reference data, through the real daemon."""
+from steamd_e2e import *
+
+
+def cases(name):
+    return json.loads((GOLDEN / name).read_text())
+
+
+def tokenize_and_detokenize_agree_with_the_reference():
+    with Daemon("air") as d:
+        n = 0
+        for c in cases("tokenizer/cases.json")["encode"][::5]:
+            text = c["text"].encode("utf-8", "surrogatepass")
+            off = c.get("ids_all_added_off", c.get("ids_special_off", c["ids"]))
+            assert json.loads(d.ctl("tokenize", "--json", stdin=text)) == {"ids": c["ids"]}, c["text"]
+            assert json.loads(d.ctl("tokenize", "--no-special", "--json", stdin=text)) == {"ids": off}, c["text"]
+            back = json.loads(d.ctl("detokenize", "--json", stdin=json.dumps(c["ids"]).encode()))
+            assert back == {"text": c.get("decoded", c["text"])}, c["text"]
+            n += 1
+        assert n > 20
+
+
+def render_agrees_with_the_reference():
+    with Daemon("air") as d:
+        for c in cases("chat/cases.json")["cases"]:
+            conversation = {"messages": c["messages"], **c["options"]}
+            out = d.ctl("render", "--json", stdin=json.dumps(conversation).encode())
+            assert json.loads(out) == {"text": c["text"]["glm46"]}, c["name"]
+
+
+def another_template_version_can_be_set():
+    with Daemon("air", "ChatTemplate=glm47") as d:
+        for c in cases("chat/cases.json")["cases"][:20]:
+            conversation = {"messages": c["messages"], **c["options"]}
+            out = d.ctl("render", "--json", stdin=json.dumps(conversation).encode())
+            assert json.loads(out) == {"text": c["text"]["glm47"]}, c["name"]
+    with Daemon("air", "ChatTemplate=none") as d:
+        d.ctl("ask", "hello", code=65)
+        assert "complete" in d.last_stderr
+        assert d.complete([5, 6], 2)["finish"] == "length"
+
+
+def score_agrees_with_the_truth():
+    for checkpoint in ("air", "glm46", "odd", "bf16", "w4all", "w4g128"):
+        t = truth(checkpoint)
+        bound = 2 * 1.5 * t["noise_floor_bf16"]["same_experts_max_abs"]
+        p = prompt(checkpoint, "r7")
+        with Daemon(checkpoint) as d:
+            rows = d.lines("score", "--ids", "--json", "--top", 10, stdin=json.dumps(p["ids"]).encode())
+        assert [r["id"] for r in rows] == p["ids"]
+        assert rows[0]["logprob"] is None
+        for want in p["logprobs"]:
+            row = rows[want["pos"]]
+            margin = p["router_min_margin"][want["pos"] - 1]
+            assert margin < 0.01 or abs(row["logprob"] - want["logprob"]) <= bound, (checkpoint, want, row)
+            assert len(row["top"]) == 10
+            assert all(i < t["real_vocab_size"] for i, _ in row["top"])
+
+
+def greedy_completion_agrees_with_the_truth():
+    for checkpoint in ("air", "glm46", "odd", "bf16", "w4all", "w4g128", "long"):
+        t = truth(checkpoint)
+        bound = 2 * 1.5 * t["noise_floor_bf16"]["same_experts_max_abs"]
+        with Daemon(checkpoint) as d:
+            for p in t["prompts"]:
+                steps = p.get("greedy", {}).get("steps")
+                if not steps:
+                    continue
+                out = d.complete(p["ids"], len(steps))
+                assert out["usage"]["prompt_tokens"] == len(p["ids"])
+                assert out["usage"]["completion_tokens"] == len(steps) == len(out["ids"])
+                assert out["finish"] == "length"
+                for i, step in enumerate(steps):
+                    if step["margin"] < bound:
+                        break
+                    assert out["ids"][i] == step["id"], (checkpoint, p["name"], i)
+
+
+def isa_ref_says_what_the_truth_says():
+    with Daemon("air", "Isa=ref") as d:
+        for p in truth("air")["prompts"]:
+            if "greedy" in p:
+                out = d.complete(p["ids"], 24)
+                for i, step in enumerate(p["greedy"]["steps"]):
+                    if step["margin"] < 2e-3:
+                        break
+                    assert out["ids"][i] == step["id"], (p["name"], i)
+
+
+def ask_streams_an_answer_and_ends_with_one_json_line():
+    with Daemon("air") as d:
+        out = d.ctl("ask", "--max-tokens", 20, "--seed", 7, "Hello", "there")
+        assert out
+        last = d.lines("ask", "--json", "--max-tokens", 20, "--seed", 7, "Hello", "there")[-1]
+        assert last["finish"] in ("length", "stop", "tool_calls")
+        assert last["usage"]["completion_tokens"] == len(last["ids"]) <= 20
+        again = d.lines("ask", "--json", "--max-tokens", 20, "--seed", 7, "Hello", "there")[-1]
+        assert again["ids"] == last["ids"], "the same seed gave other tokens"
+        other = d.lines("ask", "--json", "--max-tokens", 20, "--seed", 8, "Hello", "there")[-1]
+        assert other["ids"] != last["ids"], "another seed gave the same tokens"
+        piped = d.lines("ask", "--json", "--max-tokens", 3, "-", stdin=b"Hello there")[-1]
+        words = d.lines("ask", "--json", "--max-tokens", 3, "Hello there")[-1]
+        assert piped["usage"]["prompt_tokens"] == words["usage"]["prompt_tokens"]
+
+
+def stop_strings_and_stop_ids_end_an_answer():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        free = d.complete(p["ids"], 24)
+        text = json.loads(d.ctl("detokenize", "--json", stdin=json.dumps(free["ids"]).encode()))["text"]
+        stop = text[8:11]
+        out = d.lines("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 24, "--ignore-eos",
+                      "--stop", stop, stdin=json.dumps(p["ids"]).encode())
+        assert out[-1]["finish"] == "stop"
+        said = d.ctl("complete", "--ids", "--temperature", "0", "--max-tokens", 24, "--ignore-eos",
+                     "--stop", stop, stdin=json.dumps(p["ids"]).encode()).decode()
+        assert said.rstrip("\n") == text[:text.index(stop)].rstrip("\n"), (said, text, stop)
+
+
+def prompt_and_answer_that_do_not_fit_are_refused_with_numbers():
+    with Daemon("air", "Context=128") as d:
+        out = d.ctl("complete", "--ids", "--json", "--max-tokens", 4, stdin=json.dumps([5] * 128).encode(), code=65)
+        assert "128" in d.last_stderr, d.last_stderr
+        assert d.complete([5] * 100, 4096)["usage"]["completion_tokens"] == 28
+
+
+def what_a_user_gets_wrong_has_an_exit_code_and_a_sentence():
+    with Daemon("air") as d:
+        d.ctl("nonsense", code=64)
+        d.ctl("complete", "--ids", "--json", stdin=b"[999999]", code=64)
+        assert "999999" in d.last_stderr
+        d.ctl("complete", "--ids", "--json", stdin=b"[-1]", code=64)
+        d.ctl("render", "--json", stdin=b"{}", code=64)
+        assert "messages" in d.last_stderr
+        d.ctl("ask", "--temperature", "-3", "x", code=64)
+        d.ctl("ask", "--top-p", "7", "x", code=64)
+        d.ctl("cancel", "12345", code=66)
+
+
+def without_a_daemon_the_message_names_socket_and_remedy():
+    p = subprocess.run([str(STEAMCTL), "--socket", "/nonexistent/s.sock", "ask", "x"], env=ENV,
+                       capture_output=True)
+    assert p.returncode == 69, p.returncode
+    err = p.stderr.decode()
+    assert "/nonexistent/s.sock" in err and "systemctl start steamd.socket" in err and err.count("\n") == 1, err
+
+
+def a_refused_model_ends_a_foreground_start_with_65():
+    with tempfile.TemporaryDirectory() as dir:
+        shutil.copytree(GOLDEN / "bf16", dir + "/m")
+        shard = pathlib.Path(dir, "m", "model-00002-of-00002.safetensors")
+        os.truncate(shard, shard.stat().st_size - 4)
+        p = subprocess.run([str(STEAMD), "--model", dir + "/m", "--socket", dir + "/s", "--state", dir + "/st"],
+                           capture_output=True, timeout=60)
+        assert p.returncode == 65, (p.returncode, p.stderr)
+        assert b"model-00002-of-00002.safetensors" in p.stderr and b"ready" not in p.stderr, p.stderr
+
+
+def inspect_describes_every_checkpoint():
+    for checkpoint in ("air", "glm46", "odd", "bf16", "w4all", "w4g128", "long"):
+        p = subprocess.run([str(STEAMD), "--inspect", str(GOLDEN / checkpoint)], capture_output=True, timeout=60)
+        assert p.returncode == 0, p.stderr
+        assert b"glm4_moe" in p.stdout, p.stdout
+
+
+def configuration_mistakes_are_named_with_file_and_line():
+    with tempfile.TemporaryDirectory() as dir:
+        path = pathlib.Path(dir, "steamd.conf")
+        path.write_text("[steamd]\nModel=/x\nMaxBatch=900\n")
+        p = subprocess.run([str(STEAMD), "--config", str(path), "--check-config"], capture_output=True)
+        assert p.returncode == 78, p.returncode
+        assert f"{path}:3: MaxBatch is '900'; from 1 to 64 is allowed".encode() in p.stderr, p.stderr
+        path.write_text("[steamd]\nMaxBatch=9\n")
+        p = subprocess.run([str(STEAMD), "--config", str(path), "--print-config"], capture_output=True)
+        assert p.returncode == 0 and b"MaxBatch=9\n" in p.stdout, p.stdout
+
+
+def status_shows_the_model_and_where_defaults_come_from():
+    with Daemon("air", "MinP=0.02") as d:
+        s = json.dumps(d.status())
+        assert "air" in s and "0.02" in s and "--set" in s and "generation_config" in s, s
+        assert d.ctl("status").decode().strip()
+        assert "air" in d.ctl("models").decode()
+
+
+if __name__ == "__main__":
+    run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
+         and k not in ("cases",)])

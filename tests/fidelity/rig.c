@@ -1,0 +1,165 @@
+/* Loads golden checkpoints for tests. */
+#include "tests/fidelity/rig.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+char *rig_path(const char *name, const char *file)
+{
+	const char *top = getenv("srcdir");
+	char *path;
+
+	if (asprintf(&path, "%s/tests/golden/%s/%s", top ? top : ".", name, file) < 0)
+		abort();
+	return path;
+}
+
+static int load(struct rig *rig, enum isa isa, uint32_t n_threads, struct err *err)
+{
+	_cleanup_(freep) char *dir = rig_path(rig->name, "");
+	int r;
+
+	r = checkpoint_open(dir, &rig->checkpoint, err);
+	if (r < 0)
+		return r;
+	r = dev_open(isa, n_threads, &rig->dev);
+	if (r < 0)
+		return err_wrap(err, r, "cannot open the device for %s", isa_name(isa));
+	return weights_load(rig->checkpoint, rig->dev, NULL, NULL, &rig->weights, err);
+}
+
+static int make_cache(struct rig *rig, uint32_t n_pages)
+{
+	const struct config *c = &rig->weights->config;
+	void *base;
+
+	rig->kv = (struct kv_cache){
+		.type = dev_kv_type(rig->dev),
+		.n_pages = n_pages,
+		.page_tokens = RIG_PAGE_TOKENS,
+		.layers = c->layers,
+		.kv_heads = c->kv_heads,
+		.head_dim = c->head_dim,
+	};
+	base = mmap(NULL, n_pages * kv_page_bytes(&rig->kv), PROT_READ | PROT_WRITE,
+		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	rig->pages = calloc(n_pages, sizeof(*rig->pages));
+	if (base == MAP_FAILED || !rig->pages)
+		return -ENOMEM;
+	rig->kv.base = base;
+	/* what the pages hold must not matter before it is written: NaN in F32 and BF16 */
+	memset(base, 0xff, n_pages * kv_page_bytes(&rig->kv));
+	for (uint32_t i = 0; i < n_pages; i++)
+		rig->pages[i] = n_pages - 1 - i;
+	return 0;
+}
+
+int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_tokens,
+	     uint32_t n_pages, struct rig *ret)
+{
+	struct rig rig = { .name = strdup(name), .max_tokens = max_tokens };
+	struct err err = { 0 };
+	int r;
+
+	r = load(&rig, isa, n_threads, &err);
+	if (r == 0) {
+		rig.vocab = rig.weights->config.vocab;
+		r = make_cache(&rig, n_pages);
+	}
+	if (r == 0)
+		r = model_new(rig.dev, rig.weights, &rig.kv, max_tokens, n_pages * RIG_PAGE_TOKENS,
+			      &rig.model, &err);
+	if (r < 0) {
+		fprintf(stderr, "%s: %s\n", name, err.text[0] ? err.text : strerror(-r));
+		rig_close(&rig);
+		return r;
+	}
+	*ret = rig;
+	return 0;
+}
+
+void rig_close(struct rig *rig)
+{
+	model_free(rig->model);
+	if (rig->kv.base)
+		munmap(rig->kv.base, rig->kv.n_pages * kv_page_bytes(&rig->kv));
+	free(rig->pages);
+	weights_free(rig->weights);
+	dev_close(rig->dev);
+	checkpoint_free(rig->checkpoint);
+	free(rig->name);
+	*rig = (struct rig){ 0 };
+}
+
+json_t *rig_truth(const char *name)
+{
+	_cleanup_(freep) char *path = rig_path(name, "expect/truth.json");
+
+	return json_load_file(path, JSON_ALLOW_NUL, NULL); /* answers of random models are any text */
+}
+
+json_t *rig_prompt(json_t *truth, const char *name)
+{
+	json_t *prompt;
+	size_t i;
+
+	json_array_foreach(json_object_get(truth, "prompts"), i, prompt)
+		if (strcmp(json_string_value(json_object_get(prompt, "name")), name) == 0)
+			return prompt;
+	return NULL;
+}
+
+uint32_t *rig_ids(json_t *prompt, uint32_t *ret_n)
+{
+	json_t *ids = json_object_get(prompt, "ids"), *id;
+	uint32_t *ret = calloc(json_array_size(ids) + 1, sizeof(*ret));
+	size_t i;
+
+	if (!ret)
+		abort();
+	json_array_foreach(ids, i, id)
+		ret[i] = json_integer_value(id);
+	*ret_n = json_array_size(ids);
+	return ret;
+}
+
+float *rig_floats(const char *name, const char *file, size_t n)
+{
+	_cleanup_(freep) char *sub = NULL, *path = NULL;
+	_cleanup_(fclosep) FILE *f = NULL;
+	_cleanup_(freep) float *values = calloc(n + 1, sizeof(float));
+
+	if (asprintf(&sub, "expect/%s", file) < 0)
+		abort();
+	path = rig_path(name, sub);
+	f = fopen(path, "re");
+	if (!f || !values || fread(values, sizeof(float), n + 1, f) != n)
+		return NULL;
+	return steal(values);
+}
+
+int rig_feed(struct rig *rig, uint32_t first_page, const uint32_t *ids, uint32_t at, uint32_t n,
+	     uint32_t chunk, bool last, float *logits)
+{
+	_cleanup_(freep) uint32_t *out = calloc(MIN(chunk, n) + 1, sizeof(*out));
+
+	for (uint32_t done = 0, some; done < n; done += some) {
+		const bool wanted = !last || done + chunk >= n;
+		struct seq seq = { .at = at + done };
+		uint32_t n_out = 0;
+		int r;
+
+		some = MIN(chunk, n - done);
+		seq.n_tokens = some;
+		seq.n_pages = (at + done + some + RIG_PAGE_TOKENS - 1) / RIG_PAGE_TOKENS;
+		seq.pages = rig->pages + first_page;
+		for (uint32_t i = last ? some - 1 : 0; wanted && i < some; i++)
+			out[n_out++] = i;
+		r = model_forward(rig->model, ids + done, some, &seq, 1, out, n_out,
+				  logits + (last ? 0 : (size_t)done * rig->vocab));
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}

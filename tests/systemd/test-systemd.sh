@@ -1,0 +1,174 @@
+#!/bin/bash
+# steamd under the real systemd: installed, started by socket activation, restarted and
+# killed in the middle of answers. Runs in namespaces of its own; needs root.
+set -u
+src=$(readlink -f "${srcdir:-.}")
+build=$(readlink -f "${builddir:-.}")
+skip_all() {
+	echo "skip systemd: $1"
+	exit 77
+}
+[ "$(id -u)" -eq 0 ] || skip_all "needs root to make namespaces"
+[ -x /lib/systemd/systemd ] || skip_all "systemd is not installed"
+cgroup=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
+[ -n "$cgroup" ] && [ -w "$cgroup" ] || skip_all "no writable cgroup2 mount"
+unshare --pid --fork --mount --mount-proc --cgroup --uts --ipc true 2>/dev/null ||
+	skip_all "this machine does not allow namespaces"
+
+work=$(mktemp -d /var/tmp/steamd-systemd-XXXXXX)
+root=$work/root
+pid1=
+failed=0
+cleanup() {
+	[ -n "$pid1" ] && kill -KILL "$pid1" 2>/dev/null
+	[ -n "${unshared:-}" ] && wait "$unshared" 2>/dev/null
+	rm -rf "$work"
+	[ -d "$cgroup/steamd-test-$$" ] && find "$cgroup/steamd-test-$$" -depth -type d -exec rmdir {} + 2>/dev/null
+}
+trap cleanup EXIT
+
+check() { # NAME COMMAND…
+	local name=$1
+	shift
+	if "$@" >"$work/out" 2>&1; then
+		echo "ok $name"
+	else
+		sed 's/^/    /' "$work/out"
+		echo "not ok $name"
+		failed=1
+	fi
+}
+
+# --- install, and lay out what the namespace will see
+install=$root/install
+mkdir -p "$install" "$root/models"
+make -C "$build" install DESTDIR="$install" bindir=/usr/local/bin >"$work/install.log" 2>&1 || {
+	tail -n 20 "$work/install.log"
+	echo "not ok make install"
+	exit 1
+}
+units=$(find "$install" -path '*/systemd/system/steamd.service' -printf '%h' -quit)
+user_units=$(find "$install" -path '*/systemd/user/steamd.service' -printf '%h' -quit)
+sysusers=$(find "$install" -path '*/sysusers.d/steamd.conf' -print -quit)
+mkdir -p "$install/units" "$install/user-units"
+cp -a "$units/." "$install/units/"
+cp -a "$user_units/." "$install/user-units/"
+# what the units refer to and every systemd has
+for unit in sysinit.target basic.target shutdown.target sockets.target multi-user.target \
+	system.slice -.slice default.target local-fs.target umount.target paths.target timers.target slices.target; do
+	[ -e "/lib/systemd/system/$unit" ] && cp -aL "/lib/systemd/system/$unit" "$install/units/" 2>/dev/null
+done
+printf '[Unit]\nDescription=test\nRequires=steamd.socket steamd-exec-cpu.socket\nDefaultDependencies=no\n' \
+	>"$install/units/test.target"
+for unit in sysinit basic multi-user; do
+	printf '[Unit]\nDescription=%s\nDefaultDependencies=no\n' $unit >"$install/units/$unit.target"
+done
+mkdir -p "$install/units/steamd.service.d"
+printf '[Service]\nWatchdogSec=3\n' >"$install/units/steamd.service.d/test.conf"
+cp -a "$src/tests/golden/air" "$root/models/air"
+chmod -R a+rX "$root" "$work"
+mkdir -p "$root/etc/steamd"
+printf '[steamd]\nModel=/run/steamd-test/models/air\nMaxTokens=100000\n' >"$root/etc/steamd/steamd.conf"
+
+# --- sandboxing score and form of the units, as installed
+for unit in steamd.service steamd-exec-cpu@.service; do
+	check "exposure of $unit is at most 1.0" \
+		systemd-analyze security --offline=yes --threshold=10 --no-pager "$install/units/$unit"
+done
+
+# --- boot
+mkdir -p "$cgroup/steamd-test-$$"
+(
+	echo "$BASHPID" >"$cgroup/steamd-test-$$/cgroup.procs"
+	export STEAMD_TEST_ROOT=$root
+	exec setsid unshare --pid --fork --mount --mount-proc --cgroup --uts --ipc --kill-child \
+		bash "$src/tests/systemd/boot.sh"
+) >"$work/console" 2>&1 </dev/null &
+unshared=$!
+for _ in $(seq 200); do
+	pid1=$(pgrep -P $unshared 2>/dev/null | head -n 1)
+	[ -n "$pid1" ] && [ "$(cat "/proc/$pid1/comm" 2>/dev/null)" = systemd ] && break
+	sleep 0.05
+done
+inside() { nsenter -t "$pid1" -m -u -i -p -C -- env LD_LIBRARY_PATH=/usr/local/lib "$@"; }
+wait_for() { # SECONDS COMMAND…
+	local n=$(($1 * 20))
+	shift
+	while [ $n -gt 0 ]; do
+		"$@" >/dev/null 2>&1 && return 0
+		sleep 0.05
+		n=$((n - 1))
+	done
+	return 1
+}
+console() { tail -n 40 "$work/console" | sed 's/^/    console: /'; }
+if ! wait_for 20 inside systemctl is-active --quiet steamd.socket; then
+	# users first: the sockets name them
+	:
+fi
+inside systemd-sysusers "/run/steamd-test/install${sysusers#"$install"}" >"$work/out" 2>&1 || sed 's/^/    /' "$work/out"
+inside systemctl restart steamd.socket steamd-exec-cpu.socket >"$work/out" 2>&1 || { sed 's/^/    /' "$work/out"; console; }
+
+check "the installed units verify" inside sh -c \
+	'out=$(systemd-analyze verify --man=no /run/units/steamd.socket /run/units/steamd.service \
+		/run/units/steamd-exec-cpu.socket /run/units/steamd-exec-cpu@x.service 2>&1);
+	 echo "$out"; ! echo "$out" | grep -q steamd'
+check "the installed user units verify" inside sh -c \
+	'out=$(SYSTEMD_UNIT_PATH=/run/steamd-test/install/user-units: systemd-analyze --user verify --man=no \
+		/run/steamd-test/install/user-units/steamd.socket /run/steamd-test/install/user-units/steamd.service 2>&1);
+	 echo "$out"; ! echo "$out" | grep -q steamd'
+
+ctl() { inside steamctl --socket /run/steamd.sock "$@"; }
+prop() { inside systemctl show -p "$2" --value "$1"; }
+executor_pid() { inside systemctl show -p MainPID --value 'steamd-exec-cpu@*.service' | grep -v '^0$' | head -n 1; }
+ids='[4675,342,486,302,899,342,1336,2289]'
+answer() { echo "$ids" | ctl complete --ids --json --temperature 0 --max-tokens "$1" --ignore-eos | tail -n 1; }
+running() { ctl ps --json | grep -q '"state": *"running"'; }
+
+check "socket activation starts the broker and an ask is answered" ctl ask --max-tokens 8 hello
+check "the service is active after READY=1" [ "$(prop steamd.service ActiveState)" = active ]
+check "the status text says what it does" sh -c "echo '$(prop steamd.service StatusText)' | grep -q ."
+check "the executor is a unit of its own" sh -c "[ -n '$(executor_pid)' ]"
+check "broker and executor run as users of their own" sh -c \
+	"[ '$(inside ps -o user= -C steamd | sort -u | head -n 1)' != root ]"
+[ $failed -eq 0 ] || console
+
+n=${STEAMD_TEST_TOKENS:-6000}
+want=$(answer "$n")
+[ -n "$want" ] || { echo "not ok an undisturbed answer"; console; exit 1; }
+
+disturbed() { # NAME COMMAND…: runs it in the middle of an answer, which must not change
+	local name=$1 got
+	shift
+	answer "$n" >"$work/answer" 2>"$work/answer.err" &
+	local asking=$!
+	wait_for 10 running || { echo "not ok $name: no answer was running"; failed=1; return; }
+	"$@" >"$work/out" 2>&1 || sed 's/^/    /' "$work/out"
+	if wait $asking && got=$(cat "$work/answer") && [ "$got" = "$want" ]; then
+		echo "ok $name"
+	else
+		sed 's/^/    /' "$work/answer.err"
+		console
+		echo "not ok $name"
+		failed=1
+	fi
+}
+
+before=$(executor_pid)
+disturbed "restart in the middle of an answer: the answer goes on" inside systemctl restart steamd.service
+check "the executor and its weights were untouched by it" [ "$(executor_pid)" = "$before" ]
+disturbed "kill -9 of the broker: the answer goes on" \
+	sh -c "kill -KILL $(inside pgrep -x steamd >/dev/null; pgrep -x steamd --ns "$pid1" --nslist pid | head -n 1)"
+check "the executor lived through that too" [ "$(executor_pid)" = "$before" ]
+disturbed "a hung broker is killed by the watchdog: the answer goes on" \
+	sh -c "kill -STOP $(pgrep -x steamd --ns "$pid1" --nslist pid | head -n 1)"
+check "the watchdog did it" sh -c "grep -q 'Watchdog timeout' '$work/console'"
+disturbed "kill -9 of the executor: the answer goes on" \
+	sh -c "kill -KILL $(pgrep -f steamd-exec-cpu --ns "$pid1" --nslist pid | head -n 1)"
+check "the service never failed" [ "$(prop steamd.service ActiveState)" = active ]
+check "a quiet service outlives its watchdog time" sh -c 'sleep 7; exit 0'
+check "and is the same process" [ "$(prop steamd.service NRestarts)" -le 2 ]
+check "systemctl reload works" inside systemctl reload steamd.service
+check "stop ends the executor too" sh -c \
+	"nsenter -t $pid1 -m -u -i -p -C -- systemctl stop steamd.service; sleep 1; ! pgrep -f steamd-exec-cpu --ns $pid1 --nslist pid"
+exit $failed

@@ -1,0 +1,270 @@
+/*
+ * An executor that computes a toy model: the next token is a hash of all the
+ * tokens that its pages hold. It speaks the control protocol and the step ring
+ * as the real one does, and checks every order it gets, so that a page given
+ * to two turns, a wrong position or a missing grant changes the text or aborts.
+ */
+#pragma once
+
+#include <assert.h>
+#include <errno.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "client/wire/control.h"
+#include "client/wire/step.h"
+
+#define COMPUTER_VOCAB 1000
+#define COMPUTER_PAGES_MAX 4096
+
+struct computer_slot {
+	uint32_t length, sampled; /* sampled: UINT32_MAX: none */
+	uint32_t pages[COMPUTER_PAGES_MAX], n_pages;
+	struct step_sampler sampler;
+	int stopped;
+};
+
+struct computer {
+	int listen_fd, fd;
+	char path[64];
+	struct control_configure configure;
+	struct ring ring;
+	uint32_t *kv; /* the arena: one token a position is what its KV is here */
+	size_t kv_bytes;
+	struct computer_slot slots[STEP_ROWS_MAX];
+	uint64_t n_steps, n_rows_of_slot[STEP_ROWS_MAX];
+	uint32_t n_rows, n_tokens; /* of the newest step */
+	uint32_t row_tokens[STEP_ROWS_MAX], row_slots[STEP_ROWS_MAX];
+};
+
+static inline void computer_open(struct computer *c)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+
+	memset(c, 0, sizeof(*c));
+	c->fd = -1;
+	snprintf(c->path, sizeof(c->path), "/tmp/steamd-computer-%d", (int)getpid());
+	unlink(c->path);
+	memcpy(at.sun_path, c->path, strlen(c->path));
+	c->listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	assert(bind(c->listen_fd, (struct sockaddr *)&at, sizeof(at)) == 0);
+	assert(listen(c->listen_fd, 8) == 0);
+}
+
+static inline void computer_die(struct computer *c)
+{
+	if (c->fd < 0)
+		return;
+	shutdown(c->fd, SHUT_RDWR);
+	close(c->fd);
+	c->fd = -1;
+	munmap(c->kv, c->kv_bytes);
+	c->kv = NULL;
+	ring_deinit(&c->ring);
+}
+
+static inline void computer_close(struct computer *c)
+{
+	computer_die(c);
+	close(c->listen_fd);
+	unlink(c->path);
+}
+
+static inline void computer_ready(struct computer *c)
+{
+	struct control_ready ready = { .kind = CONTROL_READY, .n_threads = 1 };
+
+	snprintf(ready.isa, sizeof(ready.isa), "toy");
+	assert(send(c->fd, &ready, sizeof(ready), MSG_NOSIGNAL) == sizeof(ready));
+}
+
+static inline int computer_configure(struct computer *c, int fd)
+{
+	union {
+		struct cmsghdr align;
+		char bytes[CMSG_SPACE(4 * sizeof(int))];
+	} control;
+	struct iovec iov = { &c->configure, sizeof(c->configure) };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1,
+			    .msg_control = control.bytes, .msg_controllen = sizeof(control) };
+	struct err err = { 0 };
+	struct stat st;
+	int fds[4];
+
+	if (recvmsg(fd, &m, MSG_CMSG_CLOEXEC) != (ssize_t)sizeof(c->configure))
+		return -1;
+	memcpy(fds, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(fds));
+	assert(c->configure.kind == CONTROL_CONFIGURE && c->configure.version == CONTROL_VERSION);
+	assert(ring_map(fds[1], fds[2], fds[3], &c->ring, &err) == 0);
+	assert(fstat(fds[0], &st) == 0);
+	c->kv_bytes = (size_t)st.st_size;
+	c->kv = mmap(NULL, c->kv_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
+	assert(c->kv != MAP_FAILED);
+	memset(c->kv, 0xee, c->kv_bytes); /* nothing of an earlier life is of use */
+	close(fds[0]);
+	c->fd = fd;
+	memset(c->slots, 0, sizeof(c->slots));
+	return 0;
+}
+
+/* Takes the next broker that knocks. */
+static inline int computer_accept(struct computer *c)
+{
+	const int fd = accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC);
+
+	if (fd < 0)
+		return 0;
+	computer_die(c);
+	if (computer_configure(c, fd) < 0) {
+		close(fd);
+		return 0;
+	}
+	computer_ready(c);
+	return 1;
+}
+
+static inline uint32_t *computer_at(struct computer *c, const struct computer_slot *s, uint32_t at)
+{
+	const uint32_t page_tokens = c->configure.page_tokens;
+
+	assert(at / page_tokens < s->n_pages);
+	return &c->kv[s->pages[at / page_tokens] * page_tokens + at % page_tokens];
+}
+
+static inline uint32_t computer_hash(struct computer *c, const struct computer_slot *s, uint32_t n)
+{
+	uint64_t h = 1469598103934665603ull ^ s->sampler.seed;
+
+	for (uint32_t i = 0; i < n; i++)
+		h = (h ^ *computer_at(c, s, i)) * 1099511628211ull;
+	return (uint32_t)((h >> 20) % COMPUTER_VOCAB);
+}
+
+static inline float computer_logprob(uint32_t predicted, uint32_t target)
+{
+	return -1.0f - (float)((predicted + target) % 100) / 100;
+}
+
+/* Returns the bytes of log-probabilities written at @to. */
+static inline uint32_t computer_score(char *to, uint32_t n, uint32_t n_top, const uint32_t *predicted,
+				      const uint32_t *targets)
+{
+	float *logprobs = (float *)to;
+	uint32_t *ids = (uint32_t *)(logprobs + n);
+	float *tops = (float *)(ids + n * n_top);
+
+	for (uint32_t i = 0; i < n; i++) {
+		logprobs[i] = computer_logprob(predicted[i], targets[i]);
+		for (uint32_t k = 0; k < n_top; k++) {
+			ids[i * n_top + k] = (predicted[i] + k) % COMPUTER_VOCAB;
+			tops[i * n_top + k] = -0.5f * (float)(k + 1);
+		}
+	}
+	return n * 4 * (1 + 2 * n_top);
+}
+
+static inline void computer_sample(struct computer *c, struct computer_slot *s, struct row_result *r)
+{
+	const uint32_t id = computer_hash(c, s, s->length);
+
+	s->sampled = id;
+	r->flags = RESULT_SAMPLED;
+	r->n_tokens = 1;
+	r->tokens[0] = id;
+	for (uint32_t i = 0; i < s->sampler.n_stop_ids; i++)
+		s->stopped |= s->sampler.stop_ids[i] == id;
+	if (s->stopped)
+		r->flags |= RESULT_STOPPED;
+}
+
+static inline void computer_row(struct computer *c, const char *in, const struct row *row, char *out,
+				uint32_t *out_bytes, struct row_result *r)
+{
+	static uint32_t predicted[STEP_TOKENS_MAX];
+	const uint32_t *tokens = (const uint32_t *)(in + row->tokens_off);
+	struct computer_slot *s = &c->slots[row->slot];
+	uint32_t target;
+
+	memset(r, 0, sizeof(*r));
+	r->slot = row->slot;
+	assert(row->slot < c->configure.n_slots);
+	if (row->kind == ROW_CONT && (s->stopped || s->sampled == UINT32_MAX)) {
+		r->flags = RESULT_IGNORED;
+		r->length = s->length;
+		return;
+	}
+	if (row->kind == ROW_FEED && row->at == 0) {
+		assert(row->sampler_off != 0);
+		memset(s, 0, sizeof(*s));
+		memcpy(&s->sampler, in + row->sampler_off, sizeof(s->sampler));
+	}
+	if (row->n_pages > 0) {
+		assert(row->page_at <= s->n_pages && row->page_at + row->n_pages <= COMPUTER_PAGES_MAX);
+		memcpy(s->pages + row->page_at, in + row->pages_off, row->n_pages * 4u);
+		s->n_pages = row->page_at + row->n_pages;
+	}
+	if (row->kind == ROW_CONT) {
+		*computer_at(c, s, s->length++) = s->sampled;
+	} else {
+		assert(row->n_tokens > 0 && row->at <= s->length);
+		s->length = row->at;
+		for (uint32_t i = 0; i < row->n_tokens; i++) {
+			*computer_at(c, s, s->length++) = tokens[i];
+			predicted[i] = computer_hash(c, s, s->length);
+		}
+	}
+	s->sampled = UINT32_MAX;
+	r->length = s->length;
+	*out_bytes = (*out_bytes + 7) & ~7u;
+	if (row->flags & ROW_SCORE) {
+		r->logprobs_off = *out_bytes;
+		*out_bytes += computer_score(out + *out_bytes, row->n_tokens, row->n_top, predicted,
+					     (const uint32_t *)(in + row->targets_off));
+	}
+	if (row->flags & ROW_SAMPLE)
+		computer_sample(c, s, r);
+	if (row->flags & ROW_LOGPROBS) {
+		target = r->tokens[0];
+		r->logprobs_off = *out_bytes;
+		*out_bytes += computer_score(out + *out_bytes, 1, row->n_top, &target, &target);
+	}
+}
+
+/* Does the oldest step; returns 0 if there is none. */
+static inline int computer_step(struct computer *c)
+{
+	const void *in;
+	const struct step *step = c->fd >= 0 ? ring_next(&c->ring, &in) : NULL;
+	struct step_result result = { 0 };
+	char *out;
+
+	if (!step)
+		return 0;
+	out = ring_result_room(&c->ring);
+	result.id = step->id;
+	result.n_rows = step->n_rows;
+	result.payload_bytes = step->n_rows * sizeof(struct row_result);
+	c->n_rows = step->n_rows;
+	c->n_tokens = 0;
+	for (uint32_t i = 0; i < step->n_rows; i++) {
+		const struct row *row = (const struct row *)in + i;
+		struct row_result r;
+
+		computer_row(c, in, row, out, &result.payload_bytes, &r);
+		memcpy(out + i * sizeof(r), &r, sizeof(r));
+		c->row_slots[i] = row->slot;
+		c->row_tokens[i] = row->kind == ROW_CONT ? 1 : row->n_tokens;
+		c->n_tokens += c->row_tokens[i];
+		c->n_rows_of_slot[row->slot]++;
+	}
+	assert(c->n_tokens <= c->configure.max_batch_tokens);
+	c->n_steps++;
+	ring_done(&c->ring, &result);
+	return 1;
+}

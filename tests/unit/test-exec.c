@@ -1,0 +1,640 @@
+/* Steps over a real ring on a real checkpoint: what each kind of row does to its slot. */
+#include <errno.h>
+#include <fcntl.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+
+#include <cmocka.h>
+
+#include "client/wire/control.h"
+#include "daemon/exec/exec.h"
+#include "daemon/exec/service.h"
+#include "tests/fidelity/rig.h"
+
+#define N_SLOTS 4
+#define CONTEXT 96
+#define BATCH 64
+#define N_PAGES 32
+#define STOP 7
+
+struct bench {
+	struct rig rig;
+	struct exec *exec;
+	struct ring ring;
+	uint32_t real;
+	/* the step being written */
+	char *payload;
+	uint32_t n_rows, used;
+	/* the result taken last */
+	struct step_result result;
+	struct row_result rows[STEP_ROWS_MAX];
+	char *room;
+};
+
+static const uint32_t prompt[] = { 11, 42, 300, 8, 77, 123, 450, 2, 19, 260 };
+#define N_PROMPT 10
+
+static int setup(void **state)
+{
+	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
+	struct bench *b = calloc(1, sizeof(*b));
+
+	if (!b || rig_open("w4all", isa_best(), 1, BATCH, N_PAGES, &b->rig) < 0)
+		return -1;
+	b->real = 496;
+	b->room = malloc(STEP_RESULT_BYTES);
+	*state = b;
+	if (exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL) < 0)
+		return -1;
+	return ring_new(&b->ring, NULL);
+}
+
+static int teardown(void **state)
+{
+	struct bench *b = *state;
+
+	exec_free(b->exec);
+	ring_deinit(&b->ring);
+	rig_close(&b->rig);
+	free(b->room);
+	free(b);
+	return 0;
+}
+
+/* Rows first: room for four of them, then what they refer to. */
+static void begin(struct bench *b)
+{
+	b->payload = ring_stage(&b->ring);
+	assert_non_null(b->payload);
+	b->n_rows = 0;
+	b->used = 4 * sizeof(struct row);
+}
+
+static uint32_t put(struct bench *b, const void *data, size_t bytes)
+{
+	const uint32_t at = b->used;
+
+	memcpy(b->payload + at, data, bytes);
+	b->used += (bytes + 7) / 8 * 8;
+	return at;
+}
+
+static struct row *add(struct bench *b, uint32_t kind, uint32_t slot, uint32_t flags)
+{
+	struct row *row = (struct row *)b->payload + b->n_rows++;
+
+	*row = (struct row){ .kind = kind, .slot = slot, .flags = flags };
+	return row;
+}
+
+static struct row *feed(struct bench *b, uint32_t slot, uint32_t at, const uint32_t *ids, uint32_t n,
+			uint32_t flags)
+{
+	struct row *row = add(b, ROW_FEED, slot, flags);
+
+	row->at = at;
+	row->n_tokens = n;
+	row->tokens_off = put(b, ids, n * sizeof(*ids));
+	return row;
+}
+
+static struct step_sampler greedy(const struct bench *b)
+{
+	return (struct step_sampler){ .top_p = 1, .repetition = 1, .vocab_real = b->real };
+}
+
+/* Slot s has pages 6s … 6s + 5. */
+static void open_with(struct bench *b, struct row *row, const struct step_sampler *sampler)
+{
+	uint32_t pages[6];
+
+	for (uint32_t i = 0; i < 6; i++)
+		pages[i] = 6 * row->slot + i;
+	row->n_pages = 6;
+	row->pages_off = put(b, pages, sizeof(pages));
+	row->sampler_off = put(b, sampler, sizeof(*sampler));
+}
+
+static uint64_t push(struct bench *b)
+{
+	const struct step step = { .kind = STEP_MIXED, .n_rows = b->n_rows, .payload_bytes = b->used };
+
+	return ring_push(&b->ring, &step);
+}
+
+static void take(struct bench *b)
+{
+	const void *payload;
+	const struct step_result *result = ring_result(&b->ring, &payload);
+
+	assert_non_null(result);
+	b->result = *result;
+	memcpy(b->room, payload, result->payload_bytes);
+	memcpy(b->rows, payload, result->n_rows * sizeof(*b->rows));
+	ring_take(&b->ring);
+}
+
+static void run(struct bench *b)
+{
+	const uint64_t id = push(b);
+
+	assert_int_equal(exec_drain(b->exec, &b->ring, NULL), 1);
+	take(b);
+	assert_int_equal(b->result.id, id);
+	assert_int_equal(b->result.error, 0);
+	assert_int_equal(b->result.n_rows, b->n_rows);
+}
+
+static void open_slot(struct bench *b, uint32_t slot, const struct step_sampler *sampler,
+		      uint32_t flags)
+{
+	begin(b);
+	open_with(b, feed(b, slot, 0, prompt, N_PROMPT, flags), sampler);
+	run(b);
+}
+
+static void go_on(struct bench *b, uint32_t slot)
+{
+	begin(b);
+	add(b, ROW_CONT, slot, ROW_SAMPLE);
+	run(b);
+}
+
+/* The argmax over real ids after ids[0 … n), computed from nothing by the model alone. */
+static uint32_t expected(struct bench *b, const uint32_t *ids, uint32_t n)
+{
+	float *logits = calloc(b->rig.vocab, sizeof(float));
+	uint32_t best = 0;
+
+	/* the arena's pages from 24 on belong to no slot: they come first in the rig's list */
+	assert_int_equal(rig_feed(&b->rig, 0, ids, 0, n, BATCH, true, logits), 0);
+	for (uint32_t i = 1; i < b->real; i++)
+		if (logits[i] > logits[best])
+			best = i;
+	free(logits);
+	return best;
+}
+
+static void a_slot_goes_on_from_what_it_sampled(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	uint32_t ids[N_PROMPT + 12];
+
+	memcpy(ids, prompt, sizeof(prompt));
+	open_slot(b, 1, &s, ROW_SAMPLE);
+	for (uint32_t n = N_PROMPT; n < N_PROMPT + 12; n++) {
+		assert_int_equal(b->rows[0].slot, 1);
+		assert_int_equal(b->rows[0].flags, RESULT_SAMPLED);
+		assert_int_equal(b->rows[0].n_tokens, 1);
+		assert_int_equal(b->rows[0].length, n);
+		assert_int_equal(b->rows[0].tokens[0], expected(b, ids, n));
+		ids[n] = b->rows[0].tokens[0];
+		go_on(b, 1);
+	}
+}
+
+static void two_steps_in_flight_give_two_tokens(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	uint32_t first, second;
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	go_on(b, 0);
+	first = b->rows[0].tokens[0];
+	go_on(b, 0);
+	second = b->rows[0].tokens[0];
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	for (int i = 0; i < 2; i++) {
+		begin(b);
+		add(b, ROW_CONT, 0, ROW_SAMPLE);
+		push(b);
+	}
+	assert_int_equal(exec_drain(b->exec, &b->ring, NULL), 2);
+	take(b);
+	assert_int_equal(b->rows[0].tokens[0], first);
+	take(b);
+	assert_int_equal(b->rows[0].tokens[0], second);
+	assert_int_equal(b->rows[0].length, N_PROMPT + 2);
+}
+
+static void a_feed_below_the_length_cuts_the_slot_there(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	const uint32_t tail[] = { 5, 6, 9 };
+	uint32_t ids[N_PROMPT];
+
+	open_slot(b, 2, &s, ROW_SAMPLE);
+	go_on(b, 2);
+	begin(b);
+	feed(b, 2, 6, tail, 3, ROW_SAMPLE);
+	run(b);
+	memcpy(ids, prompt, 6 * sizeof(*ids));
+	memcpy(ids + 6, tail, sizeof(tail));
+	assert_int_equal(b->rows[0].length, 9);
+	assert_int_equal(b->rows[0].tokens[0], expected(b, ids, 9));
+}
+
+static void a_cut_forgets_what_was_penalised(void **state)
+{
+	struct bench *b = *state;
+	struct step_sampler s = greedy(b);
+	uint32_t first;
+
+	s.repetition = 1e6;
+	s.n_prompt = N_PROMPT;
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	first = b->rows[0].tokens[0];
+	for (int i = 0; i < 4; i++)
+		go_on(b, 0);
+	begin(b);
+	feed(b, 0, N_PROMPT - 1, prompt + N_PROMPT - 1, 1, ROW_SAMPLE);
+	run(b);
+	assert_int_equal(b->rows[0].tokens[0], first);
+}
+
+static void rows_of_a_batch_do_not_see_each_other(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	uint32_t alone[2];
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	go_on(b, 0);
+	alone[0] = b->rows[0].tokens[0];
+	open_slot(b, 1, &s, 0);
+	begin(b);
+	feed(b, 1, N_PROMPT, prompt, 3, ROW_SAMPLE);
+	run(b);
+	alone[1] = b->rows[0].tokens[0];
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	open_slot(b, 1, &s, 0);
+	begin(b);
+	add(b, ROW_CONT, 0, ROW_SAMPLE);
+	feed(b, 1, N_PROMPT, prompt, 3, ROW_SAMPLE);
+	open_with(b, feed(b, 2, 0, prompt, 1, 0), &s);
+	run(b);
+	assert_int_equal(b->rows[0].tokens[0], alone[0]);
+	assert_int_equal(b->rows[1].tokens[0], alone[1]);
+	assert_int_equal(b->rows[2].flags, 0);
+	assert_int_equal(b->rows[2].length, 1);
+}
+
+static void a_stop_id_ends_the_slot_until_it_is_fed(void **state)
+{
+	struct bench *b = *state;
+	struct step_sampler s = greedy(b);
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	s.n_stop_ids = 2;
+	s.stop_ids[0] = b->rows[0].tokens[0] == STOP ? STOP + 1 : STOP;
+	s.stop_ids[1] = b->rows[0].tokens[0];
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	assert_int_equal(b->rows[0].flags, RESULT_SAMPLED | RESULT_STOPPED);
+	go_on(b, 0);
+	assert_int_equal(b->rows[0].flags, RESULT_IGNORED);
+	assert_int_equal(b->rows[0].n_tokens, 0);
+	assert_int_equal(b->rows[0].length, N_PROMPT);
+	begin(b);
+	feed(b, 0, N_PROMPT, prompt, 1, ROW_SAMPLE);
+	run(b);
+	assert_true(b->rows[0].flags & RESULT_SAMPLED);
+	assert_int_equal(b->rows[0].length, N_PROMPT + 1);
+}
+
+static void a_slot_without_a_sample_does_not_go_on(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+
+	go_on(b, 3);
+	assert_int_equal(b->rows[0].flags, RESULT_IGNORED);
+	assert_int_equal(b->rows[0].length, 0);
+	open_slot(b, 3, &s, 0);
+	go_on(b, 3);
+	assert_int_equal(b->rows[0].flags, RESULT_IGNORED);
+	assert_int_equal(b->rows[0].length, N_PROMPT);
+}
+
+static void scores_are_the_log_probabilities_of_the_targets(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	float *logits = calloc((size_t)N_PROMPT * b->rig.vocab, sizeof(float));
+	uint32_t targets[N_PROMPT];
+	const uint32_t n_top = 3;
+	struct row *row;
+
+	memcpy(targets, prompt + 1, sizeof(targets) - 4);
+	targets[N_PROMPT - 1] = UINT32_MAX;
+	targets[4] = b->real; /* not a token */
+	assert_int_equal(rig_feed(&b->rig, 0, prompt, 0, N_PROMPT, BATCH, false, logits), 0);
+
+	begin(b);
+	row = feed(b, 0, 0, prompt, N_PROMPT, ROW_SCORE | ROW_SAMPLE);
+	open_with(b, row, &s);
+	row->targets_off = put(b, targets, sizeof(targets));
+	row->n_top = n_top;
+	run(b);
+	assert_int_equal(b->rows[0].flags, RESULT_SAMPLED);
+	assert_int_equal(b->rows[0].logprobs_off, sizeof(struct row_result));
+
+	for (uint32_t i = 0; i < N_PROMPT; i++) {
+		const char *at = b->room + b->rows[0].logprobs_off;
+		const float *x = logits + (size_t)i * b->rig.vocab;
+		const float got = ((const float *)at)[i];
+		const uint32_t *ids = (const uint32_t *)at + N_PROMPT + i * n_top;
+		const float *tops = (const float *)at + N_PROMPT * (1 + n_top) + i * n_top;
+		double sum = 0;
+
+		for (uint32_t j = 0; j < b->real; j++)
+			sum += exp(x[j]);
+		if (targets[i] == UINT32_MAX)
+			assert_true(isnan(got));
+		else if (targets[i] == b->real)
+			assert_true(got == -INFINITY);
+		else
+			assert_true(fabs(got - (x[targets[i]] - log(sum))) < 1e-4);
+		assert_true(fabs(tops[0] - (x[ids[0]] - log(sum))) < 1e-4);
+		assert_true(tops[0] >= tops[1] && tops[1] >= tops[2]);
+		assert_true(ids[0] < b->real && ids[0] != ids[1]);
+	}
+	free(logits);
+}
+
+static void a_sample_comes_with_its_log_probability(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	const float *at;
+	struct row *row;
+
+	begin(b);
+	row = feed(b, 0, 0, prompt, N_PROMPT, ROW_SAMPLE | ROW_LOGPROBS);
+	open_with(b, row, &s);
+	row->n_top = 2;
+	run(b);
+	at = (const float *)(b->room + b->rows[0].logprobs_off);
+	assert_int_equal(((const uint32_t *)at)[1], b->rows[0].tokens[0]);
+	assert_true(at[0] == at[3] && at[3] >= at[4] && at[0] < 0);
+}
+
+/* Each change makes the good step a malformed one. */
+static void expect_malformed(struct bench *b, void (*spoil)(struct bench *b, struct row *row),
+			     const char *text)
+{
+	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
+	const struct step_sampler s = greedy(b);
+	struct err err = { 0 };
+	struct row *row;
+
+	begin(b);
+	row = feed(b, 0, 0, prompt, N_PROMPT, ROW_SAMPLE);
+	open_with(b, row, &s);
+	spoil(b, row);
+	push(b);
+	assert_int_equal(exec_drain(b->exec, &b->ring, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, text));
+	take(b);
+	assert_int_equal(b->result.error, -EBADMSG);
+	assert_int_equal(b->result.n_rows, 0);
+
+	/* the process would leave here */
+	exec_free(b->exec);
+	assert_int_equal(exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL), 0);
+}
+
+#define SPOIL(name, ...)                                                                           \
+	static void name(struct bench *b, struct row *row)                                         \
+	{                                                                                          \
+		(void)b, (void)row;                                                                \
+		__VA_ARGS__;                                                                       \
+	}
+
+SPOIL(slot_beyond, row->slot = N_SLOTS)
+SPOIL(no_sampler, row->sampler_off = 0)
+SPOIL(tokens_unaligned, row->tokens_off += 2)
+SPOIL(tokens_outside, row->tokens_off = b->used - 8)
+SPOIL(tokens_far_outside, row->tokens_off = 0xfffffffc)
+SPOIL(too_many_tokens, row->n_tokens = CONTEXT + 1)
+SPOIL(no_tokens, row->n_tokens = 0)
+SPOIL(id_beyond, ((uint32_t *)(b->payload + row->tokens_off))[3] = 512)
+SPOIL(page_beyond, ((uint32_t *)(b->payload + row->pages_off))[5] = N_PAGES)
+SPOIL(pages_beyond, row->n_pages = 7)
+SPOIL(pages_with_a_gap, row->page_at = 1; row->n_pages = 5)
+SPOIL(no_pages, row->n_pages = 0)
+SPOIL(feed_beyond_the_length, row->at = 3)
+SPOIL(unknown_kind, row->kind = 3)
+SPOIL(unknown_flag, row->flags |= 8)
+SPOIL(score_without_targets, row->flags = ROW_SCORE)
+SPOIL(too_many_top, row->flags |= ROW_LOGPROBS; row->n_top = STEP_TOP_MAX + 1)
+SPOIL(same_slot_twice, *add(b, ROW_CONT, 0, ROW_SAMPLE) = (struct row){ .kind = ROW_CONT })
+SPOIL(too_many_rows, b->n_rows = STEP_ROWS_MAX + 1)
+SPOIL(rows_outside, b->used = sizeof(*row) - 1)
+SPOIL(too_many_bytes, b->used = STEP_PAYLOAD_BYTES + 1)
+SPOIL(sampler_outside, row->sampler_off = b->used - 8)
+SPOIL(many_stop_ids,
+      ((struct step_sampler *)(b->payload + row->sampler_off))->n_stop_ids = STEP_STOP_IDS_MAX + 1)
+SPOIL(many_biases, ((struct step_sampler *)(b->payload + row->sampler_off))->n_bias = 1025)
+SPOIL(no_vocabulary, ((struct step_sampler *)(b->payload + row->sampler_off))->vocab_real = 0)
+
+static void malformed_steps_are_named_and_touch_nothing(void **state)
+{
+	struct bench *b = *state;
+
+	expect_malformed(b, slot_beyond, "row 0: slot 4; there are 4");
+	expect_malformed(b, no_sampler, "a FEED at 0 without a sampler");
+	expect_malformed(b, tokens_unaligned, "a multiple of 4 is wanted");
+	expect_malformed(b, tokens_outside, "40 bytes are not there");
+	expect_malformed(b, tokens_far_outside, "40 bytes are not there");
+	expect_malformed(b, too_many_tokens, "a FEED of 97 tokens at 0; the context is 96");
+	expect_malformed(b, no_tokens, "a FEED of 0 tokens");
+	expect_malformed(b, id_beyond, "token 3 is id 512; the vocabulary has 512");
+	expect_malformed(b, page_beyond, "page 32; the arena has 32");
+	expect_malformed(b, pages_beyond, "a slot has 6");
+	expect_malformed(b, pages_with_a_gap, "pages from 1 on, but slot 0 has 0");
+	expect_malformed(b, no_pages, "no page for position 9");
+	expect_malformed(b, feed_beyond_the_length, "a FEED at 3, but slot 0 has 0 tokens");
+	expect_malformed(b, unknown_kind, "kind 3");
+	expect_malformed(b, unknown_flag, "flags are 0x9");
+	expect_malformed(b, score_without_targets, "targets_off is 0");
+	expect_malformed(b, too_many_top, "n_top is 21; at most 20 is allowed");
+	expect_malformed(b, same_slot_twice, "slot 0 has row 0 already");
+	expect_malformed(b, too_many_rows, "65 rows");
+	expect_malformed(b, rows_outside, "1 rows in 39 bytes");
+	expect_malformed(b, too_many_bytes, "has 524289 bytes");
+	expect_malformed(b, sampler_outside, "sampler_off");
+	expect_malformed(b, many_stop_ids, "n_stop_ids is 33");
+	expect_malformed(b, many_biases, "n_bias is 1025");
+	expect_malformed(b, no_vocabulary, "vocab_real is 0");
+}
+
+/* The process: what a broker sees of it over the control socket. */
+struct process {
+	pid_t pid;
+	int control_fd, arena_fd;
+	struct ring ring;
+};
+
+static void start(struct process *p, const char *model, uint64_t page_bytes)
+{
+	struct control_configure c = {
+		.kind = CONTROL_CONFIGURE, .version = CONTROL_VERSION,
+		.n_pages = N_PAGES, .page_tokens = 16,
+		.page_bytes_lo = page_bytes, .page_bytes_hi = page_bytes >> 32,
+		.arena_bytes = N_PAGES * page_bytes,
+		.n_slots = N_SLOTS, .max_context = CONTEXT, .max_batch_tokens = BATCH,
+		.n_threads = 1, .isa = "auto",
+	};
+	struct iovec iov = { &c, sizeof(c) };
+	union {
+		struct cmsghdr header;
+		char bytes[CMSG_SPACE(4 * sizeof(int))];
+	} control = { 0 };
+	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+			    .msg_controllen = sizeof(control) };
+	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+	_cleanup_(freep) char *dir = rig_path(model, "");
+	int ends[2];
+
+	snprintf(c.model, sizeof(c.model), "%s", dir);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+	assert_int_equal(ring_new(&p->ring, NULL), 0);
+	p->arena_fd = memfd_create("arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	assert_int_equal(ftruncate(p->arena_fd, c.arena_bytes), 0);
+	assert_int_equal(fcntl(p->arena_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW), 0);
+
+	p->pid = fork();
+	if (p->pid == 0) {
+		close(ends[0]);
+		_exit(service_run(ends[1], NULL));
+	}
+	close(ends[1]);
+	p->control_fd = ends[0];
+
+	h->cmsg_level = SOL_SOCKET;
+	h->cmsg_type = SCM_RIGHTS;
+	h->cmsg_len = CMSG_LEN(4 * sizeof(int));
+	memcpy(CMSG_DATA(h), (int[]){ p->arena_fd, p->ring.memfd, p->ring.down_fd, p->ring.up_fd },
+	       4 * sizeof(int));
+	assert_int_equal(sendmsg(p->control_fd, &m, 0), sizeof(c));
+}
+
+static int finish(struct process *p)
+{
+	int status;
+
+	close(p->control_fd);
+	assert_int_equal(waitpid(p->pid, &status, 0), p->pid);
+	assert_true(WIFEXITED(status));
+	close(p->arena_fd);
+	ring_deinit(&p->ring);
+	return WEXITSTATUS(status);
+}
+
+/* Waits until the process has left by itself: closing the socket first would end it otherwise. */
+static void await_end(struct process *p)
+{
+	char byte;
+
+	assert_int_equal(recv(p->control_fd, &byte, 1, 0), 0);
+}
+
+/* Takes packets until one that is no progress. */
+static uint32_t receive(struct process *p, void *packet, size_t bytes)
+{
+	uint32_t kind;
+
+	do {
+		assert_true(recv(p->control_fd, packet, bytes, 0) > 0);
+		memcpy(&kind, packet, sizeof(kind));
+	} while (kind == CONTROL_PROGRESS);
+	return kind;
+}
+
+static void a_process_loads_computes_and_leaves_with_its_broker(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	struct control_ready ready;
+	struct process p;
+	struct ring mine;
+	uint32_t alone;
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	alone = b->rows[0].tokens[0];
+
+	start(&p, "w4all", kv_page_bytes(&b->rig.kv));
+	assert_int_equal(receive(&p, &ready, sizeof(ready)), CONTROL_READY);
+	assert_int_equal(ready.n_threads, 1);
+	assert_string_equal(ready.isa, isa_name(isa_best()));
+	assert_true(ready.weight_bytes > 100000 && ready.decode_bytes <= ready.weight_bytes);
+
+	mine = b->ring;
+	b->ring = p.ring;
+	begin(b);
+	open_with(b, feed(b, 0, 0, prompt, N_PROMPT, ROW_SAMPLE), &s);
+	push(b);
+	while (!ring_result(&b->ring, &(const void *){ NULL }))
+		usleep(1000);
+	take(b);
+	b->ring = mine;
+	assert_int_equal(b->result.error, 0);
+	assert_int_equal(b->rows[0].tokens[0], alone);
+	assert_int_equal(finish(&p), 70);
+}
+
+static void a_process_refuses_what_it_cannot_load_with_a_sentence(void **state)
+{
+	struct bench *b = *state;
+	struct control_refused refused;
+	struct process p;
+
+	start(&p, "chat", kv_page_bytes(&b->rig.kv)); /* no checkpoint there */
+	assert_int_equal(receive(&p, &refused, sizeof(refused)), CONTROL_REFUSED);
+	assert_true(refused.error < 0);
+	assert_non_null(strstr(refused.text, "config.json"));
+	await_end(&p);
+	assert_int_equal(finish(&p), 65);
+
+	start(&p, "w4all", kv_page_bytes(&b->rig.kv) + 64);
+	assert_int_equal(receive(&p, &refused, sizeof(refused)), CONTROL_REFUSED);
+	assert_int_equal(refused.error, -EPROTO);
+	assert_non_null(strstr(refused.text, "the broker reckons"));
+	await_end(&p);
+	assert_int_equal(finish(&p), 76);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(a_slot_goes_on_from_what_it_sampled, setup, teardown),
+		cmocka_unit_test_setup_teardown(two_steps_in_flight_give_two_tokens, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_feed_below_the_length_cuts_the_slot_there, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(a_cut_forgets_what_was_penalised, setup, teardown),
+		cmocka_unit_test_setup_teardown(rows_of_a_batch_do_not_see_each_other, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_stop_id_ends_the_slot_until_it_is_fed, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_slot_without_a_sample_does_not_go_on, setup, teardown),
+		cmocka_unit_test_setup_teardown(scores_are_the_log_probabilities_of_the_targets, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(a_sample_comes_with_its_log_probability, setup, teardown),
+		cmocka_unit_test_setup_teardown(malformed_steps_are_named_and_touch_nothing, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(a_process_loads_computes_and_leaves_with_its_broker,
+						setup, teardown),
+		cmocka_unit_test_setup_teardown(a_process_refuses_what_it_cannot_load_with_a_sentence,
+						setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,94 @@
+/* Jobs on the thread, ends on the loop. */
+#include "daemon/base/worker.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+static struct {
+	pthread_t loop_thread;
+	pthread_mutex_t gate; /* held by a test to keep jobs from running on */
+	int run[8], done[8];
+	int n_run, n_done;
+	bool run_on_loop, done_off_loop;
+} seen;
+
+static void run(void *userdata)
+{
+	pthread_mutex_lock(&seen.gate);
+	seen.run_on_loop |= pthread_equal(pthread_self(), seen.loop_thread) != 0;
+	seen.run[seen.n_run++] = *(int *)userdata;
+	pthread_mutex_unlock(&seen.gate);
+}
+
+static void done(void *userdata)
+{
+	seen.done_off_loop |= pthread_equal(pthread_self(), seen.loop_thread) == 0;
+	seen.done[seen.n_done++] = *(int *)userdata;
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	seen = (typeof(seen)){ .loop_thread = pthread_self(), .gate = PTHREAD_MUTEX_INITIALIZER };
+	return 0;
+}
+
+static void jobs_run_in_order_off_the_loop_and_end_on_it(void **state)
+{
+	int jobs[] = { 4, 2, 9, 7 };
+	struct worker *w = NULL;
+	sd_event *loop = NULL;
+
+	(void)state;
+	assert_int_equal(sd_event_new(&loop), 0);
+	assert_int_equal(worker_new(loop, &w), 0);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(worker_push(w, run, done, &jobs[i]), 0);
+	while (seen.n_done < 4)
+		assert_true(sd_event_run(loop, 10000000) > 0);
+	for (int i = 0; i < 4; i++) {
+		assert_int_equal(seen.run[i], jobs[i]);
+		assert_int_equal(seen.done[i], jobs[i]);
+	}
+	assert_false(seen.run_on_loop);
+	assert_false(seen.done_off_loop);
+	assert_int_equal(worker_waiting(w), 0);
+	assert_int_equal(sd_event_run(loop, 0), 0); /* nothing wakes an idle loop */
+	worker_free(w);
+	sd_event_unref(loop);
+}
+
+static void what_waits_at_the_end_is_done_unrun(void **state)
+{
+	int jobs[] = { 1, 2, 3 };
+	struct worker *w = NULL;
+	sd_event *loop = NULL;
+
+	(void)state;
+	assert_int_equal(sd_event_new(&loop), 0);
+	assert_int_equal(worker_new(loop, &w), 0);
+	pthread_mutex_lock(&seen.gate);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(worker_push(w, run, done, &jobs[i]), 0);
+	assert_int_equal(worker_waiting(w), 3);
+	pthread_mutex_unlock(&seen.gate);
+	worker_free(w);
+	assert_int_equal(seen.n_done, 3); /* each owner hears of its job once, run or not */
+	assert_true(seen.n_run <= 3);
+	assert_false(seen.done_off_loop);
+	assert_null(worker_free(NULL));
+	sd_event_unref(loop);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup(jobs_run_in_order_off_the_loop_and_end_on_it, setup),
+		cmocka_unit_test_setup(what_waits_at_the_end_is_done_unrun, setup),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
