@@ -40,6 +40,19 @@ void log_set_level(int max_level)
 	logger.max_level = max_level;
 }
 
+int log_level_of(const char *name)
+{
+	static const struct {
+		const char *name;
+		int level;
+	} levels[] = { { "error", LOG_ERR }, { "warning", LOG_WARNING }, { "debug", LOG_DEBUG } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(levels); i++)
+		if (strcmp(name, levels[i].name) == 0)
+			return levels[i].level;
+	return LOG_INFO;
+}
+
 void log_at(int level, const char *format, ...)
 {
 	char text[2048];

@@ -13,6 +13,8 @@
 
 void log_init(const char *identifier, int max_level);
 void log_set_level(int max_level);
+/* LOG_ERR for "error", … as the setting LogLevel= has them; LOG_INFO for anything else. */
+int log_level_of(const char *name);
 void log_at(int level, const char *format, ...) _printf_(2, 3);
 
 #define log_error(...) log_at(LOG_ERR, __VA_ARGS__)

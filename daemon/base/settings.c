@@ -497,7 +497,7 @@ void settings_print_template(FILE *f)
 static void print_bounds(const struct setting *t, FILE *f)
 {
 	static const char *const reload[] = { "Applied on reload.", "Needs a restart.",
-					      "On reload the model is loaded anew." };
+					      "Applied when the model is loaded: at a restart, or on reload if it had been refused." };
 
 	if (t->kind == KIND_ENUM)
 		fprintf(f, " One of %s.", t->max.words);

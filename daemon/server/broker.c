@@ -209,20 +209,6 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 	return r;
 }
 
-static int log_level(const struct settings *s)
-{
-	static const struct {
-		const char *name;
-		int level;
-	} levels[] = { { "error", LOG_ERR }, { "warning", LOG_WARNING }, { "debug", LOG_DEBUG } };
-
-	for (size_t i = 0; i < ARRAY_SIZE(levels); i++) {
-		if (strcmp(s->log_level, levels[i].name) == 0)
-			return levels[i].level;
-	}
-	return LOG_INFO;
-}
-
 int broker_run(const struct options *o)
 {
 	_cleanup_(settings_deinit) struct settings settings = { 0 };
@@ -241,7 +227,7 @@ int broker_run(const struct options *o)
 		settings_print(&settings, stdout);
 		return BROKER_OK;
 	}
-	log_init("steamd", log_level(&settings));
+	log_init("steamd", log_level_of(settings.log_level));
 	r = serve(o, &settings, &err);
 	if (r >= 0)
 		return r;

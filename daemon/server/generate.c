@@ -183,6 +183,11 @@ static int fill_generate(const struct request *q, struct turn_record *rec, struc
 	rec->chat_layout = (uint8_t)q->layout;
 	rec->thinking = q->thinking;
 	rec->in_reasoning = q->in_reasoning;
+	if (q->string_args_len > TURN_STRING_ARGS_BYTES)
+		return err_set(err, -EINVAL, "the tools' string arguments have names of %zu bytes; at most %d "
+			       "are allowed", q->string_args_len, TURN_STRING_ARGS_BYTES);
+	memcpy(rec->string_args, q->string_args ? q->string_args : "", q->string_args_len);
+	rec->string_args_len = (uint32_t)q->string_args_len;
 	return 0;
 }
 

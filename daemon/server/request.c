@@ -106,6 +106,7 @@ static void drop_input(struct request *q)
 	q->bytes = NULL;
 	ids_deinit(&q->ids);
 	free(q->text);
+	free(q->string_args);
 	q->text = NULL;
 	closep(&q->attached_fd);
 	q->attached_fd = -1;

@@ -30,6 +30,8 @@ struct request {
 	char *text;
 	size_t text_len;
 	bool thinking, in_reasoning;
+	char *string_args; /* see struct chat_rendering */
+	size_t string_args_len;
 	int result;
 	struct err err;
 

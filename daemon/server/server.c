@@ -346,6 +346,7 @@ int server_reload(struct server *s, char **ret, struct err *err)
 		n = settings_apply(s->settings, &next, on_kept, kept);
 	}
 	find_admin_group(s);
+	log_set_level(log_level_of(s->settings->log_level));
 	if (s->refusal.code)
 		r = server_load(s, err);
 	log_info("settings reloaded: %d changed, %zu kept", n, json_array_size(kept));

@@ -356,6 +356,8 @@ static int make_answer(const struct stream *st, struct answer **ret)
 		.thinking = rec->thinking,
 		.in_reasoning = rec->in_reasoning,
 		.trim = rec->chat_layout != CHAT_NONE,
+		.string_args = { rec->string_args,
+				 MIN(rec->string_args_len, (uint32_t)TURN_STRING_ARGS_BYTES) },
 	};
 	uint32_t at = 0;
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon/server/request.h"
+#include "daemon/text/pyjson.h"
 
 enum source { SOURCE_TEXT, SOURCE_IDS, SOURCE_MESSAGES };
 
@@ -79,83 +80,31 @@ static int take_ids(struct request *q, struct span bytes, uint32_t limit)
 	return 0;
 }
 
-/*
- * Whether the outermost object of @json has @key. The text may still be no
- * JSON at all: the renderer says so.
- */
-static bool has_key(struct span json, const char *key)
-{
-	const size_t key_len = strlen(key);
-	uint32_t depth = 0;
-
-	for (size_t i = 0; i < json.len; i++) {
-		const char c = json.data[i];
-		size_t begin;
-
-		if (c == '{' || c == '[')
-			depth++;
-		else if ((c == '}' || c == ']') && depth > 0)
-			depth--;
-		if (c != '"')
-			continue;
-		begin = ++i;
-		while (i < json.len && json.data[i] != '"')
-			i += json.data[i] == '\\' ? 2 : 1;
-		if (depth != 1 || i >= json.len || i - begin != key_len ||
-		    memcmp(json.data + begin, key, key_len) != 0)
-			continue;
-		begin = i + 1;
-		while (begin < json.len && strchr(" \t\r\n", json.data[begin]))
-			begin++;
-		if (begin < json.len && json.data[begin] == ':')
-			return true;
-	}
-	return false;
-}
-
 /* A conversation to be answered ends in the assistant's marker unless it says otherwise. */
-static int ask_for_answer(struct span *json, char **ret_owned)
+static int render_conversation(struct request *q, json_t *conversation, struct chat_rendering *ret)
 {
-	static const char field[] = "\"add_generation_prompt\":true,";
-	const size_t blanks = json->len ? strspn(json->data, " \t\r\n") : 0;
-	char *text;
-
-	if (blanks >= json->len || json->data[blanks] != '{' ||
-	    has_key(*json, "add_generation_prompt"))
-		return 0;
-	text = malloc(json->len + sizeof(field));
-	if (!text)
+	if (q->msg.type == MSG_GENERATE && json_is_object(conversation) &&
+	    !json_object_get(conversation, "add_generation_prompt") &&
+	    json_object_set_new(conversation, "add_generation_prompt", json_true()) < 0)
 		return -ENOMEM;
-	memcpy(text, json->data, blanks + 1);
-	memcpy(text + blanks + 1, field, sizeof(field) - 1);
-	memcpy(text + blanks + sizeof(field), json->data + blanks + 1, json->len - blanks - 1);
-	*ret_owned = text;
-	*json = (struct span){ text, json->len + sizeof(field) - 1 };
-	return 0;
+	return chat_render(q->layout, conversation, ret, &q->err);
 }
 
 static int render(struct request *q, struct span json)
 {
 	_cleanup_(chat_rendering_deinit) struct chat_rendering rendering = { 0 };
-	_cleanup_(freep) char *owned = NULL, *copy = NULL;
+	json_t *conversation;
 	int r;
 
 	if (q->layout == CHAT_NONE)
 		return err_set(&q->err, -ENOTSUP,
-			       "the model has no chat template that steamd knows; raw completion "
-			       "works, and ChatTemplate= chooses one");
-	copy = malloc(json.len + 1); /* strspn() wants an end */
-	if (!copy)
-		return -ENOMEM;
-	memcpy(copy, json.data, json.len);
-	copy[json.len] = '\0';
-	json.data = copy;
-	if (q->msg.type == MSG_GENERATE) {
-		r = ask_for_answer(&json, &owned);
-		if (r < 0)
-			return r;
-	}
-	r = chat_render_text(q->layout, json, &rendering, &q->err);
+			       "the model has no chat template that steamd knows; raw completion (steamctl "
+			       "complete) works, and ChatTemplate= chooses one");
+	r = pyjson_load(json, &conversation, &q->err);
+	if (r < 0)
+		return r == -ENOMEM ? r : err_wrap(&q->err, r, "the conversation");
+	r = render_conversation(q, conversation, &rendering);
+	json_decref(conversation);
 	if (r < 0)
 		return r;
 	if (q->msg.type == MSG_RENDER) {
@@ -165,6 +114,8 @@ static int render(struct request *q, struct span json)
 	}
 	q->thinking = rendering.thinking;
 	q->in_reasoning = rendering.in_reasoning;
+	q->string_args = steal(rendering.string_args);
+	q->string_args_len = rendering.string_args_len;
 	return chat_encode(&rendering, q->model->tokenizer, &q->ids);
 }
 

@@ -16,6 +16,7 @@
 #define TURNS_VERSION 1
 #define TURNS_MAX 512		/* records; queued and running ones */
 #define TURN_STOP_BYTES 4096
+#define TURN_STRING_ARGS_BYTES 8192
 #define TURN_NO_SLOT 0xffffu
 
 enum turn_state {
@@ -72,6 +73,8 @@ struct turn_record {
 	struct step_sampler sampler; /* bias_off unused: see turn_bias() */
 	uint32_t stops_len, n_stops; /* strings one after the other, each ended by NUL */
 	char stops[TURN_STOP_BYTES];
+	uint32_t string_args_len, pad32; /* arguments of tools that are strings: see daemon/text/chat.h */
+	char string_args[TURN_STRING_ARGS_BYTES];
 	uint32_t bias_ids[STEP_BIAS_MAX];
 	float bias_values[STEP_BIAS_MAX];
 	/*

@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "kernels/cpu/bf16.h"
 #include "kernels/cpu/layout.h"
 
 typedef float act_f __attribute__((vector_size(64), aligned(4)));
@@ -18,26 +19,6 @@ static inline void take_f32(uint8_t *row, uint32_t at, uint32_t row_groups, cons
 	memcpy(row + (size_t)at * GROUP_COLS * 4, x, (size_t)n_groups * GROUP_COLS * 4);
 }
 
-/* Rounds to BF16, ties to even; a NaN stays one. */
-static inline uint32_t bf16_of(float x)
-{
-	uint32_t bits;
-
-	memcpy(&bits, &x, 4);
-	if ((bits & 0x7fffffff) > 0x7f800000)
-		return bits >> 16 | 0x40;
-	return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-
-static inline float bf16_value(uint32_t bf16)
-{
-	const uint32_t bits = bf16 << 16;
-	float x;
-
-	memcpy(&x, &bits, 4);
-	return x;
-}
-
 static inline void take_split(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
 			      uint32_t n_groups)
 {
@@ -46,12 +27,13 @@ static inline void take_split(uint8_t *row, uint32_t at, uint32_t row_groups, co
 	(void)row_groups;
 	for (uint32_t g = 0; g < n_groups; g++, x += GROUP_COLS, to += GROUP_COLS) {
 		for (int i = 0; i < GROUP_COLS / 2; i++) {
-			const uint32_t high0 = bf16_of(x[2 * i]), high1 = bf16_of(x[2 * i + 1]);
-			const uint32_t low0 = bf16_of(x[2 * i] - bf16_value(high0));
-			const uint32_t low1 = bf16_of(x[2 * i + 1] - bf16_value(high1));
+			const float x0 = x[2 * i], x1 = x[2 * i + 1];
+			const uint16_t high0 = bf16_narrow(x0), high1 = bf16_narrow(x1);
+			const uint16_t low0 = bf16_narrow(x0 - bf16_widen(high0));
+			const uint16_t low1 = bf16_narrow(x1 - bf16_widen(high1));
 
-			to[i] = high0 | high1 << 16;
-			to[GROUP_COLS / 2 + i] = low0 | low1 << 16;
+			to[i] = high0 | (uint32_t)high1 << 16;
+			to[GROUP_COLS / 2 + i] = low0 | (uint32_t)low1 << 16;
 		}
 	}
 }
@@ -60,18 +42,13 @@ static inline void take_split(uint8_t *row, uint32_t at, uint32_t row_groups, co
 static inline int32_t largest_bits(const float *x)
 {
 	const act_i a = *(const act_i *)x & 0x7fffffff, b = *(const act_i *)(x + 16) & 0x7fffffff;
-	const act_i m = a > b ? a : b;
+	const act_i b_more = b > a;
+	const act_i m = (b & b_more) | (a & ~b_more);
 	int32_t largest = 0;
 
 	for (int i = 0; i < 16; i++)
 		largest = m[i] > largest ? m[i] : largest;
 	return largest;
-}
-
-/* Adding 1.5 * 2^23 leaves the integer nearest to x, ties to even, in the low bits. */
-static inline act_i nearest(act_f x)
-{
-	return (act_i)(x + 12582912.0f) - 0x4b400000;
 }
 
 static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
@@ -100,7 +77,9 @@ static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, co
 		}
 		to_fixed = (float)FIXED_MAX / largest;
 		for (int half = 0; half < GROUP_COLS; half += 16) {
-			const act_i v = nearest(*(const act_f *)(x + half) * to_fixed);
+			/* 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits */
+			const act_f shifted = *(const act_f *)(x + half) * to_fixed + 12582912.0f;
+			const act_i v = (act_i)shifted - 0x4b400000;
 			const act_i h = (v + 128) >> 8;
 			const act_i l = v - (h << 8);
 

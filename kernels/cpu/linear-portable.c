@@ -15,8 +15,8 @@ static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t 
 
 			for (uint32_t k = 0; k < n_groups * GROUP_COLS; k += 2, p += STRIP_ROWS) {
 				for (int r = 0; r < STRIP_ROWS; r++) {
-					even[r] += bf16_value(p[r] & 0xffff) * xt[k];
-					odd[r] += bf16_value(p[r] >> 16) * xt[k + 1];
+					even[r] += bf16_widen((uint16_t)p[r]) * xt[k];
+					odd[r] += bf16_widen((uint16_t)(p[r] >> 16)) * xt[k + 1];
 				}
 			}
 			for (int r = 0; r < STRIP_ROWS; r++)
@@ -67,7 +67,7 @@ static int32_t sum_group(const uint8_t *lines, int row, const int8_t *high,
 
 static float scale_at(const uint8_t *scales, int row, bool f32)
 {
-	return f32 ? ((const float *)scales)[row] : bf16_value(((const uint16_t *)scales)[row]);
+	return f32 ? ((const float *)scales)[row] : bf16_widen(((const uint16_t *)scales)[row]);
 }
 
 static inline void mul_int4_any(float *out, const uint8_t *w, size_t strip_bytes,

@@ -122,7 +122,11 @@ def prompt_and_answer_that_do_not_fit_are_refused_with_numbers():
     with Daemon("air", "Context=128") as d:
         out = d.ctl("complete", "--ids", "--json", "--max-tokens", 4, stdin=json.dumps([5] * 128).encode(), code=65)
         assert "128" in d.last_stderr, d.last_stderr
-        assert d.complete([5] * 100, 4096)["usage"]["completion_tokens"] == 28
+        d.ctl("complete", "--ids", "--json", "--max-tokens", 29, stdin=json.dumps([5] * 100).encode(), code=65)
+        assert "100" in d.last_stderr and "29" in d.last_stderr, d.last_stderr
+        assert d.complete([5] * 100, 28)["usage"]["completion_tokens"] == 28
+        free = d.lines("complete", "--ids", "--json", "--ignore-eos", stdin=json.dumps([5] * 100).encode())[-1]
+        assert free["usage"]["completion_tokens"] == 28, "the context that is left is the default"
 
 
 def what_a_user_gets_wrong_has_an_exit_code_and_a_sentence():

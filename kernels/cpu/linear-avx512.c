@@ -1,0 +1,227 @@
+/*
+ * Matrix products with AVX-512 F, BW, VL, DQ and VNNI. A vector is 16 rows.
+ *
+ * BF16 and F32 weights: one chain of FMAs over the even columns and one over
+ * the odd, added at the end. int4: the exact integer sum of a group, then one
+ * FMA with weight scale times activation scale. Tiles of tokens share what is
+ * loaded of the weights; a single token takes two strips at once instead, so
+ * that the memory has more to do.
+ */
+#include <immintrin.h>
+
+#include "kernels/cpu/act.h"
+#include "kernels/cpu/kinds.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define PREFETCH 2048
+
+INLINE void load_pair_bf16(const uint8_t *p, __m512 *even, __m512 *odd)
+{
+	const __m512i q = _mm512_loadu_si512(p);
+
+	*even = _mm512_castsi512_ps(_mm512_slli_epi32(q, 16));
+	*odd = _mm512_castsi512_ps(_mm512_and_si512(q, _mm512_set1_epi32((int)0xffff0000)));
+}
+
+INLINE void load_pair_f32(const uint8_t *p, __m512 *even, __m512 *odd)
+{
+	*even = _mm512_loadu_ps(p);
+	*odd = _mm512_loadu_ps(p + 64);
+}
+
+/* S strips times T tokens of weights in pairs of columns, pair_bytes each. */
+INLINE void mul_float(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
+		      const uint8_t *const *x, const int S, const int T, const bool f32)
+{
+	const size_t pair_bytes = f32 ? 128 : 64;
+	__m512 even[MUL_STRIPS][6], odd[MUL_STRIPS][6];
+
+#pragma GCC unroll 2
+	for (int s = 0; s < S; s++)
+#pragma GCC unroll 6
+		for (int t = 0; t < T; t++)
+			even[s][t] = odd[s][t] = _mm512_setzero_ps();
+
+	for (uint32_t k = 0; k < n_groups * GROUP_COLS; k += 2, w += pair_bytes) {
+		__m512 w_even[MUL_STRIPS], w_odd[MUL_STRIPS];
+
+#pragma GCC unroll 2
+		for (int s = 0; s < S; s++) {
+			const uint8_t *p = w + s * strip_bytes;
+
+			_mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
+			if (f32) {
+				_mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
+				load_pair_f32(p, &w_even[s], &w_odd[s]);
+			} else {
+				load_pair_bf16(p, &w_even[s], &w_odd[s]);
+			}
+		}
+#pragma GCC unroll 6
+		for (int t = 0; t < T; t++) {
+			const float *xt = (const float *)x[t] + k;
+			const __m512 x_even = _mm512_set1_ps(xt[0]), x_odd = _mm512_set1_ps(xt[1]);
+
+#pragma GCC unroll 2
+			for (int s = 0; s < S; s++) {
+				even[s][t] = _mm512_fmadd_ps(w_even[s], x_even, even[s][t]);
+				odd[s][t] = _mm512_fmadd_ps(w_odd[s], x_odd, odd[s][t]);
+			}
+		}
+	}
+#pragma GCC unroll 2
+	for (int s = 0; s < S; s++)
+#pragma GCC unroll 6
+		for (int t = 0; t < T; t++)
+			_mm512_store_ps(out + t * MUL_ROWS + s * STRIP_ROWS,
+					_mm512_add_ps(even[s][t], odd[s][t]));
+}
+
+INLINE void mul_float_any(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+			  uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
+			  const bool f32)
+{
+	uint32_t t = 0;
+
+	for (; n_strips == 2 && t + 6 <= n_tokens; t += 6)
+		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 6, f32);
+	for (; n_strips == 2 && t + 2 <= n_tokens; t += 2)
+		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 2, f32);
+	for (; n_strips == 2 && t < n_tokens; t++)
+		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 1, f32);
+	for (; t + 6 <= n_tokens; t += 6)
+		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 1, 6, f32);
+	for (; t < n_tokens; t++)
+		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 1, 1, f32);
+}
+
+static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		     uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
+{
+	mul_float_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, false);
+}
+
+static void mul_f32(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		    uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
+{
+	mul_float_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, true);
+}
+
+INLINE __m512i four_columns(const int8_t *x)
+{
+	int32_t word;
+
+	memcpy(&word, x, 4);
+	return _mm512_set1_epi32(word);
+}
+
+INLINE __m512 load_scales(const uint8_t *p, const bool f32)
+{
+	if (f32)
+		return _mm512_loadu_ps(p);
+	return _mm512_castsi512_ps(_mm512_slli_epi32(
+		_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+
+INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
+			const uint8_t *const *x, const int S, const int T, const bool f32)
+{
+	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
+	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
+	const __m512i low_nibble = _mm512_set1_epi8(15);
+	__m512 sum[MUL_STRIPS][8];
+
+#pragma GCC unroll 2
+	for (int s = 0; s < S; s++)
+#pragma GCC unroll 8
+		for (int t = 0; t < T; t++)
+			sum[s][t] = _mm512_setzero_ps();
+
+	for (uint32_t g = 0; g < n_groups; g++, w += bytes) {
+#pragma GCC unroll 2
+		for (int s = 0; s < S; s++) {
+			const uint8_t *p = w + s * strip_bytes;
+			const __m512 scales = load_scales(p + 256, f32);
+			__m512i q[8];
+
+#pragma GCC unroll 4
+			for (int j = 0; j < 4; j++) {
+				const __m512i line = _mm512_loadu_si512(p + 64 * j);
+
+				_mm_prefetch((const char *)p + PREFETCH + 64 * j, _MM_HINT_T0);
+				q[2 * j] = _mm512_and_si512(line, low_nibble);
+				q[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(line, 4),
+								low_nibble);
+			}
+			_mm_prefetch((const char *)p + PREFETCH + 256, _MM_HINT_T0);
+#pragma GCC unroll 8
+			for (int t = 0; t < T; t++) {
+				const int8_t *xt = (const int8_t *)x[t] + (size_t)g * 2 * GROUP_COLS;
+				const struct fixed_group *group =
+					(const struct fixed_group *)(x[t] + at_groups) + g;
+				__m512i high = _mm512_setzero_si512(), low = high;
+
+#pragma GCC unroll 8
+				for (int i = 0; i < 8; i++) {
+					high = _mm512_dpbusd_epi32(high, q[i],
+								   four_columns(xt + 4 * i));
+					low = _mm512_dpbusd_epi32(
+						low, q[i], four_columns(xt + GROUP_COLS + 4 * i));
+				}
+				low = _mm512_add_epi32(_mm512_slli_epi32(high, 8), low);
+				low = _mm512_sub_epi32(low, _mm512_set1_epi32(group->sum8));
+				sum[s][t] = _mm512_fmadd_ps(
+					_mm512_cvtepi32_ps(low),
+					_mm512_mul_ps(scales, _mm512_set1_ps(group->scale)),
+					sum[s][t]);
+			}
+		}
+	}
+#pragma GCC unroll 2
+	for (int s = 0; s < S; s++)
+#pragma GCC unroll 8
+		for (int t = 0; t < T; t++)
+			_mm512_store_ps(out + t * MUL_ROWS + s * STRIP_ROWS, sum[s][t]);
+}
+
+INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+			    uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
+			    const bool f32)
+{
+	if (n_tokens == 1 && n_strips == 2) {
+		mul_nibbles(out, w, strip_bytes, n_groups, x, 2, 1, f32);
+		return;
+	}
+	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, out += STRIP_ROWS) {
+		uint32_t t = 0;
+
+		for (; t + 8 <= n_tokens; t += 8)
+			mul_nibbles(out + t * MUL_ROWS, w, 0, n_groups, x + t, 1, 8, f32);
+		for (; t + 2 <= n_tokens; t += 2)
+			mul_nibbles(out + t * MUL_ROWS, w, 0, n_groups, x + t, 1, 2, f32);
+		for (; t < n_tokens; t++)
+			mul_nibbles(out + t * MUL_ROWS, w, 0, n_groups, x + t, 1, 1, f32);
+	}
+}
+
+static void mul_int4(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		     uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
+{
+	mul_nibbles_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, false);
+}
+
+static void mul_int4_f32(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+			 uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
+{
+	mul_nibbles_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, true);
+}
+
+const struct linear_kernels linear_avx512 = {
+	.act = { [ACT_F32] = take_f32, [ACT_SPLIT] = take_split, [ACT_FIXED] = take_fixed },
+	.kinds = {
+		[WEIGHT_BF16] = { ACT_F32, mul_bf16 },
+		[WEIGHT_F32] = { ACT_F32, mul_f32 },
+		[WEIGHT_INT4] = { ACT_FIXED, mul_int4 },
+		[WEIGHT_INT4_F32] = { ACT_FIXED, mul_int4_f32 },
+	},
+};

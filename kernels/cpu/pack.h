@@ -1,0 +1,10 @@
+/* Packed matrices read back row by row, exactly. */
+#pragma once
+
+#include "kernels/tensor.h"
+
+bool weight_is_whole(const struct weight *w, uint32_t rows, uint32_t cols);
+
+/* y[c] = W[row, c] for all columns, as the packed form means it. */
+void unpack_row(double *y, const struct weight *w, uint32_t row);
+void unpack_row_f32(float *y, const struct weight *w, uint32_t row);
