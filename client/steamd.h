@@ -229,8 +229,9 @@ STEAMD_API int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd
  * and writes its number to *ret (NULL allowed); how it ends is told to
  * on_end(). Returns 0, or a negative errno and then no callback will come:
  *	-EINVAL	an argument is out of range
- *	-ENOTCONN	the connection was given up; open a new handle
  *	-ENOMEM, -EMFILE
+ *
+ * Without a connection the request waits for one, for up to 30 s.
  */
 STEAMD_API int steamd_start_generate(struct steamd *s, const struct steamd_generate *g,
 				     const struct steamd_handler *handler, uint64_t *ret,
@@ -266,8 +267,7 @@ STEAMD_API int steamd_fd(const struct steamd *s);
 
 /*
  * Does what can be done without blocking, callbacks included. Returns the
- * number of requests still open, or a negative errno if the connection is
- * given up: then on_end() has been called for every request.
+ * number of requests still open, or -EBUSY from inside a callback.
  */
 STEAMD_API int steamd_process(struct steamd *s, struct steamd_error *err);
 

@@ -33,7 +33,7 @@ struct seq {
  */
 struct rope_table {
 	uint32_t rotary, positions; /* positions below this one can be rotated */
-	float *inv_freq;	    /* [rotary / 2]: theta^(-2i / rotary) in double, rounded to F32 */
+	float *inv_freq;	    /* [rotary / 2]: 1 / theta^(2i / rotary), both steps in F32 */
 };
 /* @rotary: even, at least 2; @theta, @positions: positive. Returns 0, -EINVAL or -ENOMEM. */
 int rope_table_init(struct rope_table *t, double theta, uint32_t rotary, uint32_t positions);

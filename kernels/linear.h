@@ -35,7 +35,7 @@ int op_repack(struct dev *dev, const struct weight *dst, const struct weight_sou
  *
  * The value of W is exact ((code - 8) * scale for int4). x may be rounded
  * inside to BF16-with-remainder or to 16-bit fixed point per 32 columns, so
- * that an activation's error is at most 2^-16 of its group's largest; sums are
+ * that an activation's error is at most 1/65000 of its group's largest; sums are
  * in F32 or better. REF: double throughout, rounded once.
  *
  * op_linears() computes @n_jobs of them from one x in one go.
@@ -69,6 +69,10 @@ int op_mlp(struct stream *st, const struct tensor *y, const struct tensor *x,
 int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
 	     const uint32_t *ids);
 
-/* The same in double, on one thread. */
+/* The same in double, on one thread, from what the checkpoint holds. Return 0 or -EINVAL. */
 int ref_linear(double *y, const struct weight_source *w, const double *bias, const double *x,
 	       uint32_t tokens);
+/* y[t,:] += weight[t] * MLP(x[t]); @h is scratch of ffn_dim doubles. */
+int ref_mlp(double *y, const struct weight_source *gate, const struct weight_source *up,
+	    const struct weight_source *down, const double *weight, double *h, const double *x,
+	    uint32_t tokens);

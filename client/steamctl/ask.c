@@ -31,7 +31,8 @@ static int make_conversation(struct ctl *c, json_t **ret)
 
 		r = read_file(c->tools, &text, &len);
 		if (r == 0 && !(tools = json_loadb(text, len, 0, &error)))
-			r = fail(EXIT_USAGE, "'%s' is no JSON: line %d: %s", c->tools, error.line, error.text);
+			r = fail(EXIT_USAGE, "'%s' is no JSON: line %d: %s", c->tools, error.line,
+				 error.text);
 		if (tools)
 			json_object_set_new(conversation, "tools", tools);
 	}
@@ -145,7 +146,8 @@ static void keep_answer(json_t *messages, const struct answer_text *a)
 				    json_stringn(a->content ? a->content : "", a->content_len));
 
 	if (a->reasoning_len)
-		json_object_set_new(message, "reasoning_content", json_stringn(a->reasoning, a->reasoning_len));
+		json_object_set_new(message, "reasoning_content",
+				    json_stringn(a->reasoning, a->reasoning_len));
 	if (a->tool_calls)
 		json_object_set(message, "tool_calls", a->tool_calls);
 	json_array_append_new(messages, message);
@@ -168,7 +170,8 @@ static int take_line(struct ctl *c, json_t *conversation, const char *line)
 		return -1;
 	}
 	if (strcmp(line, "/help") == 0) {
-		fputs("/clear begins anew, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer\n", stderr);
+		fputs("/clear begins anew, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer\n",
+		      stderr);
 		return -1;
 	}
 	if (line[0] == '\0')

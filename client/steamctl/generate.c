@@ -7,11 +7,11 @@
 
 struct run {
 	struct ctl *c;
-	json_t *ids;		  /* of the whole answer, for the last JSON line */
+	json_t *ids; /* of the whole answer, for the last JSON line */
 	struct answer_text text;
-	bool dim;		  /* stderr is a terminal */
+	bool dim; /* stderr is a terminal */
 	bool in_reasoning, in_progress;
-	char last;		  /* the last byte of content printed */
+	char last; /* the last byte of content printed */
 	bool pipe_closed, failed;
 	bool ended;
 	int exit_code;
@@ -70,8 +70,9 @@ static json_t *top_of(const struct steamd_delta *d, uint32_t i)
 	json_t *list = json_array();
 
 	for (uint32_t k = 0; k < d->n_top; k++)
-		json_array_append_new(list, json_pack("[I, f]", (json_int_t)d->top_ids[i * d->n_top + k],
-						      (double)d->top_logprobs[i * d->n_top + k]));
+		json_array_append_new(list,
+				      json_pack("[I, f]", (json_int_t)d->top_ids[i * d->n_top + k],
+						(double)d->top_logprobs[i * d->n_top + k]));
 	return list;
 }
 
@@ -82,7 +83,8 @@ static json_t *number_or_null(float value)
 
 static json_t *delta_json(const struct steamd_delta *d)
 {
-	json_t *line = json_object(), *ids = json_array(), *logprobs = json_array(), *tops = json_array();
+	json_t *line = json_object(), *ids = json_array(), *logprobs = json_array(),
+	       *tops = json_array();
 
 	for (uint32_t i = 0; i < d->n_ids; i++) {
 		json_array_append_new(ids, json_integer(d->ids[i]));
@@ -94,7 +96,8 @@ static json_t *delta_json(const struct steamd_delta *d)
 	json_object_set_new(line, "index", json_integer(d->index));
 	json_object_set_new(line, "ids", ids);
 	if (d->reasoning_len)
-		json_object_set_new(line, "reasoning", json_stringn(d->reasoning, d->reasoning_len));
+		json_object_set_new(line, "reasoning",
+				    json_stringn(d->reasoning, d->reasoning_len));
 	if (d->content_len)
 		json_object_set_new(line, "content", json_stringn(d->content, d->content_len));
 	if (d->logprobs)
@@ -138,9 +141,7 @@ static bool print_calls(json_t *calls)
 	json_t *call;
 	size_t i;
 
-	json_array_foreach (calls, i, call)
-		if (!print_json(json_incref(call)))
-			return false;
+	json_array_foreach(calls, i, call) if (!print_json(json_incref(call))) return false;
 	return true;
 }
 
@@ -167,14 +168,16 @@ static bool print_text(struct run *run, const struct steamd_delta *d, json_t *ca
 static int on_delta(void *userdata, const struct steamd_delta *d)
 {
 	struct run *run = userdata;
-	json_t *calls = d->tool_calls ? json_loadb(d->tool_calls, d->tool_calls_len, 0, NULL) : NULL;
+	json_t *calls = d->tool_calls ? json_loadb(d->tool_calls, d->tool_calls_len, 0, NULL)
+				      : NULL;
 	bool ok;
 
 	end_progress(run);
 	for (uint32_t i = 0; i < d->n_ids; i++)
 		json_array_append_new(run->ids, json_integer(d->ids[i]));
 	ok = collect(&run->text.content, &run->text.content_len, d->content, d->content_len) &&
-	     collect(&run->text.reasoning, &run->text.reasoning_len, d->reasoning, d->reasoning_len);
+	     collect(&run->text.reasoning, &run->text.reasoning_len, d->reasoning,
+		     d->reasoning_len);
 	if (calls) {
 		if (!run->text.tool_calls)
 			run->text.tool_calls = json_array();
@@ -190,9 +193,10 @@ static int on_delta(void *userdata, const struct steamd_delta *d)
 
 static json_t *usage_json(const struct steamd_result *r)
 {
-	return json_pack("{s:I, s:I, s:I, s:f, s:f}", "prompt_tokens", (json_int_t)r->n_prompt, "cached_tokens",
-			 (json_int_t)r->n_cached, "completion_tokens", (json_int_t)r->n_completion,
-			 "prefill_ms", r->prefill_us / 1000.0, "decode_ms", r->decode_us / 1000.0);
+	return json_pack("{s:I, s:I, s:I, s:f, s:f}", "prompt_tokens", (json_int_t)r->n_prompt,
+			 "cached_tokens", (json_int_t)r->n_cached, "completion_tokens",
+			 (json_int_t)r->n_completion, "prefill_ms", r->prefill_us / 1000.0,
+			 "decode_ms", r->decode_us / 1000.0);
 }
 
 /* The last line says everything about the answer, so that a script may read it alone. */
@@ -201,10 +205,12 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 	json_t *line = json_object();
 
 	json_object_set(line, "ids", run->ids);
-	json_object_set_new(line, "content", json_stringn(run->text.content ? run->text.content : "",
-							  run->text.content_len));
+	json_object_set_new(
+		line, "content",
+		json_stringn(run->text.content ? run->text.content : "", run->text.content_len));
 	if (run->text.reasoning_len)
-		json_object_set_new(line, "reasoning", json_stringn(run->text.reasoning, run->text.reasoning_len));
+		json_object_set_new(line, "reasoning",
+				    json_stringn(run->text.reasoning, run->text.reasoning_len));
 	if (run->text.tool_calls)
 		json_object_set(line, "tool_calls", run->text.tool_calls);
 	json_object_set_new(line, "finish", json_string(r->finish ? r->finish : "stop"));

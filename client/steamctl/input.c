@@ -25,8 +25,7 @@ static const struct {
 	const char *code;
 	int exit_code;
 } exits[] = {
-	CODES(CODE_EXIT)
-	{ STEAMD_CODE_NO_DAEMON, EXIT_NO_DAEMON },
+	CODES(CODE_EXIT){ STEAMD_CODE_NO_DAEMON, EXIT_NO_DAEMON },
 	{ STEAMD_CODE_LOST, EXIT_TRY_AGAIN },
 	{ STEAMD_CODE_CANCELLED, EXIT_INTERRUPTED },
 	{ STEAMD_CODE_PROTOCOL, EXIT_PROTOCOL },
@@ -43,7 +42,8 @@ int fail_with(const struct steamd_error *err)
 	if (code == EXIT_NO_DAEMON && !strstr(err->text, "systemctl start"))
 		return fail(code, "%s; start it with: systemctl start steamd.socket", err->text);
 	if (err->retry_after_ms)
-		return fail(code, "%s (try again in %.1f s)", err->text, err->retry_after_ms / 1000.0);
+		return fail(code, "%s (try again in %.1f s)", err->text,
+			    err->retry_after_ms / 1000.0);
 	return fail(code, "%s", err->text);
 }
 
@@ -68,7 +68,8 @@ int read_stream(FILE *f, const char *name, char **ret, size_t *ret_len)
 			return fail(EXIT_USAGE, "%s has more than %u bytes", name, INPUT_BYTES_MAX);
 		if (n == 0) {
 			if (ferror(f))
-				return fail(EXIT_NO_INPUT, "cannot read %s: %s", name, strerror(errno));
+				return fail(EXIT_NO_INPUT, "cannot read %s: %s", name,
+					    strerror(errno));
 			break;
 		}
 	}
@@ -90,7 +91,8 @@ int read_file(const char *path, char **ret, size_t *ret_len)
 	return read_stream(f, path, ret, ret_len);
 }
 
-static int append(char **text, size_t *len, const char *separator, const char *more, size_t more_len)
+static int append(char **text, size_t *len, const char *separator, const char *more,
+		  size_t more_len)
 {
 	const size_t gap = *len ? strlen(separator) : 0;
 	char *longer = realloc(*text, *len + gap + more_len + 1);
@@ -122,7 +124,8 @@ static int collect(struct ctl *c, char **text, size_t *len)
 		size_t n;
 
 		if (c->n_words == 0 && isatty(STDIN_FILENO))
-			return fail(EXIT_USAGE, "nothing was asked: give words, -f FILE, or text on stdin");
+			return fail(EXIT_USAGE,
+				    "nothing was asked: give words, -f FILE, or text on stdin");
 		r = read_stream(stdin, "stdin", &in, &n);
 		if (r == 0)
 			r = append(text, len, "\n\n", in, n);
@@ -200,13 +203,14 @@ int read_ids(struct ctl *c, uint32_t **ret, size_t *ret_n)
 	/* plain numbers, as people type them, are a list without its punctuation */
 	if (text && !strpbrk(text, "[{") && asprintf(&bracketed, "[%s]", text) >= 0) {
 		for (char *p = bracketed; *p; p++)
-			if (*p == ' ' && p[1] >= '0' && p[1] <= '9' && p > bracketed && p[-1] != ',' && p[-1] != '[')
+			if (*p == ' ' && p[1] >= '0' && p[1] <= '9' && p > bracketed &&
+			    p[-1] != ',' && p[-1] != '[')
 				*p = ',';
 	}
 	root = json_loads(bracketed ? bracketed : text ? text : "", 0, &error);
 	if (!root)
-		return fail(EXIT_USAGE, "the ids are no JSON array: line %d, column %d: %s", error.line,
-			    error.column, error.text);
+		return fail(EXIT_USAGE, "the ids are no JSON array: line %d, column %d: %s",
+			    error.line, error.column, error.text);
 	r = ids_of(root, ret, ret_n);
 	json_decref(root);
 	return r;

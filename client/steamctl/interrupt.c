@@ -14,7 +14,8 @@ static void on_signal(int number)
 void interrupt_catch(void)
 {
 	/* no SA_RESTART: a wait ends with EINTR */
-	const struct sigaction catch = { .sa_handler = on_signal }, ignore = { .sa_handler = SIG_IGN };
+	const struct sigaction catch = { .sa_handler = on_signal },
+			       ignore = { .sa_handler = SIG_IGN };
 
 	sigaction(SIGINT, &catch, NULL);
 	sigaction(SIGTERM, &catch, NULL);

@@ -19,7 +19,8 @@ static int query(struct ctl *c, enum steamd_query what, json_t **ret)
 		return EXIT_OK;
 	}
 	*ret = json_loads(text, 0, &error);
-	return *ret ? EXIT_OK : fail(EXIT_PROTOCOL, "the daemon's answer is no JSON: %s", error.text);
+	return *ret ? EXIT_OK
+		    : fail(EXIT_PROTOCOL, "the daemon's answer is no JSON: %s", error.text);
 }
 
 static void print_scalar(const char *key, const json_t *value)
@@ -46,9 +47,11 @@ static void print_tree(const json_t *object, int depth)
 	json_t *value, *entry;
 	size_t i;
 
-	json_object_foreach ((json_t *)object, key, value) {
+	json_object_foreach((json_t *)object, key, value)
+	{
 		printf("%*s%-*s", 2 * depth, "", 26 - 2 * depth, key);
-		if (json_is_object(value) && json_object_get(value, "value") && json_object_get(value, "from")) {
+		if (json_is_object(value) && json_object_get(value, "value") &&
+		    json_object_get(value, "from")) {
 			putchar(' ');
 			print_scalar(key, json_object_get(value, "value"));
 			printf("  (%s)\n", json_string_value(json_object_get(value, "from")));
@@ -56,7 +59,8 @@ static void print_tree(const json_t *object, int depth)
 			putchar('\n');
 			print_tree(value, depth + 1);
 		} else if (json_is_array(value)) {
-			json_array_foreach (value, i, entry) {
+			json_array_foreach(value, i, entry)
+			{
 				if (json_is_object(entry)) {
 					putchar('\n');
 					print_tree(entry, depth + 1);
@@ -106,8 +110,9 @@ int run_ps(struct ctl *c)
 		const char *key, *title;
 		int width;
 	} columns[] = {
-		{ "turn", "TURN", 20 },	       { "uid", "UID", 6 },	    { "client", "CLIENT", 12 },
-		{ "kind", "KIND", 9 },	       { "state", "STATE", 8 },	    { "n_prompt", "PROMPT", 7 },
+		{ "turn", "TURN", 20 },		 { "uid", "UID", 6 },
+		{ "client", "CLIENT", 12 },	 { "kind", "KIND", 9 },
+		{ "state", "STATE", 8 },	 { "n_prompt", "PROMPT", 7 },
 		{ "n_completion", "TOKENS", 7 }, { "age_ms", "AGE/MS", 8 },
 	};
 	json_t *root = NULL, *turn;
@@ -119,21 +124,26 @@ int run_ps(struct ctl *c)
 	for (size_t k = 0; k < ARRAY_SIZE(columns); k++)
 		printf("%-*s ", columns[k].width, columns[k].title);
 	putchar('\n');
-	json_array_foreach (json_object_get(root, "turns"), i, turn) {
+	json_array_foreach(json_object_get(root, "turns"), i, turn)
+	{
 		for (size_t k = 0; k < ARRAY_SIZE(columns); k++) {
 			const json_t *value = json_object_get(turn, columns[k].key);
 
 			if (json_is_string(value))
 				printf("%-*s ", columns[k].width, json_string_value(value));
 			else
-				printf("%-*" JSON_INTEGER_FORMAT " ", columns[k].width, json_integer_value(value));
+				printf("%-*" JSON_INTEGER_FORMAT " ", columns[k].width,
+				       json_integer_value(value));
 		}
 		putchar('\n');
 	}
 	if (json_object_get(root, "others"))
-		printf("others: %" JSON_INTEGER_FORMAT " running, %" JSON_INTEGER_FORMAT " queued\n",
-		       json_integer_value(json_object_get(json_object_get(root, "others"), "running")),
-		       json_integer_value(json_object_get(json_object_get(root, "others"), "queued")));
+		printf("others: %" JSON_INTEGER_FORMAT " running, %" JSON_INTEGER_FORMAT
+		       " queued\n",
+		       json_integer_value(
+			       json_object_get(json_object_get(root, "others"), "running")),
+		       json_integer_value(
+			       json_object_get(json_object_get(root, "others"), "queued")));
 	json_decref(root);
 	return r;
 }
@@ -151,7 +161,9 @@ int run_cancel(struct ctl *c)
 		errno = 0;
 		turn = strtoull(c->words[i], &end, 0);
 		if (errno || *end || end == c->words[i])
-			return fail(EXIT_USAGE, "'%s' is no turn; a number as ps shows it is wanted", c->words[i]);
+			return fail(EXIT_USAGE,
+				    "'%s' is no turn; a number as ps shows it is wanted",
+				    c->words[i]);
 		if (steamd_cancel_turn(c->s, turn, &err) < 0)
 			return fail_with(&err);
 	}
@@ -181,9 +193,11 @@ static int by_value(const void *a, const void *b)
 /* Tokens a second of prefill and decode, for the model in service, as any client sees them. */
 int run_bench(struct ctl *c)
 {
-	const uint32_t prompt = c->tokens ? c->tokens : 512, answer = 64, rounds = c->rounds ? c->rounds : 3;
+	const uint32_t prompt = c->tokens ? c->tokens : 512, answer = 64,
+		       rounds = c->rounds ? c->rounds : 3;
 	_cleanup_(freep) uint32_t *ids = calloc(prompt, sizeof(*ids));
-	_cleanup_(freep) double *prefill = calloc(rounds, sizeof(*prefill)), *decode = calloc(rounds, sizeof(*decode));
+	_cleanup_(freep) double *prefill = calloc(rounds, sizeof(*prefill)),
+				*decode = calloc(rounds, sizeof(*decode));
 
 	if (!ids || !prefill || !decode)
 		return fail(EXIT_LOCAL, "out of memory");
@@ -211,7 +225,8 @@ int run_bench(struct ctl *c)
 		       "\"prompt_tokens\":%u,\"completion_tokens\":%u,\"rounds\":%u}\n",
 		       prefill[rounds / 2], decode[rounds / 2], prompt, answer, rounds);
 	else
-		printf("prefill of %u tokens  %10.1f tokens/s\ndecode of %u tokens    %10.1f tokens/s\n"
+		printf("prefill of %u tokens  %10.1f tokens/s\ndecode of %u tokens    %10.1f "
+		       "tokens/s\n"
 		       "(medians of %u)\n",
 		       prompt, prefill[rounds / 2], answer, decode[rounds / 2], rounds);
 	return EXIT_OK;

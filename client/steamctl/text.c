@@ -53,7 +53,8 @@ int run_detokenize(struct ctl *c)
 	r = read_ids(c, &ids, &n);
 	if (r)
 		return r;
-	if (steamd_detokenize(c->s, ids, n, c->skip_special ? STEAMD_SKIP_SPECIAL : 0, &text, &len, &err) < 0)
+	if (steamd_detokenize(c->s, ids, n, c->skip_special ? STEAMD_SKIP_SPECIAL : 0, &text, &len,
+			      &err) < 0)
 		return fail_with(&err);
 	if (c->json)
 		return print_object("text", json_stringn(text, len));
@@ -103,8 +104,9 @@ static void print_score(const struct scoring *sc, const struct steamd_delta *d, 
 	json_object_set_new(line, "id", json_integer(d->ids[i]));
 	json_object_set_new(line, "logprob", isnan(logprob) ? json_null() : json_real(logprob));
 	for (uint32_t k = 0; k < d->n_top && !isnan(logprob); k++)
-		json_array_append_new(top, json_pack("[I, f]", (json_int_t)d->top_ids[i * d->n_top + k],
-						     (double)d->top_logprobs[i * d->n_top + k]));
+		json_array_append_new(top,
+				      json_pack("[I, f]", (json_int_t)d->top_ids[i * d->n_top + k],
+						(double)d->top_logprobs[i * d->n_top + k]));
 	if (sc->c->top)
 		json_object_set(line, "top", top);
 	json_dumpf(line, stdout, JSON_COMPACT);
@@ -134,7 +136,9 @@ int run_score(struct ctl *c)
 	_cleanup_(freep) char *text = NULL;
 	struct scoring sc = { .c = c };
 	const struct steamd_handler handler = { NULL, on_scores, NULL, &sc };
-	struct steamd_score q = { .struct_bytes = sizeof(q), .n_top = c->top, .deadline_ms = c->g.deadline_ms };
+	struct steamd_score q = { .struct_bytes = sizeof(q),
+				  .n_top = c->top,
+				  .deadline_ms = c->g.deadline_ms };
 	struct steamd_error err = { 0 };
 	int r;
 
@@ -148,7 +152,9 @@ int run_score(struct ctl *c)
 	if (r)
 		return r;
 	if (steamd_score(c->s, &q, &handler, &err) < 0)
-		return sc.pipe_closed ? EXIT_PIPE : interrupt_pending() ? EXIT_INTERRUPTED : fail_with(&err);
+		return sc.pipe_closed	     ? EXIT_PIPE
+		       : interrupt_pending() ? EXIT_INTERRUPTED
+					     : fail_with(&err);
 	if (!c->json && sc.n)
 		printf("%10.5f  mean of %llu, perplexity %.4f\n", sc.sum / (double)sc.n,
 		       (unsigned long long)sc.n, exp(-sc.sum / (double)sc.n));

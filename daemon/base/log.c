@@ -24,8 +24,8 @@ static bool is_journal(void)
 	unsigned long long dev, ino;
 	struct stat st;
 
-	return name && sscanf(name, "%llu:%llu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 &&
-	       st.st_dev == dev && st.st_ino == ino;
+	return name && sscanf(name, "%llu:%llu", &dev, &ino) == 2 &&
+	       fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
 }
 
 void log_init(const char *identifier, int max_level)
@@ -80,7 +80,8 @@ bool log_allowed(struct log_limit *limit, uint32_t burst)
 
 	if (now - limit->window_us >= US_PER_S) {
 		if (limit->left_out)
-			log_at(LOG_NOTICE, "%u lines of the same kind were left out", limit->left_out);
+			log_at(LOG_NOTICE, "%u lines of the same kind were left out",
+			       limit->left_out);
 		*limit = (struct log_limit){ .window_us = now };
 	}
 	if (limit->n >= burst) {

@@ -13,7 +13,16 @@
 #define LINE_BYTES_MAX 8192
 #define SECTION "steamd"
 
-enum kind { KIND_STRING, KIND_ENUM, KIND_SIZE, KIND_UINT, KIND_SECS, KIND_MODE, KIND_BOOL, KIND_REAL };
+enum kind {
+	KIND_STRING,
+	KIND_ENUM,
+	KIND_SIZE,
+	KIND_UINT,
+	KIND_SECS,
+	KIND_MODE,
+	KIND_BOOL,
+	KIND_REAL
+};
 
 struct setting_origin {
 	char text[256];
@@ -33,17 +42,46 @@ struct setting {
 	enum setting_reload reload;
 };
 
-#define MAX_STRING(max) { .number = (max) }
-#define MAX_ENUM(max) { .words = (max) }
-#define MAX_SIZE(max) { .number = (max) }
-#define MAX_UINT(max) { .number = (max) }
-#define MAX_SECS(max) { .number = (max) }
-#define MAX_MODE(max) { .number = (max) }
-#define MAX_BOOL(max) { .number = (max) }
-#define MAX_REAL(max) { .number = (max) }
+#define MAX_STRING(max)                                                                            \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
+#define MAX_ENUM(max)                                                                              \
+	{                                                                                          \
+		.words = (max)                                                                     \
+	}
+#define MAX_SIZE(max)                                                                              \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
+#define MAX_UINT(max)                                                                              \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
+#define MAX_SECS(max)                                                                              \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
+#define MAX_MODE(max)                                                                              \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
+#define MAX_BOOL(max)                                                                              \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
+#define MAX_REAL(max)                                                                              \
+	{                                                                                          \
+		.number = (max)                                                                    \
+	}
 #define ROW(kind, member, key, def, min, max, reload, help)                                        \
-	{ KIND_##kind, key, help, offsetof(struct settings, member), { .number = (min) },          \
-	  MAX_##kind(max), SETTING_##reload },
+	{ KIND_##kind,                                                                             \
+	  key,                                                                                     \
+	  help,                                                                                    \
+	  offsetof(struct settings, member),                                                       \
+	  { .number = (min) },                                                                     \
+	  MAX_##kind(max),                                                                         \
+	  SETTING_##reload },
 
 static const struct setting table[] = { SETTINGS(ROW) };
 
@@ -160,7 +198,9 @@ static int parse_size(const char *value, uint64_t *ret)
 
 static int parse_bool(const char *value, bool *ret)
 {
-	static const char *const yes[] = { "yes", "true", "on", "1" }, *const no[] = { "no", "false", "off", "0" };
+	static const char *const yes[] = { "yes", "true", "on", "1" }, *const no[] = { "no",
+										       "false",
+										       "off", "0" };
 
 	for (size_t i = 0; i < ARRAY_SIZE(yes); i++) {
 		if (strcasecmp(value, yes[i]) == 0 || strcasecmp(value, no[i]) == 0) {
@@ -186,17 +226,20 @@ static int set_number(const struct setting *t, void *at, const char *value, stru
 	uint64_t n = 0;
 	int r;
 
-	r = t->kind == KIND_SIZE ? parse_size(value, &n) : parse_uint(value, t->kind == KIND_MODE ? 8 : 10, &n);
+	r = t->kind == KIND_SIZE ? parse_size(value, &n)
+				 : parse_uint(value, t->kind == KIND_MODE ? 8 : 10, &n);
 	if (r < 0)
 		return err_set(err, -EINVAL, "%s is '%s'; %s is wanted", t->key, value,
-			       t->kind == KIND_SIZE ? "a size such as 512M or 16G" :
-			       t->kind == KIND_MODE ? "an octal mode such as 0660" :
-			       t->kind == KIND_SECS ? "a number of seconds" : "a whole number");
+			       t->kind == KIND_SIZE   ? "a size such as 512M or 16G"
+			       : t->kind == KIND_MODE ? "an octal mode such as 0660"
+			       : t->kind == KIND_SECS ? "a number of seconds"
+						      : "a whole number");
 	if ((double)n < t->min.number || (double)n > t->max.number) {
 		if (t->kind == KIND_MODE)
-			return err_set(err, -EINVAL, "%s is '%s'; at most 0777 is allowed", t->key, value);
-		return err_set(err, -EINVAL, "%s is '%s'; from %.0f to %.0f is allowed", t->key, value,
-			       t->min.number, t->max.number);
+			return err_set(err, -EINVAL, "%s is '%s'; at most 0777 is allowed", t->key,
+				       value);
+		return err_set(err, -EINVAL, "%s is '%s'; from %.0f to %.0f is allowed", t->key,
+			       value, t->min.number, t->max.number);
 	}
 	if (t->kind == KIND_SIZE)
 		*(uint64_t *)at = n;
@@ -221,24 +264,27 @@ static int set_real(const struct setting *t, double *at, const char *value, stru
 	return 0;
 }
 
-static int set_value(struct settings *s, const struct setting *t, const char *value, struct err *err)
+static int set_value(struct settings *s, const struct setting *t, const char *value,
+		     struct err *err)
 {
 	void *at = member(s, t);
 
 	switch (t->kind) {
 	case KIND_STRING:
 		if (strlen(value) > t->max.number)
-			return err_set(err, -EINVAL, "%s is %zu bytes long; at most %.0f are allowed",
-				       t->key, strlen(value), t->max.number);
+			return err_set(err, -EINVAL,
+				       "%s is %zu bytes long; at most %.0f are allowed", t->key,
+				       strlen(value), t->max.number);
 		return replace_string(at, value);
 	case KIND_ENUM:
 		if (!is_word(t->max.words, value))
-			return err_set(err, -EINVAL, "%s is '%s'; one of %s is wanted", t->key, value,
-				       t->max.words);
+			return err_set(err, -EINVAL, "%s is '%s'; one of %s is wanted", t->key,
+				       value, t->max.words);
 		return replace_string(at, value);
 	case KIND_BOOL:
 		if (parse_bool(value, at) < 0)
-			return err_set(err, -EINVAL, "%s is '%s'; yes or no is wanted", t->key, value);
+			return err_set(err, -EINVAL, "%s is '%s'; yes or no is wanted", t->key,
+				       value);
 		return 0;
 	case KIND_REAL:
 		return set_real(t, at, value, err);
@@ -255,7 +301,8 @@ static int set_value(struct settings *s, const struct setting *t, const char *va
 static int check_value(const struct settings *s, const struct setting *t, struct err *err)
 {
 	if (strcmp(t->key, "PageTokens") == 0 && s->page_tokens % 8)
-		return err_set(err, -EINVAL, "PageTokens is '%u'; a multiple of 8 is wanted", s->page_tokens);
+		return err_set(err, -EINVAL, "PageTokens is '%u'; a multiple of 8 is wanted",
+			       s->page_tokens);
 	return 0;
 }
 
@@ -284,7 +331,8 @@ int settings_set(struct settings *s, const char *assignment, const char *origin,
 	int r;
 
 	if (!eq)
-		return err_set(err, -EINVAL, "%s: '%s' has no '='; Key=Value is wanted", origin, assignment);
+		return err_set(err, -EINVAL, "%s: '%s' has no '='; Key=Value is wanted", origin,
+			       assignment);
 	key = strndup(assignment, (size_t)(eq - assignment));
 	if (!key)
 		return -ENOMEM;
@@ -304,8 +352,8 @@ struct reading {
 static int fail_here(struct reading *rd, int r, const char *what)
 {
 	if (rd->r == 0)
-		rd->r = what ? err_set(rd->err, r, "%s:%d: %s", rd->path, rd->line, what) :
-			       err_wrap(rd->err, r, "%s:%d", rd->path, rd->line);
+		rd->r = what ? err_set(rd->err, r, "%s:%d: %s", rd->path, rd->line, what)
+			     : err_wrap(rd->err, r, "%s:%d", rd->path, rd->line);
 	return 0;
 }
 
@@ -338,7 +386,8 @@ static int on_value(void *userdata, const char *section, const char *key, const 
 	if (strcmp(section, SECTION) != 0) {
 		if (rd->r == 0)
 			rd->r = err_set(rd->err, -EINVAL,
-					"%s:%d: key '%s' stands in section '%s'; [" SECTION "] is wanted",
+					"%s:%d: key '%s' stands in section '%s'; [" SECTION
+					"] is wanted",
 					rd->path, rd->line, key, section);
 		return 0;
 	}
@@ -366,7 +415,8 @@ static int read_file(struct settings *s, const char *path, struct err *err)
 	if (ferror(f))
 		return err_set(err, -EIO, "cannot read '%s'", path);
 	if (r > 0)
-		return err_set(err, -EINVAL, "%s:%d: neither a section, a comment nor Key=Value", path, r);
+		return err_set(err, -EINVAL, "%s:%d: neither a section, a comment nor Key=Value",
+			       path, r);
 	return r < 0 ? -ENOMEM : 0;
 }
 
@@ -389,7 +439,9 @@ static int read_dropins(struct settings *s, const char *dir, struct err *err)
 
 	n = scandir(dir, &names, is_conf, by_name);
 	if (n < 0)
-		return errno == ENOENT ? 0 : err_set(err, -errno, "cannot read '%s': %s", dir, strerror(errno));
+		return errno == ENOENT
+			       ? 0
+			       : err_set(err, -errno, "cannot read '%s': %s", dir, strerror(errno));
 	for (int i = 0; i < n; i++) {
 		_cleanup_(freep) char *path = NULL;
 
@@ -483,21 +535,26 @@ void settings_print_template(FILE *f)
 
 	if (settings_init(&s) < 0)
 		return;
-	fputs("# steamd.conf: settings of steamd, see steamd.conf(5). Every key is shown with its default.\n"
-	      "# Files in conf.d/ are read after this one, in the order of their names.\n\n[" SECTION "]\n", f);
+	fputs("# steamd.conf: settings of steamd, see steamd.conf(5). Every key is shown with its "
+	      "default.\n"
+	      "# Files in conf.d/ are read after this one, in the order of their "
+	      "names.\n\n[" SECTION "]\n",
+	      f);
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
 		fprintf(f, "\n# %s\n#%s=", table[i].help, table[i].key);
 		print_value(&s, &table[i], f);
 		fputc('\n', f);
 	}
-	fputs("\n# GLM-Steam-106B-A12B's makers recommend:\n#Temperature=1\n#MinP=0.01\n#TopP=1\n", f);
+	fputs("\n# GLM-Steam-106B-A12B's makers recommend:\n#Temperature=1\n#MinP=0.01\n#TopP=1\n",
+	      f);
 	settings_deinit(&s);
 }
 
 static void print_bounds(const struct setting *t, FILE *f)
 {
 	static const char *const reload[] = { "Applied on reload.", "Needs a restart.",
-					      "Applied when the model is loaded: at a restart, or on reload if it had been refused." };
+					      "Applied when the model is loaded: at a restart, or "
+					      "on reload if it had been refused." };
 
 	if (t->kind == KIND_ENUM)
 		fprintf(f, " One of %s.", t->max.words);
@@ -551,7 +608,8 @@ static bool differs(const struct settings *a, const struct settings *b, const st
 	case KIND_REAL:
 		break;
 	}
-	return is_unset(a, t) ? !is_unset(b, t) : is_unset(b, t) || *(const double *)x != *(const double *)y;
+	return is_unset(a, t) ? !is_unset(b, t)
+			      : is_unset(b, t) || *(const double *)x != *(const double *)y;
 }
 
 static bool take_over(struct settings *s, const struct settings *next, const struct setting *t)

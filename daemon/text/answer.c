@@ -12,7 +12,7 @@
 #include "daemon/text/pyjson.h"
 
 enum section {
-	PRE,	   /* before anything but white space */
+	PRE, /* before anything but white space */
 	REASONING,
 	CONTENT,
 	TOOL_NAME, /* after <tool_call> */
@@ -24,7 +24,7 @@ enum section {
 enum marker { THINK, END_THINK, CALL, END_CALL, KEY, END_KEY, VALUE, END_VALUE, N_MARKERS };
 
 static const char *const marker_names[N_MARKERS] = {
-	"<think>", "</think>", "<tool_call>", "</tool_call>",
+	"<think>",   "</think>",   "<tool_call>", "</tool_call>",
 	"<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
 };
 
@@ -39,12 +39,12 @@ struct answer {
 
 	enum section section;
 	struct detokenizer detokenizer;
-	struct bytes scratch;	     /* one id's text */
-	struct bytes pre;	     /* white space held in PRE */
-	struct bytes newlines;	     /* at the end of a section: out if something follows, else dropped */
-	bool section_begun;	     /* something but newlines came in this section */
-	struct bytes held;	     /* content that may be the beginning of a stop string */
-	int32_t matched;	     /* index of the stop string, or -1 */
+	struct bytes scratch;  /* one id's text */
+	struct bytes pre;      /* white space held in PRE */
+	struct bytes newlines; /* at the end of a section: out if something follows, else dropped */
+	bool section_begun;    /* something but newlines came in this section */
+	struct bytes held;     /* content that may be the beginning of a stop string */
+	int32_t matched;       /* index of the stop string, or -1 */
 
 	struct bytes name, key, value; /* of the call being read */
 	json_t *arguments;
@@ -91,9 +91,9 @@ int answer_new(const struct answer_options *options, struct answer **ret)
 	a->trim = options->trim && options->layout != CHAT_NONE;
 	a->matched = -1;
 	for (int i = 0; i < N_MARKERS; i++)
-		a->markers[i] = options->layout == CHAT_NONE ?
-					UINT32_MAX :
-					tokenizer_added_id(options->tokenizer, marker_names[i]);
+		a->markers[i] = options->layout == CHAT_NONE
+					? UINT32_MAX
+					: tokenizer_added_id(options->tokenizer, marker_names[i]);
 	for (uint32_t i = 0; i < options->n_stops; i++) {
 		if (options->stops[i].len == 0)
 			return -EINVAL;
@@ -388,9 +388,9 @@ static void take_marker(struct answer *a, enum marker m)
 
 static bool out_of_memory(const struct answer *a)
 {
-	return a->failed || a->scratch.failed || a->pre.failed || a->newlines.failed || a->held.failed ||
-	       a->name.failed || a->key.failed || a->value.failed || a->reasoning.failed ||
-	       a->content.failed || a->calls.failed;
+	return a->failed || a->scratch.failed || a->pre.failed || a->newlines.failed ||
+	       a->held.failed || a->name.failed || a->key.failed || a->value.failed ||
+	       a->reasoning.failed || a->content.failed || a->calls.failed;
 }
 
 int answer_push(struct answer *a, uint32_t id)

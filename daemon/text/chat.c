@@ -53,9 +53,9 @@ static bool has_all(const char *text, const char *const *words)
 enum chat_layout chat_detect(const char *text, const char **ret_warning)
 {
 	static const char *const glm[] = { "[gMASK]", "<sop>", "<|user|>", "<|assistant|>", NULL };
-	static const char *const parts[] = { "<|system|>", "<|observation|>", "<tool_call>", "<arg_key>",
-					     "<arg_value>", "<tool_response>", "</think>",
-					     "enable_thinking", NULL };
+	static const char *const parts[] = { "<|system|>", "<|observation|>", "<tool_call>",
+					     "<arg_key>",  "<arg_value>",     "<tool_response>",
+					     "</think>",   "enable_thinking", NULL };
 	bool nothink, clear;
 
 	*ret_warning = NULL;
@@ -64,7 +64,8 @@ enum chat_layout chat_detect(const char *text, const char **ret_warning)
 		return CHAT_NONE;
 	}
 	if (!has_all(text, glm)) {
-		*ret_warning = "the model's chat template is not of the GLM-4.5 family: chat is off, completion works";
+		*ret_warning = "the model's chat template is not of the GLM-4.5 family: chat is "
+			       "off, completion works";
 		return CHAT_NONE;
 	}
 	nothink = strstr(text, "/nothink") != NULL;
@@ -72,10 +73,12 @@ enum chat_layout chat_detect(const char *text, const char **ret_warning)
 	if (has_all(text, parts) && nothink != clear)
 		return clear ? CHAT_GLM47 : CHAT_GLM46;
 	if (clear || (!nothink && strstr(text, "<|assistant|><think>"))) {
-		*ret_warning = "the model's chat template is unknown: rendered in the GLM-4.7 layout, the nearest one";
+		*ret_warning = "the model's chat template is unknown: rendered in the GLM-4.7 "
+			       "layout, the nearest one";
 		return CHAT_GLM47;
 	}
-	*ret_warning = "the model's chat template is unknown: rendered in the GLM-4.6 layout, the nearest one";
+	*ret_warning = "the model's chat template is unknown: rendered in the GLM-4.6 layout, the "
+		       "nearest one";
 	return CHAT_GLM46;
 }
 
@@ -87,7 +90,9 @@ static int read_file(const char *path, size_t max, char **ret, struct err *err)
 	struct stat st;
 
 	if (!f)
-		return errno == ENOENT ? 0 : err_set(err, -errno, "cannot open '%s': %s", path, strerror(errno));
+		return errno == ENOENT ? 0
+				       : err_set(err, -errno, "cannot open '%s': %s", path,
+						 strerror(errno));
 	if (fstat(fileno(f), &st) < 0)
 		return err_set(err, -errno, "cannot read '%s': %s", path, strerror(errno));
 	if ((uint64_t)st.st_size > max)
@@ -112,12 +117,13 @@ static int embedded_template(const char *text, const char *path, char **ret, str
 	size_t i;
 
 	if (!root)
-		return err_set(err, -EBADMSG, "'%s' is no valid JSON at line %d: %s", path, error.line,
-			       error.text);
+		return err_set(err, -EBADMSG, "'%s' is no valid JSON at line %d: %s", path,
+			       error.line, error.text);
 	value = json_object_get(root, "chat_template");
 	found = json_string_value(value);
 	if (json_is_array(value)) {
-		json_array_foreach (value, i, entry) {
+		json_array_foreach(value, i, entry)
+		{
 			const char *name = json_string_value(json_object_get(entry, "name"));
 
 			if (name && strcmp(name, "default") == 0)

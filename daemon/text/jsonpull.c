@@ -3,8 +3,9 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "client/wire/utf8.h"
+#include "daemon/text/codepoint.h"
 #include "daemon/text/jsonpull.h"
-#include "daemon/text/utf8.h"
 
 void jsonpull_init(struct jsonpull *j, struct span text)
 {
@@ -105,7 +106,7 @@ static int unicode_escape(struct jsonpull *j)
 	} else if (code >= 0xdc00 && code < 0xe000) {
 		return problem(j, "a lone surrogate in a string");
 	}
-	bytes_append(&j->scratch, out, utf8_encode(code, out));
+	bytes_append(&j->scratch, out, codepoint_encode(code, out));
 	return 0;
 }
 
@@ -142,7 +143,7 @@ int jsonpull_string(struct jsonpull *j, struct span *ret)
 			j->at++;
 		if (j->at == j->end)
 			return problem(j, "the text ends inside a string");
-		if (!utf8_is_valid(from, j->at - from))
+		if (utf8_valid_bytes((struct span){ from, j->at - from }) != (size_t)(j->at - from))
 			return problem(j, "a string is not UTF-8");
 		if (*j->at == '"')
 			break;

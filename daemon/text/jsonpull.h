@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <stdint.h>
+
 #include "client/wire/err.h"
 #include "daemon/text/bytes.h"
 

@@ -25,7 +25,8 @@ static const char *number_end(const char *p, const char *end, size_t *ret_digits
 	const char *digits = p + (*p == '-');
 	bool plain = true;
 
-	while (p < end && (is_digit(*p) || *p == '-' || *p == '+' || *p == '.' || *p == 'e' || *p == 'E')) {
+	while (p < end &&
+	       (is_digit(*p) || *p == '-' || *p == '+' || *p == '.' || *p == 'e' || *p == 'E')) {
 		plain = plain && (is_digit(*p) || p + 1 == digits);
 		p++;
 	}

@@ -85,7 +85,7 @@ static void newline(struct renderer *r)
 static const char *type_name(const json_t *value)
 {
 	static const char *const all[] = { "an object", "an array", "a string", "an integer",
-					   "a number", "true", "false", "null" };
+					   "a number",	"true",	    "false",	"null" };
 
 	return value ? all[json_typeof(value)] : "missing";
 }
@@ -101,7 +101,7 @@ static size_t space_length(const char *p, size_t len)
 		return 2;
 	if (len < 3)
 		return 0;
-	if ((s[0] == 0xe1 && s[1] == 0x9a && s[2] == 0x80) || /* U+1680 */
+	if ((s[0] == 0xe1 && s[1] == 0x9a && s[2] == 0x80) ||			/* U+1680 */
 	    (s[0] == 0xe2 && s[1] == 0x80 && (s[2] >= 0x80 && s[2] <= 0x8a)) || /* U+2000 … 200A */
 	    (s[0] == 0xe2 && s[1] == 0x80 && (s[2] == 0xa8 || s[2] == 0xa9 || s[2] == 0xaf)) ||
 	    (s[0] == 0xe2 && s[1] == 0x81 && s[2] == 0x9f) || /* U+205F */
@@ -166,9 +166,10 @@ static int flatten(struct renderer *r, size_t index, const json_t *content, stru
 	}
 	if (!json_is_array(content))
 		return err_set(r->err, -EBADMSG,
-			       "messages[%zu].content is %s; a string or a list of parts is wanted", index,
-			       type_name(content));
-	json_array_foreach ((json_t *)content, i, part) {
+			       "messages[%zu].content is %s; a string or a list of parts is wanted",
+			       index, type_name(content));
+	json_array_foreach((json_t *)content, i, part)
+	{
 		const json_t *value = part;
 
 		if (json_is_object(part)) {
@@ -179,8 +180,9 @@ static int flatten(struct renderer *r, size_t index, const json_t *content, stru
 			value = json_object_get(part, "text");
 		}
 		if (!json_is_string(value))
-			return err_set(r->err, -EBADMSG, "messages[%zu].content[%zu] is %s; a text is wanted",
-				       index, i, type_name(value));
+			return err_set(r->err, -EBADMSG,
+				       "messages[%zu].content[%zu] is %s; a text is wanted", index,
+				       i, type_name(value));
 		bytes_append(out, json_string_value(value), json_string_length(value));
 	}
 	return 0;
@@ -197,7 +199,8 @@ static void note_string_args(struct renderer *r, const json_t *tool)
 	properties = json_object_get(json_object_get(function, "parameters"), "properties");
 	if (!name)
 		return;
-	json_object_foreach (properties, key, property) {
+	json_object_foreach(properties, key, property)
+	{
 		const char *type = json_string_value(json_object_get(property, "type"));
 
 		if (!type || strcmp(type, "string") != 0)
@@ -215,9 +218,12 @@ static void render_tools(struct renderer *r, const json_t *tools)
 	json_t *tool;
 
 	mark(r, "<|system|>");
-	literal(r, "\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
-		   "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n");
-	json_array_foreach ((json_t *)tools, i, tool) {
+	literal(r,
+		"\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+		"You are provided with function signatures within <tools></tools> XML "
+		"tags:\n<tools>\n");
+	json_array_foreach((json_t *)tools, i, tool)
+	{
 		struct bytes line = { 0 };
 
 		pyjson_dump(tool, &line);
@@ -227,7 +233,8 @@ static void render_tools(struct renderer *r, const json_t *tools)
 		literal(r, "\n");
 		note_string_args(r, tool);
 	}
-	literal(r, "</tools>\n\nFor each function call, output the function name and arguments within the "
+	literal(r, "</tools>\n\nFor each function call, output the function name and arguments "
+		   "within the "
 		   "following XML format:\n");
 	mark(r, "<tool_call>");
 	literal(r, "{function-name}");
@@ -256,8 +263,9 @@ static json_t *arguments_of(const json_t *function)
 	if (json_is_object(value))
 		return json_incref(value);
 	if (json_is_string(value) &&
-	    pyjson_load((struct span){ json_string_value(value), json_string_length(value) }, &parsed,
-			&ignored) == 0 && json_is_object(parsed))
+	    pyjson_load((struct span){ json_string_value(value), json_string_length(value) },
+			&parsed, &ignored) == 0 &&
+	    json_is_object(parsed))
 		return parsed;
 	json_decref(parsed);
 	return NULL;
@@ -293,9 +301,10 @@ static int render_calls(struct renderer *r, size_t index, const json_t *calls)
 	if (!calls)
 		return 0;
 	if (!json_is_array(calls))
-		return err_set(r->err, -EBADMSG, "messages[%zu].tool_calls is %s; a list is wanted", index,
-			       type_name(calls));
-	json_array_foreach ((json_t *)calls, i, call) {
+		return err_set(r->err, -EBADMSG, "messages[%zu].tool_calls is %s; a list is wanted",
+			       index, type_name(calls));
+	json_array_foreach((json_t *)calls, i, call)
+	{
 		const json_t *inner = json_object_get(call, "function");
 		const json_t *function = json_object_size(inner) ? inner : call;
 		const json_t *name = json_object_get(function, "name");
@@ -303,14 +312,16 @@ static int render_calls(struct renderer *r, size_t index, const json_t *calls)
 
 		if (!json_is_string(name))
 			return err_set(r->err, -EBADMSG,
-				       "messages[%zu].tool_calls[%zu] has a name that is %s; a string is wanted",
+				       "messages[%zu].tool_calls[%zu] has a name that is %s; a "
+				       "string is wanted",
 				       index, i, type_name(name));
 		newline(r);
 		mark(r, "<tool_call>");
 		text(r, (struct span){ json_string_value(name), json_string_length(name) });
 		newline(r);
 		arguments = arguments_of(function);
-		for (void *it = json_object_iter(arguments); it; it = json_object_iter_next(arguments, it))
+		for (void *it = json_object_iter(arguments); it;
+		     it = json_object_iter_next(arguments, it))
 			render_argument(r, it);
 		json_decref(arguments);
 		mark(r, "</tool_call>");
@@ -334,7 +345,8 @@ static const json_t *reasoning_field(const json_t *message)
 
 static void split_reasoning(struct span *body, struct span *thought)
 {
-	const char *first = find(*body, "</think>", false), *last = find(*body, "</think>", true), *open;
+	const char *first = find(*body, "</think>", false), *last = find(*body, "</think>", true),
+		   *open;
 	const struct span before = { body->data, first ? (size_t)(first - body->data) : 0 };
 
 	if (!first)
@@ -348,7 +360,8 @@ static void split_reasoning(struct span *body, struct span *thought)
 	}
 	*thought = strip_newlines(*thought, true, false);
 	last += strlen("</think>");
-	*body = strip_newlines((struct span){ last, body->len - (size_t)(last - body->data) }, true, false);
+	*body = strip_newlines((struct span){ last, body->len - (size_t)(last - body->data) }, true,
+			       false);
 }
 
 static int render_assistant(struct renderer *r, size_t index, const json_t *message)
@@ -369,7 +382,8 @@ static int render_assistant(struct renderer *r, size_t index, const json_t *mess
 		thought = (struct span){ json_string_value(field), json_string_length(field) };
 	else
 		split_reasoning(&body, &thought);
-	shown = thought.len && (r->keep_thinking || r->last_user == SIZE_MAX || index > r->last_user);
+	shown = thought.len &&
+		(r->keep_thinking || r->last_user == SIZE_MAX || index > r->last_user);
 
 	mark(r, "<|assistant|>");
 	newline(r);
@@ -405,7 +419,8 @@ static bool is_role(const json_t *message, const char *role)
 	return value && strcmp(value, role) == 0;
 }
 
-static int render_tool(struct renderer *r, size_t index, const json_t *messages, const json_t *message)
+static int render_tool(struct renderer *r, size_t index, const json_t *messages,
+		       const json_t *message)
 {
 	const json_t *content = json_object_get(message, "content");
 	size_t i;
@@ -414,21 +429,26 @@ static int render_tool(struct renderer *r, size_t index, const json_t *messages,
 	if (json_is_string(content)) {
 		if (index == 0 || !is_role(json_array_get(messages, index - 1), "tool"))
 			mark(r, "<|observation|>");
-		render_response(r, (struct span){ json_string_value(content), json_string_length(content) });
+		render_response(r, (struct span){ json_string_value(content),
+						  json_string_length(content) });
 		return 0;
 	}
 	if (content && !json_is_array(content))
-		return err_set(r->err, -EBADMSG, "messages[%zu].content is %s; a string or a list is wanted",
-			       index, type_name(content));
+		return err_set(r->err, -EBADMSG,
+			       "messages[%zu].content is %s; a string or a list is wanted", index,
+			       type_name(content));
 	mark(r, "<|observation|>");
-	json_array_foreach ((json_t *)content, i, item) {
+	json_array_foreach((json_t *)content, i, item)
+	{
 		const json_t *output = json_object_get(item, "output");
 		const json_t *value = output ? output : item;
 
 		if (!json_is_string(value))
-			return err_set(r->err, -EBADMSG, "messages[%zu].content[%zu] is %s; a text is wanted",
-				       index, i, type_name(value));
-		render_response(r, (struct span){ json_string_value(value), json_string_length(value) });
+			return err_set(r->err, -EBADMSG,
+				       "messages[%zu].content[%zu] is %s; a text is wanted", index,
+				       i, type_name(value));
+		render_response(
+			r, (struct span){ json_string_value(value), json_string_length(value) });
 	}
 	return 0;
 }
@@ -469,11 +489,10 @@ static int render_message(struct renderer *r, size_t index, const json_t *messag
 			       type_name(message));
 	role = json_object_get(message, "role");
 	if (!json_is_string(role))
-		return err_set(r->err, -EBADMSG, "messages[%zu].role is %s; a string is wanted", index,
-			       type_name(role));
-	json_object_foreach_safe (message, next, key, value) /* a null counts as missing */
-		if (json_is_null(value))
-			json_object_del(message, key);
+		return err_set(r->err, -EBADMSG, "messages[%zu].role is %s; a string is wanted",
+			       index, type_name(role));
+	json_object_foreach_safe(message, next, key, value) /* a null counts as missing */
+		if (json_is_null(value)) json_object_del(message, key);
 	if (is_role(message, "system"))
 		return render_plain(r, index, message, false);
 	if (is_role(message, "user"))
@@ -493,7 +512,8 @@ static int check_option(struct renderer *r, const json_t *conversation, const ch
 	if (!value || json_is_null(value))
 		return 0;
 	if (!json_is_boolean(value))
-		return err_set(r->err, -EBADMSG, "%s is %s; true or false is wanted", key, type_name(value));
+		return err_set(r->err, -EBADMSG, "%s is %s; true or false is wanted", key,
+			       type_name(value));
 	*ret = json_is_true(value);
 	return 0;
 }
@@ -506,7 +526,8 @@ static int render_all(struct renderer *r, const json_t *conversation, bool *ret_
 	int thinking, clear, prompt, e;
 
 	if (!json_is_array(messages))
-		return err_set(r->err, -EBADMSG, "messages is %s; a list is wanted", type_name(messages));
+		return err_set(r->err, -EBADMSG, "messages is %s; a list is wanted",
+			       type_name(messages));
 	if (json_array_size(messages) > MESSAGES_MAX)
 		return err_set(r->err, -EBADMSG, "messages has %zu entries; at most %d are allowed",
 			       json_array_size(messages), MESSAGES_MAX);
@@ -556,9 +577,11 @@ int chat_render(enum chat_layout layout, json_t *conversation, struct chat_rende
 	int e;
 
 	if (layout == CHAT_NONE)
-		return err_set(err, -ENOTSUP, "the model has no chat template that steamd knows; use complete");
+		return err_set(err, -ENOTSUP,
+			       "the model has no chat template that steamd knows; use complete");
 	if (!json_is_object(conversation))
-		return err_set(err, -EBADMSG, "the conversation is %s; an object with messages is wanted",
+		return err_set(err, -EBADMSG,
+			       "the conversation is %s; an object with messages is wanted",
 			       type_name(conversation));
 	r.l = &layouts[layout];
 	e = render_all(&r, conversation, &thinking, &in_reasoning);
@@ -570,8 +593,10 @@ int chat_render(enum chat_layout layout, json_t *conversation, struct chat_rende
 		free(r.pieces);
 		return e;
 	}
-	*ret = (struct chat_rendering){ r.text.at,  r.text.n,	  r.pieces,	    r.n_pieces,
-					thinking,   in_reasoning, r.string_args.at, r.string_args.n };
+	*ret = (struct chat_rendering){
+		r.text.at, r.text.n,	 r.pieces,	   r.n_pieces,
+		thinking,  in_reasoning, r.string_args.at, r.string_args.n
+	};
 	return 0;
 }
 

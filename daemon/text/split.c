@@ -3,7 +3,7 @@
 
 #include "daemon/text/split.h"
 #include "daemon/text/unicode.h"
-#include "daemon/text/utf8.h"
+#include "daemon/text/codepoint.h"
 
 struct scan {
 	const uint8_t *classes;
@@ -22,7 +22,7 @@ static inline uint8_t look(const struct scan *s, size_t at, size_t *ret_next)
 		*ret_next = at + 1;
 		return s->classes[first];
 	}
-	code = utf8_read(s->text + at, &n);
+	code = codepoint_read(s->text + at, &n);
 	*ret_next = at + n;
 	return s->classes[code];
 }

@@ -12,6 +12,7 @@
 #include "client/wire/span.h"
 
 #define TOKENIZER_FILE_MAX (256u << 20)
+#define TOKENIZER_TEXT_MAX (256u << 20)
 
 struct tokenizer;
 
@@ -39,7 +40,8 @@ int ids_append(struct ids *ids, const uint32_t *at, size_t n); /* 0 or -ENOMEM *
 
 /*
  * Appends the ids of @text. Invalid UTF-8: each maximal invalid sequence is
- * encoded as U+FFFD. O(n log n) for any text. 0 or -ENOMEM.
+ * encoded as U+FFFD. O(n log n) for any text. 0, -E2BIG for a text over
+ * TOKENIZER_TEXT_MAX, or -ENOMEM; then @ids is as it was.
  */
 int tokenizer_encode(const struct tokenizer *t, struct span text, enum tokenizer_added added,
 		     struct ids *ids);
@@ -47,7 +49,12 @@ int tokenizer_encode(const struct tokenizer *t, struct span text, enum tokenizer
 /* With the post-processor's template around it (nothing for GLM's own file). */
 int tokenizer_encode_processed(const struct tokenizer *t, struct span text, struct ids *ids);
 
-/* The bytes of one id (an added token's content); empty for holes and ids past the end. */
+/*
+ * The bytes of one id; empty for holes and ids past the end. Those of an added
+ * token are its content, unless all its characters belong to the byte alphabet
+ * of the file: then, as in the reference, the bytes that they stand for, which
+ * differ for characters beyond ASCII.
+ */
 struct span tokenizer_bytes(const struct tokenizer *t, uint32_t id);
 bool tokenizer_is_added(const struct tokenizer *t, uint32_t id);
 bool tokenizer_is_special(const struct tokenizer *t, uint32_t id);

@@ -5,7 +5,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "daemon/text/utf8.h"
+#include "daemon/text/codepoint.h"
 #include "daemon/text/vocab.h"
 
 void vocab_deinit(struct vocab *v)
@@ -35,7 +35,7 @@ long vocab_from_alphabet(struct span key, char *out)
 	size_t n = 0, len;
 
 	for (size_t i = 0; i < key.len; i += len) {
-		const int byte = byte_of(utf8_read(key.data + i, &len));
+		const int byte = byte_of(codepoint_read(key.data + i, &len));
 
 		if (byte < 0)
 			return -1;

@@ -5,10 +5,10 @@
  */
 #pragma once
 
+#include <stdint.h>
+
 #include "client/wire/err.h"
 #include "client/wire/span.h"
-
-#include <stdint.h>
 
 #define VOCAB_IDS_MAX (1u << 24)
 #define VOCAB_NONE UINT32_MAX

@@ -1,13 +1,16 @@
 /*
- * The forms of activations, written once in vector extensions and compiled
- * with each instruction set. Rows come out the same bits in all of them.
+ * The forms of activations, and the gate between the matrices of an MLP:
+ * written once in vector extensions, included once by the matrix kernels of
+ * each instruction set, which have defined LANES. Activation rows come out the
+ * same bits in all of them.
  */
 #pragma once
 
 #include <string.h>
 
 #include "kernels/cpu/bf16.h"
-#include "kernels/cpu/layout.h"
+#include "kernels/cpu/kinds.h"
+#include "kernels/cpu/vector.h"
 
 typedef float act_f __attribute__((vector_size(64), aligned(4)));
 typedef int32_t act_i __attribute__((vector_size(64), aligned(4)));
@@ -91,5 +94,19 @@ static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, co
 		}
 		groups[g] = (struct fixed_group){ .scale = largest / (float)FIXED_MAX,
 						  .sum8 = 8 * sum };
+	}
+}
+
+/* silu(z) = z / (1 + e^-z), through e^-|z| so that nothing overflows. */
+static inline void gate_rows(float *h, const float *gate, const float *up)
+{
+	const vf zero = v_all(0), one = v_all(1);
+
+	for (int i = 0; i < MUL_ROWS; i += LANES) {
+		const vf z = v_load(gate + i);
+		const vi negative = z < zero;
+		const vf e = v_exp(v_select(negative, z, -z));
+
+		v_store(h + i, z * v_select(negative, e, one) / (one + e) * v_load(up + i));
 	}
 }

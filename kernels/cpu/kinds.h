@@ -31,7 +31,11 @@ typedef void (*act_fn)(uint8_t *row, uint32_t at, uint32_t row_groups, const flo
 typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 		       uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
 
+/* h[i] = silu(gate[i]) * up[i] for MUL_ROWS elements */
+typedef void (*gate_fn)(float *h, const float *gate, const float *up);
+
 struct linear_kernels {
+	gate_fn gate;
 	act_fn act[ACT_N]; /* NULL: no kind of this set uses it */
 	struct {
 		enum act act;
@@ -41,11 +45,8 @@ struct linear_kernels {
 
 extern const struct linear_kernels linear_portable, linear_avx2, linear_avx512, linear_avx512bf16,
 	linear_avx512bf16_emulated;
-/* The int4 products of linear_avx512, which the tables above it use as they are. */
-extern const mul_fn mul_int4_vnni, mul_int4_f32_vnni, mul_f32_avx512;
-extern const act_fn act_f32_avx512, act_fixed_avx512;
 
-/* NULL for ISA_REF, which is computed in double by ref_matrix.c. */
+/* NULL for ISA_REF, which is computed in double by exact.c. */
 const struct linear_kernels *linear_kernels_of(enum isa isa);
 
 /* Scratch of op_linears(), op_mlp(), op_moe() and op_embed(). */

@@ -9,10 +9,9 @@
  */
 #include <immintrin.h>
 
+#define LANES 16
 #include "kernels/cpu/act.h"
-#include "kernels/cpu/kinds.h"
 
-#define INLINE static inline __attribute__((always_inline))
 #define PREFETCH 2048
 
 INLINE void load_pair_bf16(const uint8_t *p, __m512 *even, __m512 *odd)
@@ -217,6 +216,7 @@ static void mul_int4_f32(float *out, const uint8_t *w, size_t strip_bytes, uint3
 }
 
 const struct linear_kernels linear_avx512 = {
+	.gate = gate_rows,
 	.act = { [ACT_F32] = take_f32, [ACT_SPLIT] = take_split, [ACT_FIXED] = take_fixed },
 	.kinds = {
 		[WEIGHT_BF16] = { ACT_F32, mul_bf16 },

@@ -1,8 +1,8 @@
 /* Matrix products in plain C: the same forms and integer sums as the vector ones. */
 #include <string.h>
 
+#define LANES 4
 #include "kernels/cpu/act.h"
-#include "kernels/cpu/kinds.h"
 
 static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 		     uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
@@ -110,7 +110,8 @@ static void mul_int4_f32(float *out, const uint8_t *w, size_t strip_bytes, uint3
 }
 
 const struct linear_kernels linear_portable = {
-	.act = { [ACT_F32] = take_f32, [ACT_FIXED] = take_fixed },
+	.gate = gate_rows,
+	.act = { [ACT_F32] = take_f32, [ACT_SPLIT] = take_split, [ACT_FIXED] = take_fixed },
 	.kinds = {
 		[WEIGHT_BF16] = { ACT_F32, mul_bf16 },
 		[WEIGHT_F32] = { ACT_F32, mul_f32 },

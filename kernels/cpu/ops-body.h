@@ -151,8 +151,9 @@ INLINE vf scores_of(const float *q, const float *block, uint32_t stride)
 #pragma GCC unroll 4
 	for (int32_t run = 1; run < LANES; run *= 2)
 #pragma GCC unroll 8
-		for (int32_t p = 0; p < LANES / 2 / run; p++)
-			acc[p] = fold(acc[2 * p], acc[2 * p + 1], run);
+		for (int32_t p = 0; p < LANES / 2; p++)
+			if (p * run < LANES / 2)
+				acc[p] = fold(acc[2 * p], acc[2 * p + 1], run);
 	return acc[0];
 }
 

@@ -18,8 +18,9 @@ int rope_table_init(struct rope_table *t, double theta, uint32_t rotary, uint32_
 	t->inv_freq = malloc(rotary / 2 * sizeof(*t->inv_freq));
 	if (!t->inv_freq)
 		return -ENOMEM;
+	/* power and reciprocal are each rounded to F32, as they were when such models were trained */
 	for (uint32_t i = 0; i < rotary / 2; i++)
-		t->inv_freq[i] = (float)pow(theta, -2.0 * i / rotary);
+		t->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)rotary);
 	t->rotary = rotary;
 	t->positions = positions;
 	return 0;

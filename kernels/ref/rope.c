@@ -21,7 +21,7 @@ static void turn(double *x, const struct rope_table *rope, uint32_t position)
 	const uint32_t half = rope->rotary / 2;
 
 	for (uint32_t i = 0; i < half; i++) {
-		const double angle = (float)position * rope->inv_freq[i];
+		const float angle = (float)position * rope->inv_freq[i];
 		const double c = cos(angle), s = sin(angle), a = x[i], b = x[i + half];
 
 		x[i] = a * c - b * s;

@@ -137,11 +137,11 @@ static void ties_go_to_the_lowest_index(void **state)
 static void a_masked_group_loses_even_to_negative_scores(void **state)
 {
 	const struct router_params params = { .top_k = 2, .groups = 2, .top_groups = 1, .scale = 1 };
-	const float logits[6] = { 0, 0, -9, 9, -9, -9 }, below[6] = { -5, -5, -5, -5, -5, -5 };
+	const float logits[6] = { 0, -0.1f, -9, 9, -8, -8 }, below[6] = { -5, -5, -5, -5, -5, -5 };
 
 	(void)state;
 
-	/* group 0 scores 0.5 + 0.5 - 10, group 1 about 1 - 10: less by a hair above 0 */
+	/* group 0 scores 0.975 - 10, group 1 1.0002 - 10; expert 0 alone beats 4 */
 	route(logits, below, 6, &params);
 	assert_int_equal(chosen[0], 3);
 	assert_int_equal(chosen[1], 4); /* of equal sigmoids the lower */

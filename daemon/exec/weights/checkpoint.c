@@ -26,6 +26,7 @@ struct reader {
 	struct checkpoint *c;
 	struct entry *entries; /* sorted by name */
 	uint32_t n_entries;
+	char *listing;	       /* path of what lists the tensors: the index, or the only file */
 	checkpoint_problem_fn on_problem; /* NULL: the first one ends it */
 	void *userdata;
 	uint32_t n_problems;
@@ -207,12 +208,12 @@ static void check_index(struct reader *x, const struct st_index *index)
 
 		if (!e)
 			complain(x, -EBADMSG,
-				 "'%s/model.safetensors.index.json' has tensor '%.*s' in '%s', which does not have it",
-				 x->c->dir, NAME_MAX_BYTES, index->tensors[i], file);
+				 "'%s' has tensor '%.*s' in '%s', which does not have it",
+				 x->listing, NAME_MAX_BYTES, index->tensors[i], file);
 		else if (strcmp(base_name(st_file_path(e->where.file)), file) != 0)
 			complain(x, -EBADMSG,
-				 "'%s/model.safetensors.index.json' has tensor '%.*s' in '%s', but it is in '%s'",
-				 x->c->dir, NAME_MAX_BYTES, index->tensors[i], file,
+				 "'%s' has tensor '%.*s' in '%s', but it is in '%s'",
+				 x->listing, NAME_MAX_BYTES, index->tensors[i], file,
 				 base_name(st_file_path(e->where.file)));
 	}
 }
@@ -234,7 +235,12 @@ static void open_files(struct reader *x)
 			err_wrap(&e, r, "'%s/model.safetensors.index.json'", c->dir);
 	}
 	if (r < 0 && r != -ENOENT)
-		return complain(x, r, "%s", e.text);
+		return complain(x, r, "%s", e.code ? e.text : strerror(-r));
+	if (asprintf(&x->listing, "%s/%s", c->dir,
+		     index ? "model.safetensors.index.json" : "model.safetensors") < 0) {
+		x->listing = NULL;
+		return complain(x, -ENOMEM, "no memory for a path");
+	}
 
 	c->files = calloc(index ? index->n_files : 1, sizeof(struct st_file *));
 	if (!c->files)
@@ -288,7 +294,7 @@ static void check_tensor(struct reader *x, struct ck_tensor at, uint32_t rows, u
 
 static void missing(struct reader *x, const char *name, const char *wanted)
 {
-	complain(x, -EBADMSG, "'%s': tensor '%s' is missing, wanted %s", x->c->dir, name, wanted);
+	complain(x, -EBADMSG, "'%s': tensor '%s' is missing, wanted %s", x->listing, name, wanted);
 }
 
 /* A tensor of BF16, F16 or F32 that has to be there unless @optional. */
@@ -373,11 +379,11 @@ static void linear(struct reader *x, const char *prefix, uint32_t rows, uint32_t
 	w->packed = take(x, packed);
 	if (w->plain.t && w->packed.t)
 		return complain(x, -EBADMSG, "'%s': tensors '%s' and '%s' are both there, wanted one",
-				x->c->dir, name, packed);
+				st_file_path(w->packed.file), name, packed);
 	if (!w->plain.t && !w->packed.t)
 		return complain(x, -EBADMSG,
 				"'%s': neither tensor '%s' nor '%s' is there, wanted [%u, %u]",
-				x->c->dir, name, packed, rows, cols);
+				x->listing, name, packed, rows, cols);
 	if (w->plain.t)
 		check_tensor(x, w->plain, rows, cols, is_plain(w->plain.t->type), PLAIN_TYPES);
 	else
@@ -415,7 +421,7 @@ static void check_presence(struct reader *x, uint32_t i, const char *what, struc
 	if (!at.t == !first.t)
 		return;
 	complain(x, -EBADMSG, "'%s': tensor 'model.layers.%u.self_attn.%s' is %s, wanted as in layer 0",
-		 x->c->dir, i, what, at.t ? "there" : "missing");
+		 at.t ? st_file_path(at.file) : x->listing, i, what, at.t ? "there" : "missing");
 }
 
 static void read_attention(struct reader *x, uint32_t i, struct ck_layer *l)
@@ -648,6 +654,7 @@ int checkpoint_examine(const char *dir, checkpoint_problem_fn on_problem, void *
 		count_parameters(c);
 	}
 	free(x.entries);
+	free(x.listing);
 	if (x.n_problems)
 		return err_set(err, x.first.code, "%s", x.first.text);
 	*ret = steal(c);

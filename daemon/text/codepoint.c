@@ -1,7 +1,5 @@
 /* Decoding with Unicode's table of well-formed sequences: only the second byte has special ranges. */
-#include <string.h>
-
-#include "daemon/text/utf8.h"
+#include "daemon/text/codepoint.h"
 
 /* Length by first byte and the range of the second; 0 for bytes that begin nothing. */
 static int lead(uint8_t first, uint8_t *ret_low, uint8_t *ret_high)
@@ -18,7 +16,7 @@ static int lead(uint8_t first, uint8_t *ret_low, uint8_t *ret_high)
 	return 0;
 }
 
-int utf8_decode(const char *at, size_t len, uint32_t *ret)
+int codepoint_decode(const char *at, size_t len, uint32_t *ret)
 {
 	const uint8_t *p = (const uint8_t *)at;
 	uint8_t low, high;
@@ -46,39 +44,7 @@ int utf8_decode(const char *at, size_t len, uint32_t *ret)
 	return n;
 }
 
-/* Bytes of ASCII at the front. */
-static size_t ascii_run(const char *at, size_t len)
-{
-	size_t n = 0;
-	uint64_t word;
-
-	for (; n + 8 <= len; n += 8) {
-		memcpy(&word, at + n, 8);
-		if (word & 0x8080808080808080u)
-			break;
-	}
-	while (n < len && !((uint8_t)at[n] & 0x80))
-		n++;
-	return n;
-}
-
-bool utf8_is_valid(const char *at, size_t len)
-{
-	uint32_t code;
-	int n;
-
-	for (size_t i = 0; i < len; i += n) {
-		i += ascii_run(at + i, len - i);
-		if (i == len)
-			break;
-		n = utf8_decode(at + i, len - i, &code);
-		if (n <= 0)
-			return false;
-	}
-	return true;
-}
-
-size_t utf8_encode(uint32_t code, char *out)
+size_t codepoint_encode(uint32_t code, char *out)
 {
 	if (code < 0x80) {
 		out[0] = code;
@@ -100,25 +66,4 @@ size_t utf8_encode(uint32_t code, char *out)
 	out[2] = 0x80 | (code >> 6 & 0x3f);
 	out[3] = 0x80 | (code & 0x3f);
 	return 4;
-}
-
-size_t utf8_repair(const char *at, size_t len, char *out)
-{
-	size_t i = 0, n_out = 0;
-	uint32_t code;
-
-	while (i < len) {
-		int n = utf8_decode(at + i, len - i, &code);
-
-		if (n > 0) {
-			memcpy(out + n_out, at + i, n);
-			n_out += n;
-			i += n;
-			continue;
-		}
-		memcpy(out + n_out, UTF8_REPLACEMENT, UTF8_REPLACEMENT_LEN);
-		n_out += UTF8_REPLACEMENT_LEN;
-		i = n < 0 ? i + (size_t)-n : len;
-	}
-	return n_out;
 }

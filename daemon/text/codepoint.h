@@ -1,12 +1,11 @@
-/* UTF-8 by the book: shortest forms, no surrogates; errors by maximal invalid sequence, as Unicode counts them. */
+/* Single characters of UTF-8, for what reads text as code points or byte by byte. */
 #pragma once
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define UTF8_REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
-#define UTF8_REPLACEMENT_LEN 3
+#define CODEPOINT_REPLACEMENT "\xef\xbf\xbd" /* U+FFFD */
+#define CODEPOINT_REPLACEMENT_LEN 3
 
 /*
  * Reads one character at @at, of which @len bytes (at least 1) are there.
@@ -14,10 +13,10 @@
  * maximal invalid sequence; or 0 if all @len bytes are the beginning of a
  * character that is cut off.
  */
-int utf8_decode(const char *at, size_t len, uint32_t *ret);
+int codepoint_decode(const char *at, size_t len, uint32_t *ret);
 
 /* The same for text known to be valid. */
-static inline uint32_t utf8_read(const char *at, size_t *ret_len)
+static inline uint32_t codepoint_read(const char *at, size_t *ret_len)
 {
 	const uint8_t *p = (const uint8_t *)at;
 
@@ -37,13 +36,5 @@ static inline uint32_t utf8_read(const char *at, size_t *ret_len)
 	return (p[0] & 0x07u) << 18 | (p[1] & 0x3fu) << 12 | (p[2] & 0x3fu) << 6 | (p[3] & 0x3fu);
 }
 
-bool utf8_is_valid(const char *at, size_t len);
-
 /* Writes @code to @out; returns 1 to 4. */
-size_t utf8_encode(uint32_t code, char *out);
-
-/*
- * Copies @len bytes to @out (room for 3 * len), each maximal invalid sequence,
- * a cut off end included, as U+FFFD. Returns the bytes written.
- */
-size_t utf8_repair(const char *at, size_t len, char *out);
+size_t codepoint_encode(uint32_t code, char *out);

@@ -1,0 +1,179 @@
+/* op_linears() and op_embed(): checks, activations, and the cutting of matrices among threads. */
+#include <errno.h>
+#include <stdatomic.h>
+
+#include "kernels/cpu/acts.h"
+#include "kernels/cpu/exact.h"
+#include "kernels/cpu/pack.h"
+#include "kernels/linear.h"
+
+/* Strips that a thread takes at a time: they stay in its cache over the blocks of tokens. */
+#define CHUNK_STRIPS 4
+
+struct linears {
+	const struct linear_job *jobs;
+	uint32_t n_jobs;
+	struct acts acts;
+	const struct linear_kernels *kernels;
+	uint32_t n_chunks;
+	_Atomic uint32_t next;
+};
+
+const struct linear_kernels *linear_kernels_of(enum isa isa)
+{
+	switch (isa) {
+	case ISA_PORTABLE:
+		return &linear_portable;
+#if defined(__x86_64__)
+	case ISA_AVX2:
+		return &linear_avx2;
+	case ISA_AVX512:
+		return &linear_avx512;
+	case ISA_AVX512BF16:
+		return &linear_avx512bf16;
+	case ISA_AVX512BF16_EMULATED:
+		return &linear_avx512bf16_emulated;
+#endif
+	default:
+		return NULL;
+	}
+}
+
+static bool is_matrix(const struct tensor *t, uint32_t rows, uint32_t cols)
+{
+	return t->data && t->type == DT_F32 && t->shape[0] == 1 && t->shape[1] == rows &&
+	       t->shape[2] == cols;
+}
+
+static bool job_fits(const struct linear_job *job, const struct tensor *x)
+{
+	const struct weight *w = job->w;
+
+	if (!weight_is_whole(w, w->rows, x->shape[2]) || !w->rows)
+		return false;
+	if (job->bias.data && !is_matrix(&job->bias, 1, w->rows))
+		return false;
+	return is_matrix(&job->y, x->shape[1], w->rows);
+}
+
+static uint32_t chunks_of(const struct linear_job *job)
+{
+	return (strips_of(job->w->rows) + CHUNK_STRIPS - 1) / CHUNK_STRIPS;
+}
+
+static void store(const struct linear_job *job, const float *out, uint32_t row, uint32_t token,
+		  uint32_t n_tokens)
+{
+	const uint32_t left = job->w->rows - row, n = left < MUL_ROWS ? left : MUL_ROWS;
+	const float *bias = job->bias.data;
+
+	for (uint32_t t = 0; t < n_tokens; t++, out += MUL_ROWS) {
+		float *y = (float *)job->y.data + (size_t)(token + t) * job->w->rows + row;
+
+		for (uint32_t i = 0; i < n; i++) {
+			const float sum = bias ? out[i] + bias[row + i] : out[i];
+
+			y[i] = job->add ? y[i] + sum : sum;
+		}
+	}
+}
+
+static void run_chunk(const struct linears *l, const struct linear_job *job, uint32_t chunk)
+{
+	const struct weight *w = job->w;
+	const enum act act = l->kernels->kinds[w->kind].act;
+	const size_t bytes = strip_bytes(w->kind, w->cols);
+	const uint32_t from = chunk * CHUNK_STRIPS, n_strips = strips_of(w->rows);
+	const uint32_t to = n_strips - from < CHUNK_STRIPS ? n_strips : from + CHUNK_STRIPS;
+	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
+
+	for (uint32_t token = 0; token < l->acts.tokens; token += MUL_TOKENS) {
+		const uint32_t left = l->acts.tokens - token;
+		const uint32_t n = left < MUL_TOKENS ? left : MUL_TOKENS;
+
+		for (uint32_t s = from; s < to; s += MUL_STRIPS) {
+			l->kernels->kinds[w->kind].mul(out, (const uint8_t *)w->data + s * bytes,
+						       bytes, to - s < MUL_STRIPS ? 1 : MUL_STRIPS,
+						       groups_of(w->cols), l->acts.at[act] + token,
+						       n);
+			store(job, out, s * STRIP_ROWS, token, n);
+		}
+	}
+}
+
+static void run_linears(void *userdata, uint32_t thread, uint32_t n_threads)
+{
+	struct linears *l = userdata;
+	uint32_t i;
+
+	(void)thread, (void)n_threads;
+	while ((i = atomic_fetch_add_explicit(&l->next, 1, memory_order_relaxed)) < l->n_chunks) {
+		const struct linear_job *job = l->jobs;
+
+		for (; i >= chunks_of(job); job++)
+			i -= chunks_of(job);
+		run_chunk(l, job, i);
+	}
+}
+
+static int run_exact(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
+		     const struct tensor *x)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < n_jobs && r == 0; i++)
+		r = exact_linear(st, &jobs[i], x);
+	return r;
+}
+
+int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
+	       const struct tensor *x)
+{
+	struct linears l = { .jobs = jobs, .n_jobs = n_jobs, .kernels = st->dev->linear };
+	const uint32_t tokens = x->shape[1], cols = x->shape[2];
+	uint32_t forms = 0;
+	size_t at = 0;
+	int r;
+
+	if (n_jobs > OP_LINEARS_MAX || x->type != DT_F32 || x->shape[0] != 1 || !cols)
+		return -EINVAL;
+	if (tokens == 0)
+		return 0;
+	if (!x->data)
+		return -EINVAL;
+	for (uint32_t i = 0; i < n_jobs; i++) {
+		if (!job_fits(&jobs[i], x))
+			return -EINVAL;
+		l.n_chunks += chunks_of(&jobs[i]);
+	}
+	if (st->dev->isa == ISA_REF)
+		return run_exact(st, jobs, n_jobs, x);
+
+	for (uint32_t i = 0; i < n_jobs; i++)
+		forms |= acts_form(st->dev, jobs[i].w->kind);
+	r = acts_take(st, &l.acts, &at, x->data, tokens, cols, forms);
+	if (r < 0)
+		return r;
+	pool_run(st->dev, run_linears, &l);
+	return 0;
+}
+
+int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
+	     const uint32_t *ids)
+{
+	const uint32_t tokens = y->shape[1];
+
+	(void)st;
+	if (y->type != DT_F32 || y->shape[0] != 1)
+		return -EINVAL;
+	if (tokens == 0)
+		return 0;
+	if (!y->data || !weight_is_whole(table, table->rows, y->shape[2]))
+		return -EINVAL;
+	for (uint32_t t = 0; t < tokens; t++)
+		if (ids[t] >= table->rows)
+			return -EINVAL;
+	for (uint32_t t = 0; t < tokens; t++)
+		unpack_row_f32((float *)y->data + (size_t)t * y->shape[2], table, ids[t]);
+	return 0;
+}

@@ -1,0 +1,338 @@
+/*
+ * op_moe() and op_mlp(). Tokens are sorted by expert; gate and up are computed
+ * strip pair by strip pair over all experts, each pair leaving one finished
+ * group of hidden columns in the form that the down matrix wants; then down,
+ * where a thread owns rows of the output and adds the experts in order.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "kernels/cpu/acts.h"
+#include "kernels/cpu/exact.h"
+#include "kernels/cpu/moe-parts.h"
+#include "kernels/cpu/pack.h"
+
+struct moe {
+	const struct linear_kernels *kernels;
+	struct moe_part *parts;
+	struct hidden {
+		const uint8_t **x[ACT_N]; /* [n]: rows of the input in each form */
+		uint8_t *rows;		  /* [n][row_bytes] in the form of down */
+		const uint8_t **at;	  /* [n] */
+		size_t row_bytes;
+		uint32_t first_item;
+	} *hidden; /* [n_parts] */
+	uint32_t n_parts, n_items, tokens, dim;
+	struct acts acts;
+	float *y;
+	float *sums; /* [n_threads][tokens][MUL_ROWS] */
+	_Atomic uint32_t next_up, next_down;
+};
+
+static uint32_t pairs_of(uint32_t rows)
+{
+	return (strips_of(rows) + MUL_STRIPS - 1) / MUL_STRIPS;
+}
+
+/* Rows 32 * pair … of @w times n activation rows; an odd last strip leaves zeros behind it. */
+static void multiply_pair(const struct moe *m, float *out, const struct weight *w, uint32_t pair,
+			  const uint8_t *const *x, uint32_t n)
+{
+	const size_t bytes = strip_bytes(w->kind, w->cols);
+	const uint32_t strip = pair * MUL_STRIPS;
+	const bool whole = strip + MUL_STRIPS <= strips_of(w->rows);
+
+	if (!whole)
+		memset(out, 0, n * MUL_ROWS * sizeof(*out));
+	m->kernels->kinds[w->kind].mul(out, (const uint8_t *)w->data + strip * bytes, bytes,
+				       whole ? MUL_STRIPS : 1, groups_of(w->cols), x, n);
+}
+
+static void run_up_item(const struct moe *m, uint32_t part, uint32_t pair)
+{
+	const struct moe_part *p = &m->parts[part];
+	const struct hidden *h = &m->hidden[part];
+	const enum act gate_form = m->kernels->kinds[p->gate->kind].act;
+	const enum act up_form = m->kernels->kinds[p->up->kind].act;
+	const enum act form = m->kernels->kinds[p->down->kind].act;
+	_Alignas(64) float gate[MUL_TOKENS * MUL_ROWS], up[MUL_TOKENS * MUL_ROWS];
+
+	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
+		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
+
+		multiply_pair(m, gate, p->gate, pair, h->x[gate_form] + a, n);
+		multiply_pair(m, up, p->up, pair, h->x[up_form] + a, n);
+		for (uint32_t i = 0; i < n; i++) {
+			float *row = gate + i * MUL_ROWS;
+
+			m->kernels->gate(row, row, up + i * MUL_ROWS);
+			m->kernels->act[form](h->rows + (a + i) * h->row_bytes, pair,
+					      groups_of(p->ffn_dim), row, 1);
+		}
+	}
+}
+
+static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
+{
+	struct moe *m = userdata;
+	uint32_t i, part = 0;
+
+	(void)thread, (void)n_threads;
+	while ((i = atomic_fetch_add_explicit(&m->next_up, 1, memory_order_relaxed)) < m->n_items) {
+		while (part + 1 < m->n_parts && i >= m->hidden[part + 1].first_item)
+			part++;
+		run_up_item(m, part, i - m->hidden[part].first_item);
+	}
+}
+
+static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *sums)
+{
+	const struct moe_part *p = &m->parts[part];
+	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
+
+	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
+		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
+
+		multiply_pair(m, out, p->down, pair, m->hidden[part].at + a, n);
+		for (uint32_t i = 0; i < n; i++) {
+			const float weight = p->weights ? p->weights[a + i] : 1;
+			float *sum = sums + (size_t)p->tokens[a + i] * MUL_ROWS;
+
+			for (uint32_t r = 0; r < MUL_ROWS; r++)
+				sum[r] += weight * out[i * MUL_ROWS + r];
+		}
+	}
+}
+
+static void run_down(void *userdata, uint32_t thread, uint32_t n_threads)
+{
+	struct moe *m = userdata;
+	float *sums = m->sums + (size_t)thread * m->tokens * MUL_ROWS;
+	const uint32_t n_pairs = pairs_of(m->dim);
+	uint32_t pair;
+
+	(void)n_threads;
+	while ((pair = atomic_fetch_add_explicit(&m->next_down, 1, memory_order_relaxed)) <
+	       n_pairs) {
+		const uint32_t row = pair * MUL_ROWS;
+		const uint32_t n = m->dim - row < MUL_ROWS ? m->dim - row : MUL_ROWS;
+
+		memset(sums, 0, (size_t)m->tokens * MUL_ROWS * sizeof(*sums));
+		for (uint32_t part = 0; part < m->n_parts; part++)
+			add_down(m, part, pair, sums);
+		for (uint32_t t = 0; t < m->tokens; t++)
+			for (uint32_t r = 0; r < n; r++)
+				m->y[(size_t)t * m->dim + row + r] += sums[t * MUL_ROWS + r];
+	}
+}
+
+static int place_hidden(struct stream *st, size_t *at, const struct moe *m, uint32_t part)
+{
+	const struct moe_part *p = &m->parts[part];
+	struct hidden *h = &m->hidden[part];
+
+	h->row_bytes = act_bytes(m->kernels->kinds[p->down->kind].act, p->ffn_dim);
+	h->rows = scratch_take(st, at, p->n * h->row_bytes);
+	h->at = scratch_take(st, at, p->n * sizeof(*h->at));
+	if (!h->rows || !h->at)
+		return -EINVAL;
+	for (uint32_t a = 0; a < p->n; a++)
+		h->at[a] = h->rows + a * h->row_bytes;
+	for (int form = 0; form < ACT_N; form++) {
+		h->x[form] = NULL;
+		if (!m->acts.rows[form])
+			continue;
+		h->x[form] = scratch_take(st, at, p->n * sizeof(*h->x[form]));
+		if (!h->x[form])
+			return -EINVAL;
+		for (uint32_t a = 0; a < p->n; a++)
+			h->x[form][a] = m->acts.at[form][p->tokens[a]];
+	}
+	return 0;
+}
+
+static int run_parts(struct stream *st, size_t at, float *y, const float *x, uint32_t tokens,
+		     uint32_t dim, struct moe_part *parts, uint32_t n_parts)
+{
+	struct moe m = {
+		.kernels = st->dev->linear, .parts = parts, .n_parts = n_parts, .tokens = tokens,
+		.dim = dim, .y = y,
+	};
+	uint32_t forms = 0;
+	int r;
+
+	if (st->dev->isa == ISA_REF)
+		return exact_moe(st, at, y, x, tokens, dim, parts, n_parts);
+
+	for (uint32_t i = 0; i < n_parts; i++)
+		forms |= acts_form(st->dev, parts[i].gate->kind) |
+			 acts_form(st->dev, parts[i].up->kind);
+	r = acts_take(st, &m.acts, &at, x, tokens, dim, forms);
+	if (r < 0)
+		return r;
+	m.hidden = scratch_take(st, &at, n_parts * sizeof(*m.hidden));
+	m.sums = scratch_take(st, &at,
+			      (size_t)st->dev->n_threads * tokens * MUL_ROWS * sizeof(*m.sums));
+	if (!m.hidden || !m.sums)
+		return -EINVAL;
+	for (uint32_t i = 0; i < n_parts; i++) {
+		r = place_hidden(st, &at, &m, i);
+		if (r < 0)
+			return r;
+		m.hidden[i].first_item = m.n_items;
+		m.n_items += pairs_of(parts[i].ffn_dim);
+	}
+	pool_run(st->dev, run_up, &m);
+	pool_run(st->dev, run_down, &m);
+	return 0;
+}
+
+/* Where the tokens of each expert are, and who has any. */
+struct sorted {
+	uint32_t *begin;  /* [experts + 1] */
+	uint32_t *tokens; /* [tokens * top_k], then [tokens]: all, for the shared expert */
+	float *weights;	  /* [tokens * top_k] */
+	struct moe_part *parts;
+};
+
+static int place_sorted(struct stream *st, size_t *at, struct sorted *s, uint32_t tokens,
+			uint32_t experts, uint32_t top_k)
+{
+	const size_t n = (size_t)tokens * top_k;
+
+	s->begin = scratch_take(st, at, ((size_t)experts + 2) * sizeof(*s->begin));
+	s->tokens = scratch_take(st, at, (n + tokens) * sizeof(*s->tokens));
+	s->weights = scratch_take(st, at, (n + 1) * sizeof(*s->weights));
+	s->parts = scratch_take(st, at, ((size_t)experts + 1) * sizeof(*s->parts));
+	return s->begin && s->tokens && s->weights && s->parts ? 0 : -EINVAL;
+}
+
+/* Counts, then deals: within an expert the tokens rise. */
+static void sort_tokens(struct sorted *s, uint32_t tokens, uint32_t experts, uint32_t top_k,
+			const uint32_t *chosen, const float *weights)
+{
+	const size_t n = (size_t)tokens * top_k;
+	uint32_t *next = s->begin + 1; /* shifted by one: dealing moves begin[e + 1] up to its end */
+
+	memset(s->begin, 0, ((size_t)experts + 2) * sizeof(*s->begin));
+	for (size_t i = 0; i < n; i++)
+		s->begin[chosen[i] + 2]++;
+	for (uint32_t e = 0; e < experts; e++)
+		s->begin[e + 2] += s->begin[e + 1];
+	for (size_t i = 0; i < n; i++) {
+		const uint32_t to = next[chosen[i]]++;
+
+		s->tokens[to] = (uint32_t)(i / top_k);
+		s->weights[to] = weights[i];
+	}
+	for (uint32_t t = 0; t < tokens; t++)
+		s->tokens[n + t] = t;
+}
+
+static bool mlp_fits(const struct weight *gate, const struct weight *up, const struct weight *down,
+		     uint32_t dim)
+{
+	return gate->rows && weight_is_whole(gate, gate->rows, dim) &&
+	       weight_is_whole(up, gate->rows, dim) && weight_is_whole(down, dim, gate->rows);
+}
+
+static bool is_batch(const struct tensor *t, uint32_t tokens, uint32_t dim)
+{
+	return t->type == DT_F32 && t->shape[0] == 1 && t->shape[1] == tokens &&
+	       t->shape[2] == dim && (t->data || !tokens);
+}
+
+static bool moe_fits(const struct tensor *y, const struct tensor *x, const struct moe_weights *w,
+		     uint32_t top_k, const uint32_t *chosen)
+{
+	const uint32_t tokens = x->shape[1], dim = x->shape[2];
+	const bool shared = w->shared_gate.kind != WEIGHT_NONE;
+
+	if (!dim || !is_batch(x, tokens, dim) || !is_batch(y, tokens, dim) ||
+	    w->experts > MOE_EXPERTS_MAX || top_k > MOE_TOP_K_MAX || top_k > w->experts)
+		return false;
+	if (shared && !mlp_fits(&w->shared_gate, &w->shared_up, &w->shared_down, dim))
+		return false;
+	for (size_t i = 0; i < (size_t)tokens * top_k; i++) {
+		const uint32_t e = chosen[i];
+
+		if (e >= w->experts || !mlp_fits(&w->gate[e], &w->up[e], &w->down[e], dim))
+			return false;
+	}
+	return true;
+}
+
+int op_moe(struct stream *st, const struct tensor *y, const struct tensor *x,
+	   const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen, const float *weights)
+{
+	const uint32_t tokens = x->shape[1];
+	struct sorted s;
+	uint32_t n_parts = 0;
+	size_t at = 0;
+	int r;
+
+	if (!moe_fits(y, x, w, top_k, chosen))
+		return -EINVAL;
+	if (tokens == 0)
+		return 0;
+	r = place_sorted(st, &at, &s, tokens, w->experts, top_k);
+	if (r < 0)
+		return r;
+	sort_tokens(&s, tokens, w->experts, top_k, chosen, weights);
+
+	for (uint32_t e = 0; e < w->experts; e++) {
+		const uint32_t first = s.begin[e], n = s.begin[e + 1] - first;
+
+		if (n)
+			s.parts[n_parts++] = (struct moe_part){
+				.gate = &w->gate[e], .up = &w->up[e], .down = &w->down[e],
+				.tokens = s.tokens + first, .weights = s.weights + first,
+				.n = n, .ffn_dim = w->gate[e].rows,
+			};
+	}
+	if (w->shared_gate.kind != WEIGHT_NONE)
+		s.parts[n_parts++] = (struct moe_part){
+			.gate = &w->shared_gate, .up = &w->shared_up, .down = &w->shared_down,
+			.tokens = s.tokens + (size_t)tokens * top_k, .n = tokens,
+			.ffn_dim = w->shared_gate.rows,
+		};
+	if (n_parts == 0)
+		return 0;
+	return run_parts(st, at, y->data, x->data, tokens, x->shape[2], s.parts, n_parts);
+}
+
+/* A dense MLP is a mixture of no experts and a shared one. */
+int op_mlp(struct stream *st, const struct tensor *y, const struct tensor *x,
+	   const struct weight *gate, const struct weight *up, const struct weight *down)
+{
+	const struct moe_weights w = {
+		.shared_gate = *gate, .shared_up = *up, .shared_down = *down,
+	};
+
+	if (gate->kind == WEIGHT_NONE)
+		return -EINVAL;
+	return op_moe(st, y, x, &w, 0, NULL, NULL);
+}
+
+/* Every piece is rounded up to 64; the hidden rows of each expert are pieces of their own. */
+size_t matrix_scratch(const struct dev *dev, const struct op_limits *l)
+{
+	const uint64_t heads = l->heads > l->kv_heads ? l->heads : l->kv_heads;
+	const uint64_t attention = heads * l->head_dim;
+	const uint64_t cols = (l->dim > attention ? l->dim : attention) + GROUP_COLS;
+	const uint64_t ffn = (uint64_t)l->ffn_dim + GROUP_COLS;
+	const uint64_t n = (uint64_t)l->tokens * ((uint64_t)l->top_k + 1), parts = l->experts + 1;
+	const uint64_t widest = cols > ffn ? cols : ffn;
+	const uint64_t element = dev->isa == ISA_REF ? sizeof(double) : sizeof(float);
+	uint64_t bytes = 4096;
+
+	bytes += ACT_N * l->tokens * (cols > ffn ? cols : ffn) * sizeof(float);
+	bytes += ACT_N * (l->tokens * sizeof(void *) + 128);
+	bytes += n * (ffn * element + 64) + (ACT_N + 2) * (n * sizeof(void *) + parts * 128);
+	bytes += n * (sizeof(uint32_t) + sizeof(float)) + parts * 256;
+	bytes += parts * (sizeof(struct moe_part) + sizeof(struct hidden));
+	bytes += (uint64_t)dev->n_threads * (l->tokens * MUL_ROWS * sizeof(float) + 64);
+	bytes += (uint64_t)dev->n_threads * (2 * widest + l->tokens) * sizeof(double);
+	return bytes;
+}
