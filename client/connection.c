@@ -213,19 +213,27 @@ static void try_again(struct steamd *s)
 		back_off(s);
 }
 
+/* The list is in the order of ids; callbacks change it, ids stay. */
+static struct handle_request *request_after(struct steamd *s, uint64_t id)
+{
+	struct handle_request *q = s->requests;
+
+	while (q && q->id <= id)
+		q = q->next;
+	return q;
+}
+
 static void end_what_was_cancelled(struct steamd *s)
 {
-	struct handle_request *q = s->requests, *next;
+	struct handle_request *q;
 	struct steamd_error err;
+	uint64_t id = 0;
 
 	handle_error(&err, -ECANCELED, STEAMD_CODE_CANCELLED, "the request was cancelled");
-	while (q) {
-		next = q->next;
-		if (q->cancelling) {
+	while ((q = request_after(s, id))) {
+		id = q->id;
+		if (q->cancelling)
 			handle_end(s, q, NULL, &err);
-			next = s->requests; /* the callback may have changed the list */
-		}
-		q = next;
 	}
 }
 
@@ -304,31 +312,21 @@ void handle_send_request(struct steamd *s, struct handle_request *q)
 
 void handle_up(struct steamd *s)
 {
-	struct handle_request *q = s->requests, *next;
+	const uint64_t last = s->last_id; /* what callbacks start from here on is sent at once */
+	struct handle_request *q;
 	struct steamd_error err;
+	uint64_t id = 0;
 
 	s->state = HANDLE_UP;
 	set_timer(s, 0);
 	handle_error(&err, -ECONNRESET, STEAMD_CODE_LOST,
 		     "steamd closed the connection each time this request was sent");
-	while (q && s->state == HANDLE_UP) {
-		next = q->next;
-		if (q->n_resends++ < HANDLE_RESENDS_MAX) {
+	while ((q = request_after(s, id)) && q->id <= last) {
+		id = q->id;
+		if (q->n_resends++ < HANDLE_RESENDS_MAX)
 			handle_send_request(s, q);
-		} else {
+		else
 			handle_end(s, q, NULL, &err);
-			break; /* the callback may have changed the list; the rest is sent below */
-		}
-		q = next;
-	}
-	if (q && next) {
-		for (q = s->requests; q; q = q->next)
-			if (q == next)
-				break;
-		for (; q; q = q->next) {
-			q->n_resends++;
-			handle_send_request(s, q);
-		}
 	}
 }
 
@@ -525,9 +523,13 @@ static int shake_hands(struct steamd *s, uint64_t end_ms, struct steamd_error *e
 		r = frame_in_next(&s->in, &payload, &why);
 		if (r > 0)
 			r = handle_take(s, payload, &why);
+		if (r < 0 && s->refused.error) {
+			if (err)
+				*err = s->refused;
+			return r;
+		}
 		if (r < 0)
-			return handle_error_of(err, r, why.text[0] ? STEAMD_CODE_PROTOCOL :
-						       STEAMD_CODE_LOCAL, &why);
+			return handle_error_of(err, r, STEAMD_CODE_PROTOCOL, &why);
 	}
 	return 0;
 }

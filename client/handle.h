@@ -60,6 +60,7 @@ struct steamd {
 	uint32_t window;
 	uint32_t max_frame, max_requests, max_context;
 	char *version, *boot_id, *features, *model; /* NULL or terminated */
+	struct steamd_error refused; /* what the daemon said before it closed the connection */
 	char *scratch;	  /* what a callback sees, aligned and terminated */
 	size_t scratch_bytes;
 };

@@ -289,11 +289,9 @@ static void read_error(const struct msg_error *m, struct steamd_error *ret)
 /* An error without a request is about the connection, which is about to be closed. */
 static int on_connection_error(struct steamd *s, const struct msg_error *m, struct err *err)
 {
-	struct steamd_error e;
-
-	read_error(m, &e);
-	handle_end_all(s, &e);
-	return err_set(err, e.error, "%s", e.text);
+	read_error(m, &s->refused);
+	handle_end_all(s, &s->refused);
+	return err_set(err, s->refused.error, "%s", s->refused.text);
 }
 
 static void on_error(struct steamd *s, struct handle_request *q, const struct msg_error *m)

@@ -72,7 +72,6 @@ int op_embed(struct stream *st, const struct tensor *y, const struct weight *tab
 /* The same in double, on one thread, from what the checkpoint holds. Return 0 or -EINVAL. */
 int ref_linear(double *y, const struct weight_source *w, const double *bias, const double *x,
 	       uint32_t tokens);
-/* y[t,:] += weight[t] * MLP(x[t]); @h is scratch of ffn_dim doubles. */
+/* y += weight * MLP(x) for one token; @h is scratch of ffn_dim doubles. */
 int ref_mlp(double *y, const struct weight_source *gate, const struct weight_source *up,
-	    const struct weight_source *down, const double *weight, double *h, const double *x,
-	    uint32_t tokens);
+	    const struct weight_source *down, double weight, double *h, const double *x);

@@ -30,8 +30,10 @@ static void print_scalar(const char *key, const json_t *value)
 
 	if (json_is_string(value))
 		printf("%s", json_string_value(value));
-	else if (n >= 5 && strcmp(key + n - 5, "bytes") == 0 && bytes >= 1 << 20)
+	else if (n >= 5 && strcmp(key + n - 5, "bytes") == 0 && bytes >= 1 << 30)
 		printf("%.2f GiB", bytes / (1 << 30));
+	else if (n >= 5 && strcmp(key + n - 5, "bytes") == 0 && bytes >= 1 << 20)
+		printf("%.2f MiB", bytes / (1 << 20));
 	else if (json_is_integer(value))
 		printf("%" JSON_INTEGER_FORMAT, json_integer_value(value));
 	else if (json_is_real(value))

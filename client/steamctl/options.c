@@ -33,7 +33,7 @@ const struct command commands[] = {
 };
 const unsigned n_commands = ARRAY_SIZE(commands);
 
-enum kind { FLAG, NO_FLAG, TEXT, REAL, COUNT, SEED, STOP, BIAS, TOP, HELP, VERSION, PRINT_MAN, PRINT_COMPLETION };
+enum kind { FLAG, NO_FLAG, TEXT, REAL, COUNT, SEED, STOP, BIAS, TOP, HELP, SHOW_VERSION, PRINT_MAN, PRINT_COMPLETION };
 
 #define AT(member) offsetof(struct ctl, member)
 static const struct option {
@@ -75,7 +75,7 @@ static const struct option {
 	{ "--tokens", NULL, "N", BENCH, COUNT, AT(tokens), 1, 1 << 20, "length of the prompt (512)" },
 	{ "--rounds", NULL, "N", BENCH, COUNT, AT(rounds), 1, 1000, "rounds, of which the median is shown (3)" },
 	{ "--help", "-h", NULL, ANY, HELP, 0, 0, 0, "print this" },
-	{ "--version", NULL, NULL, ANY, VERSION, 0, 0, 0, "print the version" },
+	{ "--version", NULL, NULL, ANY, SHOW_VERSION, 0, 0, 0, "print the version" },
 	{ "--print-man", NULL, NULL, 0, PRINT_MAN, 0, 0, 0, NULL },
 	{ "--print-completion", NULL, NULL, 0, PRINT_COMPLETION, 0, 0, 0, NULL },
 };
@@ -298,7 +298,7 @@ static int apply(struct ctl *c, const struct option *o, const char *value, const
 		return add_bias(c, value);
 	case HELP:
 		return print_help(command);
-	case VERSION:
+	case SHOW_VERSION:
 		puts("steamctl " STEAMD_VERSION);
 		return EXIT_OK;
 	case PRINT_MAN:

@@ -78,6 +78,8 @@ static int fill_sampling(const struct request *q, struct step_sampler *p, struct
 		p->seed = g->seed;
 	else if (getrandom(&p->seed, sizeof(p->seed), 0) != (ssize_t)sizeof(p->seed))
 		return err_set(err, -EIO, "no random seed could be had");
+	if (!g->has_seed)
+		p->seed &= (1ull << 53) - 1; /* survives a client that keeps numbers as doubles */
 	return 0;
 }
 

@@ -125,6 +125,7 @@ struct symbol {
 
 #define END (UINT32_MAX - 1)
 #define LOOSE (UINT32_MAX - 2)
+#define RECENT 64 /* a power of two */
 
 struct list {
 	uint32_t first, last; /* positions plus one; 0: empty */
@@ -142,6 +143,7 @@ struct bpe_scratch {
 	struct list *lists;
 	struct heap ranks;
 	struct heap loose; /* rank << 32 | position */
+	struct bpe_pair recent[RECENT]; /* looked up last: monotonous text asks for the same few */
 };
 
 struct bpe_scratch *bpe_scratch_free(struct bpe_scratch *s)
@@ -226,9 +228,10 @@ static int enqueue(struct bpe_scratch *s, uint32_t pos, uint32_t rank)
 static void dequeue(struct bpe_scratch *s, uint32_t pos)
 {
 	struct symbol *symbol = &s->symbols[pos];
-	struct list *list = &s->lists[symbol->rank == BPE_NONE ? 0 : symbol->rank];
+	struct list *list;
 
 	if (symbol->rank != BPE_NONE && symbol->above != LOOSE) {
+		list = &s->lists[symbol->rank];
 		if (symbol->above == END)
 			list->first = symbol->below == END ? 0 : symbol->below + 1;
 		else
@@ -268,6 +271,16 @@ static uint32_t first(struct bpe_scratch *s)
 	return MIN(loose, listed) == UINT64_MAX ? END : (uint32_t)MIN(loose, listed);
 }
 
+static inline uint32_t recent_rank(const struct bpe *b, struct bpe_scratch *s, uint32_t left,
+				   uint32_t right)
+{
+	struct bpe_pair *pair = &s->recent[(left * 5 + right) & (RECENT - 1)];
+
+	if (pair->left != left || pair->right != right)
+		*pair = (struct bpe_pair){ left, right, rank_of(b, left, right), 0 };
+	return pair->rank;
+}
+
 static int update(const struct bpe *b, struct bpe_scratch *s, uint32_t pos)
 {
 	const struct symbol *symbol = &s->symbols[pos];
@@ -276,7 +289,7 @@ static int update(const struct bpe *b, struct bpe_scratch *s, uint32_t pos)
 	dequeue(s, pos);
 	if (symbol->next == END)
 		return 0;
-	rank = rank_of(b, symbol->id, s->symbols[symbol->next].id);
+	rank = recent_rank(b, s, symbol->id, s->symbols[symbol->next].id);
 	return rank == BPE_NONE ? 0 : enqueue(s, pos, rank);
 }
 
@@ -306,6 +319,7 @@ static int prepare(const struct bpe *b, struct span piece, struct bpe_scratch **
 		s = calloc(1, sizeof(*s));
 		if (!s)
 			return -ENOMEM;
+		memset(s->recent, 0xff, sizeof(s->recent));
 		*scratch = s;
 	}
 	if (!s->lists)

@@ -46,6 +46,14 @@ struct linear_kernels {
 extern const struct linear_kernels linear_portable, linear_avx2, linear_avx512, linear_avx512bf16,
 	linear_avx512bf16_emulated;
 
+/* Products of linear-avx512.c that the tables with bf16 dot products share. */
+void mul_f32_avx512(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		    uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
+void mul_int4_vnni(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		   uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
+void mul_int4_f32_vnni(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+		       uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
+
 /* NULL for ISA_REF, which is computed in double by exact.c. */
 const struct linear_kernels *linear_kernels_of(enum isa isa);
 

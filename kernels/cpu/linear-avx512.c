@@ -100,7 +100,7 @@ static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t 
 	mul_float_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, false);
 }
 
-static void mul_f32(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+void mul_f32_avx512(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 		    uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
 {
 	mul_float_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, true);
@@ -203,13 +203,13 @@ INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, ui
 	}
 }
 
-static void mul_int4(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+void mul_int4_vnni(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 		     uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
 {
 	mul_nibbles_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, false);
 }
 
-static void mul_int4_f32(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+void mul_int4_f32_vnni(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 			 uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
 {
 	mul_nibbles_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, true);
@@ -220,8 +220,8 @@ const struct linear_kernels linear_avx512 = {
 	.act = { [ACT_F32] = take_f32, [ACT_SPLIT] = take_split, [ACT_FIXED] = take_fixed },
 	.kinds = {
 		[WEIGHT_BF16] = { ACT_F32, mul_bf16 },
-		[WEIGHT_F32] = { ACT_F32, mul_f32 },
-		[WEIGHT_INT4] = { ACT_FIXED, mul_int4 },
-		[WEIGHT_INT4_F32] = { ACT_FIXED, mul_int4_f32 },
+		[WEIGHT_F32] = { ACT_F32, mul_f32_avx512 },
+		[WEIGHT_INT4] = { ACT_FIXED, mul_int4_vnni },
+		[WEIGHT_INT4_F32] = { ACT_FIXED, mul_int4_f32_vnni },
 	},
 };

@@ -6,12 +6,15 @@
 
 struct bandwidth;
 
-/* Backs and fills 4 times the last level caches, at least 512 MiB. 0 or -ENOMEM. */
+/*
+ * Backs and fills 4 times the last level caches, at least 512 MiB, and finds
+ * out which read loop is the fastest here: takes about a second. 0 or -ENOMEM.
+ */
 int bandwidth_new(struct dev *dev, struct bandwidth **ret, struct err *err);
 struct bandwidth *bandwidth_free(struct bandwidth *b);
 
-/* Bytes per second of the fastest loop, the median of a few passes each. Takes about half a second. */
-double bandwidth_measure(struct bandwidth *b);
+/* Bytes per second of one pass of the fastest loop over all of the memory. */
+double bandwidth_pass(struct bandwidth *b);
 
 static inline void bandwidth_freep(struct bandwidth **b)
 {

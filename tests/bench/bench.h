@@ -33,6 +33,6 @@ struct bench_row {
 	double value;
 	const char *limit_name; /* NULL: none, and limit and ratio are NAN */
 	double limit, ratio;
-	double spread; /* of the value over the rounds, see bench_spread() */
+	double spread;	   /* of the value over the rounds, see bench_spread() */
 	const char *floor; /* what the ratio should be, for people; or NULL */
 };

@@ -8,8 +8,6 @@
 
 #define PAGE_TOKENS 64 /* as the daemon's default */
 #define N_PAGES (FLOOR_PREFILL_TOKENS / PAGE_TOKENS)
-#define WARM_STEPS 2
-#define STEPS 16
 
 struct floor {
 	struct dev *dev;
@@ -22,6 +20,7 @@ struct floor {
 	uint32_t pages[N_PAGES];
 	uint32_t ids[FLOOR_PREFILL_TOKENS];
 	uint64_t random;
+	uint32_t at; /* position of the next token to decode */
 };
 
 /* xorshift64: the tokens are the same in every run. */
@@ -101,8 +100,8 @@ double floor_decode_bytes(const struct floor *f)
 	return (double)f->weights->decode_bytes;
 }
 
-/* @n_tokens random ones from position @at on, and the logits of the last; seconds to *ret_s. */
-static int forward(struct floor *f, uint32_t at, uint32_t n_tokens, double *ret_s)
+/* @n_tokens random ones from position @at on, and the logits of the last; tokens a second to *ret. */
+static int forward(struct floor *f, uint32_t at, uint32_t n_tokens, double *ret)
 {
 	const struct seq seq = {
 		.n_tokens = n_tokens,
@@ -118,34 +117,22 @@ static int forward(struct floor *f, uint32_t at, uint32_t n_tokens, double *ret_
 		f->ids[i] = random_id(f);
 	from = bench_now_s();
 	r = model_forward(f->model, f->ids, n_tokens, &seq, 1, &last, 1, f->logits);
-	*ret_s = bench_now_s() - from;
-	return r;
+	if (r < 0)
+		return r;
+	*ret = n_tokens / (bench_now_s() - from);
+	return 0;
 }
 
 int floor_decode(struct floor *f, double *ret)
 {
-	struct bench_series seconds = { .n = 0 };
+	const uint32_t at = f->at;
 
-	for (uint32_t at = 0; at < WARM_STEPS + STEPS; at++) {
-		double s;
-		const int r = forward(f, at, 1, &s);
-
-		if (r < 0)
-			return r;
-		if (at >= WARM_STEPS)
-			bench_add(&seconds, s);
-	}
-	*ret = 1 / bench_median(&seconds);
-	return 0;
+	f->at = (at + 1) % FLOOR_DECODE_TOKENS;
+	return forward(f, at, 1, ret);
 }
 
 int floor_prefill(struct floor *f, double *ret)
 {
-	double s;
-	const int r = forward(f, 0, FLOOR_PREFILL_TOKENS, &s);
-
-	if (r < 0)
-		return r;
-	*ret = FLOOR_PREFILL_TOKENS / s;
-	return 0;
+	f->at = 0; /* its positions are taken */
+	return forward(f, 0, FLOOR_PREFILL_TOKENS, ret);
 }

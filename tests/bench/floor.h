@@ -4,6 +4,7 @@
 #include "client/wire/err.h"
 #include "kernels/backend.h"
 
+#define FLOOR_DECODE_TOKENS 64
 #define FLOOR_PREFILL_TOKENS 512
 
 struct floor;
@@ -16,11 +17,11 @@ struct floor *floor_close(struct floor *f);
 double floor_decode_bytes(const struct floor *f);
 
 /*
- * One round of each, in tokens per second, or a negative errno.
+ * Each in tokens per second, of random tokens; 0 or a negative errno.
  *
- * decode	a token at a time, each a random one, so that the experts
- *		change from step to step; logits for each; the median step counts
- * prefill	FLOOR_PREFILL_TOKENS random tokens as one batch, logits of the last
+ * decode	one more token, so that the experts change from step to step;
+ *		the sequence begins anew after FLOOR_DECODE_TOKENS of them
+ * prefill	FLOOR_PREFILL_TOKENS as one batch, logits of the last
  */
 int floor_decode(struct floor *f, double *ret);
 int floor_prefill(struct floor *f, double *ret);

@@ -23,8 +23,8 @@
 
 struct shape {
 	const char *name;
-	uint32_t dim, layers, dense, ffn, moe_ffn, heads, kv_heads, head_dim, experts, top_k, shared,
-		vocab, context;
+	uint32_t dim, layers, dense, ffn, moe_ffn, heads, kv_heads, head_dim, experts, top_k,
+		shared, vocab, context;
 };
 
 static const struct shape shapes[] = {
@@ -112,8 +112,10 @@ static uint32_t element_bytes(enum fill fill)
 
 static const char *type_of(enum fill fill)
 {
-	return fill == FILL_SHAPE ? "I64" : fill == FILL_CODES ? "I32" :
-	       fill == FILL_BIAS32 ? "F32" : "BF16";
+	return fill == FILL_SHAPE    ? "I64"
+	       : fill == FILL_CODES  ? "I32"
+	       : fill == FILL_BIAS32 ? "F32"
+				     : "BF16";
 }
 
 static void _printf_(6, 7) add(struct model *m, enum fill fill, uint32_t rows, uint32_t cols,
@@ -389,29 +391,35 @@ static void write_configs(const struct model *m)
 	finish(f);
 
 	f = create(m, "config.json");
-	fprintf(f, "{\n\"architectures\": [\"Glm4MoeForCausalLM\"], \"model_type\": \"glm4_moe\",\n"
-		   "\"hidden_size\": %u, \"num_hidden_layers\": %u, \"first_k_dense_replace\": %u,\n"
-		   "\"intermediate_size\": %u, \"moe_intermediate_size\": %u,\n"
-		   "\"num_attention_heads\": %u, \"num_key_value_heads\": %u, \"head_dim\": %u,\n"
-		   "\"n_routed_experts\": %u, \"num_experts_per_tok\": %u, \"n_shared_experts\": %u,\n",
+	fprintf(f,
+		"{\n\"architectures\": [\"Glm4MoeForCausalLM\"], \"model_type\": \"glm4_moe\",\n"
+		"\"hidden_size\": %u, \"num_hidden_layers\": %u, \"first_k_dense_replace\": %u,\n"
+		"\"intermediate_size\": %u, \"moe_intermediate_size\": %u,\n"
+		"\"num_attention_heads\": %u, \"num_key_value_heads\": %u, \"head_dim\": %u,\n"
+		"\"n_routed_experts\": %u, \"num_experts_per_tok\": %u, \"n_shared_experts\": "
+		"%u,\n",
 		s->dim, s->layers, s->dense, s->ffn, s->moe_ffn, s->heads, s->kv_heads, s->head_dim,
 		s->experts, s->top_k, s->shared);
-	fprintf(f, "\"vocab_size\": %u, \"max_position_embeddings\": %u, \"eos_token_id\": %s,\n"
-		   "\"pad_token_id\": %u, \"attention_bias\": true, \"use_qk_norm\": false,\n"
-		   "\"n_group\": 1, \"topk_group\": 1, \"norm_topk_prob\": true,\n"
-		   "\"routed_scaling_factor\": 1.0, \"partial_rotary_factor\": 0.5,\n"
-		   "\"rms_norm_eps\": 1e-05, \"rope_scaling\": null, \"rope_theta\": 1000000,\n"
-		   "\"hidden_act\": \"silu\", \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\",\n",
+	fprintf(f,
+		"\"vocab_size\": %u, \"max_position_embeddings\": %u, \"eos_token_id\": %s,\n"
+		"\"pad_token_id\": %u, \"attention_bias\": true, \"use_qk_norm\": false,\n"
+		"\"n_group\": 1, \"topk_group\": 1, \"norm_topk_prob\": true,\n"
+		"\"routed_scaling_factor\": 1.0, \"partial_rotary_factor\": 0.5,\n"
+		"\"rms_norm_eps\": 1e-05, \"rope_scaling\": null, \"rope_theta\": 1000000,\n"
+		"\"hidden_act\": \"silu\", \"tie_word_embeddings\": false, \"torch_dtype\": "
+		"\"bfloat16\",\n",
 		s->vocab, s->context, eos, model_text_marker("<|endoftext|>"));
-	fprintf(f, "\"quantization_config\": {\"quant_method\": \"compressed-tensors\", "
-		   "\"format\": \"pack-quantized\", \"kv_cache_scheme\": null,\n"
-		   "\"quantization_status\": \"compressed\", \"ignore\": [\"lm_head\"],\n"
-		   "\"config_groups\": {\"group_0\": {\"format\": \"pack-quantized\", "
-		   "\"input_activations\": null, \"output_activations\": null,\n"
-		   "\"targets\": [\"re:.*mlp\\\\.experts\\\\.[0-9]+\\\\.(down|gate|up)_proj$\"],\n"
-		   "\"weights\": {\"num_bits\": 4, \"type\": \"int\", \"symmetric\": true, "
-		   "\"strategy\": \"group\", \"group_size\": %d, \"actorder\": null, "
-		   "\"dynamic\": false}}}}\n}\n", GROUP);
+	fprintf(f,
+		"\"quantization_config\": {\"quant_method\": \"compressed-tensors\", "
+		"\"format\": \"pack-quantized\", \"kv_cache_scheme\": null,\n"
+		"\"quantization_status\": \"compressed\", \"ignore\": [\"lm_head\"],\n"
+		"\"config_groups\": {\"group_0\": {\"format\": \"pack-quantized\", "
+		"\"input_activations\": null, \"output_activations\": null,\n"
+		"\"targets\": [\"re:.*mlp\\\\.experts\\\\.[0-9]+\\\\.(down|gate|up)_proj$\"],\n"
+		"\"weights\": {\"num_bits\": 4, \"type\": \"int\", \"symmetric\": true, "
+		"\"strategy\": \"group\", \"group_size\": %d, \"actorder\": null, "
+		"\"dynamic\": false}}}}\n}\n",
+		GROUP);
 	finish(f);
 }
 
@@ -438,7 +446,8 @@ static const struct {
 
 static void usage(int code)
 {
-	fprintf(code ? stderr : stdout, "make-model [--seed N] [--DIMENSION N]… [SHAPE] DIR\n\n"
+	fprintf(code ? stderr : stdout,
+		"make-model [--seed N] [--DIMENSION N]… [SHAPE] DIR\n\n"
 		"Writes a checkpoint of random weights. SHAPE: tiny (default) or bench-5b;\n"
 		"DIMENSION overrides one of:");
 	for (size_t i = 0; i < ARRAY_SIZE(dimensions); i++)
@@ -478,7 +487,8 @@ int main(int argc, char **argv)
 		options[i] = (struct option){ dimensions[i].name, required_argument, NULL, (int)i };
 		wanted[i] = unset;
 	}
-	options[ARRAY_SIZE(dimensions)] = (struct option){ "seed", required_argument, NULL, OPT_SEED };
+	options[ARRAY_SIZE(dimensions)] = (struct option){ "seed", required_argument, NULL,
+							   OPT_SEED };
 	options[ARRAY_SIZE(dimensions) + 1] = (struct option){ "help", no_argument, NULL, 'h' };
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
 		if (opt == 'h')

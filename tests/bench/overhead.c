@@ -29,9 +29,9 @@ static const uint32_t ids[] = { 1, 2, 3, 4 };
 
 static int ask_command(const struct overhead *o, double *ret_s, struct err *err)
 {
-	const char *const argv[] = { o->steamctl, "--socket", o->socket, "complete", "--ids",
-				     "--temperature", "0", "--max-tokens", "1", "--ignore-eos",
-				     IDS_TEXT, NULL };
+	const char *const argv[] = { o->steamctl, "--socket",	   o->socket, "complete",
+				     "--ids",	  "--temperature", "0",	      "--max-tokens",
+				     "1",	  "--ignore-eos",  IDS_TEXT,  NULL };
 	const double from = bench_now_s();
 	int status, r;
 	pid_t pid;

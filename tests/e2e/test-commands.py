@@ -180,6 +180,38 @@ def configuration_mistakes_are_named_with_file_and_line():
         assert p.returncode == 0 and b"MaxBatch=9\n" in p.stdout, p.stdout
 
 
+def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():
+    import pty
+    import select
+    with Daemon("air") as d:
+        pid, fd = pty.fork()
+        if pid == 0:
+            os.environ.update(ENV, TERM="dumb", XDG_STATE_HOME=str(d.dir / "xdg"))
+            os.execv(STEAMCTL, [str(STEAMCTL), "--socket", str(d.socket), "chat", "--max-tokens", "30000",
+                                "--ignore-eos", "--no-think"])
+        seen = b""
+
+        def read_until(condition, seconds=20):
+            nonlocal seen
+            end = time.monotonic() + seconds
+            while not condition():
+                assert time.monotonic() < end, seen[-500:]
+                if select.select([fd], [], [], 0.1)[0]:
+                    seen += os.read(fd, 65536)
+
+        read_until(lambda: b"> " in seen)
+        os.write(fd, b"hello there\n")
+        read_until(lambda: json.loads(d.ctl("ps", "--json"))["turns"])
+        os.write(fd, b"\x03")
+        read_until(lambda: b"(stopped)" in seen)
+        wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 10, "the turn's end")
+        os.write(fd, b"/help\n")
+        read_until(lambda: b"Ctrl-D" in seen)
+        os.write(fd, b"\x04")
+        os.waitpid(pid, 0)
+        assert "hello there" in (d.dir / "xdg" / "steamctl" / "history").read_text().replace("\\040", " ")
+
+
 def status_shows_the_model_and_where_defaults_come_from():
     with Daemon("air", "MinP=0.02") as d:
         s = json.dumps(d.status())

@@ -18,7 +18,8 @@ static void check_file(const struct st_file *f, uint64_t header_bytes, uint64_t 
 	for (uint32_t i = 0; i < st_file_count(f); i++) {
 		const struct st_tensor *t = st_file_at(f, i);
 
-		assert(t->offset == at && t->bytes <= data_bytes && t->rank <= SAFETENSORS_RANK_MAX);
+		assert(t->offset == at && t->bytes <= data_bytes &&
+		       t->rank <= SAFETENSORS_RANK_MAX);
 		assert(st_file_find(f, t->name) == t);
 		assert(st_tensor_describe(t, text, sizeof(text)) == text);
 		at += t->bytes;

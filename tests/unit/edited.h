@@ -19,7 +19,7 @@
 #include "client/wire/err.h"
 
 struct edited {
-	char dir[40];
+	char dir[48];
 };
 
 static inline const char *edited_path(const struct edited *e, const char *name)
@@ -70,8 +70,8 @@ static inline void edited_make(struct edited *e)
 static inline void edited_open(struct edited *e, const char *golden)
 {
 	const char *srcdir = getenv("srcdir");
-	char from[512], path[800];
 	struct dirent *entry;
+	char from[512], *path;
 	size_t len;
 	DIR *dir;
 
@@ -82,26 +82,28 @@ static inline void edited_open(struct edited *e, const char *golden)
 	while ((entry = readdir(dir))) {
 		if (!strstr(entry->d_name, "safetensors") && !strstr(entry->d_name, "config.json"))
 			continue;
-		snprintf(path, sizeof(path), "%s/%s", from, entry->d_name);
+		assert_true(asprintf(&path, "%s/%s", from, entry->d_name) > 0);
 		_cleanup_(freep) char *data = edited_read(path, &len);
 		edited_write(e, entry->d_name, data, len);
+		free(path);
 	}
 	closedir(dir);
 }
 
 static inline void edited_remove(const char *dir)
 {
-	char path[800];
 	struct dirent *entry;
 	DIR *d = opendir(dir);
+	char *path;
 
 	assert_non_null(d);
 	while ((entry = readdir(d))) {
 		if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
 			continue;
-		snprintf(path, sizeof(path), "%s/%s", dir, entry->d_name);
+		assert_true(asprintf(&path, "%s/%s", dir, entry->d_name) > 0);
 		if (unlink(path) < 0)
 			edited_remove(path);
+		free(path);
 	}
 	closedir(d);
 	assert_int_equal(rmdir(dir), 0);
@@ -175,7 +177,8 @@ static inline void edited_shard_write(const struct edited *e, const char *name,
 
 	out = malloc(s->bytes + (1 << 20));
 	assert_non_null(out);
-	json_object_foreach(s->header, tensor, t) {
+	json_object_foreach(s->header, tensor, t)
+	{
 		json_t *range = json_object_get(t, "data_offsets");
 		const uint64_t from = (uint64_t)json_integer_value(json_array_get(range, 0));
 		const uint64_t n = (uint64_t)json_integer_value(json_array_get(range, 1)) - from;

@@ -100,7 +100,8 @@ static void check_library(const char *name, const json_t *l, const struct config
 {
 	const json_t *eos = json_object_get(l, "eos_token_id");
 
-	if (strcmp(name, "no_theta") != 0) /* the library falls back to 1e4, the published value is 1e6 */
+	if (strcmp(name, "no_theta") !=
+	    0) /* the library falls back to 1e4, the published value is 1e6 */
 		assert_true(c->rope_theta == json_number_value(json_object_get(l, "rope_theta")));
 	assert_true(c->partial_rotary ==
 		    json_number_value(json_object_get(l, "partial_rotary_factor")));
@@ -118,8 +119,9 @@ static void check_library(const char *name, const json_t *l, const struct config
 			 json_integer_value(json_object_get(l, "first_k_dense_replace")));
 	assert_int_equal(c->shared_experts,
 			 json_integer_value(json_object_get(l, "n_shared_experts")));
-	assert_int_equal(c->n_eos, json_is_null(eos) ? 0 : json_is_array(eos) ?
-			 json_array_size(eos) : 1);
+	assert_int_equal(c->n_eos, json_is_null(eos)	? 0
+				   : json_is_array(eos) ? json_array_size(eos)
+							: 1);
 }
 
 static void every_variant_is_read_as_the_library_reads_it(void **state)
@@ -130,7 +132,8 @@ static void every_variant_is_read_as_the_library_reads_it(void **state)
 
 	(void)state;
 	assert_int_equal(json_array_size(all), 26);
-	json_array_foreach(all, i, v) {
+	json_array_foreach(all, i, v)
+	{
 		const char *name = json_string_value(json_object_get(v, "name"));
 		const json_t *config = json_object_get(v, "config");
 		const json_t *library = json_object_get(v, "library");
@@ -139,8 +142,8 @@ static void every_variant_is_read_as_the_library_reads_it(void **state)
 		int r;
 
 		r = json_is_string(config) ? config_parse(json_string_value(config),
-							  json_string_length(config), &c, &err) :
-					     parse(config, &c, &err);
+							  json_string_length(config), &c, &err)
+					   : parse(config, &c, &err);
 		if (r < 0)
 			fail_msg("%s: %s", name, err.text);
 		if (json_is_true(json_object_get(library, "accepted")))
@@ -203,7 +206,8 @@ static void groups_of_columns_are_32_64_128_or_a_row(void **state)
 static void other_models_are_refused_by_name(void **state)
 {
 	(void)state;
-	refused("model_type", "\"glm4\"", -ENOTSUP, "'model_type' is \"glm4\", wanted \"glm4_moe\"");
+	refused("model_type", "\"glm4\"", -ENOTSUP,
+		"'model_type' is \"glm4\", wanted \"glm4_moe\"");
 	refused("model_type", NULL, -ENOTSUP, "'model_type' is missing, wanted \"glm4_moe\"");
 	refused("architectures", "[\"Glm4vMoe\"]", -ENOTSUP,
 		"'architectures' is [\"Glm4vMoe\"], wanted [\"Glm4MoeForCausalLM\"]");
@@ -221,7 +225,8 @@ static void other_quantisations_are_refused_by_name(void **state)
 	refused("quantization_config.quant_method", "\"gptq\"", -ENOTSUP,
 		"'quantization_config.quant_method' is \"gptq\", wanted \"compressed-tensors\"");
 	refused("quantization_config.format", "\"float-quantized\"", -ENOTSUP,
-		"'quantization_config.format' is \"float-quantized\", wanted \"pack-quantized\" or \"mixed-precision\"");
+		"'quantization_config.format' is \"float-quantized\", wanted \"pack-quantized\" or "
+		"\"mixed-precision\"");
 	refused("quantization_config.kv_cache_scheme", "{\"num_bits\": 8}", -ENOTSUP,
 		"'quantization_config.kv_cache_scheme' is {\"num_bits\":8}, wanted null");
 	refused(GROUP_0 ".weights.num_bits", "8", -ENOTSUP,
@@ -229,15 +234,19 @@ static void other_quantisations_are_refused_by_name(void **state)
 	refused(GROUP_0 ".weights.symmetric", "false", -ENOTSUP,
 		"quantization_config.config_groups.group_0: 'symmetric' is false, wanted true");
 	refused(GROUP_0 ".weights.actorder", "\"group\"", -ENOTSUP,
-		"quantization_config.config_groups.group_0: 'actorder' is \"group\", wanted null, \"weight\" or \"static\"");
+		"quantization_config.config_groups.group_0: 'actorder' is \"group\", wanted null, "
+		"\"weight\" or \"static\"");
 	refused(GROUP_0 ".weights.actorder", "true", -ENOTSUP,
-		"quantization_config.config_groups.group_0: 'actorder' is true, wanted null, \"weight\" or \"static\"");
+		"quantization_config.config_groups.group_0: 'actorder' is true, wanted null, "
+		"\"weight\" or \"static\"");
 	refused(GROUP_0 ".weights.group_size", "16", -ENOTSUP,
-		"quantization_config.config_groups.group_0: 'group_size' is 16, wanted 32, 64 or 128");
+		"quantization_config.config_groups.group_0: 'group_size' is 16, wanted 32, 64 or "
+		"128");
 	refused(GROUP_0 ".weights.type", "\"float\"", -ENOTSUP,
 		"quantization_config.config_groups.group_0: 'type' is \"float\", wanted \"int\"");
 	refused(GROUP_0 ".input_activations", "{}", -ENOTSUP,
-		"quantization_config.config_groups.group_0: 'input_activations' is {}, wanted null");
+		"quantization_config.config_groups.group_0: 'input_activations' is {}, wanted "
+		"null");
 }
 
 static void numbers_out_of_bounds_are_named_with_the_bounds(void **state)
@@ -250,20 +259,24 @@ static void numbers_out_of_bounds_are_named_with_the_bounds(void **state)
 	refused("hidden_size", "128.5", -EBADMSG,
 		"'hidden_size' is 128.5, wanted an integer from 16 to 65536");
 	refused("head_dim", "24", -ENOTSUP,
-		"'head_dim' is 24, wanted a multiple of 16: matrices are packed in strips of 16 rows");
+		"'head_dim' is 24, wanted a multiple of 16: matrices are packed in strips of 16 "
+		"rows");
 	refused("num_key_value_heads", "5", -EBADMSG,
 		"'num_attention_heads' is 12, wanted a multiple of 'num_key_value_heads' 5");
 	refused("num_experts_per_tok", "17", -EBADMSG,
 		"'num_experts_per_tok' is 17, wanted at most 'n_routed_experts' 16");
 	refused("n_group", "3", -EBADMSG,
-		"'n_group' is 3, wanted a divisor of 'n_routed_experts' 16 that leaves 2 or more a group");
+		"'n_group' is 3, wanted a divisor of 'n_routed_experts' 16 that leaves 2 or more a "
+		"group");
 	refused("n_group", "16", -EBADMSG,
-		"'n_group' is 16, wanted a divisor of 'n_routed_experts' 16 that leaves 2 or more a group");
+		"'n_group' is 16, wanted a divisor of 'n_routed_experts' 16 that leaves 2 or more "
+		"a group");
 	refused("n_group", "8", -EBADMSG,
 		"'num_experts_per_tok' is 4, wanted at most the 2 experts of 'topk_group' groups");
 	refused("topk_group", "2", -EBADMSG, "'topk_group' is 2, wanted at most 'n_group' 1");
 	refused("partial_rotary_factor", "0.3", -EBADMSG,
-		"'partial_rotary_factor' 0.3 of 'head_dim' 32 is 9.6 dimensions, wanted an even number");
+		"'partial_rotary_factor' 0.3 of 'head_dim' 32 is 9.6 dimensions, wanted an even "
+		"number");
 	refused("eos_token_id", "[6064]", -EBADMSG,
 		"'eos_token_id' has 6064, wanted ids below 'vocab_size' 6064");
 	refused("norm_topk_prob", "1", -EBADMSG, "'norm_topk_prob' is 1, wanted true or false");

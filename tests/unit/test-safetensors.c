@@ -71,8 +71,8 @@ static void refused(const char *header, uint64_t data_bytes, const char *sentenc
 
 static void tensors_are_found_by_name_and_by_offset(void **state)
 {
-	static const char header[] = "{\"__metadata__\": {\"format\": \"pt\"}, " B("[]", "4", "8")
-				     ", " A("[1, 2]", "0", "4") "}  ";
+	static const char header[] = "{\"__metadata__\": {\"format\": \"pt\"}, " B(
+		"[]", "4", "8") ", " A("[1, 2]", "0", "4") "}  ";
 	_cleanup_(st_file_closep) struct st_file *f = NULL;
 	struct err err = { 0 };
 	char text[64];
@@ -93,8 +93,9 @@ static void tensors_are_found_by_name_and_by_offset(void **state)
 
 static void an_empty_tensor_and_an_unknown_type_are_accepted(void **state)
 {
-	static const char header[] = "{" A("[0, 5]", "0", "0") ", \"n\": {\"dtype\": \"F4\", "
-				     "\"shape\": [3], \"data_offsets\": [0, 2]}}";
+	static const char header[] =
+		"{" A("[0, 5]", "0", "0") ", \"n\": {\"dtype\": \"F4\", "
+					  "\"shape\": [3], \"data_offsets\": [0, 2]}}";
 	_cleanup_(st_file_closep) struct st_file *f = NULL;
 
 	(void)state;
@@ -123,7 +124,8 @@ static void a_shape_that_does_not_match_its_bytes_is_refused(void **state)
 		"tensor 'a': BF16 [4, 2] takes 16 bytes, but 'data_offsets' hold 8");
 	refused("{" A("[4294967296, 4294967296]", "0", "8") "}", 8,
 		"tensor 'a': 'shape' is larger than any file");
-	refused("{" A("[-4]", "0", "8") "}", 8, "tensor 'a': 'shape' has something that is no size");
+	refused("{" A("[-4]", "0", "8") "}", 8,
+		"tensor 'a': 'shape' has something that is no size");
 	refused("{" A("[1,1,1,1,1,1,1,1,4]", "0", "8") "}", 8,
 		"tensor 'a': no 'shape' of at most 8 dimensions");
 	refused("{" A("[4]", "8", "0") "}", 8,
@@ -189,8 +191,9 @@ static void a_file_that_got_shorter_or_was_written_is_noticed(void **state)
 	assert_int_equal(truncate(path, (off_t)strlen(header) + 12), 0);
 	assert_int_equal(st_file_read(f, st_file_at(f, 0), buffer, &err), -EIO);
 	snprintf(wanted, sizeof(wanted),
-		 "'%s': tensor 'a': the file ends at byte %zu, wanted %zu: it got shorter", path,
-		 strlen(header) + 12, strlen(header) + 16);
+		 "'%s': tensor 'a': the file has nothing at byte %zu, wanted all up to %zu: it got "
+		 "shorter",
+		 path, strlen(header) + 12, strlen(header) + 16);
 	assert_string_equal(err.text, wanted);
 	assert_int_equal(st_file_unchanged(f, &err), -EBADMSG);
 }
@@ -211,7 +214,8 @@ static void an_index_names_plain_files_only(void **state)
 		const char *text, *sentence;
 	} cases[] = {
 		{ "{\"weight_map\": {\"a\": \"../m.safetensors\"}}",
-		  "weight_map names the file '../m.safetensors', wanted a plain name without '/' and '..'" },
+		  "weight_map names the file '../m.safetensors', wanted a plain name without '/' "
+		  "and '..'" },
 		{ "{\"weight_map\": {\"a\": \"d/m\"}}",
 		  "weight_map names the file 'd/m', wanted a plain name without '/' and '..'" },
 		{ "{\"weight_map\": {\"a\": \"\"}}",

@@ -340,19 +340,15 @@ static void the_end_of_a_stream_gives_up_half_a_character(void **state)
 {
 	struct tokenizer *t = open_named("");
 	struct detokenizer d = { 0 };
-	struct ids ids = { 0 };
+	static const uint32_t ids[] = { 172, 253, 236 }; /* three of the four bytes of U+1F389 */
 	char out[64];
 
 	(void)state;
-	/* The four bytes of a character, of which three arrive. */
-	assert_int_equal(tokenizer_encode(t, SPAN("\xf0\x9f\x8e\x89"), TOKENIZER_ADDED_ALL, &ids), 0);
-	assert_int_equal(ids.n, 4);
 	for (size_t i = 0; i < 3; i++)
-		assert_int_equal(detokenizer_push(&d, t, ids.at[i], out), 0);
+		assert_int_equal(detokenizer_push(&d, t, ids[i], out), 0);
 	assert_int_equal(detokenizer_flush(&d, out), 3);
 	assert_memory_equal(out, "\xef\xbf\xbd", 3);
 	assert_int_equal(detokenizer_flush(&d, out), 0);
-	ids_deinit(&ids);
 	tokenizer_free(t);
 }
 

@@ -26,7 +26,7 @@ struct reader {
 	struct checkpoint *c;
 	struct entry *entries; /* sorted by name */
 	uint32_t n_entries;
-	char *listing;	       /* path of what lists the tensors: the index, or the only file */
+	char *listing; /* path of what lists the tensors: the index, or the only file */
 	checkpoint_problem_fn on_problem; /* NULL: the first one ends it */
 	void *userdata;
 	uint32_t n_problems;
@@ -111,8 +111,11 @@ static int read_generation(struct checkpoint *c, struct err *err)
 	int r;
 
 	c->generation = (struct generation_config){
-		.temperature = NAN, .top_p = NAN, .min_p = NAN,
-		.repetition_penalty = NAN, .top_k = UINT32_MAX,
+		.temperature = NAN,
+		.top_p = NAN,
+		.min_p = NAN,
+		.repetition_penalty = NAN,
+		.top_k = UINT32_MAX,
 	};
 	r = checkpoint_read_text(c->dir, "generation_config.json", CONFIG_TEXT_MAX, &text, &len,
 				 err);
@@ -162,7 +165,10 @@ static struct entry *find_entry(const struct reader *x, const char *name)
 
 static int by_name(const void *a, const void *b)
 {
-	return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
+	const struct entry *x = a, *y = b;
+	const int order = strcmp(x->name, y->name);
+
+	return order ? order : strcmp(st_file_path(x->where.file), st_file_path(y->where.file));
 }
 
 /* All tensors of all files in one table; a name may be in one file only. */
@@ -180,8 +186,8 @@ static void collect(struct reader *x)
 		for (uint32_t k = 0; k < st_file_count(c->files[i]); k++) {
 			const struct st_tensor *t = st_file_at(c->files[i], k);
 
-			x->entries[x->n_entries++] = (struct entry){
-				.name = t->name, .where = { c->files[i], t } };
+			x->entries[x->n_entries++] = (struct entry){ .name = t->name,
+								     .where = { c->files[i], t } };
 		}
 	qsort(x->entries, x->n_entries, sizeof(*x->entries), by_name);
 	for (uint32_t i = 1; i < x->n_entries && !gave_up(x); i++)
@@ -211,8 +217,7 @@ static void check_index(struct reader *x, const struct st_index *index)
 				 "'%s' has tensor '%.*s' in '%s', which does not have it",
 				 x->listing, NAME_MAX_BYTES, index->tensors[i], file);
 		else if (strcmp(base_name(st_file_path(e->where.file)), file) != 0)
-			complain(x, -EBADMSG,
-				 "'%s' has tensor '%.*s' in '%s', but it is in '%s'",
+			complain(x, -EBADMSG, "'%s' has tensor '%.*s' in '%s', but it is in '%s'",
 				 x->listing, NAME_MAX_BYTES, index->tensors[i], file,
 				 base_name(st_file_path(e->where.file)));
 	}
@@ -332,22 +337,24 @@ static void read_packed(struct reader *x, const char *prefix, struct ck_linear *
 	snprintf(scales, sizeof(scales), "%s.weight_scale", prefix);
 	snprintf(shape, sizeof(shape), "%s.weight_shape", prefix);
 	if (!c->quantised)
-		return complain(x, -EBADMSG,
-				"'%s': tensor '%s' is packed, but config.json has no quantization_config",
-				st_file_path(w->packed.file), name);
+		return complain(
+			x, -EBADMSG,
+			"'%s': tensor '%s' is packed, but config.json has no quantization_config",
+			st_file_path(w->packed.file), name);
 	w->group = c->group ? c->group : w->cols;
 	if (w->cols % w->group)
-		return complain(x, -ENOTSUP,
-				"'%s': tensor '%s' has %u columns, wanted a multiple of the group size %u",
-				st_file_path(w->packed.file), name, w->cols, w->group);
+		return complain(
+			x, -ENOTSUP,
+			"'%s': tensor '%s' has %u columns, wanted a multiple of the group size %u",
+			st_file_path(w->packed.file), name, w->cols, w->group);
 
 	check_tensor(x, w->packed, w->rows, (w->cols + 7) / 8, w->packed.t->type == DT_I32, "I32");
 	w->scales = plain(x, w->rows, w->cols / w->group, false, scales);
 	w->shape = take(x, shape);
 	if (!w->shape.t)
 		return missing(x, shape, "I64 or I32 [2]");
-	check_tensor(x, w->shape, 2, 0,
-		     w->shape.t->type == DT_I64 || w->shape.t->type == DT_I32, "I64 or I32");
+	check_tensor(x, w->shape, 2, 0, w->shape.t->type == DT_I64 || w->shape.t->type == DT_I32,
+		     "I64 or I32");
 }
 
 static void linear(struct reader *x, const char *prefix, uint32_t rows, uint32_t cols, bool biased,
@@ -362,7 +369,9 @@ static void linear(struct reader *x, const char *prefix, uint32_t rows, uint32_t
 	for (size_t i = 0; i < ARRAY_SIZE(foreign); i++) {
 		snprintf(name, sizeof(name), "%s.%s", prefix, foreign[i].suffix);
 		if (find_entry(x, name))
-			return complain(x, -ENOTSUP, "'%s': tensor '%s' is of %s, wanted symmetric int4 'weight_packed' or a plain 'weight'",
+			return complain(x, -ENOTSUP,
+					"'%s': tensor '%s' is of %s, wanted symmetric int4 "
+					"'weight_packed' or a plain 'weight'",
 					st_file_path(find_entry(x, name)->where.file), name,
 					foreign[i].what);
 	}
@@ -378,7 +387,8 @@ static void linear(struct reader *x, const char *prefix, uint32_t rows, uint32_t
 	w->plain = take(x, name);
 	w->packed = take(x, packed);
 	if (w->plain.t && w->packed.t)
-		return complain(x, -EBADMSG, "'%s': tensors '%s' and '%s' are both there, wanted one",
+		return complain(x, -EBADMSG,
+				"'%s': tensors '%s' and '%s' are both there, wanted one",
 				st_file_path(w->packed.file), name, packed);
 	if (!w->plain.t && !w->packed.t)
 		return complain(x, -EBADMSG,
@@ -420,7 +430,8 @@ static void check_presence(struct reader *x, uint32_t i, const char *what, struc
 {
 	if (!at.t == !first.t)
 		return;
-	complain(x, -EBADMSG, "'%s': tensor 'model.layers.%u.self_attn.%s' is %s, wanted as in layer 0",
+	complain(x, -EBADMSG,
+		 "'%s': tensor 'model.layers.%u.self_attn.%s' is %s, wanted as in layer 0",
 		 at.t ? st_file_path(at.file) : x->listing, i, what, at.t ? "there" : "missing");
 }
 
@@ -462,7 +473,8 @@ static bool read_moe(struct reader *x, uint32_t i, struct ck_layer *l)
 	snprintf(prefix, sizeof(prefix), "model.layers.%u.mlp.experts.gate_up_proj", i);
 	if (find_entry(x, prefix)) {
 		complain(x, -ENOTSUP,
-			 "'%s': tensor '%s' has all experts in one, wanted 'experts.0.gate_proj' and so on",
+			 "'%s': tensor '%s' has all experts in one, wanted 'experts.0.gate_proj' "
+			 "and so on",
 			 st_file_path(find_entry(x, prefix)->where.file), prefix);
 		return false;
 	}
@@ -522,7 +534,8 @@ static bool settle_head_dim(struct reader *x)
 		e = find_entry(x, "model.layers.0.self_attn.q_proj.weight_packed");
 	if (!e || e->where.t->rank != 2 || e->where.t->shape[0] % c->heads) {
 		complain(x, -EBADMSG,
-			 "'%s/config.json': 'head_dim' is missing, and the query projection of layer 0 has no multiple of %u rows",
+			 "'%s/config.json': 'head_dim' is missing, and the query projection of "
+			 "layer 0 has no multiple of %u rows",
 			 x->c->dir, c->heads);
 		return false;
 	}
@@ -548,7 +561,8 @@ static void read_model(struct reader *x)
 	ck->norm = plain(x, c->dim, 0, false, "model.norm.weight");
 	if (c->tied_head) {
 		take(x, "lm_head.weight"); /* some writers repeat it */
-		ck->head = (struct ck_linear){ c->vocab, c->dim, ck->embed, none, none, none, 0, none };
+		ck->head = (struct ck_linear){ c->vocab, c->dim, ck->embed, none,
+					       none,	 none,	 0,	    none };
 	} else {
 		linear(x, "lm_head", c->vocab, c->dim, false, &ck->head);
 	}

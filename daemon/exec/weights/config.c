@@ -31,7 +31,9 @@ struct int_key {
 };
 
 #define INT_KEY(name, member, min, max, fallback)                                                  \
-	{ name, offsetof(struct config, member), min, max, fallback }
+	{                                                                                          \
+		name, offsetof(struct config, member), min, max, fallback                          \
+	}
 
 static const struct int_key int_keys[] = {
 	INT_KEY("hidden_size", dim, 16, 1 << 16, -1),
@@ -67,12 +69,16 @@ static const char *shown(const json_t *j, char buffer[80])
 {
 	_cleanup_(freep) char *text = j ? json_dumps(j, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
 
-	snprintf(buffer, 80, "%.60s%s", text ? text : j ? "too deep" : "missing",
+	snprintf(buffer, 80, "%.60s%s",
+		 text ? text
+		 : j  ? "too deep"
+		      : "missing",
 		 text && strlen(text) > 60 ? "…" : "");
 	return buffer;
 }
 
-static int wrong(struct err *err, int code, const char *key, const json_t *found, const char *wanted)
+static int wrong(struct err *err, int code, const char *key, const json_t *found,
+		 const char *wanted)
 {
 	char buffer[80];
 
@@ -186,12 +192,14 @@ int config_set_head_dim(struct config *c, uint64_t head_dim, struct err *err)
 			       (unsigned long long)head_dim, HEAD_DIM_MAX);
 	if (head_dim % STRIP_ROWS)
 		return err_set(err, -ENOTSUP,
-			       "'head_dim' is %llu, wanted a multiple of %d: matrices are packed in strips of %d rows",
+			       "'head_dim' is %llu, wanted a multiple of %d: matrices are packed "
+			       "in strips of %d rows",
 			       (unsigned long long)head_dim, STRIP_ROWS, STRIP_ROWS);
 	rotary = (double)head_dim * c->partial_rotary;
 	if (rotary != floor(rotary) || rotary < 2 || (uint32_t)rotary % 2)
 		return err_set(err, -EBADMSG,
-			       "'partial_rotary_factor' %g of 'head_dim' %llu is %g dimensions, wanted an even number",
+			       "'partial_rotary_factor' %g of 'head_dim' %llu is %g dimensions, "
+			       "wanted an even number",
 			       c->partial_rotary, (unsigned long long)head_dim, rotary);
 	c->head_dim = (uint32_t)head_dim;
 	c->rotary = (uint32_t)rotary;
@@ -299,13 +307,15 @@ static int read_quantisation(const json_t *q, struct config *c, struct err *err)
 		return wrong(err, -EBADMSG, "quantization_config.config_groups", groups,
 			     "an object with a group");
 
-	json_object_foreach((json_t *)groups, name, group) {
+	json_object_foreach((json_t *)groups, name, group)
+	{
 		r = read_group(group, &columns, err);
 		if (r < 0)
 			return err_wrap(err, r, "quantization_config.config_groups.%.40s", name);
 		if (n++ && columns != c->group)
 			return err_set(err, -ENOTSUP,
-				       "'group_size' is %u in one group of quantization_config and %u in another, wanted one for all",
+				       "'group_size' is %u in one group of quantization_config and "
+				       "%u in another, wanted one for all",
 				       c->group, columns);
 		c->group = columns;
 	}
@@ -333,7 +343,8 @@ static int check_together(struct config *c, struct err *err)
 {
 	if (c->heads % c->kv_heads)
 		return err_set(err, -EBADMSG,
-			       "'num_attention_heads' is %u, wanted a multiple of 'num_key_value_heads' %u",
+			       "'num_attention_heads' is %u, wanted a multiple of "
+			       "'num_key_value_heads' %u",
 			       c->heads, c->kv_heads);
 	if (c->top_k > c->experts)
 		return err_set(err, -EBADMSG,
@@ -341,14 +352,16 @@ static int check_together(struct config *c, struct err *err)
 			       c->top_k, c->experts);
 	if (c->experts % c->groups || (c->groups > 1 && c->experts / c->groups < 2))
 		return err_set(err, -EBADMSG,
-			       "'n_group' is %u, wanted a divisor of 'n_routed_experts' %u that leaves 2 or more a group",
+			       "'n_group' is %u, wanted a divisor of 'n_routed_experts' %u that "
+			       "leaves 2 or more a group",
 			       c->groups, c->experts);
 	if (c->top_groups > c->groups)
 		return err_set(err, -EBADMSG, "'topk_group' is %u, wanted at most 'n_group' %u",
 			       c->top_groups, c->groups);
 	if (c->top_k > c->experts / c->groups * c->top_groups)
 		return err_set(err, -EBADMSG,
-			       "'num_experts_per_tok' is %u, wanted at most the %u experts of 'topk_group' groups",
+			       "'num_experts_per_tok' is %u, wanted at most the %u experts of "
+			       "'topk_group' groups",
 			       c->top_k, c->experts / c->groups * c->top_groups);
 	if (c->dense_layers > c->layers)
 		c->dense_layers = c->layers;
@@ -371,14 +384,14 @@ static int read_all(const json_t *root, struct config *c, struct err *err)
 	r = check_architecture(root, err);
 	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(int_keys); i++)
 		r = read_integer(root, int_keys[i].name, int_keys[i].min, int_keys[i].max,
-				 int_keys[i].fallback,
-				 (uint32_t *)((char *)c + int_keys[i].offset), err);
+				 int_keys[i].fallback, (uint32_t *)((char *)c + int_keys[i].offset),
+				 err);
 	if (r < 0 || (r = read_bool(root, "norm_topk_prob", true, &c->normalise_top_k, err)) < 0 ||
 	    (r = read_bool(root, "use_qk_norm", false, &c->qk_norm, err)) < 0 ||
 	    (r = read_bool(root, "attention_bias", false, &c->attention_bias, err)) < 0 ||
 	    (r = read_bool(root, "tie_word_embeddings", false, &c->tied_head, err)) < 0 ||
-	    (r = read_number(root, "routed_scaling_factor", 1e-6, 1e6, 1, &c->routed_scale,
-			     err)) < 0 ||
+	    (r = read_number(root, "routed_scaling_factor", 1e-6, 1e6, 1, &c->routed_scale, err)) <
+		    0 ||
 	    (r = read_number(root, "rms_norm_eps", 1e-12, 1, NORM_EPS_FALLBACK, &c->norm_eps,
 			     err)) < 0 ||
 	    (r = read_eos(root, c->eos, &c->n_eos, err)) < 0 || (r = read_rope(root, c, err)) < 0)

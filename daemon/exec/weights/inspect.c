@@ -12,14 +12,34 @@
 #define KV_ELEMENT_BYTES 2 /* bf16 */
 
 enum part {
-	PART_CODES, PART_SCALES, PART_SHAPES, PART_EXPERTS, PART_ATTENTION, PART_SHARED, PART_DENSE,
-	PART_ROUTER, PART_ROUTER_BIAS, PART_NORMS, PART_EMBEDDING, PART_HEAD, PART_N,
+	PART_CODES,
+	PART_SCALES,
+	PART_SHAPES,
+	PART_EXPERTS,
+	PART_ATTENTION,
+	PART_SHARED,
+	PART_DENSE,
+	PART_ROUTER,
+	PART_ROUTER_BIAS,
+	PART_NORMS,
+	PART_EMBEDDING,
+	PART_HEAD,
+	PART_N,
 };
 
 static const char *const part_names[PART_N] = {
-	"routed experts, int4 codes", "routed experts, scales", "weight_shape",
-	"routed experts, plain", "attention", "shared experts", "dense MLP", "router",
-	"router's selection bias", "norms", "embedding", "head",
+	"routed experts, int4 codes",
+	"routed experts, scales",
+	"weight_shape",
+	"routed experts, plain",
+	"attention",
+	"shared experts",
+	"dense MLP",
+	"router",
+	"router's selection bias",
+	"norms",
+	"embedding",
+	"head",
 };
 
 struct sums {
@@ -111,7 +131,9 @@ static void print_dimensions(FILE *f, const struct checkpoint *ck)
 
 	fprintf(f, "architecture       glm4_moe, %u layers (%u dense), hidden size %u\n", c->layers,
 		c->dense_layers, c->dim);
-	fprintf(f, "attention          %u query heads, %u key/value heads of %u, %u rotated, theta %g%s%s\n",
+	fprintf(f,
+		"attention          %u query heads, %u key/value heads of %u, %u rotated, theta "
+		"%g%s%s\n",
 		c->heads, c->kv_heads, c->head_dim, c->rotary, c->rope_theta,
 		c->attention_bias ? ", biased" : "", c->qk_norm ? ", q/k norm" : "");
 	fprintf(f, "experts            %u of width %u, %u chosen, %u shared; dense width %u\n",

@@ -27,11 +27,11 @@ static const struct {
 	enum dtype type;
 	uint32_t bytes;
 } types[] = {
-	{ "F32", DT_F32, 4 },	 { "BF16", DT_BF16, 2 },    { "F16", DT_F16, 2 },
-	{ "I32", DT_I32, 4 },	 { "I64", DT_I64, 8 },	    { "U32", DT_U32, 4 },
-	{ "BOOL", DT_NONE, 1 },	 { "U8", DT_NONE, 1 },	    { "I8", DT_NONE, 1 },
-	{ "I16", DT_NONE, 2 },	 { "U16", DT_NONE, 2 },	    { "F8_E4M3", DT_NONE, 1 },
-	{ "F64", DT_NONE, 8 },	 { "U64", DT_NONE, 8 },	    { "F8_E5M2", DT_NONE, 1 },
+	{ "F32", DT_F32, 4 },	{ "BF16", DT_BF16, 2 }, { "F16", DT_F16, 2 },
+	{ "I32", DT_I32, 4 },	{ "I64", DT_I64, 8 },	{ "U32", DT_U32, 4 },
+	{ "BOOL", DT_NONE, 1 }, { "U8", DT_NONE, 1 },	{ "I8", DT_NONE, 1 },
+	{ "I16", DT_NONE, 2 },	{ "U16", DT_NONE, 2 },	{ "F8_E4M3", DT_NONE, 1 },
+	{ "F64", DT_NONE, 8 },	{ "U64", DT_NONE, 8 },	{ "F8_E5M2", DT_NONE, 1 },
 };
 
 static int bad(struct err *err, const char *name, const char *what)
@@ -98,7 +98,8 @@ static int read_tensor(const char *name, const json_t *j, uint64_t data_at, uint
 	t->offset = data_at + (uint64_t)json_integer_value(begin);
 	if ((uint64_t)json_integer_value(end) > data_bytes)
 		return err_set(err, -EBADMSG,
-			       "tensor '%.*s' ends at byte %llu of the data, but the file has only %llu: it is truncated",
+			       "tensor '%.*s' ends at byte %llu of the data, but the file has only "
+			       "%llu: it is truncated",
 			       MESSAGE_NAME_MAX, name, (unsigned long long)json_integer_value(end),
 			       (unsigned long long)data_bytes);
 	if (element && wanted != t->bytes)
@@ -133,7 +134,8 @@ static int check_cover(const struct st_file *f, uint64_t data_at, uint64_t data_
 		const struct st_tensor *t = &f->tensors[i];
 
 		if (t->offset < at)
-			return err_set(err, -EBADMSG, "tensors '%.*s' and '%.*s' overlap by %llu bytes",
+			return err_set(err, -EBADMSG,
+				       "tensors '%.*s' and '%.*s' overlap by %llu bytes",
 				       MESSAGE_NAME_MAX, f->tensors[i - 1].name, MESSAGE_NAME_MAX,
 				       t->name, (unsigned long long)(at - t->offset));
 		if (t->offset > at)
@@ -161,7 +163,8 @@ static int read_tensors(struct st_file *f, uint64_t data_at, uint64_t data_bytes
 	if (!f->tensors || !f->by_name)
 		return -ENOMEM;
 
-	json_object_foreach(f->header, name, j) {
+	json_object_foreach(f->header, name, j)
+	{
 		if (strcmp(name, "__metadata__") == 0)
 			continue;
 		r = read_tensor(name, j, data_at, data_bytes, &f->tensors[f->n_tensors], err);
@@ -222,7 +225,9 @@ static int read_at(const struct st_file *f, uint64_t at, void *buffer, uint64_t 
 			return err_wrap(err, -errno, "reading byte %llu",
 					(unsigned long long)(at + done));
 		if (n == 0)
-			return err_set(err, -EIO, "the file ends at byte %llu, wanted %llu: it got shorter",
+			return err_set(err, -EIO,
+				       "the file has nothing at byte %llu, wanted all up to %llu: "
+				       "it got shorter",
 				       (unsigned long long)(at + done),
 				       (unsigned long long)(at + bytes));
 		done += (uint64_t)n;
@@ -249,9 +254,10 @@ static int read_header(struct st_file *f, struct err *err)
 				       "a Git LFS pointer, wanted the file itself (git lfs pull)");
 	}
 	if (file_bytes < 8)
-		return err_set(err, -EBADMSG,
-			       "%llu bytes, wanted at least the 8 of the header's length: it is truncated",
-			       (unsigned long long)file_bytes);
+		return err_set(
+			err, -EBADMSG,
+			"%llu bytes, wanted at least the 8 of the header's length: it is truncated",
+			(unsigned long long)file_bytes);
 	r = read_at(f, 0, &len, sizeof(len), err);
 	if (r < 0)
 		return r;
@@ -259,9 +265,10 @@ static int read_header(struct st_file *f, struct err *err)
 		return err_set(err, -EBADMSG, "a header of %llu bytes, wanted at most %u",
 			       (unsigned long long)len, SAFETENSORS_HEADER_MAX);
 	if (len > file_bytes - 8)
-		return err_set(err, -EBADMSG,
-			       "a header of %llu bytes, but the file has only %llu: it is truncated",
-			       (unsigned long long)len, (unsigned long long)file_bytes);
+		return err_set(
+			err, -EBADMSG,
+			"a header of %llu bytes, but the file has only %llu: it is truncated",
+			(unsigned long long)len, (unsigned long long)file_bytes);
 	text = malloc(len + 1);
 	if (!text)
 		return -ENOMEM;
@@ -353,8 +360,9 @@ int st_file_unchanged(const struct st_file *f, struct err *err)
 	if (fstat(f->fd, &now) < 0)
 		return err_wrap(err, -errno, "'%s'", f->path);
 	if (now.st_size != f->opened.st_size)
-		return err_set(err, -EBADMSG, "'%s' had %lld bytes when it was opened and has %lld now",
-			       f->path, (long long)f->opened.st_size, (long long)now.st_size);
+		return err_set(err, -EBADMSG,
+			       "'%s' had %lld bytes when it was opened and has %lld now", f->path,
+			       (long long)f->opened.st_size, (long long)now.st_size);
 	if (now.st_ino != f->opened.st_ino || now.st_mtim.tv_sec != f->opened.st_mtim.tv_sec ||
 	    now.st_mtim.tv_nsec != f->opened.st_mtim.tv_nsec)
 		return err_set(err, -EBADMSG, "'%s' was written to since it was opened", f->path);

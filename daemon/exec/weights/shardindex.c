@@ -14,7 +14,8 @@ static int check_name(const char *file, struct err *err)
 {
 	if (!*file || strlen(file) > 255 || strchr(file, '/') || strstr(file, ".."))
 		return err_set(err, -EBADMSG,
-			       "weight_map names the file '%.100s', wanted a plain name without '/' and '..'",
+			       "weight_map names the file '%.100s', wanted a plain name without "
+			       "'/' and '..'",
 			       file);
 	return 0;
 }
@@ -60,7 +61,8 @@ static int read_map(struct st_index *x, json_t *map, struct err *err)
 	x->in = calloc(n, sizeof(*x->in));
 	if (!x->files || !x->tensors || !x->in)
 		return -ENOMEM;
-	json_object_foreach(map, name, file) {
+	json_object_foreach(map, name, file)
+	{
 		if (!json_is_string(file))
 			return err_set(err, -EBADMSG, "weight_map: '%.200s' names no file", name);
 		r = add_file(x, json_string_value(file), &at, err);

@@ -19,12 +19,12 @@
 
 /* Part of a matrix, or a whole vector: read, pack or widen, check. */
 struct piece {
-	const struct ck_linear *w;   /* a matrix, or */
-	struct ck_tensor vector;     /* what is kept as F32 in natural order */
+	const struct ck_linear *w; /* a matrix, or */
+	struct ck_tensor vector;   /* what is kept as F32 in natural order */
 	enum weight_kind kind;
-	uint32_t first, rows;	     /* of the matrix */
+	uint32_t first, rows; /* of the matrix */
 	void *data;
-	uint64_t bytes;		     /* read from files */
+	uint64_t bytes; /* read from files */
 };
 
 struct loader {
@@ -32,7 +32,7 @@ struct loader {
 	struct dev *dev;
 	struct weights *w;
 	struct ck_linear embed;
-	size_t at;		     /* of the memory, while it is laid out */
+	size_t at; /* of the memory, while it is laid out */
 	struct piece *pieces;
 	size_t n_pieces, room;
 	uint64_t total_bytes;
@@ -41,7 +41,7 @@ struct loader {
 	_Atomic size_t next;
 	_Atomic uint64_t done_bytes;
 	_Atomic bool failed;
-	pthread_mutex_t lock;	     /* guards the three below */
+	pthread_mutex_t lock; /* guards the three below */
 	size_t failed_piece;
 	int r;
 	struct err err;
@@ -99,7 +99,8 @@ static int lay_matrix(struct loader *l, const struct ck_linear *w, struct weight
 
 	ret->kind = kind_of(w);
 	if (ret->kind == WEIGHT_NONE)
-		return err_set(err, -ENOTSUP, "'%s': tensor '%s' of %u columns with groups of %u cannot be packed",
+		return err_set(err, -ENOTSUP,
+			       "'%s': tensor '%s' of %u columns with groups of %u cannot be packed",
 			       st_file_path(w->plain.t ? w->plain.file : w->packed.file),
 			       w->plain.t ? w->plain.t->name : w->packed.t->name, w->cols,
 			       w->group);
@@ -112,9 +113,13 @@ static int lay_matrix(struct loader *l, const struct ck_linear *w, struct weight
 		const uint32_t n = MIN(rows, w->rows - first);
 
 		r = add_piece(l, (struct piece){
-			.w = w, .kind = ret->kind, .first = first, .rows = n, .bytes = n * row,
-			.data = (char *)ret->data +
-				weight_bytes(l->dev, ret->kind, first, w->cols) });
+					 .w = w,
+					 .kind = ret->kind,
+					 .first = first,
+					 .rows = n,
+					 .bytes = n * row,
+					 .data = (char *)ret->data +
+						 weight_bytes(l->dev, ret->kind, first, w->cols) });
 		if (r < 0)
 			return r;
 	}
@@ -128,8 +133,10 @@ static int lay_vector(struct loader *l, struct ck_tensor at, uint32_t rows, uint
 		return 0;
 	*ret = (struct tensor){ .type = DT_F32, .shape = { 1, rows, cols } };
 	ret->data = place(l, tensor_elements(ret) * sizeof(float));
-	return l->w->memory ? add_piece(l, (struct piece){ .vector = at, .data = ret->data,
-							   .bytes = at.t->bytes }) : 0;
+	return l->w->memory ? add_piece(l, (struct piece){ .vector = at,
+							   .data = ret->data,
+							   .bytes = at.t->bytes })
+			    : 0;
 }
 
 static int lay_moe(struct loader *l, const struct ck_layer *from, struct layer_weights *to,
@@ -192,7 +199,8 @@ static int lay_all(struct loader *l, struct err *err)
 	int r;
 
 	l->at = 0;
-	l->embed = (struct ck_linear){ .rows = w->config.vocab, .cols = w->config.dim,
+	l->embed = (struct ck_linear){ .rows = w->config.vocab,
+				       .cols = w->config.dim,
 				       .plain = l->c->embed };
 	r = lay_matrix(l, &l->embed, &w->embed, err);
 	for (uint32_t i = 0; r == 0 && i < w->config.layers; i++)
@@ -293,7 +301,8 @@ static int check_shape(const struct ck_linear *w, struct err *err)
 	for (int i = 0; !wide && i < 2; i++)
 		found[i] = narrow[i];
 	if (found[0] != w->rows || found[1] != w->cols)
-		return err_set(err, -EBADMSG, "'%s': tensor '%s' says [%lld, %lld], wanted [%u, %u]",
+		return err_set(err, -EBADMSG,
+			       "'%s': tensor '%s' says [%lld, %lld], wanted [%u, %u]",
 			       st_file_path(w->shape.file), w->shape.t->name, (long long)found[0],
 			       (long long)found[1], w->rows, w->cols);
 	return 0;
@@ -303,10 +312,14 @@ static int load_matrix(struct loader *l, const struct piece *p, char *staging, s
 {
 	const struct ck_linear *w = p->w;
 	const struct ck_tensor codes = w->plain.t ? w->plain : w->packed;
-	const struct weight to = { .kind = p->kind, .rows = p->rows, .cols = w->cols,
-				   .data = p->data };
-	struct weight_source src = { .rows = p->rows, .cols = w->cols, .type = codes.t->type,
-				     .data = staging, .group = w->group };
+	const struct weight to = {
+		.kind = p->kind, .rows = p->rows, .cols = w->cols, .data = p->data
+	};
+	struct weight_source src = { .rows = p->rows,
+				     .cols = w->cols,
+				     .type = codes.t->type,
+				     .data = staging,
+				     .group = w->group };
 	char buffer[40];
 	size_t i = 0;
 	int r;
@@ -323,8 +336,7 @@ static int load_matrix(struct loader *l, const struct piece *p, char *staging, s
 	}
 	r = op_repack(l->dev, &to, &src, &i);
 	if (r == -EDOM)
-		return bad(err, w->scales,
-			   name_value(widen(src.scales, src.scale_type, i), buffer),
+		return bad(err, w->scales, name_value(widen(src.scales, src.scale_type, i), buffer),
 			   i + (size_t)p->first * (w->cols / w->group), "a positive scale");
 	if (r < 0)
 		return err_set(err, r, "'%s': tensor '%s' cannot be packed",
@@ -476,8 +488,12 @@ int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_f
 		 void *userdata, struct weights **ret, struct err *err)
 {
 	_cleanup_(weights_freep) struct weights *w = calloc(1, sizeof(*w));
-	struct loader l = { .c = c, .dev = dev, .w = w, .progress = progress,
-			    .userdata = userdata, .lock = PTHREAD_MUTEX_INITIALIZER };
+	struct loader l = { .c = c,
+			    .dev = dev,
+			    .w = w,
+			    .progress = progress,
+			    .userdata = userdata,
+			    .lock = PTHREAD_MUTEX_INITIALIZER };
 	int r;
 
 	if (!w)
