@@ -1,4 +1,4 @@
-/* Matrix products in plain C: the same forms and integer sums as the vector ones. */
+/* Matrix products in portable C: the same forms and the same exact group sums as the others. */
 #include <string.h>
 
 #define LANES 4
@@ -47,27 +47,33 @@ static void mul_f32(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n
 	}
 }
 
-/* The exact integer sum of one row and group: codes less 8, times the activation's integers. */
-static int32_t sum_group(const uint8_t *lines, int row, const int8_t *high,
-			 const struct fixed_group *group)
+/* Codes less 8 of one group, a row of STRIP_ROWS for each column. */
+static void unpack_group(float *codes, const uint8_t *lines)
 {
-	int32_t sum_high = 0, sum_low = 0;
+	for (int j = 0; j < 4; j++, lines += 64, codes += 8 * STRIP_ROWS) {
+		for (int byte = 0; byte < 64; byte++) {
+			float *to = codes + byte % 4 * STRIP_ROWS + byte / 4;
 
-	for (int j = 0; j < 4; j++) {
-		const uint8_t *byte = lines + 64 * j + 4 * row;
-		const int8_t *h = high + 8 * j, *l = h + GROUP_COLS;
-
-		for (int i = 0; i < 4; i++) {
-			sum_high += (byte[i] & 15) * h[i] + (byte[i] >> 4) * h[4 + i];
-			sum_low += (byte[i] & 15) * l[i] + (byte[i] >> 4) * l[4 + i];
+			to[0] = (float)((lines[byte] & 15) - 8);
+			to[4 * STRIP_ROWS] = (float)((lines[byte] >> 4) - 8);
 		}
 	}
-	return 256 * sum_high + sum_low - group->sum8;
 }
 
-static float scale_at(const uint8_t *scales, int row, bool f32)
+/* out += codes * x of one group. All sums are integers below 2^24: exact, whatever their order. */
+static void add_group(float *out, const float *codes, const vf scales[4], const int8_t *high,
+		      float scale)
 {
-	return f32 ? ((const float *)scales)[row] : bf16_widen(((const uint16_t *)scales)[row]);
+	vf sum[4] = { { 0 } };
+
+	for (int k = 0; k < GROUP_COLS; k++, codes += STRIP_ROWS) {
+		const float x = (float)(256 * high[k] + high[GROUP_COLS + k]);
+
+		for (int i = 0; i < 4; i++)
+			sum[i] += v_load(codes + 4 * i) * x;
+	}
+	for (int i = 0; i < 4; i++)
+		v_store(out + 4 * i, v_load(out + 4 * i) + sum[i] * (scales[i] * scale));
 }
 
 static inline void mul_int4_any(float *out, const uint8_t *w, size_t strip_bytes,
@@ -75,24 +81,28 @@ static inline void mul_int4_any(float *out, const uint8_t *w, size_t strip_bytes
 				uint32_t n_tokens, bool f32)
 {
 	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
+	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
+	float codes[GROUP_COLS * STRIP_ROWS];
+	vf scales[4];
 
-	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes) {
-		for (uint32_t t = 0; t < n_tokens; t++) {
-			const struct fixed_group *group = (const struct fixed_group *)
-				(x[t] + (size_t)n_groups * 2 * GROUP_COLS);
-			const int8_t *high = (const int8_t *)x[t];
-			const uint8_t *p = w;
-			float sum[STRIP_ROWS] = { 0 };
+	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, out += STRIP_ROWS) {
+		for (uint32_t t = 0; t < n_tokens; t++)
+			memset(out + t * MUL_ROWS, 0, STRIP_ROWS * sizeof(*out));
+		for (uint32_t g = 0; g < n_groups; g++) {
+			const uint8_t *p = w + g * bytes;
 
-			for (uint32_t g = 0; g < n_groups; g++) {
-				for (int r = 0; r < STRIP_ROWS; r++)
-					sum[r] += (float)sum_group(p, r, high, group) *
-						  (scale_at(p + 256, r, f32) * group->scale);
-				high += 2 * GROUP_COLS;
-				p += bytes;
-				group++;
+			unpack_group(codes, p);
+			for (int i = 0; i < 4; i++)
+				scales[i] = f32 ? v_load((const float *)(p + 256) + 4 * i) :
+						  v_load_bf16((const uint16_t *)(p + 256) + 4 * i);
+			for (uint32_t t = 0; t < n_tokens; t++) {
+				const struct fixed_group *group =
+					(const struct fixed_group *)(x[t] + at_groups) + g;
+
+				add_group(out + t * MUL_ROWS, codes, scales,
+					  (const int8_t *)x[t] + (size_t)g * 2 * GROUP_COLS,
+					  group->scale);
 			}
-			memcpy(out + t * MUL_ROWS + s * STRIP_ROWS, sum, sizeof(sum));
 		}
 	}
 }

@@ -364,7 +364,7 @@ static void a_question_without_an_answer_is_asked_again(void **state)
 
 static void drop_script(struct peer *p)
 {
-	for (int i = 0; i < 5; i++) {
+	for (int i = 0; i < 6; i++) { /* once, and five times again */
 		peer_accept(p);
 		peer_expect(p, MSG_STATUS);
 		peer_hang_up(p);
