@@ -19,7 +19,7 @@ import traceback
 SRC = pathlib.Path(os.environ.get("srcdir", ".")).resolve()
 BUILD = pathlib.Path(os.environ.get("builddir", ".")).resolve()
 GOLDEN = SRC / "tests" / "golden"
-STEAMD = BUILD / "daemon" / "steamd"
+STEAMD = BUILD / "steamd"
 SANITIZED = "sanitizers" in str(BUILD)
 
 

@@ -215,7 +215,7 @@ def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():
 def status_shows_the_model_and_where_defaults_come_from():
     with Daemon("air", "MinP=0.02") as d:
         s = json.dumps(d.status())
-        assert "air" in s and "0.02" in s and "--set" in s and "generation_config" in s, s
+        assert "air" in s and "0.02" in s and "command line" in s and "generation_config" in s, s
         assert d.ctl("status").decode().strip()
         assert "air" in d.ctl("models").decode()
 
