@@ -1,5 +1,5 @@
 /* Questions: once (ask), raw text (complete), or a conversation by hand (chat). */
-#include <editline/readline.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -122,6 +122,34 @@ static char *history_path(void)
 	return asprintf(&path, "%s/history", dir) < 0 ? NULL : path;
 }
 
+/*
+ * Line editing, loaded when a conversation begins: it and what it needs would
+ * double the time that every other command takes to start. Without it chat
+ * reads plain lines.
+ */
+static struct {
+	char *(*readline)(const char *prompt);
+	int (*add_history)(const char *line);
+	int (*read_history)(const char *path);
+	int (*write_history)(const char *path);
+	void (*stifle_history)(int lines);
+} editor;
+
+static bool load_editor(void)
+{
+	void *library = dlopen("libedit.so.2", RTLD_NOW | RTLD_LOCAL);
+
+	if (!library)
+		return false;
+	editor.readline = (char *(*)(const char *))dlsym(library, "readline");
+	editor.add_history = (int (*)(const char *))dlsym(library, "add_history");
+	editor.read_history = (int (*)(const char *))dlsym(library, "read_history");
+	editor.write_history = (int (*)(const char *))dlsym(library, "write_history");
+	editor.stifle_history = (void (*)(int))dlsym(library, "stifle_history");
+	return editor.readline && editor.add_history && editor.read_history && editor.write_history &&
+	       editor.stifle_history;
+}
+
 static char *read_line(bool terminal)
 {
 	char *line = NULL;
@@ -129,7 +157,7 @@ static char *read_line(bool terminal)
 	ssize_t n;
 
 	if (terminal)
-		return readline("> ");
+		return editor.readline("> ");
 	n = getline(&line, &cap, stdin);
 	if (n < 0) {
 		free(line);
@@ -196,7 +224,7 @@ static int take_line(struct ctl *c, json_t *conversation, const char *line)
 
 int run_chat(struct ctl *c)
 {
-	const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
+	const bool terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO) && load_editor();
 	_cleanup_(freep) char *history = terminal ? history_path() : NULL;
 	json_t *conversation;
 	int r;
@@ -205,7 +233,7 @@ int run_chat(struct ctl *c)
 	if (r)
 		return r;
 	if (history)
-		read_history(history);
+		editor.read_history(history);
 	r = -1;
 	while (r < 0) {
 		_cleanup_(freep) char *line = NULL;
@@ -224,12 +252,12 @@ int run_chat(struct ctl *c)
 		if (!line)
 			break;
 		if (terminal && line[0])
-			add_history(line);
+			editor.add_history(line);
 		r = take_line(c, conversation, line);
 	}
 	if (history) {
-		stifle_history(1000);
-		write_history(history);
+		editor.stifle_history(1000);
+		editor.write_history(history);
 	}
 	json_decref(conversation);
 	return r < 0 ? EXIT_OK : r;

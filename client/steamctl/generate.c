@@ -217,7 +217,9 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 	if (r->stop_string)
 		json_object_set_new(line, "stop_string", json_string(r->stop_string));
 	json_object_set_new(line, "usage", usage_json(r));
-	json_object_set_new(line, "seed", json_integer((json_int_t)r->seed));
+	/* a seed of the user's own may not fit JSON's integers */
+	if (r->seed <= INT64_MAX)
+		json_object_set_new(line, "seed", json_integer((json_int_t)r->seed));
 	return print_json(line);
 }
 
