@@ -550,6 +550,11 @@ void settings_print_template(FILE *f)
 	settings_deinit(&s);
 }
 
+static bool is_empty(const struct settings *s, const struct setting *t)
+{
+	return t->kind == KIND_STRING && **(char *const *)member(s, t) == '\0';
+}
+
 static void print_bounds(const struct setting *t, FILE *f)
 {
 	static const char *const reload[] = { "Applied on reload.", "Needs a restart.",
@@ -572,7 +577,7 @@ void settings_print_man(FILE *f)
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
 		fprintf(f, ".TP\n.B %s=\n", table[i].key);
 		fprintf(f, "%c%s.", toupper((unsigned char)table[i].help[0]), table[i].help + 1);
-		if (!is_unset(&s, &table[i])) {
+		if (!is_unset(&s, &table[i]) && !is_empty(&s, &table[i])) {
 			fputs(" Default: ", f);
 			print_value(&s, &table[i], f);
 			fputc('.', f);
