@@ -75,6 +75,8 @@ int run_ask(struct ctl *c)
 	r = read_prompt(c, &text, &len);
 	if (r)
 		return r;
+	if (len == 0)
+		return fail(EXIT_USAGE, "nothing was asked: the input is empty");
 	r = make_conversation(c, &conversation);
 	if (r)
 		return r;

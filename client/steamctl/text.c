@@ -9,7 +9,7 @@
 static int print_object(const char *key, json_t *value)
 {
 	json_t *line = json_pack("{s:o}", key, value);
-	const int r = !line || json_dumpf(line, stdout, JSON_COMPACT) < 0 || putchar('\n') == EOF;
+	const int r = !line || json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) < 0 || putchar('\n') == EOF;
 
 	json_decref(line);
 	return r ? EXIT_PIPE : EXIT_OK;
@@ -109,7 +109,7 @@ static void print_score(const struct scoring *sc, const struct steamd_delta *d, 
 						(double)d->top_logprobs[i * d->n_top + k]));
 	if (sc->c->top)
 		json_object_set(line, "top", top);
-	json_dumpf(line, stdout, JSON_COMPACT);
+	json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
 	putchar('\n');
 	json_decref(top);
 	json_decref(line);

@@ -223,9 +223,12 @@ static int send_configure(struct executor *e, struct err *err)
 	c->cmsg_type = SCM_RIGHTS;
 	c->cmsg_len = CMSG_LEN(sizeof(fds));
 	memcpy(CMSG_DATA(c), fds, sizeof(fds));
-	if (sendmsg(e->control_fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)sizeof(configure))
-		return err_wrap(err, -errno, "cannot configure the executor");
-	return 0;
+	if (sendmsg(e->control_fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof(configure))
+		return 0;
+	/* a child that is gone already is told of by its end, which says more */
+	if (e->child && (errno == EPIPE || errno == ECONNRESET))
+		return 0;
+	return err_wrap(err, -errno, "cannot configure the executor");
 }
 
 static int on_control(sd_event_source *source, int fd, uint32_t revents, void *userdata);

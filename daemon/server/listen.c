@@ -1,5 +1,6 @@
 /* Where clients connect: systemd's socket or our own, and accepting. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -138,6 +139,9 @@ int server_listen(struct server *s, struct err *err)
 	int r;
 
 	s->listen_fd = fdstore_take("api");
+	/* the manager hands it over blocking; all are accepted until none is left */
+	if (s->listen_fd >= 0)
+		fcntl(s->listen_fd, F_SETFL, O_NONBLOCK);
 	if (s->listen_fd < 0) {
 		r = listen_at_path(s, err);
 		if (r < 0)

@@ -129,8 +129,8 @@ static int work(struct request *q, enum source source, struct span input)
 
 	q->layout = CHAT_NONE;
 	if (q->msg.type == MSG_DETOKENIZE) {
-		/* any id may be asked for; those without a token are empty */
-		r = take_ids(q, input, UINT32_MAX);
+		/* rows of the model that are no token are empty text */
+		r = take_ids(q, input, MAX(m->config.vocab, tokenizer_size(m->tokenizer)));
 		if (r < 0)
 			return r;
 		return tokenizer_decode(m->tokenizer, q->ids.at, q->ids.n,

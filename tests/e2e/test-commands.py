@@ -140,6 +140,10 @@ def what_a_user_gets_wrong_has_an_exit_code_and_a_sentence():
         d.ctl("ask", "--temperature", "-3", "x", code=64)
         d.ctl("ask", "--top-p", "7", "x", code=64)
         d.ctl("cancel", "12345", code=66)
+        d.ctl("detokenize", "--json", stdin=b"[1, 9999999]", code=64)
+        assert "9999999" in d.last_stderr
+        d.ctl("ask", code=64)
+        assert "nothing was asked" in d.last_stderr
 
 
 def without_a_daemon_the_message_names_socket_and_remedy():
