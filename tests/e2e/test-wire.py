@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""The wire itself: detached turns, resuming by index, credit, deadlines, labels, lost connections."""
+import socket
+
+from steamd_e2e import *
+
+
+def pack(value):
+    """msgpack of what our messages are made of."""
+    if isinstance(value, bool):
+        return b"\xc3" if value else b"\xc2"
+    if isinstance(value, int):
+        return b"\xcf" + struct.pack(">Q", value)
+    if isinstance(value, float):
+        return b"\xcb" + struct.pack(">d", value)
+    if isinstance(value, bytes):
+        return b"\xc6" + struct.pack(">I", len(value)) + value
+    if isinstance(value, str):
+        data = value.encode()
+        return b"\xdb" + struct.pack(">I", len(data)) + data
+    if isinstance(value, list):
+        return b"\xdd" + struct.pack(">I", len(value)) + b"".join(map(pack, value))
+    return b"\xdf" + struct.pack(">I", len(value)) + b"".join(pack(k) + pack(v) for k, v in value.items())
+
+
+def unpack(data, at=0):
+    """The other way: returns the value and where it ends."""
+    c = data[at]
+    at += 1
+    if c < 0x80:
+        return c, at
+    if 0x80 <= c <= 0x8f or c in (0xde, 0xdf):
+        n = c & 15 if c < 0x90 else int.from_bytes(data[at:at + (2 if c == 0xde else 4)], "big")
+        at += 0 if c < 0x90 else 2 if c == 0xde else 4
+        value = {}
+        for _ in range(n):
+            k, at = unpack(data, at)
+            value[k], at = unpack(data, at)
+        return value, at
+    if 0x90 <= c <= 0x9f or c in (0xdc, 0xdd):
+        n = c & 15 if c < 0xa0 else int.from_bytes(data[at:at + (2 if c == 0xdc else 4)], "big")
+        at += 0 if c < 0xa0 else 2 if c == 0xdc else 4
+        value = []
+        for _ in range(n):
+            item, at = unpack(data, at)
+            value.append(item)
+        return value, at
+    if 0xa0 <= c <= 0xbf:
+        return data[at:at + (c & 31)].decode(), at + (c & 31)
+    sizes = {0xd9: 1, 0xda: 2, 0xdb: 4, 0xc4: 1, 0xc5: 2, 0xc6: 4}
+    if c in sizes:
+        n = int.from_bytes(data[at:at + sizes[c]], "big")
+        at += sizes[c]
+        raw = bytes(data[at:at + n])
+        return (raw.decode() if c >= 0xd9 else raw), at + n
+    if c in (0xc2, 0xc3):
+        return c == 0xc3, at
+    if c in (0xcc, 0xcd, 0xce, 0xcf):
+        n = 1 << (c - 0xcc)
+        return int.from_bytes(data[at:at + n], "big"), at + n
+    if c == 0xcb:
+        return struct.unpack(">d", data[at:at + 8])[0], at + 8
+    if c == 0xca:
+        return struct.unpack(">f", data[at:at + 4])[0], at + 4
+    raise AssertionError(f"unexpected msgpack byte {c:#x}")
+
+
+HELLO, DONE, ERROR, CANCELLED, ACCEPTED, PROGRESS, TOKENS, CREDIT, CANCEL = range(1, 10)
+GENERATE, SCORE, RESUME = 16, 17, 18
+
+
+class Wire:
+    """One connection; frames go and come as lists."""
+
+    def __init__(self, d, label=None):
+        self.s = socket.socket(socket.AF_UNIX)
+        self.s.connect(str(d.socket))
+        self.s.settimeout(30)
+        self.send(HELLO, 0, {"proto": 1, "name": "e2e", **({"label": label} if label else {})})
+        self.hello = self.receive()[2]
+
+    def send(self, kind, id, fields):
+        payload = pack([kind, id, fields])
+        self.s.sendall(struct.pack("<I", len(payload)) + payload)
+
+    def exactly(self, n):
+        data = b""
+        while len(data) < n:
+            more = self.s.recv(n - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
+
+    def receive(self):
+        return unpack(self.exactly(struct.unpack("<I", self.exactly(4))[0]))[0]
+
+    def until_end(self):
+        """Ids by index until the terminal frame."""
+        ids, expected = {}, None
+        while True:
+            kind, _, fields = self.receive()
+            if kind == TOKENS:
+                got = struct.unpack(f"<{len(fields['ids']) // 4}I", fields["ids"])
+                assert expected is None or fields["index"] == expected, "an index was skipped"
+                expected = fields["index"] + len(got)
+                ids.update(enumerate(got, fields["index"]))
+            elif kind in (DONE, ERROR, CANCELLED):
+                return kind, ids, fields
+
+    def close(self):
+        self.s.close()
+
+
+def request(p, n, **more):
+    return {"ids": struct.pack(f"<{len(p['ids'])}I", *p["ids"]), "temperature": 0.0, "max_tokens": n,
+            "ignore_eos": True, **more}
+
+
+def accepted(w):
+    while True:
+        kind, _, fields = w.receive()
+        if kind == ACCEPTED:
+            return fields["turn"]
+
+
+def a_detached_turn_goes_on_and_is_resumed_from_any_index():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        want = d.complete(p["ids"], 300)["ids"]
+        for index in (0, 7, 299):
+            w = Wire(d)
+            w.send(GENERATE, 1, request(p, 300, detach=True))
+            turn = accepted(w)
+            w.close()
+            w = Wire(d)
+            w.send(RESUME, 2, {"turn": turn, "index": 0})
+            while w.receive()[0] != TOKENS:
+                pass
+            w.close()  # and once more, from further on
+            w = Wire(d)
+            wait_for(lambda: json.loads(d.ctl("ps", "--json"))["turns"][0]["n_completion"] >= index, 20, "the index")
+            w.send(RESUME, 3, {"turn": turn, "index": index})
+            kind, ids, _ = w.until_end()
+            assert kind == DONE and [ids[i] for i in range(index, 300)] == want[index:], (index, kind)
+        w.send(RESUME, 99, {"turn": turn ^ 1, "index": 0})
+        kind, _, fields = w.until_end()
+        assert kind == ERROR and fields["code"] == "no-such", fields
+
+
+def a_lost_connection_cancels_what_is_not_detached():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        w = Wire(d)
+        w.send(GENERATE, 1, request(p, 60000))
+        accepted(w)
+        assert json.loads(d.ctl("ps", "--json"))["turns"]
+        w.close()
+        wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 10, "the turn's end")
+
+
+def credit_bounds_what_is_sent():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        w = Wire(d)
+        w.send(GENERATE, 1, request(p, 50, credit=10))
+        ids = []
+        while len(ids) < 10:
+            kind, _, fields = w.receive()
+            if kind == TOKENS:
+                ids += struct.unpack(f"<{len(fields['ids']) // 4}I", fields["ids"])
+        assert len(ids) == 10
+        w.s.settimeout(0.5)
+        try:
+            kind, _, _ = w.receive()
+            assert kind == PROGRESS, kind
+        except socket.timeout:
+            pass
+        w.s.settimeout(30)
+        w.send(CREDIT, 1, {"n_tokens": 1000})
+        kind, rest, _ = w.until_end()
+        assert kind == DONE and len(rest) == 40
+
+
+def cancel_gives_exactly_one_terminal_frame():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        w = Wire(d)
+        w.send(GENERATE, 5, request(p, 60000))
+        accepted(w)
+        w.send(CANCEL, 5, {})
+        w.send(CANCEL, 5, {})
+        kind, _, _ = w.until_end()
+        assert kind == CANCELLED
+        w.send(GENERATE, 6, request(p, 2))
+        kind, ids, _ = w.until_end()
+        assert kind == DONE and len(ids) == 2, "something came after the terminal frame"
+
+
+def a_deadline_ends_a_turn_with_what_there_is():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        w = Wire(d)
+        w.send(GENERATE, 1, request(p, 60000, deadline_ms=700))
+        begin = time.monotonic()
+        kind, ids, fields = w.until_end()
+        assert kind == DONE and fields["finish"] == "deadline" and 0 < len(ids) < 60000, (kind, fields)
+        assert 0.6 < time.monotonic() - begin < 5
+
+
+def labels_are_kept_and_hello_says_the_limits():
+    with Daemon("air") as d:
+        w = Wire(d, label="editor")
+        assert w.hello["proto"] == 1 and w.hello["max_frame"] == 1 << 20 and w.hello["boot_id"]
+        assert w.hello["model"] == "air" and w.hello["max_context"] == 65536, w.hello
+        p = prompt("air", "t33")
+        w.send(GENERATE, 1, request(p, 60000))
+        accepted(w)
+        assert json.loads(d.ctl("ps", "--json"))["turns"][0]["label"] == "editor"
+        w.close()
+
+
+if __name__ == "__main__":
+    run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
+         and k not in ("pack", "unpack", "request", "accepted", "Wire")])
