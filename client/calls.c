@@ -53,7 +53,8 @@ static void *copy(const void *from, size_t bytes, bool *ok)
 	return to;
 }
 
-static void on_end(void *userdata, const struct steamd_result *result, const struct steamd_error *err)
+static void on_end(void *userdata, const struct steamd_result *result,
+		   const struct steamd_error *err)
 {
 	struct call *c = userdata;
 	bool ok = true;
@@ -127,8 +128,8 @@ int steamd_generate(struct steamd *s, const struct steamd_generate *g,
 	return finish(s, &c, r, request, err);
 }
 
-int steamd_score(struct steamd *s, const struct steamd_score *q, const struct steamd_handler *handler,
-		 struct steamd_error *err)
+int steamd_score(struct steamd *s, const struct steamd_score *q,
+		 const struct steamd_handler *handler, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
 	const struct steamd_handler h = handler_of(&c);
@@ -180,8 +181,8 @@ static int take_text(struct call *c, char **ret, size_t *ret_len, struct steamd_
 	return 0;
 }
 
-int steamd_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids, unsigned flags, char **ret,
-		      size_t *ret_len, struct steamd_error *err)
+int steamd_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids, unsigned flags,
+		      char **ret, size_t *ret_len, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
 	const struct steamd_handler h = handler_of(&c);

@@ -77,8 +77,8 @@ static int choose_path(struct steamd *s, const char *given)
 	if (given)
 		s->path = strdup(given);
 	/* a socket that is there but not for us is an answer too, not a reason to look elsewhere */
-	else if (!runtime || !*runtime || faccessat(AT_FDCWD, SYSTEM_SOCKET, F_OK, AT_EACCESS) == 0 ||
-		 errno != ENOENT)
+	else if (!runtime || !*runtime ||
+		 faccessat(AT_FDCWD, SYSTEM_SOCKET, F_OK, AT_EACCESS) == 0 || errno != ENOENT)
 		s->path = strdup(SYSTEM_SOCKET);
 	else if (asprintf(&s->path, "%s/" USER_SOCKET, runtime) < 0)
 		s->path = NULL;
@@ -487,10 +487,13 @@ static int no_daemon(const struct steamd *s, int r, struct steamd_error *err)
 	else if (r == -ENAMETOOLONG)
 		err_set(&text, r, "the socket path '%s' is longer than a socket's can be", s->path);
 	else
-		err_set(&text, r, "no steamd answers at '%s' (%s); start it with "
-			"'systemctl start steamd.socket'%s", s->path, strerror(-r),
-			s->default_path && strcmp(s->path, SYSTEM_SOCKET) != 0 ?
-				" or, for yourself, 'systemctl --user start steamd.socket'" : "");
+		err_set(&text, r,
+			"no steamd answers at '%s' (%s); start it with "
+			"'systemctl start steamd.socket'%s",
+			s->path, strerror(-r),
+			s->default_path && strcmp(s->path, SYSTEM_SOCKET) != 0
+				? " or, for yourself, 'systemctl --user start steamd.socket'"
+				: "");
 	handle_error_of(err, r, STEAMD_CODE_NO_DAEMON, &text);
 	if (err)
 		err->retryable = r != -ENAMETOOLONG;

@@ -235,7 +235,8 @@ static int on_done(struct steamd *s, struct handle_request *q, const struct msg_
 	char *at;
 
 	if (m->ids.len % 4 != 0)
-		return err_set(err, -EPROTO, "done.ids has %zu bytes, which is no whole number of ids",
+		return err_set(err, -EPROTO,
+			       "done.ids has %zu bytes, which is no whole number of ids",
 			       m->ids.len);
 	at = scratch(s, m->ids.len + m->text.len + m->json.len + m->finish.len +
 				m->stop_string.len + 4);
@@ -259,12 +260,12 @@ static int errno_of_code(struct span code)
 		const char *code;
 		int error;
 	} known[] = {
-		{ CODE_BAD_REQUEST, -EINVAL },	 { CODE_BAD_STATE, -EPROTO },
-		{ CODE_BAD_FRAME, -EPROTO },	 { CODE_NO_SUCH, -ENOENT },
-		{ CODE_DENIED, -EACCES },	 { CODE_TOO_LONG, -EMSGSIZE },
-		{ CODE_NO_CHAT, -ENOTSUP },	 { CODE_BUSY, -EAGAIN },
-		{ CODE_UNAVAILABLE, -EAGAIN },	 { CODE_MODEL_REFUSED, -ENOTSUP },
-		{ CODE_DEADLINE, -ETIME },	 { CODE_NO_MEMORY, -ENOMEM },
+		{ CODE_BAD_REQUEST, -EINVAL }, { CODE_BAD_STATE, -EPROTO },
+		{ CODE_BAD_FRAME, -EPROTO },   { CODE_NO_SUCH, -ENOENT },
+		{ CODE_DENIED, -EACCES },      { CODE_TOO_LONG, -EMSGSIZE },
+		{ CODE_NO_CHAT, -ENOTSUP },    { CODE_BUSY, -EAGAIN },
+		{ CODE_UNAVAILABLE, -EAGAIN }, { CODE_MODEL_REFUSED, -ENOTSUP },
+		{ CODE_DEADLINE, -ETIME },     { CODE_NO_MEMORY, -ENOMEM },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)

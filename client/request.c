@@ -96,8 +96,8 @@ static int start(struct steamd *s, struct msg *m, const struct body *body,
 		r = msg_encode(m, &q->frame, &q->frame_bytes, &err);
 	if (r < 0) {
 		handle_request_free(q);
-		return handle_error_of(e, r, r == -EINVAL ? STEAMD_CODE_BAD_REQUEST :
-							    STEAMD_CODE_LOCAL, &err);
+		return handle_error_of(
+			e, r, r == -EINVAL ? STEAMD_CODE_BAD_REQUEST : STEAMD_CODE_LOCAL, &err);
 	}
 
 	s->last_id++;
@@ -214,7 +214,8 @@ int steamd_start_generate(struct steamd *s, const struct steamd_generate *given,
 }
 
 int steamd_start_score(struct steamd *s, const struct steamd_score *given,
-		       const struct steamd_handler *handler, uint64_t *ret, struct steamd_error *err)
+		       const struct steamd_handler *handler, uint64_t *ret,
+		       struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_SCORE };
 	struct steamd_score q = { 0 };

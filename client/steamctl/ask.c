@@ -148,8 +148,8 @@ static bool load_editor(void)
 	editor.read_history = (int (*)(const char *))dlsym(library, "read_history");
 	editor.write_history = (int (*)(const char *))dlsym(library, "write_history");
 	editor.stifle_history = (void (*)(int))dlsym(library, "stifle_history");
-	return editor.readline && editor.add_history && editor.read_history && editor.write_history &&
-	       editor.stifle_history;
+	return editor.readline && editor.add_history && editor.read_history &&
+	       editor.write_history && editor.stifle_history;
 }
 
 static char *read_line(bool terminal)

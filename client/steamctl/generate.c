@@ -111,8 +111,8 @@ static json_t *delta_json(const struct steamd_delta *d)
 
 static bool print_json(json_t *line)
 {
-	const bool ok = json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 && fputc('\n', stdout) != EOF &&
-			fflush(stdout) == 0;
+	const bool ok = json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+			fputc('\n', stdout) != EOF && fflush(stdout) == 0;
 
 	json_decref(line);
 	return ok;

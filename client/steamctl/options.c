@@ -11,29 +11,61 @@
 #include "client/wire/codes.h"
 
 enum bit {
-	ASK = 1, CHAT = 2, COMPLETE = 4, SCORE = 8, TOKENIZE = 16, DETOKENIZE = 32, RENDER = 64, STATUS = 128,
-	PS = 256, MODELS = 512, CANCEL = 1024, RELOAD = 2048, BENCH = 4096, ANY = 8191,
+	ASK = 1,
+	CHAT = 2,
+	COMPLETE = 4,
+	SCORE = 8,
+	TOKENIZE = 16,
+	DETOKENIZE = 32,
+	RENDER = 64,
+	STATUS = 128,
+	PS = 256,
+	MODELS = 512,
+	CANCEL = 1024,
+	RELOAD = 2048,
+	BENCH = 4096,
+	ANY = 8191,
 	SAMPLING = ASK | CHAT | COMPLETE,
 };
 
 const struct command commands[] = {
-	{ "ask", "[WORD… | -]", "ask once; words, - for stdin, or text on stdin", ASK, run_ask, false },
-	{ "chat", "", "a conversation; Ctrl-C stops the answer, Ctrl-D leaves", CHAT, run_chat, false },
-	{ "complete", "[TEXT | -]", "go on from raw text or --ids, without a template", COMPLETE, run_complete, false },
-	{ "score", "[TEXT | -]", "log-probability of each token, and the perplexity", SCORE, run_score, false },
+	{ "ask", "[WORD… | -]", "ask once; words, - for stdin, or text on stdin", ASK, run_ask,
+	  false },
+	{ "chat", "", "a conversation; Ctrl-C stops the answer, Ctrl-D leaves", CHAT, run_chat,
+	  false },
+	{ "complete", "[TEXT | -]", "go on from raw text or --ids, without a template", COMPLETE,
+	  run_complete, false },
+	{ "score", "[TEXT | -]", "log-probability of each token, and the perplexity", SCORE,
+	  run_score, false },
 	{ "tokenize", "[TEXT | -]", "text to token ids", TOKENIZE, run_tokenize, false },
-	{ "detokenize", "[ID… | -]", "token ids (a JSON array) to text", DETOKENIZE, run_detokenize, false },
+	{ "detokenize", "[ID… | -]", "token ids (a JSON array) to text", DETOKENIZE, run_detokenize,
+	  false },
 	{ "render", "[-]", "a conversation (JSON) to the exact prompt", RENDER, run_render, false },
 	{ "status", "", "what is served, from where, how it is", STATUS, run_status, false },
 	{ "ps", "", "requests: one's own; those of others as totals", PS, run_ps, false },
 	{ "models", "", "names of the model in service", MODELS, run_models, false },
-	{ "cancel", "TURN…", "end requests by the numbers that ps shows", CANCEL, run_cancel, false },
+	{ "cancel", "TURN…", "end requests by the numbers that ps shows", CANCEL, run_cancel,
+	  false },
 	{ "reload", "", "read the settings and the model again", RELOAD, run_reload, false },
 	{ "bench", "", "tokens a second of prefill and decode", BENCH, run_bench, false },
 };
 const unsigned n_commands = ARRAY_SIZE(commands);
 
-enum kind { FLAG, NO_FLAG, TEXT, REAL, COUNT, SEED, STOP, BIAS, TOP, HELP, SHOW_VERSION, PRINT_MAN, PRINT_COMPLETION };
+enum kind {
+	FLAG,
+	NO_FLAG,
+	TEXT,
+	REAL,
+	COUNT,
+	SEED,
+	STOP,
+	BIAS,
+	TOP,
+	HELP,
+	SHOW_VERSION,
+	PRINT_MAN,
+	PRINT_COMPLETION
+};
 
 #define AT(member) offsetof(struct ctl, member)
 static const struct option {
@@ -47,33 +79,53 @@ static const struct option {
 	{ "--socket", NULL, "PATH", ANY, TEXT, AT(socket), 0, 0, "the daemon's socket" },
 	{ "--json", NULL, NULL, ANY, FLAG, AT(json), 0, 0, "one JSON object a line" },
 	{ "--label", NULL, "NAME", ANY, TEXT, AT(label), 0, 0, "a namespace inside one's own uid" },
-	{ "--file", "-f", "FILE", ASK | COMPLETE | SCORE | TOKENIZE | DETOKENIZE | RENDER, TEXT, AT(file), 0, 0,
-	  "put the text of FILE behind the words" },
+	{ "--file", "-f", "FILE", ASK | COMPLETE | SCORE | TOKENIZE | DETOKENIZE | RENDER, TEXT,
+	  AT(file), 0, 0, "put the text of FILE behind the words" },
 	{ "--system", "-s", "TEXT", ASK | CHAT, TEXT, AT(system), 0, 0, "the system message" },
-	{ "--tools", NULL, "FILE", ASK | CHAT, TEXT, AT(tools), 0, 0, "a JSON array of tools; calls are printed as JSON" },
+	{ "--tools", NULL, "FILE", ASK | CHAT, TEXT, AT(tools), 0, 0,
+	  "a JSON array of tools; calls are printed as JSON" },
 	{ "--think", NULL, NULL, ASK | CHAT, FLAG, AT(think), 0, 0, "reason before answering" },
 	{ "--no-think", NULL, NULL, ASK | CHAT, NO_FLAG, AT(think), 0, 0, "answer at once" },
-	{ "--ids", NULL, NULL, COMPLETE | SCORE, FLAG, AT(ids), 0, 0, "the input is a JSON array of token ids" },
-	{ "--max-tokens", "-n", "N", SAMPLING, COUNT, AT(g.max_tokens), 1, 0x7fffffff, "longest answer" },
-	{ "--min-tokens", NULL, "N", SAMPLING, COUNT, AT(g.min_tokens), 0, 0x7fffffff, "no stop id before that" },
-	{ "--temperature", "-t", "T", SAMPLING | BENCH, REAL, AT(g.temperature), 0, 1e6, "0: always the likeliest" },
-	{ "--top-p", NULL, "P", SAMPLING, REAL, AT(g.top_p), 0, 1, "keep the likeliest up to this mass" },
-	{ "--min-p", NULL, "P", SAMPLING, REAL, AT(g.min_p), 0, 1, "drop what is less likely than P times the best" },
-	{ "--top-k", NULL, "K", SAMPLING, COUNT, AT(g.top_k), 0, 0x7fffffff, "keep the K likeliest; 0: all" },
-	{ "--repetition-penalty", NULL, "R", SAMPLING, REAL, AT(g.repetition_penalty), 1e-3, 1e6, "1: none" },
-	{ "--frequency-penalty", NULL, "F", SAMPLING, REAL, AT(g.frequency_penalty), -1e6, 1e6, "0: none" },
-	{ "--presence-penalty", NULL, "F", SAMPLING, REAL, AT(g.presence_penalty), -1e6, 1e6, "0: none" },
+	{ "--ids", NULL, NULL, COMPLETE | SCORE, FLAG, AT(ids), 0, 0,
+	  "the input is a JSON array of token ids" },
+	{ "--max-tokens", "-n", "N", SAMPLING, COUNT, AT(g.max_tokens), 1, 0x7fffffff,
+	  "longest answer" },
+	{ "--min-tokens", NULL, "N", SAMPLING, COUNT, AT(g.min_tokens), 0, 0x7fffffff,
+	  "no stop id before that" },
+	{ "--temperature", "-t", "T", SAMPLING | BENCH, REAL, AT(g.temperature), 0, 1e6,
+	  "0: always the likeliest" },
+	{ "--top-p", NULL, "P", SAMPLING, REAL, AT(g.top_p), 0, 1,
+	  "keep the likeliest up to this mass" },
+	{ "--min-p", NULL, "P", SAMPLING, REAL, AT(g.min_p), 0, 1,
+	  "drop what is less likely than P times the best" },
+	{ "--top-k", NULL, "K", SAMPLING, COUNT, AT(g.top_k), 0, 0x7fffffff,
+	  "keep the K likeliest; 0: all" },
+	{ "--repetition-penalty", NULL, "R", SAMPLING, REAL, AT(g.repetition_penalty), 1e-3, 1e6,
+	  "1: none" },
+	{ "--frequency-penalty", NULL, "F", SAMPLING, REAL, AT(g.frequency_penalty), -1e6, 1e6,
+	  "0: none" },
+	{ "--presence-penalty", NULL, "F", SAMPLING, REAL, AT(g.presence_penalty), -1e6, 1e6,
+	  "0: none" },
 	{ "--seed", NULL, "N", SAMPLING, SEED, 0, 0, 0, "the same seed gives the same answer" },
-	{ "--stop", NULL, "TEXT", SAMPLING, STOP, 0, 0, 0, "end the answer before TEXT; up to 16 times" },
-	{ "--logit-bias", NULL, "ID=B", SAMPLING, BIAS, 0, 0, 0, "add B to the logit of ID; repeatable" },
-	{ "--ignore-eos", NULL, NULL, SAMPLING, FLAG, AT(g.ignore_eos), 0, 0, "the model's stop ids do not stop" },
-	{ "--top", NULL, "N", SAMPLING | SCORE, TOP, AT(top), 0, 20, "with --json: log-probabilities and the N best" },
-	{ "--deadline", NULL, "MS", SAMPLING | SCORE, COUNT, AT(g.deadline_ms), 1, 0x7fffffff, "give up after MS milliseconds" },
+	{ "--stop", NULL, "TEXT", SAMPLING, STOP, 0, 0, 0,
+	  "end the answer before TEXT; up to 16 times" },
+	{ "--logit-bias", NULL, "ID=B", SAMPLING, BIAS, 0, 0, 0,
+	  "add B to the logit of ID; repeatable" },
+	{ "--ignore-eos", NULL, NULL, SAMPLING, FLAG, AT(g.ignore_eos), 0, 0,
+	  "the model's stop ids do not stop" },
+	{ "--top", NULL, "N", SAMPLING | SCORE, TOP, AT(top), 0, 20,
+	  "with --json: log-probabilities and the N best" },
+	{ "--deadline", NULL, "MS", SAMPLING | SCORE, COUNT, AT(g.deadline_ms), 1, 0x7fffffff,
+	  "give up after MS milliseconds" },
 	{ "--model", "-m", "NAME", SAMPLING, TEXT, AT(g.model), 0, 0, "insist on this model" },
-	{ "--no-special", NULL, NULL, TOKENIZE, FLAG, AT(no_special), 0, 0, "recognise no added token" },
-	{ "--skip-special", NULL, NULL, DETOKENIZE, FLAG, AT(skip_special), 0, 0, "leave special tokens out" },
-	{ "--tokens", NULL, "N", BENCH, COUNT, AT(tokens), 1, 1 << 20, "length of the prompt (512)" },
-	{ "--rounds", NULL, "N", BENCH, COUNT, AT(rounds), 1, 1000, "rounds, of which the median is shown (3)" },
+	{ "--no-special", NULL, NULL, TOKENIZE, FLAG, AT(no_special), 0, 0,
+	  "recognise no added token" },
+	{ "--skip-special", NULL, NULL, DETOKENIZE, FLAG, AT(skip_special), 0, 0,
+	  "leave special tokens out" },
+	{ "--tokens", NULL, "N", BENCH, COUNT, AT(tokens), 1, 1 << 20,
+	  "length of the prompt (512)" },
+	{ "--rounds", NULL, "N", BENCH, COUNT, AT(rounds), 1, 1000,
+	  "rounds, of which the median is shown (3)" },
 	{ "--help", "-h", NULL, ANY, HELP, 0, 0, 0, "print this" },
 	{ "--version", NULL, NULL, ANY, SHOW_VERSION, 0, 0, 0, "print the version" },
 	{ "--print-man", NULL, NULL, 0, PRINT_MAN, 0, 0, 0, NULL },
@@ -119,20 +171,23 @@ static void print_options(unsigned bits)
 static int print_help(const struct command *command)
 {
 	if (command) {
-		printf("usage: steamctl %s [OPTION]… %s\n\n%s\n\n", command->name, command->arguments, command->help);
+		printf("usage: steamctl %s [OPTION]… %s\n\n%s\n\n", command->name,
+		       command->arguments, command->help);
 		print_options(command->bit);
 		return EXIT_OK;
 	}
 	printf("usage: steamctl [--socket PATH] COMMAND [OPTION]… [ARGUMENT]…\n\n");
 	for (unsigned i = 0; i < n_commands; i++)
-		printf("  %-11s%-13s %s\n", commands[i].name, commands[i].arguments, commands[i].help);
+		printf("  %-11s%-13s %s\n", commands[i].name, commands[i].arguments,
+		       commands[i].help);
 	printf("\nOptions; steamctl COMMAND --help shows those of a command:\n\n");
 	print_options(ANY);
 	printf("\nThe answer goes to stdout and nothing else does. Exit codes:\n\n");
 	for (size_t i = 0; i < ARRAY_SIZE(own_exits); i++)
 		printf("  %3d  %s\n", own_exits[i].code, own_exits[i].meaning);
 	for (size_t i = 0; i < ARRAY_SIZE(daemon_exits); i++)
-		printf("  %3d  %s: %s\n", daemon_exits[i].exit_code, daemon_exits[i].code, daemon_exits[i].meaning);
+		printf("  %3d  %s: %s\n", daemon_exits[i].exit_code, daemon_exits[i].code,
+		       daemon_exits[i].meaning);
 	return EXIT_OK;
 }
 
@@ -151,7 +206,8 @@ static void print_troff(const char *text)
 
 static int print_man(void)
 {
-	printf(".TH STEAMCTL 1 \"\" \"steamd %s\"\n.SH NAME\nsteamctl \\- the command line to steamd\n"
+	printf(".TH STEAMCTL 1 \"\" \"steamd %s\"\n.SH NAME\nsteamctl \\- the command line to "
+	       "steamd\n"
 	       ".SH SYNOPSIS\n.B steamctl\n[\\fB\\-\\-socket\\fR \\fIPATH\\fR] \\fICOMMAND\\fR "
 	       "[\\fIOPTION\\fR]... [\\fIARGUMENT\\fR]...\n.SH COMMANDS\n",
 	       STEAMD_VERSION);
@@ -189,8 +245,10 @@ static int print_man(void)
 
 static int print_completion(void)
 {
-	printf("# bash completion for steamctl\n_steamctl()\n{\n\tlocal cur=${COMP_WORDS[COMP_CWORD]} word\n"
-	       "\tlocal command=\n\tfor word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n\t\tcase $word in\n\t\t");
+	printf("# bash completion for steamctl\n_steamctl()\n{\n\tlocal "
+	       "cur=${COMP_WORDS[COMP_CWORD]} word\n"
+	       "\tlocal command=\n\tfor word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n\t\tcase "
+	       "$word in\n\t\t");
 	for (unsigned i = 0; i < n_commands; i++)
 		printf("%s%s", i ? " | " : "", commands[i].name);
 	printf(") command=$word; break ;;\n\t\tesac\n\tdone\n\tcase $command in\n");
@@ -205,7 +263,8 @@ static int print_completion(void)
 	for (unsigned i = 0; i < n_commands; i++)
 		printf("%s ", commands[i].name);
 	printf("\" -- \"$cur\")) ;;\n\tesac\n\tcase ${COMP_WORDS[COMP_CWORD-1]} in\n"
-	       "\t--socket | --file | -f | --tools) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n\tesac\n}\n"
+	       "\t--socket | --file | -f | --tools) COMPREPLY=($(compgen -f -- \"$cur\")) "
+	       ";;\n\tesac\n}\n"
 	       "complete -F _steamctl steamctl\n");
 	return EXIT_OK;
 }
@@ -221,7 +280,8 @@ static int set_number(const struct option *o, void *at, const char *value)
 		return fail(EXIT_USAGE, "%s is '%s'; a %snumber is wanted", o->name, value,
 			    o->kind == REAL ? "" : "whole ");
 	if (d < o->min || d > o->max)
-		return fail(EXIT_USAGE, "%s is '%s'; from %.10g to %.10g is allowed", o->name, value, o->min, o->max);
+		return fail(EXIT_USAGE, "%s is '%s'; from %.10g to %.10g is allowed", o->name,
+			    value, o->min, o->max);
 	if (o->kind == REAL)
 		*(double *)at = d;
 	else
@@ -250,7 +310,8 @@ static int add_bias(struct ctl *c, const char *value)
 	errno = 0;
 	id = strtoull(value, &end, 10);
 	bias = *end == '=' ? strtof(end + 1, &end2) : NAN;
-	if (errno || end == value || *end != '=' || end2 == end + 1 || *end2 || id > UINT32_MAX || !isfinite(bias))
+	if (errno || end == value || *end != '=' || end2 == end + 1 || *end2 || id > UINT32_MAX ||
+	    !isfinite(bias))
 		return fail(EXIT_USAGE, "--logit-bias is '%s'; ID=NUMBER is wanted", value);
 	if (c->g.n_bias == BIAS_MAX)
 		return fail(EXIT_USAGE, "--logit-bias is given more than %d times", BIAS_MAX);
@@ -260,7 +321,8 @@ static int add_bias(struct ctl *c, const char *value)
 }
 
 /* Returns -1 to go on, else an exit code. */
-static int apply(struct ctl *c, const struct option *o, const char *value, const struct command *command)
+static int apply(struct ctl *c, const struct option *o, const char *value,
+		 const struct command *command)
 {
 	void *at = (char *)c + o->at;
 
@@ -314,7 +376,8 @@ static const struct option *find_option(const char *arg, size_t len)
 	for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
 		if (strlen(options[i].name) == len && memcmp(options[i].name, arg, len) == 0)
 			return &options[i];
-		if (options[i].alias && strlen(options[i].alias) == len && memcmp(options[i].alias, arg, len) == 0)
+		if (options[i].alias && strlen(options[i].alias) == len &&
+		    memcmp(options[i].alias, arg, len) == 0)
 			return &options[i];
 	}
 	return NULL;
@@ -338,8 +401,8 @@ static int take_option(struct ctl *c, int argc, char **argv, int *at, const stru
 	if (!o)
 		return fail(EXIT_USAGE, "no option '%s'; see steamctl --help", arg);
 	if (command && o->bits && !(o->bits & command->bit))
-		return fail(EXIT_USAGE, "%s does not go with %s; see steamctl %s --help", o->name, command->name,
-			    command->name);
+		return fail(EXIT_USAGE, "%s does not go with %s; see steamctl %s --help", o->name,
+			    command->name, command->name);
 	if (!o->value && value)
 		return fail(EXIT_USAGE, "%s takes no value", o->name);
 	if (o->value && !value) {
@@ -374,7 +437,8 @@ int options_read(int argc, char **argv, struct ctl *c, const struct command **re
 		} else if (!command) {
 			command = find_command(argv[i]);
 			if (!command)
-				return fail(EXIT_USAGE, "no command '%s'; see steamctl --help", argv[i]);
+				return fail(EXIT_USAGE, "no command '%s'; see steamctl --help",
+					    argv[i]);
 		} else {
 			c->words[c->n_words++] = argv[i];
 		}

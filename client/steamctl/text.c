@@ -9,7 +9,9 @@
 static int print_object(const char *key, json_t *value)
 {
 	json_t *line = json_pack("{s:o}", key, value);
-	const int r = !line || json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) < 0 || putchar('\n') == EOF;
+	const int r = !line ||
+		      json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) < 0 ||
+		      putchar('\n') == EOF;
 
 	json_decref(line);
 	return r ? EXIT_PIPE : EXIT_OK;

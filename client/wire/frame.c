@@ -136,8 +136,8 @@ int frame_in_next(struct frame_in *in, struct span *ret, struct err *err)
 	memcpy(&bytes, in->data + in->taken, sizeof(bytes));
 	bytes = le32toh(bytes);
 	if (bytes > in->max_bytes)
-		return err_set(err, -EMSGSIZE, "a frame of %u bytes; at most %u are accepted", bytes,
-			       in->max_bytes);
+		return err_set(err, -EMSGSIZE, "a frame of %u bytes; at most %u are accepted",
+			       bytes, in->max_bytes);
 	if (left - FRAME_HEADER_BYTES < bytes)
 		return 0;
 	*ret = (struct span){ in->data + in->taken + FRAME_HEADER_BYTES, bytes };

@@ -85,8 +85,8 @@ static int check_bytes(const char *where, const struct field *f, struct span s, 
 	size_t good;
 
 	if (s.len > f->most)
-		return err_set(err, code, "%s has %zu bytes; at most %" PRIu64 " are allowed", where, s.len,
-			       f->most);
+		return err_set(err, code, "%s has %zu bytes; at most %" PRIu64 " are allowed",
+			       where, s.len, f->most);
 	good = text ? utf8_valid_bytes(s) : s.len;
 	if (good < s.len)
 		return err_set(err, code, "%s is not UTF-8 at byte %zu", where, good);
@@ -99,8 +99,8 @@ static int check_strs(const char *where, const struct field *f, const struct str
 	uint64_t bytes = 0;
 
 	if (strs->n > MSG_STRS_MAX)
-		return err_set(err, code, "%s has %u strings; at most %u are allowed", where, strs->n,
-			       MSG_STRS_MAX);
+		return err_set(err, code, "%s has %u strings; at most %u are allowed", where,
+			       strs->n, MSG_STRS_MAX);
 	for (uint32_t i = 0; i < strs->n; i++) {
 		const int r = check_bytes(where, f, strs->at[i], true, code, err);
 
@@ -109,7 +109,8 @@ static int check_strs(const char *where, const struct field *f, const struct str
 		bytes += strs->at[i].len;
 	}
 	if (bytes > f->most)
-		return err_set(err, code, "%s has %" PRIu64 " bytes; at most %" PRIu64 " are allowed", where,
+		return err_set(err, code,
+			       "%s has %" PRIu64 " bytes; at most %" PRIu64 " are allowed", where,
 			       bytes, f->most);
 	return 0;
 }
@@ -118,19 +119,22 @@ static int check_integer(const char *where, const struct field *f, uint64_t u, i
 			 struct err *err)
 {
 	if (u > f->most)
-		return err_set(err, code, "%s is %" PRIu64 "; at most %" PRIu64 " is allowed", where, u,
-			       f->most);
+		return err_set(err, code, "%s is %" PRIu64 "; at most %" PRIu64 " is allowed",
+			       where, u, f->most);
 	return 0;
 }
 
-static int check_number(const char *where, const struct field *f, double d, int code, struct err *err)
+static int check_number(const char *where, const struct field *f, double d, int code,
+			struct err *err)
 {
 	if (!isfinite(d))
 		return err_set(err, code, "%s is not finite", where);
 	if (d > f->magnitude)
-		return err_set(err, code, "%s is %g; at most %g is allowed", where, d, f->magnitude);
+		return err_set(err, code, "%s is %g; at most %g is allowed", where, d,
+			       f->magnitude);
 	if (d < -f->magnitude)
-		return err_set(err, code, "%s is %g; at least %g is allowed", where, d, -f->magnitude);
+		return err_set(err, code, "%s is %g; at least %g is allowed", where, d,
+			       -f->magnitude);
 	return 0;
 }
 
@@ -157,7 +161,8 @@ static int check_field(const struct kind_of_message *k, const struct field *f, c
 		return check_number(where, f, *(const double *)v, code, err);
 	case KIND_STR:
 	case KIND_BIN:
-		return check_bytes(where, f, *(const struct span *)v, f->kind == KIND_STR, code, err);
+		return check_bytes(where, f, *(const struct span *)v, f->kind == KIND_STR, code,
+				   err);
 	case KIND_STRS:
 		return check_strs(where, f, v, code, err);
 	}
@@ -250,8 +255,8 @@ int msg_encode(const struct msg *m, char **ret, size_t *ret_len, struct err *err
 	    pack_message(&p, k, m);
 	if (r != 0 || buffer.size - sizeof(length) > UINT32_MAX) {
 		msgpack_sbuffer_destroy(&buffer);
-		return r != 0 ? -ENOMEM :
-				err_set(err, -EINVAL, "%s is larger than a frame can be", k->name);
+		return r != 0 ? -ENOMEM
+			      : err_set(err, -EINVAL, "%s is larger than a frame can be", k->name);
 	}
 	length = htole32(buffer.size - sizeof(length));
 	memcpy(buffer.data, &length, sizeof(length));
@@ -283,8 +288,8 @@ static int read_head(const unsigned char *s, size_t left, struct head *ret)
 {
 	/* from 0xc0: bytes of the length or of the number itself; 0xff: refused */
 	static const unsigned char width[32] = {
-		0, 0xff, 0, 0, 1, 2, 4, 0xff, 0xff, 0xff, 4, 8, 1, 2, 4, 8,
-		1, 2, 4, 8, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 4, 2, 4, 2, 4,
+		0, 0xff, 0, 0, 1,    2,	   4,	 0xff, 0xff, 0xff, 4, 8, 1, 2, 4, 8,
+		1, 2,	 4, 8, 0xff, 0xff, 0xff, 0xff, 0xff, 1,	   2, 4, 2, 4, 2, 4,
 	};
 	const unsigned char c = s[0];
 	uint64_t n;
@@ -334,8 +339,8 @@ static int check_bytes_linear(const unsigned char *s, size_t len, struct err *er
 		while (open[depth] == 0) {
 			if (depth == 0) {
 				if (at < len)
-					return err_set(err, -EBADMSG, "%zu bytes follow the message",
-						       len - at);
+					return err_set(err, -EBADMSG,
+						       "%zu bytes follow the message", len - at);
 				return 0;
 			}
 			depth--;
@@ -347,15 +352,17 @@ static int check_bytes_linear(const unsigned char *s, size_t len, struct err *er
 				       MSG_NODES_MAX);
 		r = read_head(s + at, len - at, &h);
 		if (r < 0)
-			return err_set(err, -EBADMSG, "byte %zu is 0x%02x, a type that is not used here",
-				       at, s[at]);
+			return err_set(err, -EBADMSG,
+				       "byte %zu is 0x%02x, a type that is not used here", at,
+				       s[at]);
 		if (r == 0)
 			return err_set(err, -EBADMSG, "the message is cut off at byte %zu", len);
 		open[depth]--;
 		if (h.body + h.children > len - at - h.bytes)
 			return err_set(err, -EBADMSG,
-				       "the value at byte %zu declares %" PRIu64 " %s; %zu bytes follow", at,
-				       h.body + h.children, h.body ? "bytes" : "values",
+				       "the value at byte %zu declares %" PRIu64
+				       " %s; %zu bytes follow",
+				       at, h.body + h.children, h.body ? "bytes" : "values",
 				       len - at - h.bytes);
 		at += h.bytes + h.body;
 		if (h.children > 0) {
@@ -372,8 +379,12 @@ static int check_bytes_linear(const unsigned char *s, size_t len, struct err *er
 static const char *kind_name(enum kind kind)
 {
 	static const char *const names[] = {
-		[KIND_BOOL] = "a boolean", [KIND_U32] = "an integer from 0", [KIND_U64] = "an integer from 0",
-		[KIND_F64] = "a number",   [KIND_STR] = "a string",	     [KIND_BIN] = "binary",
+		[KIND_BOOL] = "a boolean",
+		[KIND_U32] = "an integer from 0",
+		[KIND_U64] = "an integer from 0",
+		[KIND_F64] = "a number",
+		[KIND_STR] = "a string",
+		[KIND_BIN] = "binary",
 		[KIND_STRS] = "an array of strings",
 	};
 
@@ -469,8 +480,8 @@ static int read_field(const struct kind_of_message *k, const msgpack_object_kv *
 	name = (struct span){ kv->key.via.str.ptr, kv->key.via.str.size };
 	f = find_field(k, name);
 	if (!f)
-		return err_set(err, -EBADMSG, "%s has no field '%.*s'", k->name, (int)MIN(name.len, 64u),
-			       name.data);
+		return err_set(err, -EBADMSG, "%s has no field '%.*s'", k->name,
+			       (int)MIN(name.len, 64u), name.data);
 	snprintf(where, sizeof(where), "%s.%s", k->name, f->name);
 	if (*has(m, f))
 		return err_set(err, -EBADMSG, "%s is given twice", where);
@@ -509,7 +520,8 @@ static int read_message(const msgpack_object *o, bool up, struct msg *m, struct 
 		return err_set(err, -EBADMSG, "the message is not an array of three");
 	part = o->via.array.ptr;
 	if (part[0].type != MSGPACK_OBJECT_POSITIVE_INTEGER || part[0].via.u64 > UINT16_MAX)
-		return err_set(err, -EBADMSG, "the message's type is not an integer from 0 to 65535");
+		return err_set(err, -EBADMSG,
+			       "the message's type is not an integer from 0 to 65535");
 	if (part[1].type != MSGPACK_OBJECT_POSITIVE_INTEGER)
 		return err_set(err, -EBADMSG, "the message's id is not an integer from 0");
 	m->type = part[0].via.u64;
@@ -522,8 +534,9 @@ static int read_message(const msgpack_object *o, bool up, struct msg *m, struct 
 		return err_set(err, -EBADMSG, "%s is not for a %s to send", k->name,
 			       up ? "client" : "daemon");
 	if (up && (m->id == 0) != (m->type == MSG_HELLO))
-		return err_set(err, -EBADMSG, "%s has id %" PRIu64 "; id 0 is for hello, and only for it",
-			       k->name, m->id);
+		return err_set(err, -EBADMSG,
+			       "%s has id %" PRIu64 "; id 0 is for hello, and only for it", k->name,
+			       m->id);
 	if (part[2].type != MSGPACK_OBJECT_MAP)
 		return err_set(err, -EBADMSG, "the fields of %s are not a map", k->name);
 	return read_fields(k, &part[2], m, err);

@@ -38,7 +38,7 @@ struct ring_shared {
 	_Atomic uint64_t pushed; /* written by the broker */
 	_Atomic uint64_t taken;	 /* written by the broker */
 	uint8_t pad1[48];
-	_Atomic uint64_t done;	 /* written by the executor */
+	_Atomic uint64_t done; /* written by the executor */
 	uint8_t pad2[56];
 	struct ring_down down[STEP_RING_SLOTS];
 	struct ring_up up[STEP_RING_SLOTS];
@@ -54,7 +54,8 @@ _Static_assert(sizeof(struct ring_shared) ==
 
 static struct ring_shared *map(int memfd)
 {
-	void *at = mmap(NULL, sizeof(struct ring_shared), PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+	void *at = mmap(NULL, sizeof(struct ring_shared), PROT_READ | PROT_WRITE, MAP_SHARED, memfd,
+			0);
 
 	return at == MAP_FAILED ? NULL : at;
 }

@@ -10,7 +10,8 @@ static const char man_head[] =
 	".SH DESCRIPTION\n"
 	"Both kinds of file are INI with one section, [steamd]. Files in conf.d are read after\n"
 	"steamd.conf, in the order of their names; a later value replaces an earlier one, and\n"
-	".B steamd \\-\\-set\nreplaces both. Lines that begin with # or ; are comments. Unknown keys and bad\n"
+	".B steamd \\-\\-set\nreplaces both. Lines that begin with # or ; are comments. Unknown "
+	"keys and bad\n"
 	"values are errors that name file and line:\n.B steamd \\-\\-check\\-config\nprints them,\n"
 	".B steamd \\-\\-print\\-config\nprints every value in force and where it came from.\n"
 	".SH KEYS\n";

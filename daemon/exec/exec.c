@@ -13,14 +13,14 @@
 #define LOGITS_ROWS STEP_ROWS_MAX /* rows whose logits are in memory at once */
 
 struct slot {
-	uint32_t length;	 /* tokens whose KV is computed */
+	uint32_t length; /* tokens whose KV is computed */
 	uint32_t n_pages;
 	uint32_t *tokens;	 /* [max_context] */
 	uint32_t *pages;	 /* [table] */
 	struct sampler *sampler; /* has been told tokens[0 … length) */
 	uint32_t vocab_real, n_stop_ids;
 	uint32_t stop_ids[STEP_STOP_IDS_MAX];
-	uint32_t sample;	 /* follows tokens[length - 1] if has_sample */
+	uint32_t sample; /* follows tokens[length - 1] if has_sample */
 	bool has_sample, stopped;
 };
 
@@ -45,9 +45,9 @@ struct exec {
 	struct row_result results[STEP_ROWS_MAX];
 	struct seq seqs[STEP_ROWS_MAX];
 	uint32_t n_seqs, n_tokens, n_wanted;
-	uint32_t *ids, *out;	/* [max_batch_tokens] */
-	struct wanted *wanted;	/* [max_batch_tokens] */
-	float *logits;		/* [LOGITS_ROWS][vocab] */
+	uint32_t *ids, *out;   /* [max_batch_tokens] */
+	struct wanted *wanted; /* [max_batch_tokens] */
+	float *logits;	       /* [LOGITS_ROWS][vocab] */
 	float top[STEP_TOP_MAX];
 	uint32_t top_ids[STEP_TOP_MAX];
 };
@@ -160,8 +160,8 @@ static int admit(struct exec *e, const struct order *o, uint32_t i, struct err *
 		return err_set(err, -EBADMSG, "row %u: pages from %u on, but slot %u has %u", i,
 			       o->row.page_at, o->row.slot, pages);
 	if (o->row.kind == ROW_FEED && at > s->length)
-		return err_set(err, -EBADMSG, "row %u: a FEED at %llu, but slot %u has %u tokens", i,
-			       (unsigned long long)at, o->row.slot, s->length);
+		return err_set(err, -EBADMSG, "row %u: a FEED at %llu, but slot %u has %u tokens",
+			       i, (unsigned long long)at, o->row.slot, s->length);
 	if (does_nothing(s, o))
 		return 0;
 	if (end > e->limits.max_context)
@@ -298,8 +298,8 @@ static int apply(struct exec *e, uint32_t i)
 }
 
 /* Writes log-probability number @k of row @i into the results' payload. */
-static void write_logprobs(struct exec *e, uint32_t i, uint32_t k, const float *logits,
-			   uint32_t id, char *room)
+static void write_logprobs(struct exec *e, uint32_t i, uint32_t k, const float *logits, uint32_t id,
+			   char *room)
 {
 	const struct order *o = &e->orders[i];
 	const struct slot *s = &e->slots[o->row.slot];
@@ -359,7 +359,8 @@ static int finish(struct exec *e, char *room)
 			const float *logits = e->logits + (size_t)j * e->limits.vocab;
 
 			if (has_flag(o, ROW_SCORE))
-				write_logprobs(e, w.row, w.token, logits, o->targets[w.token], room);
+				write_logprobs(e, w.row, w.token, logits, o->targets[w.token],
+					       room);
 			if (has_flag(o, ROW_SAMPLE) &&
 			    (o->row.kind == ROW_CONT || w.token == o->row.n_tokens - 1))
 				sample(e, w.row, logits, room);

@@ -113,8 +113,7 @@ static int read_feed(const struct reading *rd, struct order *o)
 	if (row->n_tokens == 0 || row->n_tokens > STEP_TOKENS_MAX)
 		return refuse(rd, "a FEED of %u tokens; 1 to %u are allowed", row->n_tokens,
 			      STEP_TOKENS_MAX);
-	if (row->at > rd->limits->max_context ||
-	    row->n_tokens > rd->limits->max_context - row->at)
+	if (row->at > rd->limits->max_context || row->n_tokens > rd->limits->max_context - row->at)
 		return refuse(rd, "a FEED of %u tokens at %u; the context is %u", row->n_tokens,
 			      row->at, rd->limits->max_context);
 	if (row->at == 0 && row->sampler_off == 0)

@@ -90,23 +90,29 @@ static int receive(struct service *s, struct err *err)
 	if (n < 0)
 		return err_wrap(err, -errno, "cannot receive the configuration");
 	if (n == 0)
-		return err_set(err, -EPIPE, "the broker closed the control socket before the configuration");
+		return err_set(err, -EPIPE,
+			       "the broker closed the control socket before the configuration");
 	if (!take_fds(&m, s->fds))
-		return err_set(err, -EPROTO, "the configuration did not come with %d descriptors", N_FDS);
+		return err_set(err, -EPROTO, "the configuration did not come with %d descriptors",
+			       N_FDS);
 	if (n != sizeof(*c) || (m.msg_flags & MSG_TRUNC) || c->kind != CONTROL_CONFIGURE ||
 	    c->version != CONTROL_VERSION)
-		return err_set(err, -EPROTO, "the configuration is of kind %u, version %u and %zd bytes; "
-			       "%u, %u and %zu are wanted", c->kind, c->version, n, CONTROL_CONFIGURE,
-			       CONTROL_VERSION, sizeof(*c));
+		return err_set(err, -EPROTO,
+			       "the configuration is of kind %u, version %u and %zd bytes; "
+			       "%u, %u and %zu are wanted",
+			       c->kind, c->version, n, CONTROL_CONFIGURE, CONTROL_VERSION,
+			       sizeof(*c));
 	if (!memchr(c->isa, '\0', sizeof(c->isa)) || !memchr(c->model, '\0', sizeof(c->model)))
 		return err_set(err, -EPROTO, "the configuration's strings have no end");
 	if (c->n_pages == 0 || c->page_tokens == 0 || c->page_tokens > (1u << 16) ||
 	    c->max_context == 0 || c->max_context > (1u << 24) || c->n_slots == 0 ||
 	    c->n_slots > STEP_ROWS_MAX || c->max_batch_tokens == 0 ||
 	    c->max_batch_tokens > STEP_TOKENS_MAX || c->n_threads > DEVICE_THREADS_MAX)
-		return err_set(err, -EPROTO, "the configuration wants %u pages of %u tokens, %u slots of "
-			       "%u tokens, batches of %u and %u threads", c->n_pages, c->page_tokens,
-			       c->n_slots, c->max_context, c->max_batch_tokens, c->n_threads);
+		return err_set(err, -EPROTO,
+			       "the configuration wants %u pages of %u tokens, %u slots of "
+			       "%u tokens, batches of %u and %u threads",
+			       c->n_pages, c->page_tokens, c->n_slots, c->max_context,
+			       c->max_batch_tokens, c->n_threads);
 	return 0;
 }
 
@@ -225,7 +231,8 @@ static int prepare(struct service *s, struct err *err)
 	r = dev_open(isa, c->n_threads, &s->dev);
 	if (r < 0)
 		return err_set(err, r == -ENOTSUP ? -EINVAL : r, "cannot compute with %s: %s",
-			       isa_name(isa), r == -ENOTSUP ? "this processor cannot" : strerror(-r));
+			       isa_name(isa),
+			       r == -ENOTSUP ? "this processor cannot" : strerror(-r));
 	r = map_arena(s, err);
 	if (r < 0)
 		return r;
@@ -303,11 +310,18 @@ static void tell_refused(const struct service *s, const struct err *err, int err
 static int exit_code(int r)
 {
 	switch (-r) {
-	case EBADMSG: case ENOTSUP: case ENOENT: case ENOTDIR: case EACCES: case EIO:
+	case EBADMSG:
+	case ENOTSUP:
+	case ENOENT:
+	case ENOTDIR:
+	case EACCES:
+	case EIO:
 		return SERVICE_EXIT_MODEL;
-	case EPROTO: case EINVAL:
+	case EPROTO:
+	case EINVAL:
 		return SERVICE_EXIT_PROTOCOL;
-	case EPIPE: case ECONNRESET:
+	case EPIPE:
+	case ECONNRESET:
 		return SERVICE_EXIT_FAULT;
 	default:
 		return SERVICE_EXIT_SYSTEM;

@@ -12,7 +12,11 @@
 
 #define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
 
-enum page_state { PAGE_FREE, PAGE_TAKEN, PAGE_DROPPED }; /* DROPPED: free once its last step is done */
+enum page_state {
+	PAGE_FREE,
+	PAGE_TAKEN,
+	PAGE_DROPPED
+}; /* DROPPED: free once its last step is done */
 
 struct page {
 	uint64_t busy_until; /* id of the newest step that names it; 0: none */

@@ -159,7 +159,8 @@ static bool grant_pages(struct sched *s)
 		feeds |= n > 0;
 		n = n > 0 ? MIN(n, step_tokens) : 1;
 		if (n > covered(t))
-			sched_grow(t, (uint64_t)t->n_fed + n); /* if not, it gets what it has pages for */
+			sched_grow(t, (uint64_t)t->n_fed +
+					      n); /* if not, it gets what it has pages for */
 	}
 	return feeds;
 }

@@ -24,9 +24,9 @@ struct child {
 };
 
 /* What the service manager told us is not for the child. */
-static const char *const private_variables[] = { "NOTIFY_SOCKET=", "LISTEN_FDS=", "LISTEN_PID=",
-						 "LISTEN_FDNAMES=", "WATCHDOG_USEC=",
-						 "WATCHDOG_PID=" };
+static const char *const private_variables[] = { "NOTIFY_SOCKET=", "LISTEN_FDS=",
+						 "LISTEN_PID=",	   "LISTEN_FDNAMES=",
+						 "WATCHDOG_USEC=", "WATCHDOG_PID=" };
 
 static bool is_private(const char *variable)
 {
@@ -62,8 +62,7 @@ static int set_attributes(posix_spawnattr_t *attributes)
 	posix_spawnattr_setsigmask(attributes, &none);
 	posix_spawnattr_setsigdefault(attributes, &all);
 	posix_spawnattr_setpgroup(attributes, 0);
-	return posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSIGMASK |
-							    POSIX_SPAWN_SETSIGDEF |
+	return posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF |
 							    POSIX_SPAWN_SETPGROUP);
 }
 

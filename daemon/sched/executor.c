@@ -34,8 +34,10 @@ struct executor {
 };
 
 static const char *const state_names[] = {
-	[EXECUTOR_OFF] = "off",		[EXECUTOR_LOADING] = "loading",
-	[EXECUTOR_READY] = "ready",	[EXECUTOR_BACKOFF] = "waiting",
+	[EXECUTOR_OFF] = "off",
+	[EXECUTOR_LOADING] = "loading",
+	[EXECUTOR_READY] = "ready",
+	[EXECUTOR_BACKOFF] = "waiting",
 	[EXECUTOR_REFUSED] = "model-refused",
 };
 
@@ -43,7 +45,8 @@ static const char *const state_names[] = {
 static const uint32_t backoff_s[] = { 0, 0, 0, 1, 5, 60 };
 
 /* What is parked with the service manager besides the arena and the turns. */
-static const char *const parked_names[] = { "exec-ctl", "ring", "ring-down", "ring-up", "exec-ready" };
+static const char *const parked_names[] = { "exec-ctl", "ring", "ring-down", "ring-up",
+					    "exec-ready" };
 
 const char *executor_state_name(enum executor_state state)
 {

@@ -28,7 +28,8 @@ static void refuse(const struct applied *a, const char *what, uint32_t found, ui
 }
 
 /* Copies log-probabilities of @n positions to row @at of the record's arrays. */
-static bool store_logprobs(const struct applied *a, struct turn_record *rec, uint32_t at, uint32_t n)
+static bool store_logprobs(const struct applied *a, struct turn_record *rec, uint32_t at,
+			   uint32_t n)
 {
 	struct turns *turns = a->s->turns;
 	const uint32_t n_top = rec->n_top;

@@ -270,7 +270,8 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 	rec->slot = TURN_NO_SLOT;
 	rec->stop_id = UINT32_MAX;
 	rec->n_pages = rec->finish = 0;
-	rec->n_scored = rec->score && rec->n_prompt == 1; /* the first token has no log-probability */
+	rec->n_scored = rec->score &&
+			rec->n_prompt == 1; /* the first token has no log-probability */
 	turn_logprobs(s->turns, rec)[0] = NAN;
 	forget_kv(rec);
 	t->n_fed = t->n_pages_sent = t->n_in_flight = 0;
@@ -290,8 +291,8 @@ static bool take_place(struct sched *s, struct turn *t)
 	struct turn_record *rec = t->rec;
 
 	if (atomic_load(&rec->state) != TURN_RUNNING || !executor_is_adopted(s->executor) ||
-	    s->ring_ino == 0 || rec->ring_ino != s->ring_ino || rec->slot >= s->n_slots || s->slots[rec->slot] ||
-	    rec->n_pages * sizeof(kv_page) > STEP_PAYLOAD_BYTES / 2 ||
+	    s->ring_ino == 0 || rec->ring_ino != s->ring_ino || rec->slot >= s->n_slots ||
+	    s->slots[rec->slot] || rec->n_pages * sizeof(kv_page) > STEP_PAYLOAD_BYTES / 2 ||
 	    kvpool_claim(s->kv, rec->uid, turn_page_table(s->turns, rec), rec->n_pages) < 0)
 		return false;
 	s->slots[rec->slot] = t;

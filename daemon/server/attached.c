@@ -27,7 +27,8 @@ int attached_check(int fd, uint64_t max_bytes, uint64_t *ret_bytes, struct err *
 	if (st.st_size <= 0)
 		return err_set(err, -EBADMSG, "the memfd attached is empty");
 	if ((uint64_t)st.st_size > max_bytes)
-		return err_set(err, -E2BIG, "the memfd attached has %lld bytes; at most %llu are taken",
+		return err_set(err, -E2BIG,
+			       "the memfd attached has %lld bytes; at most %llu are taken",
 			       (long long)st.st_size, (unsigned long long)max_bytes);
 	*ret_bytes = (uint64_t)st.st_size;
 	return 0;

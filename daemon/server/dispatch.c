@@ -44,7 +44,8 @@ static void on_hello(struct peer *p, const struct msg *m)
 		return;
 	}
 	if (m->hello.proto < MSG_PROTO) {
-		snprintf(text, sizeof(text), "the client speaks protocol %u; %u is the oldest known here",
+		snprintf(text, sizeof(text),
+			 "the client speaks protocol %u; %u is the oldest known here",
 			 m->hello.proto, MSG_PROTO);
 		peer_refuse(p, 0, CODE_BAD_STATE, text);
 		return;
@@ -75,7 +76,8 @@ static struct request *find_request(struct peer *p, uint64_t id)
 {
 	struct request *q;
 
-	TAILQ_FOREACH(q, &p->requests, link) {
+	TAILQ_FOREACH(q, &p->requests, link)
+	{
 		if (q->id == id)
 			return q;
 	}
@@ -89,8 +91,8 @@ static void on_credit(struct peer *p, const struct msg *m)
 
 	if (!q || !q->limited)
 		return;
-	q->credit = m->credit.n_tokens > UINT32_MAX - q->credit ? UINT32_MAX :
-								  q->credit + m->credit.n_tokens;
+	q->credit = m->credit.n_tokens > UINT32_MAX - q->credit ? UINT32_MAX
+								: q->credit + m->credit.n_tokens;
 	if (q->stream)
 		stream_pump(q->stream);
 }
@@ -139,9 +141,10 @@ static int on_reload(struct request *q, struct err *err)
 	int r;
 
 	if (!peer_is_admin(q->peer))
-		return err_set(err, -EACCES,
-			       "uid %u may not reload; root, the daemon's owner and the group '%s' may",
-			       q->peer->uid, q->server->settings->admin_group);
+		return err_set(
+			err, -EACCES,
+			"uid %u may not reload; root, the daemon's owner and the group '%s' may",
+			q->peer->uid, q->server->settings->admin_group);
 	r = server_reload(q->server, &json, err);
 	if (r < 0)
 		return r;
@@ -156,7 +159,8 @@ static int on_cancel_turn(struct request *q, struct err *err)
 
 	/* whose a turn is, is none of another user's business */
 	if (!st || st->ended || (st->turn.rec->uid != q->peer->uid && !peer_is_admin(q->peer)))
-		return err_set(err, -ENOENT, "no turn %llu of yours is running", (unsigned long long)turn);
+		return err_set(err, -ENOENT, "no turn %llu of yours is running",
+			       (unsigned long long)turn);
 	log_info("turn %llu of uid %u: cancelled by uid %u", (unsigned long long)turn,
 		 st->turn.rec->uid, q->peer->uid);
 	stream_cancel(st);
@@ -184,11 +188,16 @@ static const struct {
 	bool hold; /* the frame's bytes are needed after the handler returned */
 	int (*handle)(struct request *q, struct err *err);
 } handlers[] = {
-	{ MSG_GENERATE, true, request_begin },	 { MSG_SCORE, true, request_begin },
-	{ MSG_RESUME, true, on_resume },	 { MSG_TOKENIZE, true, request_begin },
-	{ MSG_DETOKENIZE, true, request_begin }, { MSG_RENDER, true, request_begin },
-	{ MSG_STATUS, false, on_status },	 { MSG_PS, false, on_ps },
-	{ MSG_MODELS, false, on_models },	 { MSG_RELOAD, false, on_reload },
+	{ MSG_GENERATE, true, request_begin },
+	{ MSG_SCORE, true, request_begin },
+	{ MSG_RESUME, true, on_resume },
+	{ MSG_TOKENIZE, true, request_begin },
+	{ MSG_DETOKENIZE, true, request_begin },
+	{ MSG_RENDER, true, request_begin },
+	{ MSG_STATUS, false, on_status },
+	{ MSG_PS, false, on_ps },
+	{ MSG_MODELS, false, on_models },
+	{ MSG_RELOAD, false, on_reload },
 	{ MSG_CANCEL_TURN, false, on_cancel_turn },
 };
 

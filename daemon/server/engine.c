@@ -53,11 +53,10 @@ int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram
 	if ((uint64_t)plan.n_pages * plan.page_tokens < context) {
 		plan.max_context = plan.n_pages * plan.page_tokens;
 		snprintf(plan.warning, sizeof(plan.warning),
-			 "the KV cache of %u pages holds %u tokens; Context is %u",
-			 plan.n_pages, plan.max_context, context);
+			 "the KV cache of %u pages holds %u tokens; Context is %u", plan.n_pages,
+			 plan.max_context, context);
 	}
-	plan.pages_per_turn =
-		(plan.max_context + plan.page_tokens - 1) / plan.page_tokens + 1;
+	plan.pages_per_turn = (plan.max_context + plan.page_tokens - 1) / plan.page_tokens + 1;
 	*ret = plan;
 	return 0;
 }

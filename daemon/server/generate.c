@@ -36,8 +36,8 @@ static int check_length(const struct request *q, uint32_t context, uint32_t *max
 		return err_set(err, -EINVAL, "generate.max_tokens is 0; at least 1 is wanted");
 	if (*max_tokens > context - n)
 		return err_set(err, -E2BIG,
-			       "the prompt has %zu tokens and max_tokens is %u; the context is %u", n,
-			       *max_tokens, context);
+			       "the prompt has %zu tokens and max_tokens is %u; the context is %u",
+			       n, *max_tokens, context);
 	return 0;
 }
 
@@ -60,8 +60,8 @@ static int fill_sampling(const struct request *q, struct step_sampler *p, struct
 	p->top_p = g->has_top_p ? g->top_p : d.top_p.value;
 	p->min_p = g->has_min_p ? g->min_p : d.min_p.value;
 	p->top_k = g->has_top_k ? g->top_k : (uint32_t)d.top_k.value;
-	p->repetition = g->has_repetition_penalty ? g->repetition_penalty :
-						    d.repetition_penalty.value;
+	p->repetition = g->has_repetition_penalty ? g->repetition_penalty
+						  : d.repetition_penalty.value;
 	p->frequency = g->has_frequency_penalty ? g->frequency_penalty : d.frequency_penalty.value;
 	p->presence = g->has_presence_penalty ? g->presence_penalty : d.presence_penalty.value;
 
@@ -101,8 +101,9 @@ static int fill_stop_ids(const struct request *q, struct step_sampler *p, struct
 
 		memcpy(&id, g->stop_ids.data + 4 * i, sizeof(id));
 		if (id >= m->vocab_real)
-			return err_set(err, -EINVAL, "generate.stop_ids[%zu] is %u; the vocabulary has %u",
-				       i, id, m->vocab_real);
+			return err_set(err, -EINVAL,
+				       "generate.stop_ids[%zu] is %u; the vocabulary has %u", i, id,
+				       m->vocab_real);
 		if (p->n_stop_ids == STEP_STOP_IDS_MAX)
 			return err_set(err, -EINVAL, "more than %d stop ids", STEP_STOP_IDS_MAX);
 		p->stop_ids[p->n_stop_ids++] = id;
@@ -120,7 +121,8 @@ static int fill_stops(const struct request *q, struct turn_record *rec, struct e
 		const struct span s = stops->at[i];
 
 		if (s.len == 0 || memchr(s.data, '\0', s.len))
-			return err_set(err, -EINVAL, "generate.stop[%u] is empty or holds a NUL", i);
+			return err_set(err, -EINVAL, "generate.stop[%u] is empty or holds a NUL",
+				       i);
 		if (rec->stops_len + s.len + 1 > TURN_STOP_BYTES)
 			return err_set(err, -EINVAL, "generate.stop has more than %d bytes",
 				       TURN_STOP_BYTES);
@@ -148,8 +150,9 @@ static int fill_bias(const struct request *q, struct turn_record *rec, struct er
 	memcpy(rec->bias_values, values.data, values.len);
 	for (uint32_t i = 0; i < rec->n_bias; i++) {
 		if (rec->bias_ids[i] >= q->model->vocab_real)
-			return err_set(err, -EINVAL, "generate.bias_ids[%u] is %u; the vocabulary has %u",
-				       i, rec->bias_ids[i], q->model->vocab_real);
+			return err_set(err, -EINVAL,
+				       "generate.bias_ids[%u] is %u; the vocabulary has %u", i,
+				       rec->bias_ids[i], q->model->vocab_real);
 		if (!isfinite(rec->bias_values[i]))
 			return err_set(err, -EINVAL, "generate.bias_values[%u] is not finite", i);
 	}
@@ -186,8 +189,10 @@ static int fill_generate(const struct request *q, struct turn_record *rec, struc
 	rec->thinking = q->thinking;
 	rec->in_reasoning = q->in_reasoning;
 	if (q->string_args_len > TURN_STRING_ARGS_BYTES)
-		return err_set(err, -EINVAL, "the tools' string arguments have names of %zu bytes; at most %d "
-			       "are allowed", q->string_args_len, TURN_STRING_ARGS_BYTES);
+		return err_set(err, -EINVAL,
+			       "the tools' string arguments have names of %zu bytes; at most %d "
+			       "are allowed",
+			       q->string_args_len, TURN_STRING_ARGS_BYTES);
 	memcpy(rec->string_args, q->string_args ? q->string_args : "", q->string_args_len);
 	rec->string_args_len = (uint32_t)q->string_args_len;
 	return 0;

@@ -52,7 +52,8 @@ int health_new(struct server *s, struct health **ret)
 	if (sd_watchdog_enabled(0, &h->watchdog_us) <= 0)
 		h->watchdog_us = 0;
 	if (h->watchdog_us > 0) {
-		r = sd_event_add_time_relative(s->loop, &h->ping, CLOCK_MONOTONIC, 0, 0, on_ping, h);
+		r = sd_event_add_time_relative(s->loop, &h->ping, CLOCK_MONOTONIC, 0, 0, on_ping,
+					       h);
 		if (r < 0) {
 			free(h);
 			return r;

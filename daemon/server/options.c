@@ -27,10 +27,12 @@ static const struct option {
 	  "print every setting, its value and where it came from" },
 	{ "--inspect", "DIR", KIND_INSPECT, NULL, OPTIONS_INSPECT,
 	  "print what the model in DIR is, and every problem it has" },
-	{ "--memory", "SIZE", KIND_MEMORY, NULL, 0, "with --inspect: the context that fits in SIZE" },
+	{ "--memory", "SIZE", KIND_MEMORY, NULL, 0,
+	  "with --inspect: the context that fits in SIZE" },
 	{ "--version", NULL, KIND_ACTION, NULL, OPTIONS_VERSION, "print the version" },
 	{ "--help", NULL, KIND_ACTION, NULL, OPTIONS_HELP, "print this" },
-	{ "--print-man", NULL, KIND_ACTION, NULL, OPTIONS_PRINT_MAN, "print these options as troff" },
+	{ "--print-man", NULL, KIND_ACTION, NULL, OPTIONS_PRINT_MAN,
+	  "print these options as troff" },
 };
 
 static const struct option *find(const char *arg, size_t len)
@@ -76,8 +78,8 @@ int options_parse(int argc, char **argv, struct options *ret, struct err *err)
 
 	for (int i = 1; i < argc; i++) {
 		const char *equals = strchr(argv[i], '='), *value = equals ? equals + 1 : NULL;
-		const struct option *option =
-			find(argv[i], equals ? (size_t)(equals - argv[i]) : strlen(argv[i]));
+		const struct option *option = find(argv[i], equals ? (size_t)(equals - argv[i])
+								   : strlen(argv[i]));
 		int r;
 
 		if (!option)
@@ -113,7 +115,8 @@ void options_print_help(FILE *f)
 		fprintf(f, "  %-18s  %s\n", left, table[i].help);
 	}
 	fputs("\nRun by hand, steamd stays in the foreground and prints 'ready' on stderr when it\n"
-	      "serves. Exit codes: 0 ended by a signal, 64 wrong options, 65 the model's files were\n"
+	      "serves. Exit codes: 0 ended by a signal, 64 wrong options, 65 the model's files "
+	      "were\n"
 	      "refused, 71 the system refused something, 78 wrong settings.\n",
 	      f);
 }

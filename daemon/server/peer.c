@@ -18,13 +18,20 @@ static const struct {
 	const char *code;
 	bool retryable;
 } codes[] = {
-	{ ENOENT, CODE_NO_SUCH, false },	{ EINVAL, CODE_BAD_REQUEST, false },
-	{ EBADMSG, CODE_BAD_REQUEST, false },	{ EACCES, CODE_DENIED, false },
-	{ EPERM, CODE_DENIED, false },		{ E2BIG, CODE_TOO_LONG, false },
-	{ ENOSPC, CODE_TOO_LONG, false },	{ ENOTSUP, CODE_NO_CHAT, false },
-	{ EAGAIN, CODE_BUSY, true },		{ EHOSTDOWN, CODE_UNAVAILABLE, true },
-	{ ENOEXEC, CODE_MODEL_REFUSED, false }, { EFAULT, CODE_EXEC_FAULT, true },
-	{ ETIME, CODE_DEADLINE, true },		{ ENOMEM, CODE_NO_MEMORY, true },
+	{ ENOENT, CODE_NO_SUCH, false },
+	{ EINVAL, CODE_BAD_REQUEST, false },
+	{ EBADMSG, CODE_BAD_REQUEST, false },
+	{ EACCES, CODE_DENIED, false },
+	{ EPERM, CODE_DENIED, false },
+	{ E2BIG, CODE_TOO_LONG, false },
+	{ ENOSPC, CODE_TOO_LONG, false },
+	{ ENOTSUP, CODE_NO_CHAT, false },
+	{ EAGAIN, CODE_BUSY, true },
+	{ EHOSTDOWN, CODE_UNAVAILABLE, true },
+	{ ENOEXEC, CODE_MODEL_REFUSED, false },
+	{ EFAULT, CODE_EXEC_FAULT, true },
+	{ ETIME, CODE_DEADLINE, true },
+	{ ENOMEM, CODE_NO_MEMORY, true },
 	{ EPROTO, CODE_BAD_STATE, false },
 };
 

@@ -79,8 +79,9 @@ static json_t *describe_sampling(const struct server *s)
 		      d.member.origin ? d.member.origin : "?"));
 	TEXTMODEL_SAMPLERS(ONE)
 #undef ONE
-	put(o, "max_tokens", json_pack("{s:i, s:s}", "value", (int)s->settings->max_tokens, "from",
-				       settings_origin(s->settings, "MaxTokens")));
+	put(o, "max_tokens",
+	    json_pack("{s:i, s:s}", "value", (int)s->settings->max_tokens, "from",
+		      settings_origin(s->settings, "MaxTokens")));
 	return o;
 }
 
@@ -256,7 +257,8 @@ char *report_ps(const struct server *s, const struct peer *p)
 	uint64_t n_queued = 0, n_running = 0;
 	const struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link) {
+	TAILQ_FOREACH(st, &s->streams, link)
+	{
 		if (st->turn.rec->uid == p->uid || admin)
 			json_array_append_new(list, describe_turn(st));
 		else if (!st->ended && st->turn.rec->state == TURN_RUNNING)

@@ -158,9 +158,9 @@ void request_error(struct request *q, int r, const struct err *err)
 	uint32_t retry_after_ms = 0;
 
 	if (r == -EHOSTDOWN && q->server->engine)
-		retry_after_ms = (uint32_t)MIN(
-			executor_retry_us(q->server->engine->executor) / US_PER_MS,
-			(uint64_t)UINT32_MAX);
+		retry_after_ms =
+			(uint32_t)MIN(executor_retry_us(q->server->engine->executor) / US_PER_MS,
+				      (uint64_t)UINT32_MAX);
 	if (q->peer)
 		peer_send_error(q->peer, q->id, r, err, retry_after_ms);
 	q->server->n_served++;
@@ -318,7 +318,8 @@ static int begin_work(struct request *q, struct err *err)
 	if (q->msg.type == MSG_GENERATE && q->msg.generate.has_model &&
 	    !textmodel_is_named(s->model, s->settings, q->msg.generate.model))
 		return err_set(err, -ENOENT, "no model '%.*s'; '%s' is in service",
-			       SPAN_ARG(q->msg.generate.model), textmodel_name(s->model, s->settings));
+			       SPAN_ARG(q->msg.generate.model),
+			       textmodel_name(s->model, s->settings));
 	if (wants_turn(q)) {
 		r = server_refuses(s, err);
 		if (r < 0)

@@ -21,7 +21,8 @@ struct user *server_user(struct server *s, uid_t uid)
 {
 	struct user *user;
 
-	LIST_FOREACH(user, &s->users, link) {
+	LIST_FOREACH(user, &s->users, link)
+	{
 		if (user->uid == uid)
 			return user;
 	}
@@ -68,7 +69,7 @@ static int on_reap(sd_event_source *source, void *userdata)
 
 bool server_is_busy(const struct server *s)
 {
-	if (s->opening || worker_waiting(s->worker) > 0)
+	if (s->opening || (s->worker && worker_waiting(s->worker) > 0)) /* none: at the end */
 		return true;
 	return s->engine && (executor_state(s->engine->executor) == EXECUTOR_LOADING ||
 			     !sched_is_idle(s->engine->sched));
@@ -114,7 +115,8 @@ int server_refuses(const struct server *s, struct err *err)
 	/* one that starts again at once is worth waiting for */
 	if (e && (executor_state(e) == EXECUTOR_OFF ||
 		  (executor_state(e) == EXECUTOR_BACKOFF && executor_retry_us(e) > 0)))
-		return err_set(err, -EHOSTDOWN, "the executor died %u times; it starts again in %llu s: %s",
+		return err_set(err, -EHOSTDOWN,
+			       "the executor died %u times; it starts again in %llu s: %s",
 			       executor_deaths(e),
 			       (unsigned long long)(executor_retry_us(e) / US_PER_S),
 			       executor_text(e));
@@ -190,7 +192,7 @@ static void on_engine_state(void *userdata)
 		return;
 	}
 	TAILQ_FOREACH(st, &s->streams, link)
-		stream_progress(st);
+	stream_progress(st);
 	server_busy_changed(s);
 }
 
@@ -270,7 +272,7 @@ static void unload(struct server *s)
 
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
-		stream_abandon(st, -EHOSTDOWN, &err);
+	stream_abandon(st, -EHOSTDOWN, &err);
 	s->engine = engine_free(s->engine, true);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
@@ -450,7 +452,8 @@ static void let_streams_go(struct server *s)
 {
 	struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link) {
+	TAILQ_FOREACH(st, &s->streams, link)
+	{
 		if (st->request)
 			st->request->stream = NULL;
 		st->request = NULL;

@@ -47,8 +47,8 @@ static int on_expiry(sd_event_source *source, uint64_t usec, void *userdata)
 void stream_expire(struct stream *st, uint64_t us)
 {
 	st->expiry = sd_event_source_disable_unref(st->expiry);
-	if (sd_event_add_time_relative(st->server->loop, &st->expiry, CLOCK_MONOTONIC, us,
-				       US_PER_S, on_expiry, st) < 0)
+	if (sd_event_add_time_relative(st->server->loop, &st->expiry, CLOCK_MONOTONIC, us, US_PER_S,
+				       on_expiry, st) < 0)
 		drop(st);
 }
 
@@ -191,7 +191,8 @@ static const char *finish_of(const struct stream *st)
 {
 	if (st->stopped)
 		return "stop";
-	if (st->turn.rec->finish == FINISH_STOP && st->answer && answer_n_tool_calls(st->answer) > 0)
+	if (st->turn.rec->finish == FINISH_STOP && st->answer &&
+	    answer_n_tool_calls(st->answer) > 0)
 		return "tool_calls";
 	return turn_finish_name((enum turn_finish)st->turn.rec->finish);
 }
@@ -566,7 +567,8 @@ struct stream *stream_find(struct server *s, uint64_t turn)
 {
 	struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link) {
+	TAILQ_FOREACH(st, &s->streams, link)
+	{
 		if (st->turn.rec->id == turn && !st->dropped)
 			return st;
 	}
@@ -622,7 +624,8 @@ bool stream_evict(struct server *s)
 {
 	struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link) {
+	TAILQ_FOREACH(st, &s->streams, link)
+	{
 		if (st->ended && !st->request && !st->pumping) {
 			stream_free(st);
 			return true;

@@ -23,10 +23,11 @@ static int add_eos(struct textmodel *m, const char *file, const uint32_t *ids, u
 {
 	for (uint32_t i = 0; i < n; i++) {
 		if (ids[i] >= m->vocab_real || tokenizer_bytes(m->tokenizer, ids[i]).len == 0)
-			return err_set(err, -EBADMSG,
-				       "%s/tokenizer.json: no token has the id %u, which %s names as "
-				       "eos_token_id; the tokenizer has %u ids",
-				       m->dir, ids[i], file, m->vocab_real);
+			return err_set(
+				err, -EBADMSG,
+				"%s/tokenizer.json: no token has the id %u, which %s names as "
+				"eos_token_id; the tokenizer has %u ids",
+				m->dir, ids[i], file, m->vocab_real);
 		add_stop_id(m, ids[i]);
 	}
 	return 0;
@@ -71,9 +72,8 @@ static int read_tokenizer(struct textmodel *m, struct err *err)
 
 	m->vocab_real = tokenizer_size(m->tokenizer);
 	if (m->vocab_real == 0 || m->vocab_real > m->config.vocab)
-		return err_set(err, -EBADMSG,
-			       "%s: has %u ids; config.json says vocab_size %u", path,
-			       m->vocab_real, m->config.vocab);
+		return err_set(err, -EBADMSG, "%s: has %u ids; config.json says vocab_size %u",
+			       path, m->vocab_real, m->config.vocab);
 	return 0;
 }
 

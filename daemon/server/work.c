@@ -98,7 +98,8 @@ static int render(struct request *q, struct span json)
 
 	if (q->layout == CHAT_NONE)
 		return err_set(&q->err, -ENOTSUP,
-			       "the model has no chat template that steamd knows; raw completion (steamctl "
+			       "the model has no chat template that steamd knows; raw completion "
+			       "(steamctl "
 			       "complete) works, and ChatTemplate= chooses one");
 	r = pyjson_load(json, &conversation, &q->err);
 	if (r < 0)
@@ -142,9 +143,9 @@ static int work(struct request *q, enum source source, struct span input)
 		return take_ids(q, input, m->vocab_real);
 	return tokenizer_encode(m->tokenizer, input,
 				q->msg.type == MSG_TOKENIZE && q->msg.tokenize.has_plain &&
-						q->msg.tokenize.plain ?
-					TOKENIZER_ADDED_NONE :
-					TOKENIZER_ADDED_ALL,
+						q->msg.tokenize.plain
+					? TOKENIZER_ADDED_NONE
+					: TOKENIZER_ADDED_ALL,
 				&q->ids);
 }
 

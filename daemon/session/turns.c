@@ -42,10 +42,10 @@ struct turns {
 };
 
 static const char *const finish_names[FINISH_N] = {
-	[FINISH_NONE] = "none",	      [FINISH_STOP] = "stop",
-	[FINISH_STOP_STRING] = "stop", [FINISH_LENGTH] = "length",
+	[FINISH_NONE] = "none",		[FINISH_STOP] = "stop",
+	[FINISH_STOP_STRING] = "stop",	[FINISH_LENGTH] = "length",
 	[FINISH_DEADLINE] = "deadline", [FINISH_CANCELLED] = "cancelled",
-	[FINISH_FAULT] = "fault",     [FINISH_SCORED] = "scored",
+	[FINISH_FAULT] = "fault",	[FINISH_SCORED] = "scored",
 };
 
 const char *turn_finish_name(enum turn_finish finish)
@@ -67,7 +67,8 @@ static void lay_out(struct turns *t)
 	t->at.logprobs = t->at.pages + (uint64_t)t->max_pages * sizeof(uint32_t);
 	t->at.top_ids = t->at.logprobs + rows * sizeof(float);
 	t->at.top_logprobs = t->at.top_ids + rows * STEP_TOP_MAX * sizeof(uint32_t);
-	t->at.bytes = round_up(t->at.top_logprobs + rows * STEP_TOP_MAX * sizeof(float), MEMORY_PAGE);
+	t->at.bytes = round_up(t->at.top_logprobs + rows * STEP_TOP_MAX * sizeof(float),
+			       MEMORY_PAGE);
 	t->bytes = MEMORY_PAGE + TURNS_MAX * t->at.bytes;
 }
 
@@ -86,7 +87,8 @@ static int read_boot_id(char ret[BOOT_ID_BYTES])
 
 static int map(struct turns *t, struct err *err)
 {
-	void *at = mmap(NULL, t->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, t->memfd, 0);
+	void *at = mmap(NULL, t->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+			t->memfd, 0);
 
 	if (at == MAP_FAILED)
 		return err_wrap(err, -errno, "cannot map %llu bytes for turns",
@@ -112,7 +114,8 @@ int turns_new(uint32_t max_context, uint32_t max_pages, struct turns **ret, stru
 
 	if (!t)
 		return err_set(err, -ENOMEM, "out of memory");
-	if (max_context == 0 || max_context > CONTEXT_MAX || max_pages == 0 || max_pages > PAGES_MAX)
+	if (max_context == 0 || max_context > CONTEXT_MAX || max_pages == 0 ||
+	    max_pages > PAGES_MAX)
 		return err_set(err, -EINVAL, "turns of %u tokens and %u pages; at most %u and %u",
 			       max_context, max_pages, CONTEXT_MAX, PAGES_MAX);
 	r = read_boot_id(boot_id);
@@ -123,8 +126,8 @@ int turns_new(uint32_t max_context, uint32_t max_pages, struct turns **ret, stru
 	t->max_pages = max_pages;
 	lay_out(t);
 	t->memfd = memfd_create("steamd-turns", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (t->memfd < 0 || fchmod(t->memfd, 0600) < 0 || ftruncate(t->memfd, (off_t)t->bytes) < 0 ||
-	    fcntl(t->memfd, F_ADD_SEALS, SEALS) < 0)
+	if (t->memfd < 0 || fchmod(t->memfd, 0600) < 0 ||
+	    ftruncate(t->memfd, (off_t)t->bytes) < 0 || fcntl(t->memfd, F_ADD_SEALS, SEALS) < 0)
 		return err_wrap(err, -errno, "cannot make %llu bytes for turns",
 				(unsigned long long)t->bytes);
 	r = map(t, err);
@@ -237,7 +240,8 @@ int turns_adopt(int memfd, struct turns **ret, struct err *err)
 		return err_wrap(err, r, "cannot read the boot id");
 	if (fstat(memfd, &st) < 0 || pread(memfd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
 		return err_set(err, -EBADMSG, "the turns' memory cannot be read");
-	if (head.magic != TURNS_MAGIC || head.version != TURNS_VERSION || head.n_records != TURNS_MAX)
+	if (head.magic != TURNS_MAGIC || head.version != TURNS_VERSION ||
+	    head.n_records != TURNS_MAX)
 		return err_set(err, -EBADMSG, "the turns' memory is not of this version of steamd");
 	if (memcmp(head.boot_id, boot_id, sizeof(boot_id)) != 0)
 		return err_set(err, -EBADMSG, "the turns' memory is from another boot");
@@ -351,7 +355,8 @@ struct turn_record *turns_next(struct turns *t, struct turn_record *after)
 
 	if (after)
 		i = (uint32_t)(((uint64_t)((char *)after - (char *)t->shared) - MEMORY_PAGE) /
-			       t->at.bytes) + 1;
+			       t->at.bytes) +
+		    1;
 	for (; i < TURNS_MAX; i++) {
 		struct turn_record *rec = record_at(t, i);
 
@@ -399,31 +404,31 @@ static void publish(struct turn_record *rec, const struct turn_mark *mark)
 void turn_restart(struct turn_record *rec)
 {
 	publish(rec, &(struct turn_mark){
-		.last_step = rec->last_step,
-		.n_ids = rec->n_ids,
-		.n_kv = rec->n_kv,
-		.n_scored = rec->n_scored,
-	});
+			     .last_step = rec->last_step,
+			     .n_ids = rec->n_ids,
+			     .n_kv = rec->n_kv,
+			     .n_scored = rec->n_scored,
+		     });
 }
 
 void turn_append(struct turns *t, struct turn_record *rec, uint32_t id, uint64_t step_id)
 {
 	turn_ids(t, rec)[rec->n_ids] = id;
 	publish(rec, &(struct turn_mark){
-		.last_step = step_id,
-		.n_ids = rec->n_ids + 1,
-		.n_kv = rec->n_ids, /* the sampled one's is computed when it is fed */
-		.n_scored = rec->n_scored,
-		.sampled = 1,
-	});
+			     .last_step = step_id,
+			     .n_ids = rec->n_ids + 1,
+			     .n_kv = rec->n_ids, /* the sampled one's is computed when it is fed */
+			     .n_scored = rec->n_scored,
+			     .sampled = 1,
+		     });
 }
 
 void turn_advance(struct turn_record *rec, uint32_t n_kv, uint32_t n_scored, uint64_t step_id)
 {
 	publish(rec, &(struct turn_mark){
-		.last_step = step_id,
-		.n_ids = rec->n_ids,
-		.n_kv = n_kv,
-		.n_scored = n_scored,
-	});
+			     .last_step = step_id,
+			     .n_ids = rec->n_ids,
+			     .n_kv = n_kv,
+			     .n_scored = n_scored,
+		     });
 }

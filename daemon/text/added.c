@@ -63,7 +63,8 @@ int added_trie_insert(struct added_trie *trie, struct span content, uint32_t tok
 }
 
 /* The longest token that begins at @at. */
-static uint32_t longest_at(const struct added_trie *trie, struct span text, size_t at, size_t *ret_end)
+static uint32_t longest_at(const struct added_trie *trie, struct span text, size_t at,
+			   size_t *ret_end)
 {
 	uint32_t node = 0, token = ADDED_NONE;
 

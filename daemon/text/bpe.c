@@ -142,7 +142,7 @@ struct bpe_scratch {
 	size_t cap;
 	struct list *lists;
 	struct heap ranks;
-	struct heap loose; /* rank << 32 | position */
+	struct heap loose;		/* rank << 32 | position */
 	struct bpe_pair recent[RECENT]; /* looked up last: monotonous text asks for the same few */
 };
 

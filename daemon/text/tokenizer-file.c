@@ -20,7 +20,8 @@
 #define SHOWN(s) (int)MIN((s).len, (size_t)60), (s).data
 
 struct sections {
-	struct span version, added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model;
+	struct span version, added_tokens, normalizer, pre_tokenizer, post_processor, decoder,
+		model;
 };
 
 struct model_parts {
@@ -80,7 +81,8 @@ static int load(struct span value, const char *what, json_t **ret, struct err *e
 	if (is_absent(value))
 		return 0;
 	if (value.len > SECTION_BYTES_MAX)
-		return err_set(err, -EBADMSG, "%s is longer than %u bytes", what, SECTION_BYTES_MAX);
+		return err_set(err, -EBADMSG, "%s is longer than %u bytes", what,
+			       SECTION_BYTES_MAX);
 	*ret = json_loadb(value.data, value.len,
 			  JSON_DECODE_ANY | JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &error);
 	return *ret ? 0 : err_set(err, -EBADMSG, "%s: %s", what, error.text);
@@ -111,8 +113,7 @@ static int check_normalizer(struct span value, struct err *err)
 	r = load(value, "normalizer", &json, err);
 	if (r < 0 || !json)
 		return r;
-	if (is_type(json, "Sequence") &&
-	    json_array_size(json_object_get(json, "normalizers")) == 0)
+	if (is_type(json, "Sequence") && json_array_size(json_object_get(json, "normalizers")) == 0)
 		return 0;
 	return err_set(err, -ENOTSUP, "normalizer is '%s'; only null is supported", type_of(json));
 }
@@ -127,7 +128,8 @@ static int check_split(const json_t *split, struct err *err)
 		return err_set(err, -ENOTSUP, "pre_tokenizer[0] is '%s'; 'Split' is wanted",
 			       type_of(split));
 	if (!regex || strcmp(regex, SPLIT_PATTERN) != 0)
-		return err_set(err, -ENOTSUP, "the split pattern is '%.200s'; only '%s' is supported",
+		return err_set(err, -ENOTSUP,
+			       "the split pattern is '%.200s'; only '%s' is supported",
 			       regex ? regex : "not a Regex", SPLIT_PATTERN);
 	if (!behavior || strcmp(behavior, "Isolated") != 0)
 		return err_set(err, -ENOTSUP, "the split behavior is '%.60s'; 'Isolated' is wanted",
@@ -149,7 +151,8 @@ static int check_pre_tokenizer(struct span value, struct err *err)
 	list = json_object_get(json, "pretokenizers");
 	if (!is_type(json, "Sequence") || json_array_size(list) != 2)
 		return err_set(err, -ENOTSUP,
-			       "pre_tokenizer is '%.60s' of %zu; a Sequence of Split and ByteLevel is wanted",
+			       "pre_tokenizer is '%.60s' of %zu; a Sequence of Split and ByteLevel "
+			       "is wanted",
 			       type_of(json), json_array_size(list));
 	r = check_split(json_array_get(list, 0), err);
 	if (r < 0)
@@ -197,14 +200,17 @@ static int template_step(struct tokenizer *t, const json_t *step, const json_t *
 	}
 	list = name ? json_object_get(json_object_get(tokens, name), "ids") : NULL;
 	if (!json_is_array(list))
-		return err_set(err, -EBADMSG, "post_processor: the template's token '%.60s' has no ids",
+		return err_set(err, -EBADMSG,
+			       "post_processor: the template's token '%.60s' has no ids",
 			       name ? name : "");
-	json_array_foreach (list, i, value) {
+	json_array_foreach(list, i, value)
+	{
 		const json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
 		const uint32_t narrow = id;
 
 		if (id < 0 || id >= t->vocab.size || ids->n == TEMPLATE_IDS_MAX)
-			return err_set(err, -EBADMSG, "post_processor: id %lld of '%.60s' is not a token",
+			return err_set(err, -EBADMSG,
+				       "post_processor: id %lld of '%.60s' is not a token",
 				       (long long)id, name);
 		if (ids_append(ids, &narrow, 1) < 0)
 			return -ENOMEM;
@@ -224,7 +230,8 @@ static int read_processor(struct tokenizer *t, const json_t *json, unsigned int 
 		return 0; /* offsets only */
 	if (is_type(json, "Sequence") && depth < 2) {
 		list = json_object_get(json, "processors");
-		json_array_foreach (list, i, item) {
+		json_array_foreach(list, i, item)
+		{
 			r = read_processor(t, item, depth + 1, err);
 			if (r < 0)
 				return r;
@@ -232,20 +239,23 @@ static int read_processor(struct tokenizer *t, const json_t *json, unsigned int 
 		return 0;
 	}
 	if (!is_type(json, "TemplateProcessing"))
-		return err_set(err, -ENOTSUP,
-			       "post_processor is '%.60s'; ByteLevel and TemplateProcessing are supported",
-			       type_of(json));
+		return err_set(
+			err, -ENOTSUP,
+			"post_processor is '%.60s'; ByteLevel and TemplateProcessing are supported",
+			type_of(json));
 	if (t->before.n || t->after.n)
 		return err_set(err, -ENOTSUP, "post_processor has two templates");
 	list = json_object_get(json, "single");
 	if (!json_is_array(list))
 		return err_set(err, -ENOTSUP, "post_processor: 'single' is not a list");
-	json_array_foreach (list, i, item) {
+	json_array_foreach(list, i, item)
+	{
 		r = template_step(t, item, json_object_get(json, "special_tokens"), &text, err);
 		if (r < 0)
 			return r;
 	}
-	return text ? 0 : err_set(err, -EBADMSG, "post_processor: the template leaves out the text");
+	return text ? 0
+		    : err_set(err, -EBADMSG, "post_processor: the template leaves out the text");
 }
 
 static int read_post_processor(struct tokenizer *t, struct span value, struct err *err)
@@ -451,11 +461,13 @@ static int read_model(struct tokenizer *t, struct span model, struct err *err)
 			       SHOWN(p.dropout));
 	if (!(is_absent(p.prefix) || span_is(p.prefix, "\"\"")) ||
 	    !(is_absent(p.suffix) || span_is(p.suffix, "\"\"")))
-		return err_set(err, -ENOTSUP,
-			       "model.continuing_subword_prefix and end_of_word_suffix must be empty");
+		return err_set(
+			err, -ENOTSUP,
+			"model.continuing_subword_prefix and end_of_word_suffix must be empty");
 	if (!is_absent(p.ignore_merges) && !span_is(p.ignore_merges, "true") &&
 	    !span_is(p.ignore_merges, "false"))
-		return err_set(err, -EBADMSG, "model.ignore_merges is %.*s; true or false is wanted",
+		return err_set(err, -EBADMSG,
+			       "model.ignore_merges is %.*s; true or false is wanted",
 			       SHOWN(p.ignore_merges));
 	t->ignore_merges = p.ignore_merges.data && span_is(p.ignore_merges, "true");
 
@@ -470,8 +482,8 @@ static uint32_t find_written(const struct vocab *v, struct span content, char *r
 {
 	const long n = vocab_from_alphabet(content, raw);
 
-	return n < 0 ? vocab_find(v, content, VOCAB_LITERAL) :
-		       vocab_find(v, (struct span){ raw, n }, 0);
+	return n < 0 ? vocab_find(v, content, VOCAB_LITERAL)
+		     : vocab_find(v, (struct span){ raw, n }, 0);
 }
 
 /*
@@ -577,7 +589,8 @@ static int read_added_token(struct tokenizer *t, struct jsonpull *j, bool dense,
 	if (a->len == 0)
 		return err_set(err, -EBADMSG, "its content is empty or missing");
 	for (uint32_t i = 0; i + 1 < t->n_added; i++)
-		if (t->added[i].len == a->len && memcmp(t->added[i].content, a->content, a->len) == 0)
+		if (t->added[i].len == a->len &&
+		    memcmp(t->added[i].content, a->content, a->len) == 0)
 			return err_set(err, -EBADMSG, "'%.60s' is there twice", a->content);
 	r = give_id(t, a, dense, err);
 	if (r < 0)

@@ -139,8 +139,8 @@ static int encode_piece(struct encoder *e, struct span piece)
 			return 0;
 		}
 	}
-	id = t->ignore_merges && piece.len <= t->vocab.longest ? vocab_find(&t->vocab, piece, 0) :
-								 VOCAB_NONE;
+	id = t->ignore_merges && piece.len <= t->vocab.longest ? vocab_find(&t->vocab, piece, 0)
+							       : VOCAB_NONE;
 	if (id != VOCAB_NONE) {
 		out[0] = id;
 		n = 1;
@@ -230,8 +230,8 @@ int tokenizer_encode(const struct tokenizer *t, struct span text, enum tokenizer
 	if (!e.cache)
 		return -ENOMEM;
 
-	r = added == TOKENIZER_ADDED_NONE ? encode_text(&e, text) :
-					    encode_added(&e, &t->raw, &t->normalized, text);
+	r = added == TOKENIZER_ADDED_NONE ? encode_text(&e, text)
+					  : encode_added(&e, &t->raw, &t->normalized, text);
 	if (r < 0)
 		ids->n = n_before;
 	bpe_scratch_free(e.scratch);

@@ -100,9 +100,9 @@ static uint32_t *slot_of(const struct vocab *v, struct span bytes, uint8_t liter
 		const uint32_t id = v->slots[i];
 		const struct vocab_token *token = &v->tokens[id == VOCAB_NONE ? 0 : id];
 
-		if (id == VOCAB_NONE || (token->len == bytes.len &&
-					 (token->flags & VOCAB_LITERAL) == literal &&
-					 memcmp(v->bytes + token->at, bytes.data, bytes.len) == 0))
+		if (id == VOCAB_NONE ||
+		    (token->len == bytes.len && (token->flags & VOCAB_LITERAL) == literal &&
+		     memcmp(v->bytes + token->at, bytes.data, bytes.len) == 0))
 			return &v->slots[i];
 	}
 }

@@ -17,9 +17,10 @@ struct attend_job {
 	const float *q;
 	float *y;
 	uint32_t layer, heads, group;
-	uint32_t tile_tokens, tile_heads, head_tiles; /* of an item; and items side by side in a group */
-	uint32_t n_items, chunks;		      /* chunks: of the longest item, when split */
-	struct attend_part *parts;		      /* [n_items][chunks], when split */
+	uint32_t tile_tokens, tile_heads,
+		head_tiles;	   /* of an item; and items side by side in a group */
+	uint32_t n_items, chunks;  /* chunks: of the longest item, when split */
+	struct attend_part *parts; /* [n_items][chunks], when split */
 	atomic_uint next;
 };
 

@@ -61,9 +61,9 @@ struct exact_moes {
 	uint32_t n_parts, tokens, dim, cols_max;
 	float *y;
 	const float *x;
-	double *rows;	/* [n_threads][2][cols_max] */
-	double **h;	/* [n_parts]: [n][ffn_dim] */
-	double *sums;	/* [n_threads][tokens] */
+	double *rows; /* [n_threads][2][cols_max] */
+	double **h;   /* [n_parts]: [n][ffn_dim] */
+	double *sums; /* [n_threads][tokens] */
 };
 
 static void run_gate_up(void *userdata, uint32_t thread, uint32_t n_threads)
@@ -83,8 +83,8 @@ static void run_gate_up(void *userdata, uint32_t thread, uint32_t n_threads)
 				const float *x = e->x + (size_t)p->tokens[a] * e->dim;
 				const double z = dot(gate, x, e->dim);
 
-				e->h[i][(size_t)a * p->ffn_dim + row] =
-					z / (1 + exp(-z)) * dot(up, x, e->dim);
+				e->h[i][(size_t)a * p->ffn_dim + row] = z / (1 + exp(-z)) *
+									dot(up, x, e->dim);
 			}
 		}
 	}
@@ -121,13 +121,18 @@ static void run_down(void *userdata, uint32_t thread, uint32_t n_threads)
 	}
 }
 
-int exact_moe(struct stream *st, size_t at, float *y, const float *x, uint32_t tokens,
-	      uint32_t dim, const struct moe_part *parts, uint32_t n_parts)
+int exact_moe(struct stream *st, size_t at, float *y, const float *x, uint32_t tokens, uint32_t dim,
+	      const struct moe_part *parts, uint32_t n_parts)
 {
 	const uint32_t n_threads = st->dev->n_threads;
 	struct exact_moes e = {
-		.parts = parts, .n_parts = n_parts, .tokens = tokens, .dim = dim, .cols_max = dim,
-		.y = y, .x = x,
+		.parts = parts,
+		.n_parts = n_parts,
+		.tokens = tokens,
+		.dim = dim,
+		.cols_max = dim,
+		.y = y,
+		.x = x,
 	};
 
 	e.h = scratch_take(st, &at, n_parts * sizeof(*e.h));

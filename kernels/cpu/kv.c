@@ -51,9 +51,9 @@ bool rope_kv_fits(const struct tensor *q, const struct tensor *k, const struct t
 		return false;
 	if (!q_norm->data != !k_norm->data)
 		return false;
-	if (q_norm->data && (q_norm->type != DT_F32 || q_norm->shape[2] != kv->head_dim ||
-			     k_norm->type != DT_F32 || k_norm->shape[2] != kv->head_dim ||
-			     !(eps > 0)))
+	if (q_norm->data &&
+	    (q_norm->type != DT_F32 || q_norm->shape[2] != kv->head_dim || k_norm->type != DT_F32 ||
+	     k_norm->shape[2] != kv->head_dim || !(eps > 0)))
 		return false;
 	if (rope->rotary > kv->head_dim || !kv_covers(kv, layer, seqs, n_seqs, tokens))
 		return false;
@@ -70,6 +70,5 @@ bool attention_fits(const struct tensor *y, const struct tensor *q, const struct
 	const uint32_t tokens = q->shape[0], heads = q->shape[1];
 
 	return is_f32(q, tokens, heads, kv->head_dim) && is_f32(y, tokens, heads, kv->head_dim) &&
-	       kv_covers(kv, layer, seqs, n_seqs, tokens) && heads > 0 &&
-	       heads % kv->kv_heads == 0;
+	       kv_covers(kv, layer, seqs, n_seqs, tokens) && heads > 0 && heads % kv->kv_heads == 0;
 }

@@ -119,8 +119,8 @@ INLINE __m256 load_scales(const uint8_t *p, const bool f32)
 {
 	if (f32)
 		return _mm256_loadu_ps((const float *)p);
-	return _mm256_castsi256_ps(_mm256_slli_epi32(
-		_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+	return _mm256_castsi256_ps(
+		_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
 }
 
 INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
@@ -141,9 +141,8 @@ INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32
 #pragma GCC unroll 4
 		for (int h = 0; h < H; h++) {
 			const uint8_t *p = w + h / 2 * strip_bytes + h % 2 * 32;
-			const __m256 scales =
-				load_scales(w + h / 2 * strip_bytes + 256 + h % 2 * (f32 ? 32 : 16),
-					    f32);
+			const __m256 scales = load_scales(
+				w + h / 2 * strip_bytes + 256 + h % 2 * (f32 ? 32 : 16), f32);
 			__m256i q[8];
 
 #pragma GCC unroll 4
@@ -160,7 +159,8 @@ INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32
 			}
 #pragma GCC unroll 4
 			for (int t = 0; t < T; t++) {
-				const int8_t *xt = (const int8_t *)x[t] + (size_t)g * 2 * GROUP_COLS;
+				const int8_t *xt = (const int8_t *)x[t] +
+						   (size_t)g * 2 * GROUP_COLS;
 				const struct fixed_group *group =
 					(const struct fixed_group *)(x[t] + at_groups) + g;
 				const __m256i high = sum_bytes(q, xt);

@@ -155,7 +155,8 @@ INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32
 			_mm_prefetch((const char *)p + PREFETCH + 256, _MM_HINT_T0);
 #pragma GCC unroll 8
 			for (int t = 0; t < T; t++) {
-				const int8_t *xt = (const int8_t *)x[t] + (size_t)g * 2 * GROUP_COLS;
+				const int8_t *xt = (const int8_t *)x[t] +
+						   (size_t)g * 2 * GROUP_COLS;
 				const struct fixed_group *group =
 					(const struct fixed_group *)(x[t] + at_groups) + g;
 				__m512i high = _mm512_setzero_si512(), low = high;
@@ -204,13 +205,13 @@ INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, ui
 }
 
 void mul_int4_vnni(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
-		     uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
+		   uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
 {
 	mul_nibbles_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, false);
 }
 
 void mul_int4_f32_vnni(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
-			 uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
+		       uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
 {
 	mul_nibbles_any(out, w, strip_bytes, n_strips, n_groups, x, n_tokens, true);
 }

@@ -76,9 +76,9 @@ static void add_group(float *out, const float *codes, const vf scales[4], const 
 		v_store(out + 4 * i, v_load(out + 4 * i) + sum[i] * (scales[i] * scale));
 }
 
-static inline void mul_int4_any(float *out, const uint8_t *w, size_t strip_bytes,
-				uint32_t n_strips, uint32_t n_groups, const uint8_t *const *x,
-				uint32_t n_tokens, bool f32)
+static inline void mul_int4_any(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+				uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
+				bool f32)
 {
 	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
 	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
@@ -93,8 +93,8 @@ static inline void mul_int4_any(float *out, const uint8_t *w, size_t strip_bytes
 
 			unpack_group(codes, p);
 			for (int i = 0; i < 4; i++)
-				scales[i] = f32 ? v_load((const float *)(p + 256) + 4 * i) :
-						  v_load_bf16((const uint16_t *)(p + 256) + 4 * i);
+				scales[i] = f32 ? v_load((const float *)(p + 256) + 4 * i)
+						: v_load_bf16((const uint16_t *)(p + 256) + 4 * i);
 			for (uint32_t t = 0; t < n_tokens; t++) {
 				const struct fixed_group *group =
 					(const struct fixed_group *)(x[t] + at_groups) + g;

@@ -22,7 +22,7 @@ struct moe {
 		const uint8_t **at;	  /* [n] */
 		size_t row_bytes;
 		uint32_t first_item;
-	} *hidden; /* [n_parts] */
+	} * hidden; /* [n_parts] */
 	uint32_t n_parts, n_items, tokens, dim;
 	struct acts acts;
 	float *y;
@@ -156,8 +156,12 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 		     uint32_t dim, struct moe_part *parts, uint32_t n_parts)
 {
 	struct moe m = {
-		.kernels = st->dev->linear, .parts = parts, .n_parts = n_parts, .tokens = tokens,
-		.dim = dim, .y = y,
+		.kernels = st->dev->linear,
+		.parts = parts,
+		.n_parts = n_parts,
+		.tokens = tokens,
+		.dim = dim,
+		.y = y,
 	};
 	uint32_t forms = 0;
 	int r;
@@ -213,7 +217,8 @@ static void sort_tokens(struct sorted *s, uint32_t tokens, uint32_t experts, uin
 			const uint32_t *chosen, const float *weights)
 {
 	const size_t n = (size_t)tokens * top_k;
-	uint32_t *next = s->begin + 1; /* shifted by one: dealing moves begin[e + 1] up to its end */
+	uint32_t *next = s->begin +
+			 1; /* shifted by one: dealing moves begin[e + 1] up to its end */
 
 	memset(s->begin, 0, ((size_t)experts + 2) * sizeof(*s->begin));
 	for (size_t i = 0; i < n; i++)
@@ -264,7 +269,8 @@ static bool moe_fits(const struct tensor *y, const struct tensor *x, const struc
 }
 
 int op_moe(struct stream *st, const struct tensor *y, const struct tensor *x,
-	   const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen, const float *weights)
+	   const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen,
+	   const float *weights)
 {
 	const uint32_t tokens = x->shape[1];
 	struct sorted s;
@@ -286,15 +292,22 @@ int op_moe(struct stream *st, const struct tensor *y, const struct tensor *x,
 
 		if (n)
 			s.parts[n_parts++] = (struct moe_part){
-				.gate = &w->gate[e], .up = &w->up[e], .down = &w->down[e],
-				.tokens = s.tokens + first, .weights = s.weights + first,
-				.n = n, .ffn_dim = w->gate[e].rows,
+				.gate = &w->gate[e],
+				.up = &w->up[e],
+				.down = &w->down[e],
+				.tokens = s.tokens + first,
+				.weights = s.weights + first,
+				.n = n,
+				.ffn_dim = w->gate[e].rows,
 			};
 	}
 	if (w->shared_gate.kind != WEIGHT_NONE)
 		s.parts[n_parts++] = (struct moe_part){
-			.gate = &w->shared_gate, .up = &w->shared_up, .down = &w->shared_down,
-			.tokens = s.tokens + (size_t)tokens * top_k, .n = tokens,
+			.gate = &w->shared_gate,
+			.up = &w->shared_up,
+			.down = &w->shared_down,
+			.tokens = s.tokens + (size_t)tokens * top_k,
+			.n = tokens,
 			.ffn_dim = w->shared_gate.rows,
 		};
 	if (n_parts == 0)
@@ -307,7 +320,9 @@ int op_mlp(struct stream *st, const struct tensor *y, const struct tensor *x,
 	   const struct weight *gate, const struct weight *up, const struct weight *down)
 {
 	const struct moe_weights w = {
-		.shared_gate = *gate, .shared_up = *up, .shared_down = *down,
+		.shared_gate = *gate,
+		.shared_up = *up,
+		.shared_down = *down,
 	};
 
 	if (gate->kind == WEIGHT_NONE)

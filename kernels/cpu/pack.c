@@ -116,10 +116,10 @@ static void pack_f32(uint8_t *dst, const struct weight_source *src, uint32_t str
 		float *to = (float *)dst + r;
 
 		for (uint32_t c = 0; c < padded; c++)
-			to[(size_t)c * STRIP_ROWS] =
-				row < src->rows && c < src->cols ?
-					read_value(src->type, src->data, row * src->cols + c) :
-					0;
+			to[(size_t)c * STRIP_ROWS] = row < src->rows && c < src->cols
+							     ? read_value(src->type, src->data,
+									  row * src->cols + c)
+							     : 0;
 	}
 }
 
@@ -159,16 +159,17 @@ static void pack_int4(uint8_t *dst, enum weight_kind kind, const struct weight_s
 			const size_t at = row * per_row + (size_t)g * GROUP_COLS / src->group;
 
 			for (uint32_t j = 0; j < 4; j++)
-				lines[j * STRIP_ROWS + r] =
-					pack_word(src, row, g * GROUP_COLS + 8 * j);
+				lines[j * STRIP_ROWS + r] = pack_word(src, row,
+								      g * GROUP_COLS + 8 * j);
 			if (kind == WEIGHT_INT4)
-				((uint16_t *)(dst + 256))[r] =
-					row < src->rows ? read_u16(src->scales, at) : 0;
+				((uint16_t *)(dst + 256))[r] = row < src->rows
+								       ? read_u16(src->scales, at)
+								       : 0;
 			else
-				((float *)(dst + 256))[r] =
-					row < src->rows ?
-						read_value(src->scale_type, src->scales, at) :
-						0;
+				((float *)(dst + 256))[r] = row < src->rows
+								    ? read_value(src->scale_type,
+										 src->scales, at)
+								    : 0;
 		}
 	}
 }
@@ -238,12 +239,13 @@ static inline double value_at(const struct weight *w, const uint8_t *strip, uint
 	double scale;
 
 	if (w->kind == WEIGHT_BF16)
-		return bf16_widen(((const uint16_t *)group)[k / 2 * 2 * STRIP_ROWS + 2 * r + k % 2]);
+		return bf16_widen(
+			((const uint16_t *)group)[k / 2 * 2 * STRIP_ROWS + 2 * r + k % 2]);
 	if (w->kind == WEIGHT_F32)
 		return ((const float *)group)[k * STRIP_ROWS + r];
 	nibble = group[k / 8 * 64 + 4 * r + k % 4] >> (k % 8 < 4 ? 0 : 4) & 15;
-	scale = w->kind == WEIGHT_INT4 ? bf16_widen(((const uint16_t *)(group + 256))[r]) :
-					 ((const float *)(group + 256))[r];
+	scale = w->kind == WEIGHT_INT4 ? bf16_widen(((const uint16_t *)(group + 256))[r])
+				       : ((const float *)(group + 256))[r];
 	return ((int)nibble - 8) * scale;
 }
 

@@ -24,7 +24,7 @@
 
 /* Each word that one side spins on has a cache line of its own. */
 struct pool {
-	_Alignas(64) _Atomic uint32_t epoch;  /* written by the caller: bumped for each run */
+	_Alignas(64) _Atomic uint32_t epoch;   /* written by the caller: bumped for each run */
 	_Alignas(64) _Atomic uint32_t pending; /* workers that have not finished this run */
 	_Alignas(64) _Atomic uint32_t sleepers;
 	_Atomic uint32_t caller_sleeps;

@@ -34,9 +34,8 @@ static void compute_logits(void *userdata, uint32_t thread, uint32_t n_threads)
 
 		for (uint32_t i = t; i < end; i++)
 			job->ops->dots(job->logits + (size_t)i * job->experts + e,
-				       job->x + (size_t)i * job->dim,
-				       job->w + (size_t)e * job->dim, job->dim,
-				       left < TILE_EXPERTS ? left : TILE_EXPERTS);
+				       job->x + (size_t)i * job->dim, job->w + (size_t)e * job->dim,
+				       job->dim, left < TILE_EXPERTS ? left : TILE_EXPERTS);
 	}
 }
 

@@ -58,8 +58,8 @@ int ref_attention(const struct tensor *y, const struct tensor *q, const struct k
 	for (uint32_t s = 0; s < n_seqs; s++) {
 		for (uint32_t j = 0; j < seqs[s].n_tokens; j++) {
 			for (uint32_t h = 0; h < heads; h++) {
-				const size_t at =
-					((seqs[s].first + (size_t)j) * heads + h) * kv->head_dim;
+				const size_t at = ((seqs[s].first + (size_t)j) * heads + h) *
+						  kv->head_dim;
 
 				attend((float *)y->data + at, (const float *)q->data + at, kv,
 				       layer, &seqs[s], h / group, seqs[s].at + j, scores);

@@ -22,9 +22,9 @@ static double value_of(enum dtype type, const void *data, size_t i)
 		return f32;
 	}
 	const int exponent = half >> 10 & 31, mantissa = half & 1023;
-	const double size = exponent == 31 ? (mantissa ? NAN : INFINITY) :
-			    exponent	   ? ldexp(1024 + mantissa, exponent - 25) :
-					     ldexp(mantissa, -24);
+	const double size = exponent == 31 ? (mantissa ? NAN : INFINITY)
+			    : exponent	   ? ldexp(1024 + mantissa, exponent - 25)
+					   : ldexp(mantissa, -24);
 
 	return half & 0x8000 ? -size : size;
 }
@@ -38,7 +38,8 @@ static double weight_of(const struct weight_source *w, uint32_t row, uint32_t c)
 		return value_of(w->type, w->data, (size_t)row * w->cols + c);
 	memcpy(&word, (const char *)w->data + 4 * (row * words + c / 8), 4);
 	return ((int)(word >> 4 * (c % 8) & 15) - 8) *
-	       value_of(w->scale_type, w->scales, (size_t)row * (w->cols / w->group) + c / w->group);
+	       value_of(w->scale_type, w->scales,
+			(size_t)row * (w->cols / w->group) + c / w->group);
 }
 
 static double row_times(const struct weight_source *w, uint32_t row, const double *x)
@@ -57,8 +58,8 @@ int ref_linear(double *y, const struct weight_source *w, const double *bias, con
 		return -EINVAL;
 	for (uint32_t t = 0; t < tokens; t++)
 		for (uint32_t row = 0; row < w->rows; row++)
-			y[(size_t)t * w->rows + row] =
-				row_times(w, row, x + (size_t)t * w->cols) + (bias ? bias[row] : 0);
+			y[(size_t)t * w->rows + row] = row_times(w, row, x + (size_t)t * w->cols) +
+						       (bias ? bias[row] : 0);
 	return 0;
 }
 

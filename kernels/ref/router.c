@@ -89,7 +89,8 @@ void router_choose(uint32_t *ret_experts, float *ret_weights, const double *logi
 }
 
 int ref_router(uint32_t *ret_experts, float *ret_weights, const struct tensor *x,
-	       const struct tensor *w, const struct tensor *bias, const struct router_params *params)
+	       const struct tensor *w, const struct tensor *bias,
+	       const struct router_params *params)
 {
 	const uint32_t tokens = x->shape[1], dim = x->shape[2], experts = w->shape[1];
 	double logits[MOE_EXPERTS_MAX];

@@ -61,8 +61,8 @@ static void report(const struct tokenizer *t, const char *name, const char *text
 
 	if (*prose == 0)
 		*prose = took;
-	printf("%-18s %8.1f MB/s  %9zu ids  %5.2f of prose's time\n", name, TEXT_BYTES / took * 1e-6,
-	       n_ids, took / *prose);
+	printf("%-18s %8.1f MB/s  %9zu ids  %5.2f of prose's time\n", name,
+	       TEXT_BYTES / took * 1e-6, n_ids, took / *prose);
 }
 
 int main(int argc, char **argv)

@@ -12,61 +12,100 @@
 /* Written with a space in front, which is how they stand in text. */
 static const char words[] =
 	"the of and to in a is that it was for on are as with his they be at one have this from or "
-	"had by hot but some what there we can out other were all your when up use word how said an "
-	"each she which do their time if will way about many then them would write like so these her "
-	"long make thing see him two has look more day could go come did my sound no most number who "
+	"had by hot but some what there we can out other were all your when up use word how said "
+	"an "
+	"each she which do their time if will way about many then them would write like so these "
+	"her "
+	"long make thing see him two has look more day could go come did my sound no most number "
+	"who "
 	"over know water than call first people may down side been now find any new work part take "
 	"get place made live where after back little only round man year came show every good me "
-	"give our under name very through just form great think say help low line before turn cause "
-	"same mean differ move right boy old too does tell sentence set three want air well also play "
-	"small end put home read hand port large spell add even land here must big high such follow "
+	"give our under name very through just form great think say help low line before turn "
+	"cause "
+	"same mean differ move right boy old too does tell sentence set three want air well also "
+	"play "
+	"small end put home read hand port large spell add even land here must big high such "
+	"follow "
 	"act why ask men change went light kind off need house picture try us again animal point "
 	"mother world near build self earth father head stand own page should country found answer "
-	"school grow study still learn plant cover food sun four thought let keep eye never last door "
+	"school grow study still learn plant cover food sun four thought let keep eye never last "
+	"door "
 	"between city tree cross since hard start might story saw far sea draw left late run while "
-	"press close night real life few stop open seem together next white children begin got walk "
-	"example ease paper often always music those both mark book letter until mile river car feet "
-	"care second group carry took rain eat room friend began idea fish mountain north once base "
-	"hear horse cut sure watch color face wood main enough plain girl usual young ready above ever "
+	"press close night real life few stop open seem together next white children begin got "
+	"walk "
+	"example ease paper often always music those both mark book letter until mile river car "
+	"feet "
+	"care second group carry took rain eat room friend began idea fish mountain north once "
+	"base "
+	"hear horse cut sure watch color face wood main enough plain girl usual young ready above "
+	"ever "
 	"red list though feel talk bird soon body dog family direct pose leave song measure state "
 	"product black short numeral class wind question happen complete ship area half rock order "
-	"fire south problem piece told knew pass farm top whole king size heard best hour better true "
-	"during hundred remember step early hold west ground interest reach fast five sing listen six "
-	"table travel less morning ten simple several vowel toward war lay against pattern slow center "
-	"love person money serve appear road map science rule govern pull cold notice voice fall power "
-	"town fine certain fly unit lead cry dark machine note wait plan figure star box noun field "
-	"rest correct able pound done beauty drive stood contain front teach week final gave green quick "
-	"develop sleep warm free minute strong special mind behind clear tail produce fact street inch "
-	"lot nothing course stay wheel full force blue object decide surface deep moon island foot yet "
-	"busy test record boat common gold possible plane age dry wonder laugh thousand ago ran check "
+	"fire south problem piece told knew pass farm top whole king size heard best hour better "
+	"true "
+	"during hundred remember step early hold west ground interest reach fast five sing listen "
+	"six "
+	"table travel less morning ten simple several vowel toward war lay against pattern slow "
+	"center "
+	"love person money serve appear road map science rule govern pull cold notice voice fall "
+	"power "
+	"town fine certain fly unit lead cry dark machine note wait plan figure star box noun "
+	"field "
+	"rest correct able pound done beauty drive stood contain front teach week final gave green "
+	"quick "
+	"develop sleep warm free minute strong special mind behind clear tail produce fact street "
+	"inch "
+	"lot nothing course stay wheel full force blue object decide surface deep moon island foot "
+	"yet "
+	"busy test record boat common gold possible plane age dry wonder laugh thousand ago ran "
+	"check "
 	"game shape yes miss heat snow bed bring sit perhaps fill east weight language among";
 
 static const struct {
 	const char *content;
 	bool special;
 } markers[] = {
-	{ "<|endoftext|>", true },	  { "[MASK]", true },
-	{ "[gMASK]", true },		  { "[sMASK]", true },
-	{ "<sop>", true },		  { "<eop>", true },
-	{ "<|system|>", true },		  { "<|user|>", true },
-	{ "<|assistant|>", true },	  { "<|observation|>", true },
-	{ "<|begin_of_image|>", true },	  { "<|end_of_image|>", true },
-	{ "<|begin_of_video|>", true },	  { "<|end_of_video|>", true },
-	{ "<|begin_of_audio|>", true },	  { "<|end_of_audio|>", true },
-	{ "<|begin_of_transcription|>", true }, { "<|end_of_transcription|>", true },
-	{ "<|code_prefix|>", true },	  { "<|code_middle|>", true },
-	{ "<|code_suffix|>", true },	  { "<think>", false },
-	{ "</think>", false },		  { "<tool_call>", false },
-	{ "</tool_call>", false },	  { "<tool_response>", false },
-	{ "</tool_response>", false },	  { "<arg_key>", false },
-	{ "</arg_key>", false },	  { "<arg_value>", false },
-	{ "</arg_value>", false },	  { "/nothink", true },
-	{ "<|begin_of_box|>", false },	  { "<|end_of_box|>", false },
-	{ "<|image|>", false },		  { "<|video|>", false },
+	{ "<|endoftext|>", true },
+	{ "[MASK]", true },
+	{ "[gMASK]", true },
+	{ "[sMASK]", true },
+	{ "<sop>", true },
+	{ "<eop>", true },
+	{ "<|system|>", true },
+	{ "<|user|>", true },
+	{ "<|assistant|>", true },
+	{ "<|observation|>", true },
+	{ "<|begin_of_image|>", true },
+	{ "<|end_of_image|>", true },
+	{ "<|begin_of_video|>", true },
+	{ "<|end_of_video|>", true },
+	{ "<|begin_of_audio|>", true },
+	{ "<|end_of_audio|>", true },
+	{ "<|begin_of_transcription|>", true },
+	{ "<|end_of_transcription|>", true },
+	{ "<|code_prefix|>", true },
+	{ "<|code_middle|>", true },
+	{ "<|code_suffix|>", true },
+	{ "<think>", false },
+	{ "</think>", false },
+	{ "<tool_call>", false },
+	{ "</tool_call>", false },
+	{ "<tool_response>", false },
+	{ "</tool_response>", false },
+	{ "<arg_key>", false },
+	{ "</arg_key>", false },
+	{ "<arg_value>", false },
+	{ "</arg_value>", false },
+	{ "/nothink", true },
+	{ "<|begin_of_box|>", false },
+	{ "<|end_of_box|>", false },
+	{ "<|image|>", false },
+	{ "<|video|>", false },
 };
 
 static const char pattern[] =
-	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}| ?[^\\\\s"
+	"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}| "
+	"?[^\\\\s"
 	"\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+";
 
 static const char chat_template[] =
@@ -252,23 +291,31 @@ static void write_tokenizer(FILE *f)
 {
 	const struct words *w = all_words();
 
-	fprintf(f, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [\n");
+	fprintf(f, "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, "
+		   "\"added_tokens\": [\n");
 	for (uint32_t i = 0; i < ARRAY_SIZE(markers); i++)
-		fprintf(f, "{\"id\": %u, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, "
-			   "\"rstrip\": false, \"normalized\": false, \"special\": %s}%s\n",
+		fprintf(f,
+			"{\"id\": %u, \"content\": \"%s\", \"single_word\": false, \"lstrip\": "
+			"false, "
+			"\"rstrip\": false, \"normalized\": false, \"special\": %s}%s\n",
 			256 + w->n + i, markers[i].content, markers[i].special ? "true" : "false",
 			i + 1 < ARRAY_SIZE(markers) ? "," : "");
-	fprintf(f, "], \"normalizer\": null,\n"
-		   "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Split\", "
-		   "\"pattern\": {\"Regex\": \"%s\"}, \"behavior\": \"Isolated\", \"invert\": false}, "
-		   "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
-		   "\"use_regex\": false}]},\n", pattern);
+	fprintf(f,
+		"], \"normalizer\": null,\n"
+		"\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": "
+		"\"Split\", "
+		"\"pattern\": {\"Regex\": \"%s\"}, \"behavior\": \"Isolated\", \"invert\": false}, "
+		"{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, "
+		"\"use_regex\": false}]},\n",
+		pattern);
 	fprintf(f, "\"post_processor\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
 		   "\"trim_offsets\": false, \"use_regex\": false},\n"
-		   "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": true, "
+		   "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+		   "\"trim_offsets\": true, "
 		   "\"use_regex\": true},\n"
 		   "\"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, "
-		   "\"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, \"fuse_unk\": false, "
+		   "\"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, "
+		   "\"fuse_unk\": false, "
 		   "\"byte_fallback\": false, \"ignore_merges\": true,\n\"vocab\": {");
 	write_bytes(f);
 	for (uint32_t i = 0; i < w->n; i++)
@@ -284,10 +331,12 @@ static void write_tokenizer_config(FILE *f)
 {
 	fprintf(f, "{\"added_tokens_decoder\": {\n");
 	for (uint32_t i = 0; i < ARRAY_SIZE(markers); i++)
-		fprintf(f, "\"%u\": {\"content\": \"%s\", \"lstrip\": false, \"normalized\": false, "
-			   "\"rstrip\": false, \"single_word\": false, \"special\": %s}%s\n",
+		fprintf(f,
+			"\"%u\": {\"content\": \"%s\", \"lstrip\": false, \"normalized\": false, "
+			"\"rstrip\": false, \"single_word\": false, \"special\": %s}%s\n",
 			256 + all_words()->n + i, markers[i].content,
-			markers[i].special ? "true" : "false", i + 1 < ARRAY_SIZE(markers) ? "," : "");
+			markers[i].special ? "true" : "false",
+			i + 1 < ARRAY_SIZE(markers) ? "," : "");
 	fprintf(f, "}, \"eos_token\": \"<|endoftext|>\", \"pad_token\": \"<|endoftext|>\", "
 		   "\"clean_up_tokenization_spaces\": false, \"do_lower_case\": false, "
 		   "\"model_max_length\": 128000, \"padding_side\": \"left\", "

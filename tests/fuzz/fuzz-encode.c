@@ -42,8 +42,9 @@ static struct tokenizer *make(void)
 	unsigned int next = 0x100;
 	char item[32], key[4];
 
-	bytes_append_string(&b, "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
-				"{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"Regex\":\"");
+	bytes_append_string(
+		&b, "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+		    "{\"type\":\"Split\",\"behavior\":\"Isolated\",\"pattern\":{\"Regex\":\"");
 	append_pattern(&b);
 	bytes_append_string(&b, "\"}},{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
 				"\"use_regex\":false}]},\"decoder\":{\"type\":\"ByteLevel\"},"
@@ -77,8 +78,8 @@ static void check(const struct tokenizer *t, struct span text, enum tokenizer_ad
 	if (added == TOKENIZER_ADDED_NONE && (len != wanted || memcmp(decoded, repaired, len) != 0))
 		abort();
 	for (size_t i = 0; i <= ids.n; i++) {
-		const size_t got = i < ids.n ? detokenizer_push(&d, t, ids.at[i], piece) :
-					       detokenizer_flush(&d, piece);
+		const size_t got = i < ids.n ? detokenizer_push(&d, t, ids.at[i], piece)
+					     : detokenizer_flush(&d, piece);
 
 		if (n + got > len || memcmp(decoded + n, piece, got) != 0)
 			abort();

@@ -21,7 +21,8 @@ static int open_tokenizer(void **state)
 	char path[512];
 
 	(void)state;
-	snprintf(path, sizeof(path), "%s/tests/golden/tokenizer/tokenizer.json", srcdir ? srcdir : ".");
+	snprintf(path, sizeof(path), "%s/tests/golden/tokenizer/tokenizer.json",
+		 srcdir ? srcdir : ".");
 	return tokenizer_open(path, &tokenizer, &err);
 }
 
@@ -80,8 +81,8 @@ static struct result run(const struct answer_options *options, const char *text,
 	return res;
 }
 
-static void assert_answer(const struct answer_options *options, const char *text, const char *reasoning,
-			  const char *content, const char *calls)
+static void assert_answer(const struct answer_options *options, const char *text,
+			  const char *reasoning, const char *content, const char *calls)
 {
 	for (size_t step = 1; step < 5; step++) {
 		struct result res = run(options, text, step);
@@ -95,7 +96,9 @@ static void assert_answer(const struct answer_options *options, const char *text
 
 static struct answer_options chat(void)
 {
-	return (struct answer_options){ .tokenizer = tokenizer, .layout = CHAT_GLM46, .thinking = true, .trim = true };
+	return (struct answer_options){
+		.tokenizer = tokenizer, .layout = CHAT_GLM46, .thinking = true, .trim = true
+	};
 }
 
 static void reasoning_and_content_come_apart(void **state)
@@ -103,7 +106,8 @@ static void reasoning_and_content_come_apart(void **state)
 	struct answer_options o = chat();
 
 	(void)state;
-	assert_answer(&o, "\n<think>\nfirst\n\nthen\n</think>\n\nThe answer.\n", "first\n\nthen", "The answer.", "");
+	assert_answer(&o, "\n<think>\nfirst\n\nthen\n</think>\n\nThe answer.\n", "first\n\nthen",
+		      "The answer.", "");
 	assert_answer(&o, "\n<think></think>\nHello", "", "Hello", "");
 	assert_answer(&o, "No thoughts.", "", "No thoughts.", "");
 	assert_answer(&o, "\n\n", "", "", "");
@@ -151,19 +155,25 @@ static void tool_calls_are_read_with_their_types(void **state)
 	static const char args[] = "get\0zip\0other\0n";
 
 	(void)state;
-	assert_answer(&o,
-		      "Let me look.\n<tool_call>get\n<arg_key>zip</arg_key>\n<arg_value>12345</arg_value>\n"
-		      "<arg_key>n</arg_key>\n<arg_value>3</arg_value>\n<arg_key>o</arg_key>\n"
-		      "<arg_value>{\"a\": [1, true, null]}</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
-		      "", "Let me look.",
-		      "[{\"name\": \"get\", \"arguments\": {\"zip\": 12345, \"n\": 3, \"o\": {\"a\": [1, true, null]}}}]"
-		      "[{\"name\": \"now\", \"arguments\": {}}]");
+	assert_answer(
+		&o,
+		"Let me "
+		"look.\n<tool_call>get\n<arg_key>zip</arg_key>\n<arg_value>12345</arg_value>\n"
+		"<arg_key>n</arg_key>\n<arg_value>3</arg_value>\n<arg_key>o</arg_key>\n"
+		"<arg_value>{\"a\": [1, true, "
+		"null]}</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
+		"", "Let me look.",
+		"[{\"name\": \"get\", \"arguments\": {\"zip\": 12345, \"n\": 3, \"o\": {\"a\": [1, "
+		"true, null]}}}]"
+		"[{\"name\": \"now\", \"arguments\": {}}]");
 	o.string_args = (struct span){ args, sizeof(args) };
-	assert_answer(&o,
-		      "<tool_call>get\n<arg_key>zip</arg_key>\n<arg_value>12345</arg_value>\n<arg_key>n</arg_key>\n"
-		      "<arg_value>Zürich</arg_value></tool_call>after",
-		      "", "after",
-		      "[{\"name\": \"get\", \"arguments\": {\"zip\": \"12345\", \"n\": \"Zürich\"}}]");
+	assert_answer(
+		&o,
+		"<tool_call>get\n<arg_key>zip</arg_key>\n<arg_value>12345</arg_value>\n<arg_key>n</"
+		"arg_key>\n"
+		"<arg_value>Zürich</arg_value></tool_call>after",
+		"", "after",
+		"[{\"name\": \"get\", \"arguments\": {\"zip\": \"12345\", \"n\": \"Zürich\"}}]");
 }
 
 static void the_glm47_form_of_a_call_is_read_too(void **state)
@@ -172,8 +182,9 @@ static void the_glm47_form_of_a_call_is_read_too(void **state)
 
 	(void)state;
 	o.layout = CHAT_GLM47;
-	assert_answer(&o, "x</think><tool_call>f<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>", "", "x",
-		      "[{\"name\": \"f\", \"arguments\": {\"k\": \"v\"}}]");
+	assert_answer(
+		&o, "x</think><tool_call>f<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>",
+		"", "x", "[{\"name\": \"f\", \"arguments\": {\"k\": \"v\"}}]");
 }
 
 static void a_truncated_call_is_told_as_such(void **state)
@@ -197,7 +208,8 @@ static void text_that_spells_a_marker_is_text(void **state)
 
 	(void)state;
 	assert_int_equal(tokenizer_encode(tokenizer, SPAN("a</think><tool_call>b</tool_call>"),
-					  TOKENIZER_ADDED_NONE, &ids), 0);
+					  TOKENIZER_ADDED_NONE, &ids),
+			 0);
 	assert_int_equal(answer_new(&o, &a), 0);
 	for (size_t i = 0; i < ids.n; i++)
 		assert_int_equal(answer_push(a, ids.at[i]), 0);
@@ -217,7 +229,8 @@ static void stop_strings_cut_where_they_begin(void **state)
 	o.stops[0] = SPAN("lazy dog");
 	o.stops[1] = SPAN("\n\n");
 	for (size_t step = 1; step < 5; step++) {
-		struct result res = run(&o, "The quick brown fox jumps over the lazy dog. And on.", step);
+		struct result res = run(&o, "The quick brown fox jumps over the lazy dog. And on.",
+					step);
 
 		assert_int_equal(res.r, 1);
 		assert_string_equal(res.content.at, "The quick brown fox jumps over the ");

@@ -125,8 +125,16 @@ static void check_shape(enum dtype type, uint32_t group, uint32_t kv_heads, uint
 	fixture_init(&f, type, kv_heads, head_dim, page_tokens);
 	const struct seq seqs[] = {
 		{ .first = 0, .n_tokens = 1, .at = 0, .n_pages = PAGES, .pages = f.pages },
-		{ .first = 1, .n_tokens = 37, .at = 240, .n_pages = PAGES - 3, .pages = f.pages + 3 },
-		{ .first = 38, .n_tokens = 1, .at = 516, .n_pages = PAGES - 7, .pages = f.pages + 7 },
+		{ .first = 1,
+		  .n_tokens = 37,
+		  .at = 240,
+		  .n_pages = PAGES - 3,
+		  .pages = f.pages + 3 },
+		{ .first = 38,
+		  .n_tokens = 1,
+		  .at = 516,
+		  .n_pages = PAGES - 7,
+		  .pages = f.pages + 7 },
 	};
 
 	q = random_tensor(39, group * kv_heads, head_dim, scale, 5);
@@ -169,7 +177,9 @@ static void large_scores_do_not_overflow(void **state)
 	q = random_tensor(1, 1, 16, 1e6f, 3);
 	y = random_tensor(1, 1, 16, 1, 4);
 	for (enum isa isa = ISA_REF; isa < ISA_N; isa++) {
-		const struct seq seq = { .n_tokens = 1, .at = 900, .n_pages = PAGES, .pages = f.pages };
+		const struct seq seq = {
+			.n_tokens = 1, .at = 900, .n_pages = PAGES, .pages = f.pages
+		};
 
 		if (!isa_supported(isa))
 			continue;
@@ -195,7 +205,9 @@ static void bits_do_not_depend_on_chunks_or_threads(void **state)
 	whole = random_tensor(tokens, heads, head_dim, 1, 6);
 	single = random_tensor(tokens, heads, head_dim, 1, 7);
 	for (enum isa isa = ISA_REF; isa < ISA_N; isa++) {
-		struct seq seq = { .n_tokens = tokens, .at = 700, .n_pages = PAGES, .pages = f.pages };
+		struct seq seq = {
+			.n_tokens = tokens, .at = 700, .n_pages = PAGES, .pages = f.pages
+		};
 
 		if (!isa_supported(isa))
 			continue;
@@ -263,10 +275,10 @@ static void check_angles(struct stream *st, const struct rope_table *rope,
 		x[d] = d < 32 || d >= 64; /* first of each pair, and the dims that stay */
 	assert_int_equal(op_rope_kv(st, &q, &k, &k, &none, &none, 0, rope, kv, 0, &seq, 1), 0);
 	for (uint32_t d = 0; d < 32; d++) {
-		const double c = json_number_value(
-			json_array_get(json_object_get(row, "f32_angle_cos"), d));
-		const double s = json_number_value(
-			json_array_get(json_object_get(row, "f32_angle_sin"), d));
+		const double c =
+			json_number_value(json_array_get(json_object_get(row, "f32_angle_cos"), d));
+		const double s =
+			json_number_value(json_array_get(json_object_get(row, "f32_angle_sin"), d));
 
 		assert_true(fabs(x[d] - c) < 1e-7 && fabs(x[d + 32] - s) < 1e-7);
 	}
@@ -278,8 +290,12 @@ static void check_angles(struct stream *st, const struct rope_table *rope,
 
 static void the_angles_are_those_of_the_reference_table(void **state)
 {
-	struct kv_cache kv = { .type = DT_F32, .n_pages = 1, .page_tokens = 1024, .layers = 1,
-			       .kv_heads = 1, .head_dim = 128 };
+	struct kv_cache kv = { .type = DT_F32,
+			       .n_pages = 1,
+			       .page_tokens = 1024,
+			       .layers = 1,
+			       .kv_heads = 1,
+			       .head_dim = 128 };
 	const char *top = getenv("srcdir");
 	struct rope_table rope;
 	char path[4096];
@@ -329,15 +345,18 @@ static void check_rope(enum isa isa, const struct tensor *norm)
 	}
 	const struct seq seqs[] = {
 		{ .n_tokens = 39, .at = 5, .n_pages = 20, .pages = f[0].pages },
-		{ .first = 39, .n_tokens = 1, .at = 1000, .n_pages = 126, .pages = f[0].pages + 30 },
+		{ .first = 39,
+		  .n_tokens = 1,
+		  .at = 1000,
+		  .n_pages = 126,
+		  .pages = f[0].pages + 30 },
 	};
 
-	assert_int_equal(ref_rope_kv(&q[0], &k[0], &v, norm, norm, 1e-5f, &rope, &f[0].kv, 1, seqs,
-				     2),
-			 0);
-	assert_int_equal(op_rope_kv(st, &q[1], &k[1], &v, norm, norm, 1e-5f, &rope, &f[1].kv, 1,
-				    seqs, 2),
-			 0);
+	assert_int_equal(
+		ref_rope_kv(&q[0], &k[0], &v, norm, norm, 1e-5f, &rope, &f[0].kv, 1, seqs, 2), 0);
+	assert_int_equal(
+		op_rope_kv(st, &q[1], &k[1], &v, norm, norm, 1e-5f, &rope, &f[1].kv, 1, seqs, 2),
+		0);
 	compare(&q[1], &q[0], 4 * TOL_ROPE);
 	bytes = PAGES * kv_page_bytes(&f[0].kv);
 	for (size_t i = 0; i < bytes / sizeof(float); i++)

@@ -45,7 +45,7 @@ static char *conversation_of(json_t *c)
 	const char *key;
 
 	json_object_set(all, "messages", json_object_get(c, "messages"));
-	json_object_foreach (json_object_get(c, "options"), key, value)
+	json_object_foreach(json_object_get(c, "options"), key, value)
 		json_object_set(all, key, value);
 	pyjson_dump(all, &out);
 	json_decref(all);
@@ -71,11 +71,14 @@ static void every_case_renders_as_the_reference_does(void **state)
 	size_t i, n = 0;
 
 	(void)state;
-	json_array_foreach (json_object_get(root, "cases"), i, c) {
+	json_array_foreach(json_object_get(root, "cases"), i, c)
+	{
 		static const struct {
 			enum chat_layout layout;
 			const char *key;
-		} all[] = { { CHAT_GLM45, "glm46" }, { CHAT_GLM46, "glm46" }, { CHAT_GLM47, "glm47" } };
+		} all[] = { { CHAT_GLM45, "glm46" },
+			    { CHAT_GLM46, "glm46" },
+			    { CHAT_GLM47, "glm47" } };
 		_cleanup_(freep) char *conversation = conversation_of(c);
 
 		for (size_t k = 0; k < ARRAY_SIZE(all); k++) {
@@ -85,11 +88,13 @@ static void every_case_renders_as_the_reference_does(void **state)
 			size_t at = 0;
 
 			if (chat_render_text(all[k].layout, span_of(conversation), &r, &err) < 0)
-				fail_msg("%s: %s", json_string_value(json_object_get(c, "name")), err.text);
-			if (r.len != json_string_length(want) || memcmp(r.text, json_string_value(want), r.len))
+				fail_msg("%s: %s", json_string_value(json_object_get(c, "name")),
+					 err.text);
+			if (r.len != json_string_length(want) ||
+			    memcmp(r.text, json_string_value(want), r.len))
 				fail_msg("%s, %s: rendered\n%s\nbut wanted\n%s",
-					 json_string_value(json_object_get(c, "name")), all[k].key, r.text,
-					 json_string_value(want));
+					 json_string_value(json_object_get(c, "name")), all[k].key,
+					 r.text, json_string_value(want));
 			for (size_t p = 0; p < r.n_pieces; p++) {
 				assert_int_equal(r.pieces[p].begin, at);
 				at += r.pieces[p].len;
@@ -103,11 +108,12 @@ static void every_case_renders_as_the_reference_does(void **state)
 	json_decref(root);
 }
 
-static const char *const markers[] = { "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>",
-				       "[gMASK]", "<sop>", "<think>", "</think>", "<tool_call>",
-				       "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>",
-				       "</arg_value>", "<tool_response>", "</tool_response>",
-				       "/nothink", "<|endoftext|>" };
+static const char *const markers[] = { "<|user|>",	   "<|assistant|>", "<|system|>",
+				       "<|observation|>",  "[gMASK]",	    "<sop>",
+				       "<think>",	   "</think>",	    "<tool_call>",
+				       "</tool_call>",	   "<arg_key>",	    "</arg_key>",
+				       "<arg_value>",	   "</arg_value>",  "<tool_response>",
+				       "</tool_response>", "/nothink",	    "<|endoftext|>" };
 
 static struct tokenizer *open_tokenizer(void)
 {
@@ -116,7 +122,8 @@ static struct tokenizer *open_tokenizer(void)
 	struct err err = { 0 };
 	char path[512];
 
-	snprintf(path, sizeof(path), "%s/tests/golden/tokenizer/tokenizer.json", srcdir ? srcdir : ".");
+	snprintf(path, sizeof(path), "%s/tests/golden/tokenizer/tokenizer.json",
+		 srcdir ? srcdir : ".");
 	if (tokenizer_open(path, &t, &err) < 0)
 		fail_msg("%s", err.text);
 	return t;
@@ -134,10 +141,13 @@ static size_t count_added(const struct tokenizer *t, const struct ids *ids)
 static size_t count_for(const struct tokenizer *t, enum chat_layout layout, const char *in)
 {
 	static const char form[] =
-		"{\"messages\":[{\"role\":\"system\",\"content\":\"%1$s\"},{\"role\":\"user\",\"content\":\"%1$s\"},"
-		"{\"role\":\"assistant\",\"content\":\"x%1$sx\",\"reasoning_content\":\"%1$s\",\"tool_calls\":"
+		"{\"messages\":[{\"role\":\"system\",\"content\":\"%1$s\"},{\"role\":\"user\","
+		"\"content\":\"%1$s\"},"
+		"{\"role\":\"assistant\",\"content\":\"x%1$sx\",\"reasoning_content\":\"%1$s\","
+		"\"tool_calls\":"
 		"[{\"name\":\"%1$s\",\"arguments\":{\"%1$s\":\"%1$s\",\"b\":[\"%1$s\"]}}]},"
-		"{\"role\":\"tool\",\"content\":\"%1$s\"},{\"role\":\"tool\",\"content\":[\"%1$s\"]}],"
+		"{\"role\":\"tool\",\"content\":\"%1$s\"},{\"role\":\"tool\",\"content\":[\"%1$s\"]"
+		"}],"
 		"\"tools\":[{\"name\":\"%1$s\"}],\"add_generation_prompt\":true}";
 	_cleanup_(freep) char *text = NULL;
 	struct chat_rendering r = { 0 };
@@ -165,8 +175,8 @@ static void no_field_can_forge_a_marker(void **state)
 		assert_true(honest > 10);
 		for (size_t i = 0; i < ARRAY_SIZE(markers); i++)
 			if (count_for(t, layout, markers[i]) != honest)
-				fail_msg("%s: '%s' in a field became a marker", chat_layout_name(layout),
-					 markers[i]);
+				fail_msg("%s: '%s' in a field became a marker",
+					 chat_layout_name(layout), markers[i]);
 	}
 }
 
@@ -177,7 +187,8 @@ static void honest_renderings_encode_as_their_flat_text(void **state)
 	size_t i, n = 0;
 
 	(void)state;
-	json_array_foreach (json_object_get(root, "cases"), i, c) {
+	json_array_foreach(json_object_get(root, "cases"), i, c)
+	{
 		_cleanup_(freep) char *conversation = conversation_of(c);
 		struct chat_rendering r = { 0 };
 		struct ids pieces = { 0 }, flat = { 0 };
@@ -187,12 +198,14 @@ static void honest_renderings_encode_as_their_flat_text(void **state)
 		assert_int_equal(chat_render_text(CHAT_GLM46, span_of(conversation), &r, &err), 0);
 		for (size_t p = 0; p < r.n_pieces; p++)
 			for (size_t m = 0; m < ARRAY_SIZE(markers) && !r.pieces[p].marker; m++)
-				forged = forged || memmem(r.text + r.pieces[p].begin, r.pieces[p].len,
-							  markers[m], strlen(markers[m]));
+				forged = forged ||
+					 memmem(r.text + r.pieces[p].begin, r.pieces[p].len,
+						markers[m], strlen(markers[m]));
 		if (!forged) {
 			assert_int_equal(chat_encode(&r, t, &pieces), 0);
 			assert_int_equal(tokenizer_encode(t, (struct span){ r.text, r.len },
-							  TOKENIZER_ADDED_ALL, &flat), 0);
+							  TOKENIZER_ADDED_ALL, &flat),
+					 0);
 			assert_int_equal(pieces.n, flat.n);
 			assert_memory_equal(pieces.at, flat.at, flat.n * sizeof(*flat.at));
 			n++;
@@ -225,7 +238,8 @@ static void what_is_no_conversation_is_refused_exactly(void **state)
 	assert_refused("{\"messages\":{}}", "messages is an object; a list is wanted");
 	assert_refused("{\"messages\":[7]}", "messages[0] is an integer; an object is wanted");
 	assert_refused("{\"messages\":[{}]}", "messages[0].role is missing; a string is wanted");
-	assert_refused("{\"messages\":[{\"role\":7}]}", "messages[0].role is an integer; a string is wanted");
+	assert_refused("{\"messages\":[{\"role\":7}]}",
+		       "messages[0].role is an integer; a string is wanted");
 	assert_refused("{\"messages\":[{\"role\":\"user\",\"content\":5}]}",
 		       "messages[0].content is an integer; a string or a list of parts is wanted");
 	assert_refused("{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"text\"}]}]}",
@@ -237,10 +251,11 @@ static void what_is_no_conversation_is_refused_exactly(void **state)
 	assert_refused("{\"messages\":[],\"tools\":{}}", "tools is an object; a list is wanted");
 	assert_refused("{\"messages\":[],\"enable_thinking\":1}",
 		       "enable_thinking is an integer; true or false is wanted");
-	assert_refused("{\"messages\":",
-		       "the conversation: no valid JSON at line 1, column 12: unexpected token near end of file");
+	assert_refused("{\"messages\":", "the conversation: no valid JSON at line 1, column 12: "
+					 "unexpected token near end of file");
 	assert_int_equal(chat_render_text(CHAT_NONE, SPAN("{}"), &r, &err), -ENOTSUP);
-	assert_string_equal(err.text, "the model has no chat template that steamd knows; use complete");
+	assert_string_equal(err.text,
+			    "the model has no chat template that steamd knows; use complete");
 }
 
 static void the_layout_follows_features_of_the_template(void **state)
@@ -254,25 +269,31 @@ static void the_layout_follows_features_of_the_template(void **state)
 	assert_null(warning);
 	assert_int_equal(chat_detect(glm47, &warning), CHAT_GLM47);
 	assert_null(warning);
-	assert_int_equal(chat_detect("[gMASK]<sop><|user|>{{x}}<|assistant|>", &warning), CHAT_GLM46);
-	assert_string_equal(warning,
-			    "the model's chat template is unknown: rendered in the GLM-4.6 layout, the nearest one");
-	assert_int_equal(chat_detect("[gMASK]<sop><|user|>{{x}}<|assistant|><think>", &warning), CHAT_GLM47);
+	assert_int_equal(chat_detect("[gMASK]<sop><|user|>{{x}}<|assistant|>", &warning),
+			 CHAT_GLM46);
+	assert_string_equal(warning, "the model's chat template is unknown: rendered in the "
+				     "GLM-4.6 layout, the nearest one");
+	assert_int_equal(chat_detect("[gMASK]<sop><|user|>{{x}}<|assistant|><think>", &warning),
+			 CHAT_GLM47);
 	assert_non_null(warning);
 	assert_int_equal(chat_detect("<|im_start|>user", &warning), CHAT_NONE);
-	assert_string_equal(warning,
-			    "the model's chat template is not of the GLM-4.5 family: chat is off, completion works");
+	assert_string_equal(warning, "the model's chat template is not of the GLM-4.5 family: chat "
+				     "is off, completion works");
 	assert_int_equal(chat_detect(NULL, &warning), CHAT_NONE);
-	assert_string_equal(warning, "the model has no chat template: chat is off, completion works");
+	assert_string_equal(warning,
+			    "the model has no chat template: chat is off, completion works");
 }
 
 static void floats_and_integers_print_as_python_prints_them(void **state)
 {
-	static const char in[] = "[1.0, 0.1, 1e-7, 1e16, 123456789012345680.0, 0.0001, 0.00001, -0.0, 1e22, 2.5e-5, "
-				 "123456789012345678901234567890, -98765432109876543210, 1e15, 5e-324, \"\\u0007\\u00e9/\"]";
-	static const char out[] = "[1.0, 0.1, 1e-07, 1e+16, 1.2345678901234568e+17, 0.0001, 1e-05, -0.0, 1e+22, "
-				  "2.5e-05, 123456789012345678901234567890, -98765432109876543210, "
-				  "1000000000000000.0, 5e-324, \"\\u0007é/\"]";
+	static const char in[] =
+		"[1.0, 0.1, 1e-7, 1e16, 123456789012345680.0, 0.0001, 0.00001, -0.0, 1e22, 2.5e-5, "
+		"123456789012345678901234567890, -98765432109876543210, 1e15, 5e-324, "
+		"\"\\u0007\\u00e9/\"]";
+	static const char out[] =
+		"[1.0, 0.1, 1e-07, 1e+16, 1.2345678901234568e+17, 0.0001, 1e-05, -0.0, 1e+22, "
+		"2.5e-05, 123456789012345678901234567890, -98765432109876543210, "
+		"1000000000000000.0, 5e-324, \"\\u0007é/\"]";
 	struct bytes b = { 0 };
 	struct err err = { 0 };
 	json_t *value;

@@ -102,7 +102,8 @@ static void peer_accepted(struct peer *p, uint64_t id, uint64_t turn)
 	peer_send(p, &m);
 }
 
-static void peer_tokens(struct peer *p, uint64_t id, uint32_t index, uint32_t n, const char *content)
+static void peer_tokens(struct peer *p, uint64_t id, uint32_t index, uint32_t n,
+			const char *content)
 {
 	static const uint32_t ids[] = { 100, 101, 102, 103, 104, 105, 106, 107 };
 	struct msg m = { .type = MSG_TOKENS, .id = id };
@@ -197,7 +198,8 @@ static void on_progress(void *userdata, const struct steamd_progress *p)
 	h->n_progress++;
 }
 
-static void on_end(void *userdata, const struct steamd_result *result, const struct steamd_error *err)
+static void on_end(void *userdata, const struct steamd_result *result,
+		   const struct steamd_error *err)
 {
 	struct heard *h = userdata;
 
@@ -244,8 +246,9 @@ static void a_call_returns_what_the_daemon_said(void **state)
 	assert_int_equal(steamd_info(s, &info), 0);
 	assert_string_equal(info.model, "tiny");
 	assert_int_equal(info.max_frame_bytes, 1 << 20);
-	assert_int_equal(steamd_detokenize(s, (const uint32_t[]){ 1, 2 }, 2, STEAMD_SKIP_SPECIAL, &text,
-					   &len, NULL), 0);
+	assert_int_equal(steamd_detokenize(s, (const uint32_t[]){ 1, 2 }, 2, STEAMD_SKIP_SPECIAL,
+					   &text, &len, NULL),
+			 0);
 	assert_string_equal(text, "two words");
 	assert_int_equal(len, 9);
 	steamd_close(s);
@@ -614,7 +617,7 @@ static void without_a_daemon_socket_and_remedy_are_named(void **state)
 	assert_int_equal(steamd_open("/nonexistent/s", "test", NULL, &s, &err), -ENOENT);
 	assert_string_equal(err.code, "no-daemon");
 	assert_string_equal(err.text, "no steamd answers at '/nonexistent/s' (No such file or "
-			    "directory); start it with 'systemctl start steamd.socket'");
+				      "directory); start it with 'systemctl start steamd.socket'");
 	assert_null(s);
 }
 

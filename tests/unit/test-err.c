@@ -67,15 +67,15 @@ static void well_formed_is_what_unicode_says(void **state)
 		{ "abc", 3, 3 },
 		{ "12345678\xe2\x82\xac", 11, 11 },
 		{ "a\0b", 3, 3 },
-		{ "\xf4\x8f\xbf\xbf", 4, 4 },	  /* U+10FFFF */
-		{ "\xf4\x90\x80\x80", 4, 0 },	  /* one above */
-		{ "\xed\x9f\xbf", 3, 3 },	  /* before the surrogates */
-		{ "\xed\xa0\x80", 3, 0 },	  /* the first of them */
-		{ "\xc0\x80", 2, 0 },		  /* overlong */
+		{ "\xf4\x8f\xbf\xbf", 4, 4 }, /* U+10FFFF */
+		{ "\xf4\x90\x80\x80", 4, 0 }, /* one above */
+		{ "\xed\x9f\xbf", 3, 3 },     /* before the surrogates */
+		{ "\xed\xa0\x80", 3, 0 },     /* the first of them */
+		{ "\xc0\x80", 2, 0 },	      /* overlong */
 		{ "\xc1\xbf", 2, 0 },
 		{ "\xe0\x9f\xbf", 3, 0 },
 		{ "\xf0\x8f\xbf\xbf", 4, 0 },
-		{ "a\xe2\x82", 3, 1 },		  /* cut off */
+		{ "a\xe2\x82", 3, 1 }, /* cut off */
 		{ "1234567\x80", 8, 7 },
 	};
 
@@ -91,8 +91,11 @@ static void each_broken_part_becomes_one_replacement(void **state)
 		const char *from, *to;
 	} cases[] = {
 		{ "fine \xc3\xa4", "fine \xc3\xa4" },
-		{ "a\xff\xfe" "b", "a\xef\xbf\xbd\xef\xbf\xbd" "b" },
-		{ "\xe2\x82", "\xef\xbf\xbd" },		     /* one prefix, one mark */
+		{ "a\xff\xfe"
+		  "b",
+		  "a\xef\xbf\xbd\xef\xbf\xbd"
+		  "b" },
+		{ "\xe2\x82", "\xef\xbf\xbd" }, /* one prefix, one mark */
 		{ "\xe2\x82x", "\xef\xbf\xbdx" },
 		{ "\xf0\x9f\x98\xe2\x82\xac", "\xef\xbf\xbd\xe2\x82\xac" },
 		{ "\xed\xa0\x80", "\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd" },

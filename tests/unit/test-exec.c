@@ -92,8 +92,8 @@ static struct row *add(struct bench *b, uint32_t kind, uint32_t slot, uint32_t f
 	return row;
 }
 
-static struct row *feed(struct bench *b, uint32_t slot, uint32_t at, const uint32_t *ids, uint32_t n,
-			uint32_t flags)
+static struct row *feed(struct bench *b, uint32_t slot, uint32_t at, const uint32_t *ids,
+			uint32_t n, uint32_t flags)
 {
 	struct row *row = add(b, ROW_FEED, slot, flags);
 
@@ -122,7 +122,9 @@ static void open_with(struct bench *b, struct row *row, const struct step_sample
 
 static uint64_t push(struct bench *b)
 {
-	const struct step step = { .kind = STEP_MIXED, .n_rows = b->n_rows, .payload_bytes = b->used };
+	const struct step step = { .kind = STEP_MIXED,
+				   .n_rows = b->n_rows,
+				   .payload_bytes = b->used };
 
 	return ring_push(&b->ring, &step);
 }
@@ -410,7 +412,8 @@ static void expect_malformed(struct bench *b, void (*spoil)(struct bench *b, str
 
 	/* the process would leave here */
 	exec_free(b->exec);
-	assert_int_equal(exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL), 0);
+	assert_int_equal(exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL),
+			 0);
 }
 
 #define SPOIL(name, ...)                                                                           \
@@ -488,19 +491,27 @@ struct process {
 static void start(struct process *p, const char *model, uint64_t page_bytes)
 {
 	struct control_configure c = {
-		.kind = CONTROL_CONFIGURE, .version = CONTROL_VERSION,
-		.n_pages = N_PAGES, .page_tokens = 16,
-		.page_bytes_lo = page_bytes, .page_bytes_hi = page_bytes >> 32,
+		.kind = CONTROL_CONFIGURE,
+		.version = CONTROL_VERSION,
+		.n_pages = N_PAGES,
+		.page_tokens = 16,
+		.page_bytes_lo = page_bytes,
+		.page_bytes_hi = page_bytes >> 32,
 		.arena_bytes = N_PAGES * page_bytes,
-		.n_slots = N_SLOTS, .max_context = CONTEXT, .max_batch_tokens = BATCH,
-		.n_threads = 1, .isa = "auto",
+		.n_slots = N_SLOTS,
+		.max_context = CONTEXT,
+		.max_batch_tokens = BATCH,
+		.n_threads = 1,
+		.isa = "auto",
 	};
 	struct iovec iov = { &c, sizeof(c) };
 	union {
 		struct cmsghdr header;
 		char bytes[CMSG_SPACE(4 * sizeof(int))];
 	} control = { 0 };
-	struct msghdr m = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control,
+	struct msghdr m = { .msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = &control,
 			    .msg_controllen = sizeof(control) };
 	struct cmsghdr *h = CMSG_FIRSTHDR(&m);
 	_cleanup_(freep) char *dir = rig_path(model, "");
@@ -617,23 +628,29 @@ static void a_process_refuses_what_it_cannot_load_with_a_sentence(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_slot_goes_on_from_what_it_sampled, setup, teardown),
-		cmocka_unit_test_setup_teardown(two_steps_in_flight_give_two_tokens, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_slot_goes_on_from_what_it_sampled, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(two_steps_in_flight_give_two_tokens, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(a_feed_below_the_length_cuts_the_slot_there, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(a_cut_forgets_what_was_penalised, setup, teardown),
-		cmocka_unit_test_setup_teardown(rows_of_a_batch_do_not_see_each_other, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_stop_id_ends_the_slot_until_it_is_fed, setup, teardown),
-		cmocka_unit_test_setup_teardown(a_slot_without_a_sample_does_not_go_on, setup, teardown),
-		cmocka_unit_test_setup_teardown(scores_are_the_log_probabilities_of_the_targets, setup,
+		cmocka_unit_test_setup_teardown(rows_of_a_batch_do_not_see_each_other, setup,
 						teardown),
-		cmocka_unit_test_setup_teardown(a_sample_comes_with_its_log_probability, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_stop_id_ends_the_slot_until_it_is_fed, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(a_slot_without_a_sample_does_not_go_on, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(scores_are_the_log_probabilities_of_the_targets,
+						setup, teardown),
+		cmocka_unit_test_setup_teardown(a_sample_comes_with_its_log_probability, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(malformed_steps_are_named_and_touch_nothing, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(a_process_loads_computes_and_leaves_with_its_broker,
 						setup, teardown),
-		cmocka_unit_test_setup_teardown(a_process_refuses_what_it_cannot_load_with_a_sentence,
-						setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_process_refuses_what_it_cannot_load_with_a_sentence, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

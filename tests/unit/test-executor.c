@@ -47,7 +47,8 @@ static int be_executor(const char *mood)
 {
 	const struct control_progress progress = { .kind = CONTROL_PROGRESS, .percent = 43 };
 	struct control_refused refused = { .kind = CONTROL_REFUSED, .error = -EBADMSG };
-	struct control_ready ready = { .kind = CONTROL_READY, .n_threads = inherited_descriptors() };
+	struct control_ready ready = { .kind = CONTROL_READY,
+				       .n_threads = inherited_descriptors() };
 	struct control_configure configure;
 	char byte;
 
@@ -91,7 +92,9 @@ static struct executor_options options_of(struct watch *w)
 	struct executor_options o = {
 		.program = "/proc/self/exe",
 		.arena_fd = w->arena_fd,
-		.configure = { .kind = CONTROL_CONFIGURE, .version = CONTROL_VERSION, .model = "/m" },
+		.configure = { .kind = CONTROL_CONFIGURE,
+			       .version = CONTROL_VERSION,
+			       .model = "/m" },
 		.on_state = on_state,
 		.on_results = on_results,
 		.userdata = w,
@@ -236,7 +239,8 @@ static void a_unit_that_is_not_there_is_named(void **state)
 	(void)state;
 	begin(&w, "serves", NULL, "/nowhere/exec.sock");
 	run_until(&w, EXECUTOR_BACKOFF, 3);
-	assert_non_null(strstr(w.texts, "cannot reach the executor at '/nowhere/exec.sock': No such"));
+	assert_non_null(
+		strstr(w.texts, "cannot reach the executor at '/nowhere/exec.sock': No such"));
 	finish(&w);
 }
 
@@ -302,7 +306,8 @@ static void a_parked_executor_outlives_its_broker(void **state)
 	o = options_of(&w);
 	assert_int_equal(executor_new(w.loop, &o, &w.executor, &err), 0);
 	assert_int_equal(ring_map(manager_get(&m, "ring"), manager_get(&m, "ring-down"),
-				  manager_get(&m, "ring-up"), &ring, &err), 0);
+				  manager_get(&m, "ring-up"), &ring, &err),
+			 0);
 	assert_int_equal(executor_adopt(w.executor, manager_get(&m, "exec-ctl"), &ring, &err), 0);
 	assert_true(executor_is_adopted(w.executor));
 	assert_int_equal(executor_generation(w.executor), 1);

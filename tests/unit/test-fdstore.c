@@ -38,7 +38,8 @@ static void a_descriptor_is_parked_under_its_name(void **state)
 	assert_int_equal(fdstore_put("arena", fd, 0), 0);
 	assert_int_equal(fdstore_put("exec-ctl", fd, 1), 0);
 	manager_read(&m);
-	assert_string_equal(m.log, "FDSTORE=1\nFDNAME=arena\nFDPOLL=0\nFDSTORE=1\nFDNAME=exec-ctl\n");
+	assert_string_equal(m.log,
+			    "FDSTORE=1\nFDNAME=arena\nFDPOLL=0\nFDSTORE=1\nFDNAME=exec-ctl\n");
 	assert_int_equal(m.n, 2);
 	got = manager_get(&m, "arena");
 	assert_int_equal(pread(got, bytes, 4, 0), 4);

@@ -125,7 +125,8 @@ static void a_full_socket_keeps_the_rest_in_order(void **state)
 	frame_in_deinit(&p->in);
 	frame_in_init(&p->in, 1 << 20);
 	for (uint32_t i = 0; i < 8; i++)
-		assert_int_equal(frame_out_push(&p->out, make_frame(100000 + i), 100004 + i, -1), 0);
+		assert_int_equal(frame_out_push(&p->out, make_frame(100000 + i), 100004 + i, -1),
+				 0);
 	assert_int_equal(p->out.queued_bytes, 8 * 100004 + 28);
 	assert_int_equal(frame_out_flush(&p->out, p->a, 10), 0);
 	assert_int_equal(p->out.queued_bytes, 8 * 100004 + 28 - 10);
@@ -203,7 +204,9 @@ static void many_descriptors_at_once_are_all_closed(void **state)
 {
 	char control[CMSG_SPACE(16 * sizeof(int))] __attribute__((aligned(8))) = { 0 };
 	struct iovec iov = { "x", 1 };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = control,
+	struct msghdr header = { .msg_iov = &iov,
+				 .msg_iovlen = 1,
+				 .msg_control = control,
 				 .msg_controllen = sizeof(control) };
 	struct cmsghdr *c = CMSG_FIRSTHDR(&header);
 	struct pair *p = *state;

@@ -30,7 +30,8 @@ static void the_arena_is_private_and_sealed(void **state)
 	assert_int_equal(fstat(kvpool_fd(pool), &st), 0);
 	assert_int_equal(st.st_size, 4 * 8192);
 	assert_int_equal(st.st_mode & 0777, 0600);
-	assert_int_equal(fcntl(kvpool_fd(pool), F_GET_SEALS), F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+	assert_int_equal(fcntl(kvpool_fd(pool), F_GET_SEALS),
+			 F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
 	assert_int_equal(st.st_blocks, 0); /* memory is taken as pages are written */
 	assert_true(fcntl(kvpool_fd(pool), F_GETFD) & FD_CLOEXEC);
 	kvpool_free(pool);

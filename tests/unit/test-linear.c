@@ -18,17 +18,24 @@
 #define TOL_SUM_REF 6e-8
 
 static const struct form forms[] = {
-	{ DT_BF16, DT_NONE, 0 },	 { DT_F16, DT_NONE, 0 },       { DT_F32, DT_NONE, 0 },
-	{ DT_I32, DT_BF16, 32 },	 { DT_I32, DT_BF16, 64 },      { DT_I32, DT_F16, 32 },
-	{ DT_I32, DT_F32, 0 },		 { DT_I32, DT_BF16, 0 },
+	{ DT_BF16, DT_NONE, 0 }, { DT_F16, DT_NONE, 0 },  { DT_F32, DT_NONE, 0 },
+	{ DT_I32, DT_BF16, 32 }, { DT_I32, DT_BF16, 64 }, { DT_I32, DT_F16, 32 },
+	{ DT_I32, DT_F32, 0 },	 { DT_I32, DT_BF16, 0 },
 };
 #define N_FORMS (sizeof(forms) / sizeof(*forms))
 
 static struct dev *open_dev(enum isa isa, uint32_t threads, struct stream **ret)
 {
-	const struct op_limits limits = { .tokens = 600, .dim = 4096, .heads = 1, .kv_heads = 1,
-					  .head_dim = 64, .ffn_dim = 512, .experts = 16,
-					  .top_k = 4, .vocab = 400, .max_context = 64 };
+	const struct op_limits limits = { .tokens = 600,
+					  .dim = 4096,
+					  .heads = 1,
+					  .kv_heads = 1,
+					  .head_dim = 64,
+					  .ffn_dim = 512,
+					  .experts = 16,
+					  .top_k = 4,
+					  .vocab = 400,
+					  .max_context = 64 };
 	struct dev *dev;
 
 	assert_int_equal(dev_open(isa, threads, &dev), 0);
@@ -73,8 +80,8 @@ static double allowed(enum isa isa, enum dtype type, const float *w, const float
 }
 
 /* The largest error of any element, in units of what it may be. */
-static double worst_error(struct stream *st, const struct matrix *m, const float *y,
-			  const float *x, uint32_t tokens)
+static double worst_error(struct stream *st, const struct matrix *m, const float *y, const float *x,
+			  uint32_t tokens)
 {
 	const uint32_t rows = m->src.rows, cols = m->src.cols;
 	double *wide = malloc((size_t)tokens * cols * sizeof(double));
@@ -115,8 +122,9 @@ static void check_shape(struct dev *dev, struct stream *st, const struct form *f
 	assert_int_equal(op_linears(st, &job, 1, &tx), 0);
 	error = worst_error(st, &m, y, x, tokens);
 	if (!(error <= 1))
-		fail_msg("%s: type %d group %u, %u x %u, %u tokens: %g times what is allowed", isa_name(dev_isa(dev)),
-			 form->type, form->group, rows, cols, tokens, error);
+		fail_msg("%s: type %d group %u, %u x %u, %u tokens: %g times what is allowed",
+			 isa_name(dev_isa(dev)), form->type, form->group, rows, cols, tokens,
+			 error);
 	free(x);
 	free(y);
 	matrix_free(&m);
@@ -175,14 +183,16 @@ static void a_row_has_the_same_bits_in_every_batch_and_on_every_number_of_thread
 				op_repack(dev, &m.packed, &m.src, NULL);
 				for (uint32_t n = 1; n <= TOKENS; n += n < 18 ? 1 : 16) {
 					for (uint32_t at = 0; at < TOKENS; at += n) {
-						const uint32_t k = at + n > TOKENS ? TOKENS - at : n;
-						const struct tensor tx =
-							batch(x + at * COLS, k, COLS);
+						const uint32_t k = at + n > TOKENS ? TOKENS - at
+										   : n;
+						const struct tensor tx = batch(x + at * COLS, k,
+									       COLS);
 						const struct linear_job job = {
 							.w = &m.packed,
-							.y = batch((n == 1 && threads == 1 ?
-									    whole : one) +
-								   at * ROWS, k, ROWS),
+							.y = batch((n == 1 && threads == 1 ? whole
+											   : one) +
+									   at * ROWS,
+								   k, ROWS),
 						};
 
 						assert_int_equal(op_linears(st, &job, 1, &tx), 0);
@@ -205,12 +215,15 @@ static void bias_is_added_and_add_keeps_what_was_there(void **state)
 	for (int isa = 0; isa < ISA_N; isa++) {
 		const float ones[2] = { 1, 1 };
 		uint16_t w[3][2] = { { 0x3f80, 0x4000 }, { 0x4040, 0x4080 }, { 0xbf80, 0 } };
-		const struct weight_source src = { .rows = 3, .cols = 2, .type = DT_BF16, .data = w };
+		const struct weight_source src = {
+			.rows = 3, .cols = 2, .type = DT_BF16, .data = w
+		};
 		_Alignas(64) uint8_t packed[1024];
 		struct weight to = { WEIGHT_BF16, 3, 2, packed };
 		float bias[3] = { 10, 20, 30 }, y[3] = { 100, 200, 300 };
-		struct linear_job job = { .w = &to, .bias = batch(bias, 1, 3), .y = batch(y, 1, 3),
-					  .add = true };
+		struct linear_job job = {
+			.w = &to, .bias = batch(bias, 1, 3), .y = batch(y, 1, 3), .add = true
+		};
 		const struct tensor x = batch((float *)ones, 1, 2);
 		struct stream *st;
 		struct dev *dev;
@@ -271,10 +284,17 @@ static void the_lowest_nibble_is_the_first_column_and_code_0_is_minus_8(void **s
 {
 	const uint32_t words[4] = { 0x76543210, 0xfedcba98, 0x88888888, 0x00000000 };
 	const uint16_t one = 0x3f80;
-	const struct weight_source src = { .rows = 1, .cols = 32, .type = DT_I32, .data = words,
-					   .scales = &one, .scale_type = DT_BF16, .group = 32 };
-	const float expected[32] = { -8, -7, -6, -5, -4, -3, -2, -1, 0,	 1,  2,	 3,  4,	 5,  6,	 7,
-				     0,	 0,  0,	 0,  0,	 0,  0,	 0,  -8, -8, -8, -8, -8, -8, -8, -8 };
+	const struct weight_source src = { .rows = 1,
+					   .cols = 32,
+					   .type = DT_I32,
+					   .data = words,
+					   .scales = &one,
+					   .scale_type = DT_BF16,
+					   .group = 32 };
+	const float expected[32] = {
+		-8, -7, -6, -5, -4, -3, -2, -1, 0,  1,	2,  3,	4,  5,	6,  7,
+		0,  0,	0,  0,	0,  0,	0,  0,	-8, -8, -8, -8, -8, -8, -8, -8
+	};
 	_Alignas(64) uint8_t packed[288];
 	const struct weight to = { WEIGHT_INT4, 1, 32, packed };
 
@@ -311,9 +331,10 @@ static void scales_that_are_no_scales_are_named(void **state)
 		enum dtype type;
 		uint32_t bits;
 	} bad[] = {
-		{ DT_BF16, 0 },	     { DT_BF16, 0x8000 }, { DT_BF16, 0x7fc0 },	   { DT_BF16, 0x7f80 },
-		{ DT_BF16, 0xbf80 }, { DT_F16, 0x7e00 },  { DT_F16, 0x7c00 },	   { DT_F16, 0 },
-		{ DT_F16, 0xbc00 },  { DT_F32, 0 },	  { DT_F32, 0x7fc00000 },  { DT_F32, 0xbf800000 },
+		{ DT_BF16, 0 },	     { DT_BF16, 0x8000 },    { DT_BF16, 0x7fc0 },
+		{ DT_BF16, 0x7f80 }, { DT_BF16, 0xbf80 },    { DT_F16, 0x7e00 },
+		{ DT_F16, 0x7c00 },  { DT_F16, 0 },	     { DT_F16, 0xbc00 },
+		{ DT_F32, 0 },	     { DT_F32, 0x7fc00000 }, { DT_F32, 0xbf800000 },
 	};
 	struct dev *dev;
 
@@ -341,10 +362,10 @@ static void kinds_are_told_from_types_and_groups(void **state)
 		enum dtype scale;
 		enum weight_kind kind;
 	} cases[] = {
-		{ 64, 32, DT_BF16, WEIGHT_INT4 },    { 64, 64, DT_F16, WEIGHT_INT4_F32 },
+		{ 64, 32, DT_BF16, WEIGHT_INT4 },      { 64, 64, DT_F16, WEIGHT_INT4_F32 },
 		{ 128, 128, DT_F32, WEIGHT_INT4_F32 }, { 40, 40, DT_BF16, WEIGHT_INT4 },
-		{ 64, 16, DT_BF16, WEIGHT_NONE },    { 80, 32, DT_BF16, WEIGHT_NONE },
-		{ 64, 0, DT_BF16, WEIGHT_NONE },     { 64, 32, DT_I32, WEIGHT_NONE },
+		{ 64, 16, DT_BF16, WEIGHT_NONE },      { 80, 32, DT_BF16, WEIGHT_NONE },
+		{ 64, 0, DT_BF16, WEIGHT_NONE },       { 64, 32, DT_I32, WEIGHT_NONE },
 	};
 
 	(void)state;
@@ -422,7 +443,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(products_agree_with_double_around_every_limit),
-		cmocka_unit_test(a_row_has_the_same_bits_in_every_batch_and_on_every_number_of_threads),
+		cmocka_unit_test(
+			a_row_has_the_same_bits_in_every_batch_and_on_every_number_of_threads),
 		cmocka_unit_test(bias_is_added_and_add_keeps_what_was_there),
 		cmocka_unit_test(several_jobs_of_several_kinds_share_one_input),
 		cmocka_unit_test(the_lowest_nibble_is_the_first_column_and_code_0_is_minus_8),

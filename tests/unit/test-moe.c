@@ -61,9 +61,15 @@ static struct mixture *mixture_new(enum isa isa, uint32_t threads, const struct 
 				   const struct form *shared, uint32_t dim, uint32_t ffn_dim)
 {
 	struct mixture *x = calloc(1, sizeof(*x));
-	const struct op_limits limits = { .tokens = TOKENS_MAX, .dim = dim, .heads = 1,
-					  .kv_heads = 1, .head_dim = 16, .ffn_dim = 2 * ffn_dim,
-					  .experts = EXPERTS, .top_k = TOP_K_MAX, .vocab = 16,
+	const struct op_limits limits = { .tokens = TOKENS_MAX,
+					  .dim = dim,
+					  .heads = 1,
+					  .kv_heads = 1,
+					  .head_dim = 16,
+					  .ffn_dim = 2 * ffn_dim,
+					  .experts = EXPERTS,
+					  .top_k = TOP_K_MAX,
+					  .vocab = 16,
 					  .max_context = 16 };
 
 	random_state = 1234567;
@@ -80,8 +86,9 @@ static struct mixture *mixture_new(enum isa isa, uint32_t threads, const struct 
 		x->packed[1][e] = packed(x->dev, &x->up[e]);
 		x->packed[2][e] = packed(x->dev, &x->down[e]);
 	}
-	x->w = (struct moe_weights){ .experts = EXPERTS, .gate = x->packed[0], .up = x->packed[1],
-				     .down = x->packed[2] };
+	x->w = (struct moe_weights){
+		.experts = EXPERTS, .gate = x->packed[0], .up = x->packed[1], .down = x->packed[2]
+	};
 	if (shared) {
 		x->shared[0] = matrix_new(x->dev, shared, x->shared_dim, dim);
 		x->shared[1] = matrix_new(x->dev, shared, x->shared_dim, dim);
@@ -158,7 +165,8 @@ static void check_mixture(enum isa isa, const struct form *routed, const struct 
 		for (uint32_t c = 0; c < dim; c++)
 			worst = fmax(worst, fabs(out[t * dim + c] - was[t * dim + c] - sum[c]));
 		if (!(worst <= (isa == ISA_REF ? TOL_MOE_REF : TOL_MOE) * (sqrt(size) + 1)))
-			fail_msg("%s: dim %u ffn %u top %u of %u tokens: token %u is off by %g of %g",
+			fail_msg("%s: dim %u ffn %u top %u of %u tokens: token %u is off by %g of "
+				 "%g",
 				 isa_name(isa), dim, ffn_dim, top_k, tokens, t, worst, sqrt(size));
 	}
 	free(in);
@@ -300,9 +308,16 @@ static void large_gates_neither_overflow_nor_lose_their_sign(void **state)
 	/* one row each: gate 1, up 1, down 1; silu(100) = 100, silu(-100) = -4e-42, silu(0) = 0 */
 	const uint16_t one = 0x3f80;
 	const struct weight_source src = { .rows = 1, .cols = 1, .type = DT_BF16, .data = &one };
-	const struct op_limits limits = { .tokens = 4, .dim = 1, .heads = 1, .kv_heads = 1,
-					  .head_dim = 1, .ffn_dim = 1, .experts = 1, .top_k = 1,
-					  .vocab = 1, .max_context = 1 };
+	const struct op_limits limits = { .tokens = 4,
+					  .dim = 1,
+					  .heads = 1,
+					  .kv_heads = 1,
+					  .head_dim = 1,
+					  .ffn_dim = 1,
+					  .experts = 1,
+					  .top_k = 1,
+					  .vocab = 1,
+					  .max_context = 1 };
 
 	(void)state;
 	for (int isa = 0; isa < ISA_N; isa++) {
@@ -332,7 +347,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_mixture_agrees_with_double),
-		cmocka_unit_test(a_token_has_the_same_bits_in_every_batch_and_on_every_number_of_threads),
+		cmocka_unit_test(
+			a_token_has_the_same_bits_in_every_batch_and_on_every_number_of_threads),
 		cmocka_unit_test(the_order_in_which_experts_were_chosen_does_not_matter),
 		cmocka_unit_test(a_dense_mlp_is_a_shared_expert_alone),
 		cmocka_unit_test(experts_and_shapes_out_of_range_are_refused),

@@ -87,8 +87,7 @@ static void every_message_survives_a_round_trip(void **state)
 		struct err err = { 0 };                                                            \
 		size_t len;                                                                        \
                                                                                                    \
-		TYPE##_FIELDS(FILL, name)                                                          \
-		encode(&full, &frame, &len);                                                       \
+		TYPE##_FIELDS(FILL, name) encode(&full, &frame, &len);                             \
 		assert_int_equal(msg_decode(frame + 4, len - 4, UP_##direction, &got, &err), 0);   \
 		assert_int_equal(got.type, number);                                                \
 		assert_string_equal(msg_name(got.type), #name);                                    \
@@ -168,9 +167,13 @@ static void hostile_bytes_are_refused_before_memory_is_spent(void **state)
 	static char many[5 + 4097];
 
 	(void)state;
-	REFUSED("\xdd\xff\x00\x00\x00", "the value at byte 0 declares 4278190080 values; 0 bytes follow");
-	REFUSED("\xdf\xff\xff\xff\xff", "the value at byte 0 declares 8589934590 values; 0 bytes follow");
-	REFUSED("\xc6\xff\xff\xff\xff" "x", "the value at byte 0 declares 4294967295 bytes; 1 bytes follow");
+	REFUSED("\xdd\xff\x00\x00\x00",
+		"the value at byte 0 declares 4278190080 values; 0 bytes follow");
+	REFUSED("\xdf\xff\xff\xff\xff",
+		"the value at byte 0 declares 8589934590 values; 0 bytes follow");
+	REFUSED("\xc6\xff\xff\xff\xff"
+		"x",
+		"the value at byte 0 declares 4294967295 bytes; 1 bytes follow");
 	REFUSED("", "the message is cut off at byte 0");
 	REFUSED("\xdd\xff", "the message is cut off at byte 2");
 	REFUSED("\x91\x91\x91\x91\x91\x91\x91\x91\x91\x01", "the message nests deeper than 8");
@@ -298,7 +301,8 @@ static void each_bound_holds_and_one_past_it_is_named(void **state)
 		{ "temperature", pack_real, 1e6, 2e6,
 		  "generate.temperature is 2e+06; at most 1e+06 is allowed" },
 		{ "temperature", pack_real, 0, NAN, "generate.temperature is not finite" },
-		{ "temperature", pack_integer, 1, INFINITY, "generate.temperature is 1.84467e+19; at most 1e+06 is allowed" },
+		{ "temperature", pack_integer, 1, INFINITY,
+		  "generate.temperature is 1.84467e+19; at most 1e+06 is allowed" },
 		{ "top_k", pack_integer, 2147483647, 2147483648.0,
 		  "generate.top_k is 2147483648; at most 2147483647 is allowed" },
 		{ "top_k", pack_integer, 0, 4294967296.0,
@@ -315,7 +319,8 @@ static void each_bound_holds_and_one_past_it_is_named(void **state)
 		  "generate.stop_ids has 65 bytes; at most 64 are allowed" },
 		{ "bias_ids", pack_bytes, 4096, 4097,
 		  "generate.bias_ids has 4097 bytes; at most 4096 are allowed" },
-		{ "stop", pack_strings, 16, 17, "generate.stop has 17 strings; at most 16 are allowed" },
+		{ "stop", pack_strings, 16, 17,
+		  "generate.stop has 17 strings; at most 16 are allowed" },
 	};
 	struct err err;
 
@@ -323,7 +328,8 @@ static void each_bound_holds_and_one_past_it_is_named(void **state)
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
 		const double bad = isinf(cases[i].bad) ? 18446744073709549568.0 : cases[i].bad;
 
-		assert_int_equal(decode_field(cases[i].name, cases[i].pack, cases[i].good, &err), 0);
+		assert_int_equal(decode_field(cases[i].name, cases[i].pack, cases[i].good, &err),
+				 0);
 		assert_int_equal(decode_field(cases[i].name, cases[i].pack, bad, &err), -EBADMSG);
 		assert_string_equal(err.text, cases[i].sentence);
 	}

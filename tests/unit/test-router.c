@@ -26,9 +26,16 @@ static struct tensor tensor_of(float *data, uint32_t rows, uint32_t columns)
 
 static struct stream *open_stream(enum isa isa, uint32_t threads, struct dev **ret_dev)
 {
-	const struct op_limits limits = { .tokens = TOKENS, .dim = DIM, .heads = 1, .kv_heads = 1,
-					  .head_dim = 16, .ffn_dim = 32, .experts = EXPERTS,
-					  .top_k = 8, .vocab = 32, .max_context = 64 };
+	const struct op_limits limits = { .tokens = TOKENS,
+					  .dim = DIM,
+					  .heads = 1,
+					  .kv_heads = 1,
+					  .head_dim = 16,
+					  .ffn_dim = 32,
+					  .experts = EXPERTS,
+					  .top_k = 8,
+					  .vocab = 32,
+					  .max_context = 64 };
 	struct stream *st;
 
 	assert_int_equal(dev_open(isa, threads, ret_dev), 0);
@@ -69,9 +76,9 @@ static void the_choice_agrees_with_double_whatever_its_batch(void **state)
 				continue;
 			st = open_stream(isa, 2, &dev);
 			ref_router(want_chosen, want_weights, &of_x, &of_w, &of_bias, &params[i]);
-			assert_int_equal(op_router(st, chosen, weights, &of_x, &of_w, &of_bias,
-						   &params[i]),
-					 0);
+			assert_int_equal(
+				op_router(st, chosen, weights, &of_x, &of_w, &of_bias, &params[i]),
+				0);
 			assert_memory_equal(chosen, want_chosen, sizeof(chosen));
 			for (int j = 0; j < TOKENS * 8; j++)
 				assert_true(fabsf(weights[j] - want_weights[j]) <=
@@ -79,9 +86,9 @@ static void the_choice_agrees_with_double_whatever_its_batch(void **state)
 			for (uint32_t t = 0; t < TOKENS; t += 9) {
 				const struct tensor row = tensor_of(x + t * DIM, 1, DIM);
 
-				assert_int_equal(op_router(st, one, its, &row, &of_w, &of_bias,
-							   &params[i]),
-						 0);
+				assert_int_equal(
+					op_router(st, one, its, &row, &of_w, &of_bias, &params[i]),
+					0);
 				assert_memory_equal(one, chosen + t * 8, sizeof(one));
 				assert_memory_equal(its, weights + t * 8, sizeof(its));
 			}
@@ -109,7 +116,9 @@ static void route(const float *logits, const float *its_bias, uint32_t experts,
 
 static void a_bias_chooses_and_does_not_weigh(void **state)
 {
-	const struct router_params params = { .top_k = 2, .groups = 1, .normalise = true, .scale = 1 };
+	const struct router_params params = {
+		.top_k = 2, .groups = 1, .normalise = true, .scale = 1
+	};
 	const float logits[4] = { -1, 1, 3, 4 }, force[4] = { 5, 5, 0, 0 };
 
 	(void)state;
@@ -136,7 +145,9 @@ static void ties_go_to_the_lowest_index(void **state)
 
 static void a_masked_group_loses_even_to_negative_scores(void **state)
 {
-	const struct router_params params = { .top_k = 2, .groups = 2, .top_groups = 1, .scale = 1 };
+	const struct router_params params = {
+		.top_k = 2, .groups = 2, .top_groups = 1, .scale = 1
+	};
 	const float logits[6] = { 0, -0.1f, -9, 9, -8, -8 }, below[6] = { -5, -5, -5, -5, -5, -5 };
 
 	(void)state;
@@ -173,7 +184,8 @@ static void logits_a_millionth_apart_are_told_apart(void **state)
 		if (!isa_supported(isa))
 			continue;
 		st = open_stream(isa, 1, &dev);
-		assert_int_equal(op_router(st, chosen, weights, &of_x, &of_w, &of_bias, &params), 0);
+		assert_int_equal(op_router(st, chosen, weights, &of_x, &of_w, &of_bias, &params),
+				 0);
 		assert_int_equal(chosen[0], 1);
 		st_close(st);
 		dev_close(dev);

@@ -180,7 +180,8 @@ static void draws_follow_the_distribution(void **state)
 		seen[sampler_sample(s, logits, i)]++;
 	for (uint32_t i = 0; i < 8; i++)
 		chi_square += pow(seen[i] - 100000 * probs[i], 2) / (100000 * probs[i]);
-	assert_true(chi_square < 24.3); /* 7 degrees of freedom: one seed in a thousand exceeds it */
+	assert_true(chi_square <
+		    24.3); /* 7 degrees of freedom: one seed in a thousand exceeds it */
 	sampler_free(s);
 }
 

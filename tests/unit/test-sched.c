@@ -64,9 +64,12 @@ static void new_executor(struct world *w)
 		.on_state = on_executor,
 		.on_results = on_executor,
 		.userdata = w,
-		.configure = { .kind = CONTROL_CONFIGURE, .version = CONTROL_VERSION,
-			       .n_pages = w->n_pages, .page_tokens = PAGE_TOKENS,
-			       .n_slots = w->settings.max_batch, .max_context = CONTEXT,
+		.configure = { .kind = CONTROL_CONFIGURE,
+			       .version = CONTROL_VERSION,
+			       .n_pages = w->n_pages,
+			       .page_tokens = PAGE_TOKENS,
+			       .n_slots = w->settings.max_batch,
+			       .max_context = CONTEXT,
 			       .max_batch_tokens = w->settings.batch_tokens },
 	};
 
@@ -75,8 +78,9 @@ static void new_executor(struct world *w)
 
 static void new_sched(struct world *w)
 {
-	const struct sched_options o = { .settings = &w->settings, .kv = w->kv,
-					 .turns = w->turns, .executor = w->executor };
+	const struct sched_options o = {
+		.settings = &w->settings, .kv = w->kv, .turns = w->turns, .executor = w->executor
+	};
 
 	assert_int_equal(sched_new(w->loop, &o, &w->sched), 0);
 }
@@ -522,13 +526,16 @@ static void restart_broker(struct world *w)
 	memset(w->t, 0, sizeof(w->t));
 	w->n_ended = 0;
 
-	assert_int_equal(kvpool_adopt(arena_fd, w->n_pages, PAGE_TOKENS * 4, PAGE_TOKENS, &w->kv, &err), 0);
+	assert_int_equal(
+		kvpool_adopt(arena_fd, w->n_pages, PAGE_TOKENS * 4, PAGE_TOKENS, &w->kv, &err), 0);
 	assert_int_equal(turns_adopt(turns_fd_copy, &w->turns, &err), 0);
 	new_executor(w);
 	control_fd = manager_get(&w->manager, "exec-ctl");
 	assert_true(control_fd >= 0);
-	assert_int_equal(ring_map(manager_get(&w->manager, "ring"), manager_get(&w->manager, "ring-down"),
-				  manager_get(&w->manager, "ring-up"), &ring, &err), 0);
+	assert_int_equal(ring_map(manager_get(&w->manager, "ring"),
+				  manager_get(&w->manager, "ring-down"),
+				  manager_get(&w->manager, "ring-up"), &ring, &err),
+			 0);
 	assert_int_equal(executor_adopt(w->executor, control_fd, &ring, &err), 0);
 	computer_ready(&w->computer);
 	while (sd_event_run(w->loop, 0) > 0)
@@ -670,7 +677,8 @@ static void limits_are_refused_with_their_numbers(void **state)
 				      "MaxQueuedTokensPerUser=150");
 	submit(&w, 8, 150, 1);
 	assert_int_equal(sched_submit(w.sched, add(&w, 9, 1, 1), &err), -EAGAIN);
-	assert_string_equal(err.text, "250 tokens are waiting; 1 more would exceed MaxQueuedTokens=250");
+	assert_string_equal(err.text,
+			    "250 tokens are waiting; 1 more would exceed MaxQueuedTokens=250");
 	run_all(&w);
 	assert_int_equal(w.n_ended, 2);
 	close_world(&w);
@@ -702,7 +710,8 @@ static void a_text_is_scored(void **state)
 		for (uint32_t k = 0; k < i; k++)
 			h = (h ^ ids[k]) * 1099511628211ull;
 		predicted = (uint32_t)((h >> 20) % COMPUTER_VOCAB);
-		assert_true(turn_logprobs(w.turns, t->rec)[i] == computer_logprob(predicted, ids[i]));
+		assert_true(turn_logprobs(w.turns, t->rec)[i] ==
+			    computer_logprob(predicted, ids[i]));
 		assert_int_equal(turn_top_ids(w.turns, t->rec)[3 * i], predicted);
 		assert_int_equal(turn_top_ids(w.turns, t->rec)[3 * i + 2], (predicted + 2) % 1000);
 		assert_true(turn_top_logprobs(w.turns, t->rec)[3 * i + 1] == -1.0f);

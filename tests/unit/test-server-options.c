@@ -22,9 +22,9 @@ static void the_tests_form_is_understood(void **state)
 	struct err err = { 0 };
 
 	(void)state;
-	assert_int_equal(PARSE(&o, &err, "--model", "m", "--socket=s", "--state", "d", "--set",
-			       "Isa=ref"),
-			 0);
+	assert_int_equal(
+		PARSE(&o, &err, "--model", "m", "--socket=s", "--state", "d", "--set", "Isa=ref"),
+		0);
 	assert_int_equal(o.action, OPTIONS_SERVE);
 	assert_true(o.has_model);
 	assert_int_equal(o.n_sets, 4);
@@ -53,10 +53,10 @@ static void what_is_wrong_is_named(void **state)
 
 static void help_names_every_option(void **state)
 {
-	static const char *const names[] = { "--model DIR", "--socket PATH", "--state DIR",
+	static const char *const names[] = { "--model DIR",	"--socket PATH", "--state DIR",
 					     "--set KEY=VALUE", "--config FILE", "--check-config",
-					     "--print-config", "--inspect DIR", "--memory SIZE",
-					     "--version", "--help" };
+					     "--print-config",	"--inspect DIR", "--memory SIZE",
+					     "--version",	"--help" };
 	char text[8192] = "";
 	FILE *f = fmemopen(text, sizeof(text) - 1, "w");
 

@@ -107,7 +107,8 @@ static void half_a_frame_gets_ten_seconds_and_no_more(void **state)
 	assert_true(p->deadline_us > 0);
 	sd_event_source_set_time_relative(p->deadline, 0);
 	sd_event_run(w->loop, 500000);
-	assert_error(w, &c, 0, "bad-frame", "a frame was begun and not completed within 10 seconds");
+	assert_error(w, &c, 0, "bad-frame",
+		     "a frame was begun and not completed within 10 seconds");
 	assert_closed(w, &c);
 	close_client(&c);
 }
@@ -139,14 +140,14 @@ static void hostile_frames_get_one_error_and_are_closed(void **state)
 		const char *bytes;
 		size_t len;
 	} frames[] = {
-		{ "\0\0\0\0", 4 },			      /* empty */
-		{ "\x05\0\0\0\xdd\xff\xff\xff\xff", 9 },      /* an array of 2^32 - 1 */
-		{ "\x01\0\0\0\xc1", 5 },		      /* no msgpack at all */
-		{ "\x04\0\0\0\x93\x63\x01\x80", 8 },	      /* type 99 */
-		{ "\x04\0\0\0\x93\x02\x01\x80", 8 },	      /* a message of ours to them */
-		{ "\x05\0\0\0\x93\x16\x01\x80\xc0", 9 },      /* something behind it */
+		{ "\0\0\0\0", 4 },			       /* empty */
+		{ "\x05\0\0\0\xdd\xff\xff\xff\xff", 9 },       /* an array of 2^32 - 1 */
+		{ "\x01\0\0\0\xc1", 5 },		       /* no msgpack at all */
+		{ "\x04\0\0\0\x93\x63\x01\x80", 8 },	       /* type 99 */
+		{ "\x04\0\0\0\x93\x02\x01\x80", 8 },	       /* a message of ours to them */
+		{ "\x05\0\0\0\x93\x16\x01\x80\xc0", 9 },       /* something behind it */
 		{ "\x07\0\0\0\x93\x16\x01\x81\xa1x\x01", 11 }, /* an unknown field */
-		{ "\xff\xff\xff\xff", 4 },		      /* 4 GiB */
+		{ "\xff\xff\xff\xff", 4 },		       /* 4 GiB */
 	};
 	struct world *w = *state;
 
@@ -232,8 +233,7 @@ static void attached_without_a_descriptor_is_refused(void **state)
 	connect_client(w, &c);
 	say_hello(w, &c);
 	send_msg(&c, &m);
-	assert_error(w, &c, 3, "bad-frame",
-		     "the message says that a memfd is attached; none came");
+	assert_error(w, &c, 3, "bad-frame", "the message says that a memfd is attached; none came");
 	assert_closed(w, &c);
 	close_client(&c);
 }
@@ -336,7 +336,8 @@ static void an_id_in_use_is_refused(void **state)
 	send_msg(&c, &m);
 	send_msg(&c, &m);
 	assert_true(receive(w, &c)); /* loading */
-	assert_error(w, &c, 9, "bad-state", "tokenize uses the id 9 of a request that is still open");
+	assert_error(w, &c, 9, "bad-state",
+		     "tokenize uses the id 9 of a request that is still open");
 	assert_closed(w, &c);
 	close_client(&c);
 }

@@ -70,8 +70,11 @@ static void every_kind_is_read(void **state)
 	struct err err = { 0 };
 
 	(void)state;
-	assert_int_equal(read_text("; a comment\n[steamd]\nModel=/srv/a b;c\nKVCacheSize=3G\nTopK = 40\n"
-				   "MinP=0.01\nIsa=ref\nSocketMode=0660\nResumeTimeout=5\n", &s, &err), 0);
+	assert_int_equal(
+		read_text("; a comment\n[steamd]\nModel=/srv/a b;c\nKVCacheSize=3G\nTopK = 40\n"
+			  "MinP=0.01\nIsa=ref\nSocketMode=0660\nResumeTimeout=5\n",
+			  &s, &err),
+		0);
 	assert_string_equal(s.model, "/srv/a b;c");
 	assert_true(s.kv_cache_size == 3ull << 30);
 	assert_int_equal(s.top_k, 40);
@@ -90,21 +93,28 @@ static void what_is_wrong_is_named_with_its_line(void **state)
 	assert_refused("[steamd]\n\nMaxBatch=65\n", "3: MaxBatch is '65'; from 1 to 64 is allowed");
 	assert_refused("[steamd]\nMaxBatch=0\n", "2: MaxBatch is '0'; from 1 to 64 is allowed");
 	assert_refused("[steamd]\nMaxBatch=-1\n", "2: MaxBatch is '-1'; a whole number is wanted");
-	assert_refused("[steamd]\nKVCacheSize=4Q\n", "2: KVCacheSize is '4Q'; a size such as 512M or 16G is wanted");
+	assert_refused("[steamd]\nKVCacheSize=4Q\n",
+		       "2: KVCacheSize is '4Q'; a size such as 512M or 16G is wanted");
 	assert_refused("[steamd]\nKVCacheSize=99999999999T\n",
 		       "2: KVCacheSize is '99999999999T'; a size such as 512M or 16G is wanted");
 	assert_refused("[steamd]\nIsa=mmx\n",
-		       "2: Isa is 'mmx'; one of auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated is wanted");
+		       "2: Isa is 'mmx'; one of "
+		       "auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated is wanted");
 	assert_refused("[steamd]\nIsa=avx\n",
-		       "2: Isa is 'avx'; one of auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated is wanted");
+		       "2: Isa is 'avx'; one of "
+		       "auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated is wanted");
 	assert_refused("[steamd]\nTopP=1.5\n", "2: TopP is '1.5'; from 0 to 1 is allowed");
 	assert_refused("[steamd]\nTopP=nan\n", "2: TopP is 'nan'; a number is wanted");
-	assert_refused("[steamd]\nSocketMode=0888\n", "2: SocketMode is '0888'; an octal mode such as 0660 is wanted");
-	assert_refused("[steamd]\nPageTokens=12\n", "2: PageTokens is '12'; a multiple of 8 is wanted");
-	assert_refused("[steam]\nModel=/x\n", "2: key 'Model' stands in section 'steam'; [steamd] is wanted");
+	assert_refused("[steamd]\nSocketMode=0888\n",
+		       "2: SocketMode is '0888'; an octal mode such as 0660 is wanted");
+	assert_refused("[steamd]\nPageTokens=12\n",
+		       "2: PageTokens is '12'; a multiple of 8 is wanted");
+	assert_refused("[steam]\nModel=/x\n",
+		       "2: key 'Model' stands in section 'steam'; [steamd] is wanted");
 	assert_refused("[steamd]\nModel\n", "2: neither a section, a comment nor Key=Value");
 	assert_refused("[steamd]\nModel=/x\n Isa=ref x\n",
-		       "3: Isa is 'ref x'; one of auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated is wanted");
+		       "3: Isa is 'ref x'; one of "
+		       "auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated is wanted");
 }
 
 static void a_line_beyond_the_buffer_is_refused(void **state)
@@ -124,9 +134,12 @@ static void a_missing_file_matters_only_if_it_was_asked_for(void **state)
 
 	(void)state;
 	assert_int_equal(settings_init(&s), 0);
-	assert_int_equal(settings_read(&s, "/nonexistent/steamd.conf", false, "/nonexistent/conf.d", &err), 0);
+	assert_int_equal(
+		settings_read(&s, "/nonexistent/steamd.conf", false, "/nonexistent/conf.d", &err),
+		0);
 	assert_int_equal(settings_read(&s, "/nonexistent/steamd.conf", true, NULL, &err), -ENOENT);
-	assert_string_equal(err.text, "cannot open '/nonexistent/steamd.conf': No such file or directory");
+	assert_string_equal(err.text,
+			    "cannot open '/nonexistent/steamd.conf': No such file or directory");
 	settings_deinit(&s);
 }
 

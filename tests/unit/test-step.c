@@ -123,8 +123,8 @@ static struct ring map_again(const struct ring *ring)
 {
 	struct ring again;
 
-	assert_int_equal(ring_map(dup(ring->memfd), dup(ring->down_fd), dup(ring->up_fd), &again,
-				  NULL), 0);
+	assert_int_equal(
+		ring_map(dup(ring->memfd), dup(ring->down_fd), dup(ring->up_fd), &again, NULL), 0);
 	return again;
 }
 
@@ -231,19 +231,20 @@ static void counts_beyond_what_can_be_are_no_steps_and_no_results(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(steps_come_in_order_and_results_too, setup, teardown),
-		cmocka_unit_test_setup_teardown(two_steps_are_in_flight_until_a_result_is_taken, setup,
+		cmocka_unit_test_setup_teardown(steps_come_in_order_and_results_too, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(two_steps_are_in_flight_until_a_result_is_taken,
+						setup, teardown),
 		cmocka_unit_test_setup_teardown(a_bell_rings_once_for_each_step_and_result, setup,
 						teardown),
-		cmocka_unit_test_setup_teardown(a_second_life_finds_the_positions_of_the_first, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(another_process_answers_and_its_death_leaves_the_result,
+		cmocka_unit_test_setup_teardown(a_second_life_finds_the_positions_of_the_first,
 						setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			another_process_answers_and_its_death_leaves_the_result, setup, teardown),
 		cmocka_unit_test_setup_teardown(memory_cannot_be_resized, setup, teardown),
 		cmocka_unit_test_setup_teardown(memory_of_another_kind_is_refused, setup, teardown),
-		cmocka_unit_test_setup_teardown(counts_beyond_what_can_be_are_no_steps_and_no_results,
-						setup, teardown),
+		cmocka_unit_test_setup_teardown(
+			counts_beyond_what_can_be_are_no_steps_and_no_results, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -65,9 +65,11 @@ static void what_is_not_supported_is_named(void **state)
 		{ "decoder", NULL, "{\"type\":\"WordPiece\"}", -ENOTSUP,
 		  "decoder is 'WordPiece'; only ByteLevel is supported" },
 		{ "pre_tokenizer", NULL, "{\"type\":\"Whitespace\"}", -ENOTSUP,
-		  "pre_tokenizer is 'Whitespace' of 0; a Sequence of Split and ByteLevel is wanted" },
+		  "pre_tokenizer is 'Whitespace' of 0; a Sequence of Split and ByteLevel is "
+		  "wanted" },
 		{ "post_processor", NULL, "{\"type\":\"BertProcessing\"}", -ENOTSUP,
-		  "post_processor is 'BertProcessing'; ByteLevel and TemplateProcessing are supported" },
+		  "post_processor is 'BertProcessing'; ByteLevel and TemplateProcessing are "
+		  "supported" },
 		{ "model", NULL, NULL, -EBADMSG, "there is no 'model'" },
 		{ "model", "type", "\"Unigram\"", -ENOTSUP,
 		  "model.type is \"Unigram\"; only \"BPE\" is supported" },
@@ -98,19 +100,20 @@ static void what_is_not_supported_is_named(void **state)
 		  "model.merges[0]: 'qqqqq' is not in the vocabulary" },
 		{ "model", "merges", "[\"q z\"]", -EBADMSG,
 		  "model.merges[0]: what it makes is not in the vocabulary" },
-		{ "model", "merges", "[[\"\\u0120\",\"\\u0120\"],[\"\\u0120\",\"\\u0120\"]]", -EBADMSG,
-		  "model.merges[1]: is the same as merges[0]" },
+		{ "model", "merges", "[[\"\\u0120\",\"\\u0120\"],[\"\\u0120\",\"\\u0120\"]]",
+		  -EBADMSG, "model.merges[1]: is the same as merges[0]" },
 		{ "added_tokens", NULL, "[{\"id\":460}]", -EBADMSG,
 		  "added_tokens[0]: its content is empty or missing" },
 		{ "added_tokens", NULL,
 		  "[{\"id\":460,\"content\":\"<x>\"},{\"id\":461,\"content\":\"<x>\"}]", -EBADMSG,
 		  "added_tokens[1]: '<x>' is there twice" },
 		{ "post_processor", NULL,
-		  "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<b>\"}}],"
+		  "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<b>\"}}"
+		  "],"
 		  "\"special_tokens\":{\"<b>\":{\"ids\":[9999]}}}",
 		  -EBADMSG, "post_processor: id 9999 of '<b>' is not a token" },
-		{ "post_processor", NULL, "{\"type\":\"TemplateProcessing\",\"single\":[]}", -EBADMSG,
-		  "post_processor: the template leaves out the text" },
+		{ "post_processor", NULL, "{\"type\":\"TemplateProcessing\",\"single\":[]}",
+		  -EBADMSG, "post_processor: the template leaves out the text" },
 	};
 
 	(void)state;
@@ -182,8 +185,8 @@ static void a_flipped_bit_is_refused_or_harmless(void **state)
 		text[bit / 8] ^= 1 << bit % 8;
 		r = tokenizer_parse(text, len, &t, &err);
 		if (r == 0)
-			assert_int_equal(tokenizer_encode(t, SPAN("a <|user|> b"), TOKENIZER_ADDED_ALL,
-							  &ids),
+			assert_int_equal(tokenizer_encode(t, SPAN("a <|user|> b"),
+							  TOKENIZER_ADDED_ALL, &ids),
 					 0);
 		else
 			assert_true(err.text[0] && (r == -EBADMSG || r == -ENOTSUP));

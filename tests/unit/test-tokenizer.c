@@ -44,7 +44,8 @@ static void check_ids(const struct ids *ids, const json_t *wanted, const char *w
 {
 	assert_non_null(wanted);
 	if (ids->n != json_array_size(wanted))
-		fail_msg("%s of case %zu: %zu ids, not %zu", what, i, ids->n, json_array_size(wanted));
+		fail_msg("%s of case %zu: %zu ids, not %zu", what, i, ids->n,
+			 json_array_size(wanted));
 	for (size_t k = 0; k < ids->n; k++)
 		if (ids->at[k] != json_integer_value(json_array_get(wanted, k)))
 			fail_msg("%s of case %zu: ids[%zu] is %u", what, i, k, ids->at[k]);
@@ -66,7 +67,8 @@ static struct ids ids_of_json(const json_t *list)
 	const json_t *id;
 	size_t i;
 
-	json_array_foreach (list, i, id) {
+	json_array_foreach(list, i, id)
+	{
 		const uint32_t value = json_integer_value(id);
 
 		assert_int_equal(ids_append(&ids, &value, 1), 0);
@@ -89,8 +91,8 @@ static void check_decode(const struct tokenizer *t, const json_t *list, bool ski
 
 	stream = calloc(1, len + 64);
 	for (size_t k = 0; k <= ids.n; k++) {
-		const size_t got = k < ids.n ? detokenizer_push(&d, t, ids.at[k], piece) :
-					       detokenizer_flush(&d, piece);
+		const size_t got = k < ids.n ? detokenizer_push(&d, t, ids.at[k], piece)
+					     : detokenizer_flush(&d, piece);
 
 		assert_int_equal(utf8_valid_bytes((struct span){ piece, got }), got);
 		assert_true(n + got <= len);
@@ -121,7 +123,8 @@ static void every_text_encodes_as_the_reference_does(void **state)
 		size_t i;
 
 		assert_true(json_array_size(json_object_get(golden, "encode")) > 100);
-		json_array_foreach (json_object_get(golden, "encode"), i, test) {
+		json_array_foreach(json_object_get(golden, "encode"), i, test)
+		{
 			const struct span text = span_of_json(json_object_get(test, "text"));
 			const json_t *all = json_object_get(test, "ids");
 			const json_t *plain = or_else(test, "ids_special_off", all);
@@ -151,16 +154,18 @@ static void every_list_of_ids_decodes_as_the_reference_does(void **state)
 		json_t *golden = cases_of(names[f]), *test;
 		size_t i;
 
-		json_array_foreach (json_object_get(golden, "encode"), i, test) {
+		json_array_foreach(json_object_get(golden, "encode"), i, test)
+		{
 			const json_t *ids = json_object_get(test, "ids");
-			const json_t *whole =
-				or_else(test, "decoded", json_object_get(test, "text"));
+			const json_t *whole = or_else(test, "decoded",
+						      json_object_get(test, "text"));
 
 			check_decode(t, ids, false, span_of_json(whole), i);
 			check_decode(t, ids, true,
 				     span_of_json(or_else(test, "decoded_skip_special", whole)), i);
 		}
-		json_array_foreach (json_object_get(golden, "decode"), i, test) {
+		json_array_foreach(json_object_get(golden, "decode"), i, test)
+		{
 			const json_t *ids = json_object_get(test, "ids");
 
 			check_decode(t, ids, false, span_of_json(json_object_get(test, "text")), i);
@@ -183,7 +188,8 @@ static void every_id_has_the_bytes_of_the_reference(void **state)
 		size_t i;
 
 		assert_int_equal(tokenizer_size(t), json_array_size(list));
-		json_array_foreach (list, i, hex) {
+		json_array_foreach(list, i, hex)
+		{
 			const struct span bytes = tokenizer_bytes(t, i);
 
 			assert_true(bytes.len * 2 < sizeof(seen));
@@ -222,13 +228,12 @@ static void invalid_bytes_are_encoded_as_replacement_characters(void **state)
 	struct ids bad = { 0 }, good = { 0 };
 
 	(void)state;
-	assert_int_equal(tokenizer_encode(t, SPAN("a\xe4\xbd z\xff\xc0\x80"), TOKENIZER_ADDED_ALL,
-					  &bad),
-			 0);
-	assert_int_equal(tokenizer_encode(t,
-					  SPAN("a\xef\xbf\xbd z\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"),
-					  TOKENIZER_ADDED_ALL, &good),
-			 0);
+	assert_int_equal(
+		tokenizer_encode(t, SPAN("a\xe4\xbd z\xff\xc0\x80"), TOKENIZER_ADDED_ALL, &bad), 0);
+	assert_int_equal(
+		tokenizer_encode(t, SPAN("a\xef\xbf\xbd z\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd"),
+				 TOKENIZER_ADDED_ALL, &good),
+		0);
 	assert_int_equal(bad.n, good.n);
 	assert_memory_equal(bad.at, good.at, good.n * sizeof(*good.at));
 	ids_deinit(&bad);
@@ -264,7 +269,8 @@ static size_t merge_slowly(const struct tokenizer *t, const json_t *merges, stru
 	json_t *rank_of = json_object(), *merge;
 	char key[512];
 
-	json_array_foreach (merges, i, merge) {
+	json_array_foreach(merges, i, merge)
+	{
 		snprintf(key, sizeof(key), "%s", json_string_value(merge));
 		json_object_set_new(rank_of, key, json_integer(i));
 	}
@@ -310,7 +316,8 @@ static void long_pieces_merge_like_the_textbook(void **state)
 	struct tokenizer *t = open_named("_mid");
 	json_t *file = golden_load("tokenizer/tokenizer_mid.json");
 	const json_t *merges = json_object_get(json_object_get(file, "model"), "merges");
-	static const char *const alphabets[] = { "a", "ab", "etaoinshr", "abcdefghijklmnopqrstuvwxyz" };
+	static const char *const alphabets[] = { "a", "ab", "etaoinshr",
+						 "abcdefghijklmnopqrstuvwxyz" };
 	uint32_t wanted[400], seed = 1;
 	char piece[400];
 

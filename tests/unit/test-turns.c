@@ -139,39 +139,96 @@ static void a_queued_turn_has_neither_slot_nor_pages(void **state)
 	turns_free(t);
 }
 
-static void break_prompt(struct turn_record *rec) { rec->n_prompt = 65; }
-static void break_nothing_asked(struct turn_record *rec) { rec->n_prompt = 0; }
-static void break_ids(struct turn_record *rec) { rec->marks[rec->mark].n_ids = 66; }
-static void break_few_ids(struct turn_record *rec) { rec->marks[rec->mark].n_ids = 2; }
-static void break_kv(struct turn_record *rec) { rec->marks[rec->mark].n_kv = 4; }
-static void break_scores(struct turn_record *rec) { rec->marks[rec->mark].n_scored = 4; }
-static void break_pages(struct turn_record *rec) { rec->n_pages = 9; }
-static void break_slot(struct turn_record *rec) { rec->slot = 64; }
-static void break_top(struct turn_record *rec) { rec->n_top = 21; }
-static void break_bias(struct turn_record *rec) { rec->n_bias = 1025; }
-static void break_stop_ids(struct turn_record *rec) { rec->sampler.n_stop_ids = 33; }
-static void break_stops(struct turn_record *rec) { rec->stops_len = 4097; }
-static void break_stop_count(struct turn_record *rec) { rec->n_stops = 1; }
+static void break_prompt(struct turn_record *rec)
+{
+	rec->n_prompt = 65;
+}
+static void break_nothing_asked(struct turn_record *rec)
+{
+	rec->n_prompt = 0;
+}
+static void break_ids(struct turn_record *rec)
+{
+	rec->marks[rec->mark].n_ids = 66;
+}
+static void break_few_ids(struct turn_record *rec)
+{
+	rec->marks[rec->mark].n_ids = 2;
+}
+static void break_kv(struct turn_record *rec)
+{
+	rec->marks[rec->mark].n_kv = 4;
+}
+static void break_scores(struct turn_record *rec)
+{
+	rec->marks[rec->mark].n_scored = 4;
+}
+static void break_pages(struct turn_record *rec)
+{
+	rec->n_pages = 9;
+}
+static void break_slot(struct turn_record *rec)
+{
+	rec->slot = 64;
+}
+static void break_top(struct turn_record *rec)
+{
+	rec->n_top = 21;
+}
+static void break_bias(struct turn_record *rec)
+{
+	rec->n_bias = 1025;
+}
+static void break_stop_ids(struct turn_record *rec)
+{
+	rec->sampler.n_stop_ids = 33;
+}
+static void break_stops(struct turn_record *rec)
+{
+	rec->stops_len = 4097;
+}
+static void break_stop_count(struct turn_record *rec)
+{
+	rec->n_stops = 1;
+}
 static void break_stop_end(struct turn_record *rec)
 {
 	memcpy(rec->stops, "a\0b", 3);
 	rec->stops_len = 3;
 	rec->n_stops = 1;
 }
-static void break_label(struct turn_record *rec) { memset(rec->label, 'x', sizeof(rec->label)); }
-static void break_client(struct turn_record *rec) { memset(rec->client, 'x', sizeof(rec->client)); }
-static void break_finish(struct turn_record *rec) { rec->finish = FINISH_N; }
-static void break_id(struct turn_record *rec) { rec->id = 0; }
-static void break_state(struct turn_record *rec) { rec->state = 99; }
-static void leave_open(struct turn_record *rec) { rec->state = TURN_OPEN; }
+static void break_label(struct turn_record *rec)
+{
+	memset(rec->label, 'x', sizeof(rec->label));
+}
+static void break_client(struct turn_record *rec)
+{
+	memset(rec->client, 'x', sizeof(rec->client));
+}
+static void break_finish(struct turn_record *rec)
+{
+	rec->finish = FINISH_N;
+}
+static void break_id(struct turn_record *rec)
+{
+	rec->id = 0;
+}
+static void break_state(struct turn_record *rec)
+{
+	rec->state = 99;
+}
+static void leave_open(struct turn_record *rec)
+{
+	rec->state = TURN_OPEN;
+}
 
 static void a_record_out_of_bounds_is_freed(void **state)
 {
 	static void (*const breaks[])(struct turn_record *) = {
-		break_prompt, break_nothing_asked, break_ids, break_few_ids, break_kv, break_scores,
-		break_pages, break_slot, break_top, break_bias, break_stop_ids, break_stops,
-		break_stop_count, break_stop_end, break_label, break_client, break_finish, break_id,
-		break_state, leave_open,
+		break_prompt,	break_nothing_asked, break_ids,	       break_few_ids,  break_kv,
+		break_scores,	break_pages,	     break_slot,       break_top,      break_bias,
+		break_stop_ids, break_stops,	     break_stop_count, break_stop_end, break_label,
+		break_client,	break_finish,	     break_id,	       break_state,    leave_open,
 	};
 
 	(void)state;

@@ -104,8 +104,9 @@ int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *k
 	int r;
 
 	if (max_tokens == 0 || max_context == 0)
-		return err_set(err, -EINVAL, "a batch of %u tokens and a context of %u make no model",
-			       max_tokens, max_context);
+		return err_set(err, -EINVAL,
+			       "a batch of %u tokens and a context of %u make no model", max_tokens,
+			       max_context);
 	if (!cache_fits(kv, &w->config))
 		return err_set(err, -EINVAL, "the KV cache's layout is not the model's");
 
@@ -200,8 +201,8 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 	for (const struct seq *s = seqs; s < seqs + n_seqs; s++) {
 		for (uint32_t t = 0; t < s->n_tokens; t++) {
 			const uint32_t at = s->at + t;
-			const void *page = (const char *)kv->base + s->pages[at / kv->page_tokens] *
-								      kv_page_bytes(kv);
+			const void *page = (const char *)kv->base +
+					   s->pages[at / kv->page_tokens] * kv_page_bytes(kv);
 			float *to = m->k + (size_t)(s->first + t) * width;
 
 			for (uint32_t i = 0; i < width; i++) {
@@ -210,7 +211,8 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 
 				to[i] = kv_value(kv, page,
 						 (head * kv->page_tokens + at % kv->page_tokens) *
-								 kv->head_dim + i % kv->head_dim);
+								 kv->head_dim +
+							 i % kv->head_dim);
 			}
 		}
 	}

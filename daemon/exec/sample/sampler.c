@@ -33,7 +33,7 @@ struct sampler {
 	float *bias_values;
 	uint32_t vocab;
 
-	uint32_t length; /* tokens pushed */
+	uint32_t length;   /* tokens pushed */
 	uint32_t *history; /* with penalties only: the tokens themselves, */
 	size_t history_cap;
 	struct count *counts; /* and how often each id is among them, [vocab] */
