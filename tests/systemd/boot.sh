@@ -23,8 +23,23 @@ mount --bind /mnt /run/steamd-test
 mount --bind /run/steamd-test/etc /etc
 [ -d /run/steamd-test/install/usr/local ] && mount --bind /run/steamd-test/install/usr/local /usr/local
 cp -a /run/steamd-test/install/units/. /run/units/ 2>/dev/null || true
+ldconfig
+# the sockets name the users
+systemd-sysusers "$(find /run/steamd-test/install -path '*/sysusers.d/steamd.conf' -print -quit)"
+# one who has a service manager of his own
+printf 'u tester - "a user" /run/tester\n' | systemd-sysusers -
+install -d -o tester -g tester -m 0700 /run/tester
+install -D -o tester -g tester /etc/steamd/steamd.conf /run/tester/.config/steamd/steamd.conf
+chown -R tester: /run/tester
 umount -R /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup
 mkdir -p /run/systemd
+# PID 1 writes to /dev/console: a terminal of this namespace's own, kept in a file
+script -qafc 'tty >/run/console-tty; exec sleep infinity' /run/steamd-test/console >/dev/null 2>&1 </dev/null &
+for _ in $(seq 100); do
+	[ -s /run/console-tty ] && break
+	sleep 0.02
+done
+mount --bind "$(cat /run/console-tty)" /dev/console
 export container=steamd-test SYSTEMD_UNIT_PATH=/run/units
 exec /lib/systemd/systemd --system --unit=test.target --log-target=console --log-level=info --show-status=no
