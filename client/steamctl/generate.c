@@ -141,7 +141,9 @@ static bool print_calls(json_t *calls)
 	json_t *call;
 	size_t i;
 
-	json_array_foreach(calls, i, call) if (!print_json(json_incref(call))) return false;
+	json_array_foreach(calls, i, call)
+		if (!print_json(json_incref(call)))
+			return false;
 	return true;
 }
 

@@ -49,8 +49,7 @@ static void print_tree(const json_t *object, int depth)
 	json_t *value, *entry;
 	size_t i;
 
-	json_object_foreach((json_t *)object, key, value)
-	{
+	json_object_foreach((json_t *)object, key, value) {
 		printf("%*s%-*s", 2 * depth, "", 26 - 2 * depth, key);
 		if (json_is_object(value) && json_object_get(value, "value") &&
 		    json_object_get(value, "from")) {
@@ -61,8 +60,7 @@ static void print_tree(const json_t *object, int depth)
 			putchar('\n');
 			print_tree(value, depth + 1);
 		} else if (json_is_array(value)) {
-			json_array_foreach(value, i, entry)
-			{
+			json_array_foreach(value, i, entry) {
 				if (json_is_object(entry)) {
 					putchar('\n');
 					print_tree(entry, depth + 1);
@@ -126,8 +124,7 @@ int run_ps(struct ctl *c)
 	for (size_t k = 0; k < ARRAY_SIZE(columns); k++)
 		printf("%-*s ", columns[k].width, columns[k].title);
 	putchar('\n');
-	json_array_foreach(json_object_get(root, "turns"), i, turn)
-	{
+	json_array_foreach(json_object_get(root, "turns"), i, turn) {
 		for (size_t k = 0; k < ARRAY_SIZE(columns); k++) {
 			const json_t *value = json_object_get(turn, columns[k].key);
 

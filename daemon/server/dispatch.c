@@ -76,8 +76,7 @@ static struct request *find_request(struct peer *p, uint64_t id)
 {
 	struct request *q;
 
-	TAILQ_FOREACH(q, &p->requests, link)
-	{
+	TAILQ_FOREACH(q, &p->requests, link) {
 		if (q->id == id)
 			return q;
 	}

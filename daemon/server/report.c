@@ -257,8 +257,7 @@ char *report_ps(const struct server *s, const struct peer *p)
 	uint64_t n_queued = 0, n_running = 0;
 	const struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link)
-	{
+	TAILQ_FOREACH(st, &s->streams, link) {
 		if (st->turn.rec->uid == p->uid || admin)
 			json_array_append_new(list, describe_turn(st));
 		else if (!st->ended && st->turn.rec->state == TURN_RUNNING)

@@ -192,7 +192,7 @@ static void on_engine_state(void *userdata)
 		return;
 	}
 	TAILQ_FOREACH(st, &s->streams, link)
-	stream_progress(st);
+		stream_progress(st);
 	server_busy_changed(s);
 }
 
@@ -272,7 +272,7 @@ static void unload(struct server *s)
 
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
-	stream_abandon(st, -EHOSTDOWN, &err);
+		stream_abandon(st, -EHOSTDOWN, &err);
 	s->engine = engine_free(s->engine, true);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
@@ -452,8 +452,7 @@ static void let_streams_go(struct server *s)
 {
 	struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link)
-	{
+	TAILQ_FOREACH(st, &s->streams, link) {
 		if (st->request)
 			st->request->stream = NULL;
 		st->request = NULL;

@@ -567,8 +567,7 @@ struct stream *stream_find(struct server *s, uint64_t turn)
 {
 	struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link)
-	{
+	TAILQ_FOREACH(st, &s->streams, link) {
 		if (st->turn.rec->id == turn && !st->dropped)
 			return st;
 	}
@@ -624,8 +623,7 @@ bool stream_evict(struct server *s)
 {
 	struct stream *st;
 
-	TAILQ_FOREACH(st, &s->streams, link)
-	{
+	TAILQ_FOREACH(st, &s->streams, link) {
 		if (st->ended && !st->request && !st->pumping) {
 			stream_free(st);
 			return true;

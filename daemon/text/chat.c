@@ -122,8 +122,7 @@ static int embedded_template(const char *text, const char *path, char **ret, str
 	value = json_object_get(root, "chat_template");
 	found = json_string_value(value);
 	if (json_is_array(value)) {
-		json_array_foreach(value, i, entry)
-		{
+		json_array_foreach(value, i, entry) {
 			const char *name = json_string_value(json_object_get(entry, "name"));
 
 			if (name && strcmp(name, "default") == 0)

@@ -168,8 +168,7 @@ static int flatten(struct renderer *r, size_t index, const json_t *content, stru
 		return err_set(r->err, -EBADMSG,
 			       "messages[%zu].content is %s; a string or a list of parts is wanted",
 			       index, type_name(content));
-	json_array_foreach((json_t *)content, i, part)
-	{
+	json_array_foreach((json_t *)content, i, part) {
 		const json_t *value = part;
 
 		if (json_is_object(part)) {
@@ -199,8 +198,7 @@ static void note_string_args(struct renderer *r, const json_t *tool)
 	properties = json_object_get(json_object_get(function, "parameters"), "properties");
 	if (!name)
 		return;
-	json_object_foreach(properties, key, property)
-	{
+	json_object_foreach(properties, key, property) {
 		const char *type = json_string_value(json_object_get(property, "type"));
 
 		if (!type || strcmp(type, "string") != 0)
@@ -222,8 +220,7 @@ static void render_tools(struct renderer *r, const json_t *tools)
 		"\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
 		"You are provided with function signatures within <tools></tools> XML "
 		"tags:\n<tools>\n");
-	json_array_foreach((json_t *)tools, i, tool)
-	{
+	json_array_foreach((json_t *)tools, i, tool) {
 		struct bytes line = { 0 };
 
 		pyjson_dump(tool, &line);
@@ -303,8 +300,7 @@ static int render_calls(struct renderer *r, size_t index, const json_t *calls)
 	if (!json_is_array(calls))
 		return err_set(r->err, -EBADMSG, "messages[%zu].tool_calls is %s; a list is wanted",
 			       index, type_name(calls));
-	json_array_foreach((json_t *)calls, i, call)
-	{
+	json_array_foreach((json_t *)calls, i, call) {
 		const json_t *inner = json_object_get(call, "function");
 		const json_t *function = json_object_size(inner) ? inner : call;
 		const json_t *name = json_object_get(function, "name");
@@ -438,8 +434,7 @@ static int render_tool(struct renderer *r, size_t index, const json_t *messages,
 			       "messages[%zu].content is %s; a string or a list is wanted", index,
 			       type_name(content));
 	mark(r, "<|observation|>");
-	json_array_foreach((json_t *)content, i, item)
-	{
+	json_array_foreach((json_t *)content, i, item) {
 		const json_t *output = json_object_get(item, "output");
 		const json_t *value = output ? output : item;
 
@@ -492,7 +487,8 @@ static int render_message(struct renderer *r, size_t index, const json_t *messag
 		return err_set(r->err, -EBADMSG, "messages[%zu].role is %s; a string is wanted",
 			       index, type_name(role));
 	json_object_foreach_safe(message, next, key, value) /* a null counts as missing */
-		if (json_is_null(value)) json_object_del(message, key);
+		if (json_is_null(value))
+			json_object_del(message, key);
 	if (is_role(message, "system"))
 		return render_plain(r, index, message, false);
 	if (is_role(message, "user"))

@@ -203,8 +203,7 @@ static int template_step(struct tokenizer *t, const json_t *step, const json_t *
 		return err_set(err, -EBADMSG,
 			       "post_processor: the template's token '%.60s' has no ids",
 			       name ? name : "");
-	json_array_foreach(list, i, value)
-	{
+	json_array_foreach(list, i, value) {
 		const json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
 		const uint32_t narrow = id;
 
@@ -230,8 +229,7 @@ static int read_processor(struct tokenizer *t, const json_t *json, unsigned int 
 		return 0; /* offsets only */
 	if (is_type(json, "Sequence") && depth < 2) {
 		list = json_object_get(json, "processors");
-		json_array_foreach(list, i, item)
-		{
+		json_array_foreach(list, i, item) {
 			r = read_processor(t, item, depth + 1, err);
 			if (r < 0)
 				return r;
@@ -248,8 +246,7 @@ static int read_processor(struct tokenizer *t, const json_t *json, unsigned int 
 	list = json_object_get(json, "single");
 	if (!json_is_array(list))
 		return err_set(err, -ENOTSUP, "post_processor: 'single' is not a list");
-	json_array_foreach(list, i, item)
-	{
+	json_array_foreach(list, i, item) {
 		r = template_step(t, item, json_object_get(json, "special_tokens"), &text, err);
 		if (r < 0)
 			return r;

@@ -96,7 +96,8 @@ json_t *rig_truth(const char *name)
 {
 	_cleanup_(freep) char *path = rig_path(name, "expect/truth.json");
 
-	return json_load_file(path, JSON_ALLOW_NUL, NULL); /* answers of random models are any text */
+	return json_load_file(path, JSON_ALLOW_NUL,
+			      NULL); /* answers of random models are any text */
 }
 
 json_t *rig_prompt(json_t *truth, const char *name)

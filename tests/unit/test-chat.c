@@ -71,8 +71,7 @@ static void every_case_renders_as_the_reference_does(void **state)
 	size_t i, n = 0;
 
 	(void)state;
-	json_array_foreach(json_object_get(root, "cases"), i, c)
-	{
+	json_array_foreach(json_object_get(root, "cases"), i, c) {
 		static const struct {
 			enum chat_layout layout;
 			const char *key;
@@ -187,8 +186,7 @@ static void honest_renderings_encode_as_their_flat_text(void **state)
 	size_t i, n = 0;
 
 	(void)state;
-	json_array_foreach(json_object_get(root, "cases"), i, c)
-	{
+	json_array_foreach(json_object_get(root, "cases"), i, c) {
 		_cleanup_(freep) char *conversation = conversation_of(c);
 		struct chat_rendering r = { 0 };
 		struct ids pieces = { 0 }, flat = { 0 };

@@ -132,8 +132,7 @@ static void every_variant_is_read_as_the_library_reads_it(void **state)
 
 	(void)state;
 	assert_int_equal(json_array_size(all), 26);
-	json_array_foreach(all, i, v)
-	{
+	json_array_foreach(all, i, v) {
 		const char *name = json_string_value(json_object_get(v, "name"));
 		const json_t *config = json_object_get(v, "config");
 		const json_t *library = json_object_get(v, "library");

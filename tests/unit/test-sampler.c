@@ -62,8 +62,7 @@ static struct sampler *sampler_of(const json_t *params, uint32_t n)
 	const char *key;
 	json_t *value;
 
-	json_object_foreach(json_object_get(params, "logit_bias"), key, value)
-	{
+	json_object_foreach(json_object_get(params, "logit_bias"), key, value) {
 		assert_true(p.n_bias < BIAS_MAX);
 		ids[p.n_bias] = (uint32_t)strtoul(key, NULL, 10);
 		values[p.n_bias++] = (float)json_number_value(value);

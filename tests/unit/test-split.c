@@ -24,11 +24,10 @@ static void every_code_point_has_the_classes_of_the_reference(void **state)
 
 	(void)state;
 	for (size_t k = 0; k < 3; k++)
-		json_array_foreach(
-			json_object_get(golden, classes[k].name), i,
-			range) for (json_int_t c = json_integer_value(json_array_get(range, 0));
-				    c <= json_integer_value(json_array_get(range, 1)); c++)
-			wanted[c] |= classes[k].class;
+		json_array_foreach(json_object_get(golden, classes[k].name), i, range)
+			for (json_int_t c = json_integer_value(json_array_get(range, 0));
+			     c <= json_integer_value(json_array_get(range, 1)); c++)
+				wanted[c] |= classes[k].class;
 	for (uint32_t c = 0; c < UNICODE_END; c++)
 		if ((unicode_classes()[c] & (UNICODE_L | UNICODE_N | UNICODE_S)) != wanted[c])
 			fail_msg("U+%04X has classes %d, not %d", c, unicode_classes()[c],
@@ -61,14 +60,12 @@ static void every_text_splits_as_the_reference_does(void **state)
 	(void)state;
 	assert_string_equal(json_string_value(json_object_get(golden, "pattern")), SPLIT_PATTERN);
 	assert_true(json_array_size(json_object_get(golden, "cases")) > 100);
-	json_array_foreach(json_object_get(golden, "cases"), i, test)
-	{
+	json_array_foreach(json_object_get(golden, "cases"), i, test) {
 		const json_t *text = json_object_get(test, "text");
 		const size_t len = json_string_length(text);
 		size_t at = 0;
 
-		json_array_foreach(json_object_get(test, "pieces"), k, piece)
-		{
+		json_array_foreach(json_object_get(test, "pieces"), k, piece) {
 			size_t end;
 
 			assert_true(at < len);

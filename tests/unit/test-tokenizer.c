@@ -67,8 +67,7 @@ static struct ids ids_of_json(const json_t *list)
 	const json_t *id;
 	size_t i;
 
-	json_array_foreach(list, i, id)
-	{
+	json_array_foreach(list, i, id) {
 		const uint32_t value = json_integer_value(id);
 
 		assert_int_equal(ids_append(&ids, &value, 1), 0);
@@ -123,8 +122,7 @@ static void every_text_encodes_as_the_reference_does(void **state)
 		size_t i;
 
 		assert_true(json_array_size(json_object_get(golden, "encode")) > 100);
-		json_array_foreach(json_object_get(golden, "encode"), i, test)
-		{
+		json_array_foreach(json_object_get(golden, "encode"), i, test) {
 			const struct span text = span_of_json(json_object_get(test, "text"));
 			const json_t *all = json_object_get(test, "ids");
 			const json_t *plain = or_else(test, "ids_special_off", all);
@@ -154,8 +152,7 @@ static void every_list_of_ids_decodes_as_the_reference_does(void **state)
 		json_t *golden = cases_of(names[f]), *test;
 		size_t i;
 
-		json_array_foreach(json_object_get(golden, "encode"), i, test)
-		{
+		json_array_foreach(json_object_get(golden, "encode"), i, test) {
 			const json_t *ids = json_object_get(test, "ids");
 			const json_t *whole = or_else(test, "decoded",
 						      json_object_get(test, "text"));
@@ -164,8 +161,7 @@ static void every_list_of_ids_decodes_as_the_reference_does(void **state)
 			check_decode(t, ids, true,
 				     span_of_json(or_else(test, "decoded_skip_special", whole)), i);
 		}
-		json_array_foreach(json_object_get(golden, "decode"), i, test)
-		{
+		json_array_foreach(json_object_get(golden, "decode"), i, test) {
 			const json_t *ids = json_object_get(test, "ids");
 
 			check_decode(t, ids, false, span_of_json(json_object_get(test, "text")), i);
@@ -188,8 +184,7 @@ static void every_id_has_the_bytes_of_the_reference(void **state)
 		size_t i;
 
 		assert_int_equal(tokenizer_size(t), json_array_size(list));
-		json_array_foreach(list, i, hex)
-		{
+		json_array_foreach(list, i, hex) {
 			const struct span bytes = tokenizer_bytes(t, i);
 
 			assert_true(bytes.len * 2 < sizeof(seen));
@@ -269,8 +264,7 @@ static size_t merge_slowly(const struct tokenizer *t, const json_t *merges, stru
 	json_t *rank_of = json_object(), *merge;
 	char key[512];
 
-	json_array_foreach(merges, i, merge)
-	{
+	json_array_foreach(merges, i, merge) {
 		snprintf(key, sizeof(key), "%s", json_string_value(merge));
 		json_object_set_new(rank_of, key, json_integer(i));
 	}

@@ -307,8 +307,7 @@ static int read_quantisation(const json_t *q, struct config *c, struct err *err)
 		return wrong(err, -EBADMSG, "quantization_config.config_groups", groups,
 			     "an object with a group");
 
-	json_object_foreach((json_t *)groups, name, group)
-	{
+	json_object_foreach((json_t *)groups, name, group) {
 		r = read_group(group, &columns, err);
 		if (r < 0)
 			return err_wrap(err, r, "quantization_config.config_groups.%.40s", name);

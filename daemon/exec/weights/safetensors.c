@@ -163,8 +163,7 @@ static int read_tensors(struct st_file *f, uint64_t data_at, uint64_t data_bytes
 	if (!f->tensors || !f->by_name)
 		return -ENOMEM;
 
-	json_object_foreach(f->header, name, j)
-	{
+	json_object_foreach(f->header, name, j) {
 		if (strcmp(name, "__metadata__") == 0)
 			continue;
 		r = read_tensor(name, j, data_at, data_bytes, &f->tensors[f->n_tensors], err);

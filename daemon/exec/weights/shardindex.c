@@ -61,8 +61,7 @@ static int read_map(struct st_index *x, json_t *map, struct err *err)
 	x->in = calloc(n, sizeof(*x->in));
 	if (!x->files || !x->tensors || !x->in)
 		return -ENOMEM;
-	json_object_foreach(map, name, file)
-	{
+	json_object_foreach(map, name, file) {
 		if (!json_is_string(file))
 			return err_set(err, -EBADMSG, "weight_map: '%.200s' names no file", name);
 		r = add_file(x, json_string_value(file), &at, err);
