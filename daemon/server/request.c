@@ -106,8 +106,10 @@ static void drop_input(struct request *q)
 	q->bytes = NULL;
 	ids_deinit(&q->ids);
 	free(q->text);
-	free(q->string_args);
 	q->text = NULL;
+	free(q->string_args);
+	q->string_args = NULL;
+	q->string_args_len = 0;
 	closep(&q->attached_fd);
 	q->attached_fd = -1;
 }

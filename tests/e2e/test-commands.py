@@ -104,6 +104,33 @@ def ask_streams_an_answer_and_ends_with_one_json_line():
         assert piped["usage"]["prompt_tokens"] == words["usage"]["prompt_tokens"]
 
 
+def every_flag_of_ask_and_complete_is_taken():
+    with Daemon("air", "ModelAliases=glm default") as d:
+        tools = [{"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}}}]
+        path = d.dir / "tools.json"
+        path.write_text(json.dumps(tools))
+        for _ in range(3):  # what one request leaves behind must not hurt the next
+            with_tools = d.lines("ask", "--json", "--tools", path, "--max-tokens", 2, "hi")[-1]
+            assert with_tools["usage"]["prompt_tokens"] > 100
+        out = d.lines("complete", "--json", "--top", 2, "--max-tokens", 3, "--seed", 5, "Hello")
+        assert all(len(line["logprobs"]) == len(line["ids"]) for line in out[:-1] if line["ids"])
+        assert all(len(top) == 2 for line in out[:-1] if line["ids"] for top in line["top"])
+        last = d.lines("ask", "--json", "--system", "Be brief.", "--no-think", "--temperature", 0.7, "--top-p", 0.9,
+                       "--min-p", 0.05, "--top-k", 40, "--repetition-penalty", 1.1, "--frequency-penalty", 0.2,
+                       "--presence-penalty", -0.1, "--min-tokens", 2, "--max-tokens", 4, "--logit-bias", "70=-3",
+                       "--logit-bias", "71=2.5", "--deadline", 20000, "--model", "glm", "--label", "x", "hi")[-1]
+        assert 2 <= len(last["ids"]) <= 4
+        d.ctl("ask", "--model", "nope", "hi", code=66)
+        assert "nope" in d.last_stderr
+        for _ in range(2):
+            d.lines("complete", "--json", "--logit-bias", "70=100", "--temperature", 0, "--max-tokens", 2, "x")
+            d.lines("complete", "--json", "--stop", "zzz", "--stop", "yyy", "--max-tokens", 2, "x")
+        assert d.lines("complete", "--json", "--logit-bias", "70=100", "--temperature", 0, "--max-tokens", 2,
+                       "--ignore-eos", "x")[-1]["ids"] == [70, 70]
+        assert "tokens/s" in d.ctl("bench", "--tokens", 64, "--rounds", 1).decode()
+
+
 def stop_strings_and_stop_ids_end_an_answer():
     p = prompt("air", "t33")
     with Daemon("air") as d:
