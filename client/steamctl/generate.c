@@ -109,15 +109,6 @@ static json_t *delta_json(const struct steamd_delta *d)
 	return line;
 }
 
-static bool print_json(json_t *line)
-{
-	const bool ok = json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
-			fputc('\n', stdout) != EOF && fflush(stdout) == 0;
-
-	json_decref(line);
-	return ok;
-}
-
 static void print_reasoning(struct run *run, const struct steamd_delta *d)
 {
 	if (d->reasoning_len == 0)
@@ -164,7 +155,7 @@ static bool print_text(struct run *run, const struct steamd_delta *d, json_t *ca
 		run->last = '\n';
 		return print_calls(calls);
 	}
-	return fflush(stdout) == 0;
+	return true;
 }
 
 static int on_delta(void *userdata, const struct steamd_delta *d)
@@ -187,7 +178,8 @@ static int on_delta(void *userdata, const struct steamd_delta *d)
 	}
 	if (!ok)
 		run->failed = true;
-	else if (!(run->c->json ? print_json(delta_json(d)) : print_text(run, d, calls)))
+	else if (!(run->c->json ? print_json(delta_json(d)) : print_text(run, d, calls)) ||
+		 fflush(stdout) != 0)
 		run->pipe_closed = true;
 	json_decref(calls);
 	return run->failed || run->pipe_closed;
@@ -240,7 +232,7 @@ static void on_end(void *userdata, const struct steamd_result *r, const struct s
 		run->exit_code = EXIT_INTERRUPTED;
 	else if (err)
 		run->exit_code = fail_with(err);
-	else if (run->c->json && !print_last(run, r))
+	else if (run->c->json && (!print_last(run, r) || fflush(stdout) != 0))
 		run->exit_code = EXIT_PIPE;
 	/* an answer ends its line: a shell's prompt comes next */
 	if (!run->c->json && !run->pipe_closed && run->last && run->last != '\n') {

@@ -80,6 +80,9 @@ int fail(int code, const char *format, ...) _printf_(2, 3);
 /* The sentence and exit code of a failure of the library or the daemon. */
 int fail_with(const struct steamd_error *err);
 
+/* text.c: one line on stdout, not flushed. Takes @line over; NULL counts as a failure. */
+bool print_json(json_t *line);
+
 /* input.c. All return 0, or an exit code after printing why. */
 int read_stream(FILE *f, const char *name, char **ret, size_t *ret_len);	/* byte for byte */
 int read_file(const char *path, char **ret, size_t *ret_len);			/* "-": stdin */

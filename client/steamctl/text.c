@@ -6,15 +6,19 @@
 #include "client/steamctl/steamctl.h"
 #include "client/wire/utf8.h"
 
-static int print_object(const char *key, json_t *value)
+bool print_json(json_t *line)
 {
-	json_t *line = json_pack("{s:o}", key, value);
-	const int r = !line ||
-		      json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) < 0 ||
-		      putchar('\n') == EOF;
+	const bool ok = line &&
+			json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9)) == 0 &&
+			putchar('\n') != EOF;
 
 	json_decref(line);
-	return r ? EXIT_PIPE : EXIT_OK;
+	return ok;
+}
+
+static int print_object(const char *key, json_t *value)
+{
+	return print_json(json_pack("{s:o}", key, value)) ? EXIT_OK : EXIT_PIPE;
 }
 
 /* stdin or words, with what is not UTF-8 replaced. */
@@ -111,10 +115,8 @@ static void print_score(const struct scoring *sc, const struct steamd_delta *d, 
 						(double)d->top_logprobs[i * d->n_top + k]));
 	if (sc->c->top)
 		json_object_set(line, "top", top);
-	json_dumpf(line, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
-	putchar('\n');
 	json_decref(top);
-	json_decref(line);
+	print_json(line); /* a closed stdout is seen when it is flushed */
 }
 
 static int on_scores(void *userdata, const struct steamd_delta *d)

@@ -36,8 +36,3 @@ struct bpe_scratch *bpe_scratch_free(struct bpe_scratch *s);
  * room for one a byte. *@scratch starts as NULL. Returns how many, or -ENOMEM.
  */
 long bpe_encode(const struct bpe *b, struct span piece, struct bpe_scratch **scratch, uint32_t *out);
-
-static inline void bpe_scratch_freep(struct bpe_scratch **s)
-{
-	*s = bpe_scratch_free(*s);
-}
