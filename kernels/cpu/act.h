@@ -54,6 +54,31 @@ static inline int32_t largest_bits(const float *x)
 	return largest;
 }
 
+/*
+ * Takes a group to integers of at most FIXED_MAX and returns its scale. Below
+ * 1e-30 the reciprocal overflows, and the group is nothing beside any other; of
+ * what is infinite or NaN the row shall show it.
+ */
+static inline float fix_group(int32_t v[GROUP_COLS], const float *x)
+{
+	const int32_t bits = largest_bits(x);
+	float largest, to_fixed;
+
+	memcpy(&largest, &bits, 4);
+	if (largest < 1e-30f || bits >= 0x7f800000) {
+		memset(v, 0, GROUP_COLS * sizeof(*v));
+		return bits >= 0x7f800000 ? __builtin_nanf("") : 0;
+	}
+	to_fixed = (float)FIXED_MAX / largest;
+	for (int half = 0; half < GROUP_COLS; half += 16) {
+		/* 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits */
+		const act_f shifted = *(const act_f *)(x + half) * to_fixed + 12582912.0f;
+
+		*(act_i *)(v + half) = (act_i)shifted - 0x4b400000;
+	}
+	return largest / (float)FIXED_MAX;
+}
+
 static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
 			      uint32_t n_groups)
 {
@@ -62,38 +87,33 @@ static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, co
 
 	for (uint32_t g = at; g < at + n_groups; g++, x += GROUP_COLS) {
 		int8_t *high = (int8_t *)row + (size_t)g * 2 * GROUP_COLS, *low = high + GROUP_COLS;
-		const int32_t bits = largest_bits(x);
-		float largest, to_fixed;
-		int32_t sum = 0;
+		int32_t v[GROUP_COLS], sum = 0;
 
-		memcpy(&largest, &bits, 4);
-		/* below this the reciprocal overflows, and the group is nothing beside any other */
-		if (largest < 1e-30f) {
-			memset(high, 0, 2 * GROUP_COLS);
-			groups[g] = (struct fixed_group){ 0 };
-			continue;
-		}
-		if (bits >= 0x7f800000) { /* infinite or NaN: the row shall show it */
-			memset(high, 0, 2 * GROUP_COLS);
-			groups[g] = (struct fixed_group){ .scale = __builtin_nanf("") };
-			continue;
-		}
-		to_fixed = (float)FIXED_MAX / largest;
-		for (int half = 0; half < GROUP_COLS; half += 16) {
-			/* 1.5 * 2^23 leaves the nearest integer, ties to even, in the low bits */
-			const act_f shifted = *(const act_f *)(x + half) * to_fixed + 12582912.0f;
-			const act_i v = (act_i)shifted - 0x4b400000;
-			const act_i h = (v + 128) >> 8;
-			const act_i l = v - (h << 8);
+		groups[g].scale = fix_group(v, x);
+		for (int i = 0; i < GROUP_COLS; i++) {
+			const int32_t h = (v[i] + 128) >> 8;
 
-			for (int i = 0; i < 16; i++) {
-				high[half + i] = (int8_t)h[i];
-				low[half + i] = (int8_t)l[i];
-				sum += v[i];
-			}
+			high[i] = (int8_t)h;
+			low[i] = (int8_t)(v[i] - (h << 8));
+			sum += v[i];
 		}
-		groups[g] = (struct fixed_group){ .scale = largest / (float)FIXED_MAX,
-						  .sum8 = 8 * sum };
+		groups[g].sum8 = 8 * sum;
+	}
+}
+
+static inline void take_wide(uint8_t *row, uint32_t at, uint32_t row_groups, const float *x,
+			     uint32_t n_groups)
+{
+	static const uint8_t order[8] = { 0, 2, 1, 3, 4, 6, 5, 7 };
+	float *scales = (float *)(row + (size_t)row_groups * 2 * GROUP_COLS);
+
+	for (uint32_t g = at; g < at + n_groups; g++, x += GROUP_COLS) {
+		int16_t *to = (int16_t *)row + (size_t)g * GROUP_COLS;
+		int32_t v[GROUP_COLS];
+
+		scales[g] = fix_group(v, x);
+		for (int i = 0; i < GROUP_COLS; i++)
+			to[i] = (int16_t)v[i - i % 8 + order[i % 8]];
 	}
 }
 

@@ -63,7 +63,7 @@ int acts_take(struct stream *st, struct acts *ret, size_t *scratch_at, const flo
 	return 0;
 }
 
-uint32_t acts_form(const struct dev *dev, enum weight_kind kind)
+uint32_t acts_form(const struct dev *dev, enum weight_kind kind, uint32_t n_tokens)
 {
-	return 1u << dev->linear->kinds[kind].act;
+	return 1u << product_of(dev->linear, kind, n_tokens)->act;
 }

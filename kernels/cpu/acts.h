@@ -19,5 +19,5 @@ struct acts {
 int acts_take(struct stream *st, struct acts *ret, size_t *scratch_at, const float *x,
 	      uint32_t tokens, uint32_t cols, uint32_t forms);
 
-/* Bit of the form that weights of @kind want. */
-uint32_t acts_form(const struct dev *dev, enum weight_kind kind);
+/* Bit of the form that weights of @kind want of @n_tokens rows. */
+uint32_t acts_form(const struct dev *dev, enum weight_kind kind, uint32_t n_tokens);

@@ -10,7 +10,7 @@
 struct dev;
 
 /* Rows that one call of a product takes at most, and the stride of its result. */
-#define MUL_TOKENS 48
+#define MUL_TOKENS 96
 #define MUL_STRIPS 2
 #define MUL_ROWS (MUL_STRIPS * STRIP_ROWS)
 
@@ -21,7 +21,7 @@ typedef void (*act_fn)(uint8_t *row, uint32_t at, uint32_t row_groups, const flo
 /*
  * out[t][s * 16 + r] = row r of strip s of @w, times x[t]
  *
- * out		[n_tokens][MUL_ROWS], aligned to 64
+ * out		[MUL_TOKENS][MUL_ROWS], aligned to 64; rows from n_tokens on may be overwritten
  * w		n_strips strips, strip_bytes apart; n_strips 1 or MUL_STRIPS
  * x		n_tokens activation rows in the kind's form; n_tokens 1 … MUL_TOKENS
  *
@@ -34,14 +34,31 @@ typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_
 /* h[i] = silu(gate[i]) * up[i] for MUL_ROWS elements */
 typedef void (*gate_fn)(float *h, const float *gate, const float *up);
 
+/* One way to compute the products of a kind, and the form of activations that it wants. */
+struct product {
+	enum act act;
+	mul_fn mul;
+};
+
+/* Tokens from which on a kind's second way is the faster. */
+#define MUL_MANY 12
+
 struct linear_kernels {
 	gate_fn gate;
 	act_fn act[ACT_N]; /* NULL: no kind of this set uses it */
 	struct {
-		enum act act;
-		mul_fn mul;
+		struct product few, many; /* many.mul NULL: few serves any number; same bits */
 	} kinds[WEIGHT_INT4_F32 + 1];
 };
+
+/* How weights of @kind are multiplied with @n_tokens rows that go through them together. */
+static inline const struct product *product_of(const struct linear_kernels *kernels,
+					       enum weight_kind kind, uint32_t n_tokens)
+{
+	if (n_tokens >= MUL_MANY && kernels->kinds[kind].many.mul)
+		return &kernels->kinds[kind].many;
+	return &kernels->kinds[kind].few;
+}
 
 extern const struct linear_kernels linear_portable, linear_avx2, linear_avx512, linear_avx512bf16,
 	linear_avx512bf16_emulated;

@@ -23,6 +23,8 @@
  *	ACT_FIXED x = scale * (256 * high + low), high and low signed bytes: per
  *		  group 32 high, 32 low bytes; behind all groups, for each of
  *		  them, its scale and 8 * the sum of its integers
+ *	ACT_WIDE  the same integers as words of 16 bits, each 8 columns in the
+ *		  order 0 2 1 3 4 6 5 7; behind all groups their scales
  */
 #pragma once
 
@@ -31,7 +33,7 @@
 #define STRIP_ROWS 16
 #define GROUP_COLS 32
 
-enum act { ACT_F32, ACT_SPLIT, ACT_FIXED, ACT_N };
+enum act { ACT_F32, ACT_SPLIT, ACT_FIXED, ACT_WIDE, ACT_N };
 
 /* Largest integer of ACT_FIXED: 127 * 256 + 127, so that neither byte overflows. */
 #define FIXED_MAX 32639
@@ -76,5 +78,7 @@ static inline size_t act_bytes(enum act act, uint32_t cols)
 
 	if (act == ACT_FIXED)
 		return (groups * (2 * GROUP_COLS + sizeof(struct fixed_group)) + 63) & ~(size_t)63;
+	if (act == ACT_WIDE)
+		return (groups * (2 * GROUP_COLS + sizeof(float)) + 63) & ~(size_t)63;
 	return groups * GROUP_COLS * 4;
 }

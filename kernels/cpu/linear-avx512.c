@@ -220,9 +220,9 @@ const struct linear_kernels linear_avx512 = {
 	.gate = gate_rows,
 	.act = { [ACT_F32] = take_f32, [ACT_SPLIT] = take_split, [ACT_FIXED] = take_fixed },
 	.kinds = {
-		[WEIGHT_BF16] = { ACT_F32, mul_bf16 },
-		[WEIGHT_F32] = { ACT_F32, mul_f32_avx512 },
-		[WEIGHT_INT4] = { ACT_FIXED, mul_int4_vnni },
-		[WEIGHT_INT4_F32] = { ACT_FIXED, mul_int4_f32_vnni },
+		[WEIGHT_BF16] = { .few = { ACT_F32, mul_bf16 } },
+		[WEIGHT_F32] = { .few = { ACT_F32, mul_f32_avx512 } },
+		[WEIGHT_INT4] = { .few = { ACT_FIXED, mul_int4_vnni } },
+		[WEIGHT_INT4_F32] = { .few = { ACT_FIXED, mul_int4_f32_vnni } },
 	},
 };

@@ -81,7 +81,7 @@ static void store(const struct linear_job *job, const float *out, uint32_t row, 
 static void run_chunk(const struct linears *l, const struct linear_job *job, uint32_t chunk)
 {
 	const struct weight *w = job->w;
-	const enum act act = l->kernels->kinds[w->kind].act;
+	const struct product *product = product_of(l->kernels, w->kind, l->acts.tokens);
 	const size_t bytes = strip_bytes(w->kind, w->cols);
 	const uint32_t from = chunk * CHUNK_STRIPS, n_strips = strips_of(w->rows);
 	const uint32_t to = n_strips - from < CHUNK_STRIPS ? n_strips : from + CHUNK_STRIPS;
@@ -92,10 +92,9 @@ static void run_chunk(const struct linears *l, const struct linear_job *job, uin
 		const uint32_t n = left < MUL_TOKENS ? left : MUL_TOKENS;
 
 		for (uint32_t s = from; s < to; s += MUL_STRIPS) {
-			l->kernels->kinds[w->kind].mul(out, (const uint8_t *)w->data + s * bytes,
-						       bytes, to - s < MUL_STRIPS ? 1 : MUL_STRIPS,
-						       groups_of(w->cols), l->acts.at[act] + token,
-						       n);
+			product->mul(out, (const uint8_t *)w->data + s * bytes, bytes,
+				     to - s < MUL_STRIPS ? 1 : MUL_STRIPS, groups_of(w->cols),
+				     l->acts.at[product->act] + token, n);
 			store(job, out, s * STRIP_ROWS, token, n);
 		}
 	}
@@ -150,7 +149,7 @@ int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs
 		return run_exact(st, jobs, n_jobs, x);
 
 	for (uint32_t i = 0; i < n_jobs; i++)
-		forms |= acts_form(st->dev, jobs[i].w->kind);
+		forms |= acts_form(st->dev, jobs[i].w->kind, tokens);
 	r = acts_take(st, &l.acts, &at, x->data, tokens, cols, forms);
 	if (r < 0)
 		return r;

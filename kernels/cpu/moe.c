@@ -36,7 +36,7 @@ static uint32_t pairs_of(uint32_t rows)
 }
 
 /* Rows 32 * pair … of @w times n activation rows; an odd last strip leaves zeros behind it. */
-static void multiply_pair(const struct moe *m, float *out, const struct weight *w, uint32_t pair,
+static void multiply_pair(mul_fn mul, float *out, const struct weight *w, uint32_t pair,
 			  const uint8_t *const *x, uint32_t n)
 {
 	const size_t bytes = strip_bytes(w->kind, w->cols);
@@ -45,30 +45,29 @@ static void multiply_pair(const struct moe *m, float *out, const struct weight *
 
 	if (!whole)
 		memset(out, 0, n * MUL_ROWS * sizeof(*out));
-	m->kernels->kinds[w->kind].mul(out, (const uint8_t *)w->data + strip * bytes, bytes,
-				       whole ? MUL_STRIPS : 1, groups_of(w->cols), x, n);
+	mul(out, (const uint8_t *)w->data + strip * bytes, bytes, whole ? MUL_STRIPS : 1,
+	    groups_of(w->cols), x, n);
 }
 
 static void run_up_item(const struct moe *m, uint32_t part, uint32_t pair)
 {
 	const struct moe_part *p = &m->parts[part];
 	const struct hidden *h = &m->hidden[part];
-	const enum act gate_form = m->kernels->kinds[p->gate->kind].act;
-	const enum act up_form = m->kernels->kinds[p->up->kind].act;
-	const enum act form = m->kernels->kinds[p->down->kind].act;
+	const struct product *by_gate = product_of(m->kernels, p->gate->kind, p->n);
+	const struct product *by_up = product_of(m->kernels, p->up->kind, p->n);
+	const act_fn take = m->kernels->act[product_of(m->kernels, p->down->kind, p->n)->act];
 	_Alignas(64) float gate[MUL_TOKENS * MUL_ROWS], up[MUL_TOKENS * MUL_ROWS];
 
 	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
 		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
 
-		multiply_pair(m, gate, p->gate, pair, h->x[gate_form] + a, n);
-		multiply_pair(m, up, p->up, pair, h->x[up_form] + a, n);
+		multiply_pair(by_gate->mul, gate, p->gate, pair, h->x[by_gate->act] + a, n);
+		multiply_pair(by_up->mul, up, p->up, pair, h->x[by_up->act] + a, n);
 		for (uint32_t i = 0; i < n; i++) {
 			float *row = gate + i * MUL_ROWS;
 
 			m->kernels->gate(row, row, up + i * MUL_ROWS);
-			m->kernels->act[form](h->rows + (a + i) * h->row_bytes, pair,
-					      groups_of(p->ffn_dim), row, 1);
+			take(h->rows + (a + i) * h->row_bytes, pair, groups_of(p->ffn_dim), row, 1);
 		}
 	}
 }
@@ -89,12 +88,13 @@ static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
 static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *sums)
 {
 	const struct moe_part *p = &m->parts[part];
+	const mul_fn mul = product_of(m->kernels, p->down->kind, p->n)->mul;
 	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
 
 	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
 		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
 
-		multiply_pair(m, out, p->down, pair, m->hidden[part].at + a, n);
+		multiply_pair(mul, out, p->down, pair, m->hidden[part].at + a, n);
 		for (uint32_t i = 0; i < n; i++) {
 			const float weight = p->weights ? p->weights[a + i] : 1;
 			float *sum = sums + (size_t)p->tokens[a + i] * MUL_ROWS;
@@ -131,8 +131,10 @@ static int place_hidden(struct stream *st, size_t *at, const struct moe *m, uint
 {
 	const struct moe_part *p = &m->parts[part];
 	struct hidden *h = &m->hidden[part];
+	const uint32_t forms = 1u << product_of(m->kernels, p->gate->kind, p->n)->act |
+			       1u << product_of(m->kernels, p->up->kind, p->n)->act;
 
-	h->row_bytes = act_bytes(m->kernels->kinds[p->down->kind].act, p->ffn_dim);
+	h->row_bytes = act_bytes(product_of(m->kernels, p->down->kind, p->n)->act, p->ffn_dim);
 	h->rows = scratch_take(st, at, p->n * h->row_bytes);
 	h->at = scratch_take(st, at, p->n * sizeof(*h->at));
 	if (!h->rows || !h->at)
@@ -141,7 +143,7 @@ static int place_hidden(struct stream *st, size_t *at, const struct moe *m, uint
 		h->at[a] = h->rows + a * h->row_bytes;
 	for (int form = 0; form < ACT_N; form++) {
 		h->x[form] = NULL;
-		if (!m->acts.rows[form])
+		if (!(forms & 1u << form))
 			continue;
 		h->x[form] = scratch_take(st, at, p->n * sizeof(*h->x[form]));
 		if (!h->x[form])
@@ -170,8 +172,8 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 		return exact_moe(st, at, y, x, tokens, dim, parts, n_parts);
 
 	for (uint32_t i = 0; i < n_parts; i++)
-		forms |= acts_form(st->dev, parts[i].gate->kind) |
-			 acts_form(st->dev, parts[i].up->kind);
+		forms |= acts_form(st->dev, parts[i].gate->kind, parts[i].n) |
+			 acts_form(st->dev, parts[i].up->kind, parts[i].n);
 	r = acts_take(st, &m.acts, &at, x, tokens, dim, forms);
 	if (r < 0)
 		return r;
