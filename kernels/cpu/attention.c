@@ -78,12 +78,8 @@ static void write_rows(const struct attend_job *job, const struct attend *a,
 {
 	const uint32_t n = job->kv->head_dim;
 
-	for (uint32_t r = 0; r < a->n_rows; r++) {
-		float *y = job->y + (a->q[r] - job->q);
-
-		for (uint32_t i = 0; i < n; i++)
-			y[i] = total->acc[r * n + i] / total->sum[r];
-	}
+	for (uint32_t r = 0; r < a->n_rows; r++)
+		job->ops->divide(job->y + (a->q[r] - job->q), total->acc + r * n, total->sum[r], n);
 }
 
 /* Chunks 1 … are added to chunk 0, which every row sees some of. */

@@ -36,6 +36,8 @@ struct ops_kernels {
 	void (*dots)(double *ret, const float *x, const float *w, uint32_t dim, uint32_t n_rows);
 	/* Attention of every row over the positions of one chunk that it may see. */
 	void (*attend)(const struct attend *a, uint32_t chunk, struct attend_part *ret);
+	/* y = acc / sum, for one head of one row */
+	void (*divide)(float *y, const float *acc, float sum, uint32_t head_dim);
 	/* Adds @part, of the next chunk, to @total; rows that saw nothing of it stay. */
 	void (*merge)(struct attend_part *total, const struct attend_part *part, uint32_t n_rows,
 		      uint32_t head_dim);

@@ -3,8 +3,14 @@
  * vector types. Included once by a file for one instruction set, which has
  * defined LANES; all is static, so that nothing is shared between files.
  */
+#pragma once
+
 #include <stdint.h>
 #include <string.h>
+
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
 
 typedef float vf __attribute__((vector_size(LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(LANES * 4)));
@@ -15,6 +21,35 @@ typedef double vd __attribute__((vector_size(LANES * 4)));
 
 #define LANES_D (LANES / 2)
 #define INLINE static inline __attribute__((always_inline))
+
+/* A constant vector of f(0), f(1), …: the compiler finds the instruction for a constant shuffle alone. */
+#if LANES == 4
+#define V_EACH(f) { f(0), f(1), f(2), f(3) }
+#elif LANES == 8
+#define V_EACH(f) { f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7) }
+#else
+#define V_EACH(f) { f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), \
+		    f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15) }
+#endif
+
+/* a * b + c, rounded once where the instruction set can. */
+INLINE vf v_fma(vf a, vf b, vf c)
+{
+#if LANES == 8 && defined(__FMA__)
+	return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif LANES == 16 && defined(__AVX512F__)
+	return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+	return a * b + c;
+#endif
+}
+
+/* A sum that is hidden from the compiler stays in its register: it would rather reorder and spill. */
+#if defined(__AVX__)
+#define V_KEEP(v) __asm__("" : "+x"(v))
+#else
+#define V_KEEP(v) (void)0
+#endif
 
 INLINE vf v_all(float x)
 {
@@ -103,19 +138,18 @@ INLINE vf v_exp(vf x)
 	const vf least = v_all(-87.3f), magic = v_all(12582912.0f);
 	const vi tiny = x < least;
 	const vf at = v_select(tiny, least, x);
-	const vf shifted = at * 1.44269504f + magic;
-	const vf n = shifted - magic;
-	const vf r = (at - n * 0.693359375f) + n * 2.12194440e-4f;
+	const vf n = v_fma(at, v_all(1.44269504f), magic) - magic;
+	const vf r = v_fma(n, v_all(2.12194440e-4f), v_fma(n, v_all(-0.693359375f), at));
 	vf p = v_all(1.0f / 5040);
 	vi scale;
 
-	p = p * r + 1.0f / 720;
-	p = p * r + 1.0f / 120;
-	p = p * r + 1.0f / 24;
-	p = p * r + 1.0f / 6;
-	p = p * r + 0.5f;
-	p = p * r + 1.0f;
-	p = p * r + 1.0f;
+	p = v_fma(p, r, v_all(1.0f / 720));
+	p = v_fma(p, r, v_all(1.0f / 120));
+	p = v_fma(p, r, v_all(1.0f / 24));
+	p = v_fma(p, r, v_all(1.0f / 6));
+	p = v_fma(p, r, v_all(0.5f));
+	p = v_fma(p, r, v_all(1.0f));
+	p = v_fma(p, r, v_all(1.0f));
 	scale = (__builtin_convertvector(n, vi) + 127) << 23;
 	return (vf)(~tiny & (vi)(p * (vf)scale));
 }
