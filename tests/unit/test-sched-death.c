@@ -1,0 +1,146 @@
+/* The scheduler: what is left of turns when the executor or the broker dies. */
+#include "tests/unit/world.h"
+
+static void three_turns(struct world *w)
+{
+	world_open(w, 32, 2, 16);
+	world_submit(w, 1, 40, 6);
+	world_submit(w, 2, 9, 8);
+	world_submit(w, 1, 20, 5);
+}
+
+static void assert_three_turns(struct world *w)
+{
+	assert_int_equal(w->n_ended, 3);
+	world_assert_text(w, &w->t[0], 6);
+	world_assert_text(w, &w->t[1], 8);
+	world_assert_text(w, &w->t[2], 5);
+	world_assert_all_free(w);
+}
+
+static void the_executor_may_die_at_every_step(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (uint64_t n = 0; n < 25; n++) {
+		three_turns(&w);
+		world_run(&w, n);
+		computer_die(&w.computer);
+		world_run_all(&w);
+		assert_three_turns(&w);
+		assert_int_equal(executor_generation(w.executor), 2);
+		assert_int_equal(executor_state(w.executor), EXECUTOR_READY);
+		world_close(&w);
+	}
+}
+
+static void a_turn_in_flight_at_two_deaths_in_a_row_ends_at_fault(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	world_open(&w, 32, 2, 64);
+	t = world_submit(&w, 1, 20, 50);
+	world_run(&w, 5);
+	computer_die(&w.computer);
+	world_run(&w, 5);
+	assert_int_equal(executor_deaths(w.executor), 1);
+	computer_die(&w.computer);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 1);
+	assert_int_equal(t->rec->finish, FINISH_FAULT);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void a_completed_request_between_two_deaths_forgives_the_first(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 32, 2, 64);
+	world_submit(&w, 1, 20, 60);
+	world_run(&w, 5);
+	computer_die(&w.computer);
+	world_run(&w, 3);
+	world_submit(&w, 2, 10, 3);
+	world_run(&w, 10);
+	assert_int_equal(w.n_ended, 1);
+	assert_int_equal(executor_deaths(w.executor), 0);
+	computer_die(&w.computer);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 2);
+	world_assert_text(&w, &w.t[0], 60);
+	world_close(&w);
+}
+
+static void the_broker_may_die_at_every_step(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (uint64_t n = 1; n < 25; n++) {
+		const uint64_t slot_opened = n;
+
+		three_turns(&w);
+		world_run(&w, slot_opened);
+		world_restart_broker(&w);
+		world_run_all(&w);
+		assert_three_turns(&w);
+		assert_int_equal(executor_generation(w.executor), 1);
+		world_close(&w);
+	}
+}
+
+static void results_that_wait_while_no_broker_lives_are_applied(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (uint64_t n = 1; n < 25; n++) {
+		three_turns(&w);
+		world_run(&w, n);
+		/* both steps in flight end after the broker's last look at them */
+		computer_step(&w.computer);
+		computer_step(&w.computer);
+		world_restart_broker(&w);
+		world_run_all(&w);
+		assert_three_turns(&w);
+		world_close(&w);
+	}
+}
+
+static void a_running_turn_is_not_fed_again_after_adoption(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 32, 2, 64);
+	world_submit(&w, 1, 60, 20);
+	world_run(&w, 8);
+	world_restart_broker(&w);
+	world_run(&w, 3);
+	assert_false(w.t[0].replaying);
+	assert_int_equal(w.computer.n_tokens, 1);
+	world_run_all(&w);
+	world_assert_text(&w, &w.t[0], 20);
+	assert_int_equal(w.computer.n_steps, 20);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_executor_may_die_at_every_step),
+		cmocka_unit_test(a_turn_in_flight_at_two_deaths_in_a_row_ends_at_fault),
+		cmocka_unit_test(a_completed_request_between_two_deaths_forgives_the_first),
+		cmocka_unit_test(the_broker_may_die_at_every_step),
+		cmocka_unit_test(results_that_wait_while_no_broker_lives_are_applied),
+		cmocka_unit_test(a_running_turn_is_not_fed_again_after_adoption),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,228 @@
+/* The world of world.h: made, turned, ended, looked at. */
+#include "tests/unit/world.h"
+
+#include <errno.h>
+
+#include "client/wire/ownership.h"
+
+static struct world *the_world;
+
+static void on_tokens(struct turn *t)
+{
+	the_world->n_tokens_calls++;
+	if (the_world->stop_at_tokens &&
+	    t->rec->n_ids - t->rec->n_prompt >= the_world->stop_at_tokens)
+		sched_finish(t, FINISH_STOP_STRING);
+}
+
+static void on_end(struct turn *t)
+{
+	assert_int_equal(t->rec->state, TURN_ENDED);
+	the_world->ended_order[the_world->n_ended++] = (int)(t - the_world->t);
+}
+
+static void on_executor(struct executor *e, void *userdata)
+{
+	struct world *w = userdata;
+
+	(void)e;
+	if (w->sched)
+		sched_executor_changed(w->sched);
+}
+
+static void new_executor(struct world *w)
+{
+	struct err err = { 0 };
+	struct executor_options o = {
+		.unit_socket = w->computer.path,
+		.arena_fd = kvpool_fd(w->kv),
+		.on_state = on_executor,
+		.on_results = on_executor,
+		.userdata = w,
+		.configure = { .kind = CONTROL_CONFIGURE,
+			       .version = CONTROL_VERSION,
+			       .n_pages = w->n_pages,
+			       .page_tokens = WORLD_PAGE_TOKENS,
+			       .n_slots = w->settings.max_batch,
+			       .max_context = w->context,
+			       .max_batch_tokens = w->settings.batch_tokens },
+	};
+
+	assert_int_equal(executor_new(w->loop, &o, &w->executor, &err), 0);
+}
+
+static void new_sched(struct world *w)
+{
+	const struct sched_options o = {
+		.settings = &w->settings, .kv = w->kv, .turns = w->turns, .executor = w->executor
+	};
+
+	assert_int_equal(sched_new(w->loop, &o, &w->sched), 0);
+}
+
+void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uint32_t max_batch,
+			uint32_t batch_tokens)
+{
+	struct err err = { 0 };
+
+	memset(w, 0, sizeof(*w));
+	the_world = w;
+	w->n_pages = n_pages;
+	w->context = context;
+	assert_int_equal(settings_init(&w->settings), 0);
+	w->settings.max_batch = max_batch;
+	w->settings.batch_tokens = batch_tokens;
+	assert_int_equal(sd_event_new(&w->loop), 0);
+	manager_open(&w->manager);
+	computer_open(&w->computer);
+	assert_int_equal(
+		kvpool_new(n_pages, WORLD_PAGE_TOKENS * 4, WORLD_PAGE_TOKENS, &w->kv, &err), 0);
+	assert_int_equal(turns_new(context, context / WORLD_PAGE_TOKENS + 1, &w->turns, &err), 0);
+	new_executor(w);
+	new_sched(w);
+	assert_int_equal(executor_start(w->executor, NULL, &err), 0);
+}
+
+void world_open(struct world *w, uint32_t n_pages, uint32_t max_batch, uint32_t batch_tokens)
+{
+	world_open_context(w, WORLD_CONTEXT, n_pages, max_batch, batch_tokens);
+}
+
+void world_close(struct world *w)
+{
+	sched_free(w->sched);
+	executor_stop(w->executor);
+	executor_free(w->executor);
+	computer_close(&w->computer);
+	turns_free(w->turns);
+	kvpool_free(w->kv);
+	manager_close(&w->manager);
+	settings_deinit(&w->settings);
+	sd_event_unref(w->loop);
+}
+
+/* One event at a time: the manager's socket may hold no more datagrams than one start sends. */
+static bool turn_loop(struct world *w)
+{
+	bool moved = false;
+
+	while (sd_event_run(w->loop, 0) > 0) {
+		moved = true;
+		manager_read(&w->manager);
+	}
+	return moved | (computer_accept(&w->computer) > 0);
+}
+
+void world_run(struct world *w, uint64_t n_steps)
+{
+	uint32_t still = 0;
+
+	while (still < 20) {
+		still = turn_loop(w) ? 0 : still + 1;
+		if (n_steps == 0)
+			continue;
+		if (computer_step(&w->computer)) {
+			still = 0;
+			n_steps--;
+		}
+	}
+}
+
+void world_run_all(struct world *w)
+{
+	world_run(w, UINT64_MAX);
+}
+
+struct turn *world_add(struct world *w, uint32_t uid, uint32_t n_prompt, uint32_t max_tokens)
+{
+	struct turn *t = &w->t[w->n_turns];
+	struct turn_record *rec = turns_take(w->turns);
+
+	assert_non_null(rec);
+	*t = (struct turn){ .rec = rec, .on_tokens = on_tokens, .on_end = on_end };
+	rec->uid = uid;
+	rec->n_prompt = rec->n_ids = n_prompt;
+	rec->max_tokens = max_tokens;
+	rec->accepted_us = 1000 + w->n_turns;
+	rec->sampler.seed = w->n_turns;
+	rec->sampler.vocab_real = COMPUTER_VOCAB;
+	for (uint32_t i = 0; i < n_prompt; i++)
+		turn_ids(w->turns, rec)[i] = (w->n_turns * 7919 + i * 31) % COMPUTER_VOCAB;
+	w->n_turns++;
+	return t;
+}
+
+struct turn *world_submit(struct world *w, uint32_t uid, uint32_t n_prompt, uint32_t max_tokens)
+{
+	struct turn *t = world_add(w, uid, n_prompt, max_tokens);
+	struct err err = { 0 };
+
+	assert_int_equal(sched_submit(w->sched, t, &err), 0);
+	return t;
+}
+
+/* What the toy model says after the turn's prompt, reckoned without any of the machinery. */
+void world_assert_text(struct world *w, struct turn *t, uint32_t n_sampled)
+{
+	const uint32_t *ids = turn_ids(w->turns, t->rec);
+
+	assert_int_equal(t->rec->n_ids, t->rec->n_prompt + n_sampled);
+	for (uint32_t at = t->rec->n_prompt; at < t->rec->n_ids; at++) {
+		uint64_t h = 1469598103934665603ull ^ t->rec->sampler.seed;
+
+		for (uint32_t i = 0; i < at; i++)
+			h = (h ^ ids[i]) * 1099511628211ull;
+		assert_int_equal(ids[at], (h >> 20) % COMPUTER_VOCAB);
+	}
+}
+
+void world_assert_all_free(struct world *w)
+{
+	world_run(w, UINT64_MAX);
+	assert_true(sched_is_idle(w->sched));
+	assert_int_equal(kvpool_free_pages(w->kv), w->n_pages);
+	assert_int_equal(kvpool_dropped_pages(w->kv), 0);
+}
+
+void world_restart_broker(struct world *w)
+{
+	struct ring ring;
+	struct err err = { 0 };
+	struct turn_record *rec;
+	int control_fd, turns_fd_copy = dup(turns_fd(w->turns)), arena_fd = dup(kvpool_fd(w->kv));
+
+	manager_read(&w->manager);
+	w->sched = sched_free(w->sched);
+	w->executor = executor_free(w->executor);
+	w->turns = turns_free(w->turns);
+	w->kv = kvpool_free(w->kv);
+	memset(w->t, 0, sizeof(w->t));
+	w->n_ended = 0;
+
+	assert_int_equal(kvpool_adopt(arena_fd, w->n_pages, WORLD_PAGE_TOKENS * 4,
+				      WORLD_PAGE_TOKENS, &w->kv, &err),
+			 0);
+	assert_int_equal(turns_adopt(turns_fd_copy, &w->turns, &err), 0);
+	new_executor(w);
+	control_fd = manager_get(&w->manager, "exec-ctl");
+	assert_true(control_fd >= 0);
+	assert_int_equal(ring_map(manager_get(&w->manager, "ring"),
+				  manager_get(&w->manager, "ring-down"),
+				  manager_get(&w->manager, "ring-up"), &ring, &err),
+			 0);
+	assert_int_equal(executor_adopt(w->executor, control_fd, &ring, &err), 0);
+	computer_ready(&w->computer);
+	while (sd_event_run(w->loop, 0) > 0)
+		manager_read(&w->manager);
+	assert_int_equal(executor_state(w->executor), EXECUTOR_READY);
+	new_sched(w);
+	for (rec = turns_next(w->turns, NULL); rec; rec = turns_next(w->turns, rec)) {
+		struct turn *t = &w->t[rec->sampler.seed];
+
+		*t = (struct turn){ .rec = rec, .on_tokens = on_tokens, .on_end = on_end };
+		if (rec->state == TURN_ENDED)
+			w->n_ended++;
+		else
+			assert_int_equal(sched_adopt(w->sched, t, &err), 0);
+	}
+}

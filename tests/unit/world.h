@@ -1,0 +1,63 @@
+/*
+ * The real scheduler, KV pool, turns and executor object in one loop, against
+ * the toy executor of computer.h and the store of manager.h. Nothing moves but
+ * by world_run(); no test waits.
+ */
+#pragma once
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/sched/sched.h"
+#include "tests/unit/computer.h"
+#include "tests/unit/manager.h"
+
+#define WORLD_CONTEXT 512
+#define WORLD_PAGE_TOKENS 16
+#define WORLD_TURNS 12
+
+struct world {
+	sd_event *loop;
+	struct settings settings;
+	struct kvpool *kv;
+	struct turns *turns;
+	struct executor *executor;
+	struct sched *sched;
+	struct computer computer;
+	struct manager manager;
+	uint32_t n_pages, context;
+	struct turn t[WORLD_TURNS]; /* in the order they were added */
+	uint32_t n_turns, n_ended, n_tokens_calls;
+	int ended_order[WORLD_TURNS]; /* indices in t */
+	uint32_t stop_at_tokens;      /* on_tokens finishes a turn that sampled so many; 0: none */
+};
+
+/* All of it, with the executor started; contexts of WORLD_CONTEXT tokens. */
+void world_open(struct world *w, uint32_t n_pages, uint32_t max_batch, uint32_t batch_tokens);
+/* The same with contexts of @context tokens. */
+void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uint32_t max_batch,
+			uint32_t batch_tokens);
+void world_close(struct world *w);
+
+/* Runs until nothing moves any more, or the computer has done @n_steps more. */
+void world_run(struct world *w, uint64_t n_steps);
+void world_run_all(struct world *w);
+
+/* A turn whose record is open, with a prompt of its own; not submitted yet. */
+struct turn *world_add(struct world *w, uint32_t uid, uint32_t n_prompt, uint32_t max_tokens);
+struct turn *world_submit(struct world *w, uint32_t uid, uint32_t n_prompt, uint32_t max_tokens);
+
+/*
+ * All of the broker's objects go and come again: memory, ring and socket stay,
+ * in the manager's store. Turns keep their place in t; n_ended begins at those
+ * that had ended.
+ */
+void world_restart_broker(struct world *w);
+
+/* The turn sampled @n_sampled tokens, those that the toy model says after its prompt. */
+void world_assert_text(struct world *w, struct turn *t, uint32_t n_sampled);
+/* Runs all; then nobody has anything. */
+void world_assert_all_free(struct world *w);
