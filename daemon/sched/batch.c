@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
 #include "daemon/sched/queue.h"
 
 #define PREFILL_SHARE 4 /* of a step's tokens, one in so many is kept for prompts that wait */
@@ -139,6 +140,10 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	};
 	memcpy(b->payload + f->n_rows * sizeof(row), &row, sizeof(row));
 	f->n_rows++;
+	if (is_cont)
+		f->load.n_decoding++;
+	else
+		pace_add(&f->load, t->n_fed, n_tokens);
 	t->n_fed += n_tokens;
 	b->n_tokens -= n_tokens;
 	return true;
@@ -212,14 +217,22 @@ static struct turn *next_feeding(const struct batch *b)
 	return after ? after : lowest;
 }
 
+/* All that the step has room for, or where others wait for their next token, what they can bear. */
 static void add_feeding(struct batch *b)
 {
+	struct sched *s = b->s;
+	const bool paced = b->flight->load.n_decoding > 0;
+	struct pace_budget budget = pace_budget(&s->pace, s->settings->token_gap_ms * US_PER_MS);
 	struct turn *t;
 
+	if (paced && pace_wants_look(&s->pace))
+		return;
 	while (b->n_tokens > 0 && (t = next_feeding(b))) {
-		const uint32_t n = MIN(MIN(left_to_feed(t), covered(t)), b->n_tokens);
+		uint32_t n = MIN(MIN(left_to_feed(t), covered(t)), b->n_tokens);
 
-		if (!add_row(b, t, n, false))
+		if (paced)
+			n = pace_take(&budget, t->n_fed, n);
+		if (n == 0 || !add_row(b, t, n, false))
 			return;
 		b->s->feed_uid = t->rec->uid;
 	}
@@ -239,6 +252,7 @@ static void publish(struct batch *b, struct ring *ring)
 	s->n_steps++;
 	s->n_flights++;
 	f->id = ring_push(ring, &step);
+	pace_pushed(&s->pace, &f->load);
 	for (uint32_t i = 0; i < f->n_rows; i++) {
 		struct turn *t = f->rows[i].turn;
 
@@ -263,6 +277,7 @@ static bool push_one(struct sched *s, struct ring *ring)
 	if (!b.payload)
 		return false;
 	b.flight->n_rows = 0;
+	b.flight->load = (struct pace_load){ 0 };
 	add_decoding(&b, grant_pages(s) ? n_tokens / PREFILL_SHARE : 0);
 	add_feeding(&b);
 	if (b.flight->n_rows == 0)

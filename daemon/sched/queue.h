@@ -1,6 +1,7 @@
 /* What the scheduler's parts share: its state, and how turns move through it. */
 #pragma once
 
+#include "daemon/sched/pace.h"
 #include "daemon/sched/sched.h"
 
 /* One row of a step in flight, and whose it was when it was pushed. */
@@ -14,6 +15,7 @@ struct flight_row {
 struct flight {
 	uint64_t id;
 	uint32_t n_rows;
+	struct pace_load load;
 	struct flight_row rows[STEP_ROWS_MAX];
 };
 
@@ -32,6 +34,7 @@ struct sched {
 
 	struct flight flights[STEP_DEPTH_MAX]; /* oldest first */
 	uint32_t n_flights;
+	struct pace pace;
 	uint32_t generation, deaths; /* of the executor, as last seen */
 	uint64_t ring_ino;	     /* of the executor's ring; 0: none */
 	bool unsettled;		     /* adopted turns may be at their end already */

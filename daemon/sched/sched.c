@@ -449,6 +449,7 @@ static void restart_turns(struct sched *s, bool died)
 		sched_put_back(t);
 	}
 	s->n_flights = 0;
+	s->pace = (struct pace){ 0 };
 	s->done = 0;
 	for (uint32_t i = 0; i < STEP_ROWS_MAX; i++)
 		s->slot_busy[i] = 0;

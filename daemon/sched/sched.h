@@ -1,8 +1,9 @@
 /*
  * Turns to steps: admission, slots, pages, batches, results, replay. Decoding
- * rows first in each step, then pieces of prompts up to the token budget;
- * round robin between uids, oldest first inside one. Knows nothing of clients
- * or text; both come in through struct turn's callbacks.
+ * rows first in each step, then pieces of prompts up to the token budget, and
+ * beside decoding rows up to the time that pace.h finds for them; round robin
+ * between uids, oldest first inside one. Knows nothing of clients or text; both
+ * come in through struct turn's callbacks.
  */
 #pragma once
 

@@ -19,9 +19,23 @@
 
 #include "client/wire/control.h"
 #include "client/wire/step.h"
+#include "daemon/base/clock.h"
 
 #define COMPUTER_VOCAB 1000
 #define COMPUTER_PAGES_MAX 4096
+
+/*
+ * What a step takes. Experts are read once, whatever the number of tokens that
+ * chose them: of the first tokens of a step each brings its own.
+ */
+struct computer_cost {
+	double step_us;	     /* weights that every step reads */
+	double experts_us;   /* all experts, and of them one token reads experts_part */
+	double experts_part;
+	double token_us;     /* arithmetic of a token */
+	double context_us;   /* and for every 1000 tokens before it */
+	double row_us;	     /* of a row: the token after it is sampled */
+};
 
 struct computer_slot {
 	uint32_t length, sampled; /* sampled: UINT32_MAX: none */
@@ -40,6 +54,7 @@ struct computer {
 	struct computer_slot slots[STEP_ROWS_MAX];
 	uint64_t n_steps, n_rows_of_slot[STEP_ROWS_MAX];
 	uint32_t n_rows, n_tokens; /* of the newest step */
+	const struct computer_cost *cost; /* moves the clock, which must be a fake one; NULL: takes no time */
 	uint32_t row_tokens[STEP_ROWS_MAX], row_slots[STEP_ROWS_MAX];
 };
 
@@ -216,7 +231,8 @@ static inline void computer_row(struct computer *c, const char *in, const struct
 		s->length = row->at;
 		for (uint32_t i = 0; i < row->n_tokens; i++) {
 			*computer_at(c, s, s->length++) = tokens[i];
-			predicted[i] = computer_hash(c, s, s->length);
+			if (row->flags & ROW_SCORE)
+				predicted[i] = computer_hash(c, s, s->length);
 		}
 	}
 	s->sampled = UINT32_MAX;
@@ -236,12 +252,25 @@ static inline void computer_row(struct computer *c, const char *in, const struct
 	}
 }
 
+/* @at: position of each row's first token */
+static inline uint32_t computer_step_us(const struct computer *c, const uint32_t *at)
+{
+	const struct computer_cost *cost = c->cost;
+	double us = cost->step_us + cost->token_us * c->n_tokens + cost->row_us * c->n_rows;
+
+	us += cost->experts_us * (1 - pow(1 - cost->experts_part, c->n_tokens));
+	for (uint32_t i = 0; i < c->n_rows; i++)
+		us += cost->context_us * c->row_tokens[i] * (at[i] + c->row_tokens[i] / 2.0) / 1000;
+	return (uint32_t)us;
+}
+
 /* Does the oldest step; returns 0 if there is none. */
 static inline int computer_step(struct computer *c)
 {
 	const void *in;
 	const struct step *step = c->fd >= 0 ? ring_next(&c->ring, &in) : NULL;
 	struct step_result result = { 0 };
+	uint32_t at[STEP_ROWS_MAX];
 	char *out;
 
 	if (!step)
@@ -256,6 +285,7 @@ static inline int computer_step(struct computer *c)
 		const struct row *row = (const struct row *)in + i;
 		struct row_result r;
 
+		at[i] = row->kind == ROW_CONT ? c->slots[row->slot].length : row->at;
 		computer_row(c, in, row, out, &result.payload_bytes, &r);
 		memcpy(out + i * sizeof(r), &r, sizeof(r));
 		c->row_slots[i] = row->slot;
@@ -265,6 +295,10 @@ static inline int computer_step(struct computer *c)
 	}
 	assert(c->n_tokens <= c->configure.max_batch_tokens);
 	c->n_steps++;
+	if (c->cost) {
+		result.device_us = computer_step_us(c, at);
+		clock_advance(result.device_us);
+	}
 	ring_done(&c->ring, &result);
 	return 1;
 }

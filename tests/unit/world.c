@@ -10,6 +10,8 @@ static struct world *the_world;
 static void on_tokens(struct turn *t)
 {
 	the_world->n_tokens_calls++;
+	if (the_world->heard)
+		the_world->heard(the_world, t);
 	if (the_world->stop_at_tokens &&
 	    t->rec->n_ids - t->rec->n_prompt >= the_world->stop_at_tokens)
 		sched_finish(t, FINISH_STOP_STRING);

@@ -32,6 +32,7 @@ struct world {
 	struct turn t[WORLD_TURNS]; /* in the order they were added */
 	uint32_t n_turns, n_ended, n_tokens_calls;
 	int ended_order[WORLD_TURNS]; /* indices in t */
+	void (*heard)(struct world *w, struct turn *t); /* a turn's on_tokens; or NULL */
 	uint32_t stop_at_tokens;      /* on_tokens finishes a turn that sampled so many; 0: none */
 };
 

@@ -1,0 +1,85 @@
+/* What steps cost, and what one may still take. */
+#include "daemon/sched/pace.h"
+
+#include "client/wire/ownership.h"
+
+/* A single step counts at most so many times what is known: the machine was busy or asleep. */
+#define OUTLIER 4
+
+void pace_add(struct pace_load *load, uint32_t at, uint32_t n_tokens)
+{
+	load->n_tokens += n_tokens;
+	load->contexts += (double)n_tokens * at / PACE_CONTEXT;
+}
+
+void pace_pushed(struct pace *p, const struct pace_load *load)
+{
+	if (load->n_decoding == 0)
+		return;
+	p->n_mixed = load->n_tokens > 0 ? p->n_mixed + 1 : 0;
+}
+
+static void learn_decoding(struct pace *p, double us)
+{
+	us = MAX(us, 1.0);
+	if (p->decode_us <= 0)
+		p->decode_us = us;
+	else
+		p->decode_us += (MIN(us, OUTLIER * p->decode_us) - p->decode_us) / 2;
+}
+
+static void learn_prompts(struct pace *p, const struct pace_load *load, double us)
+{
+	const double n = load->n_tokens, c = load->contexts;
+	const double known_us = n * p->token_us + c * p->context_us;
+	double error_us;
+
+	if (known_us <= 0) {
+		p->token_us = us / n;
+		return;
+	}
+	error_us = (MIN(us, OUTLIER * known_us) - known_us) / 2;
+	p->token_us = MAX(p->token_us + error_us * n / (n * n + c * c), 0.0);
+	p->context_us = MAX(p->context_us + error_us * c / (n * n + c * c), 0.0);
+}
+
+void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us)
+{
+	if (load->n_decoding == 0)
+		return; /* nobody waited: a step of any size, whose prices say nothing of small ones */
+	if (load->n_tokens == 0) {
+		learn_decoding(p, device_us);
+		return;
+	}
+	learn_prompts(p, load, MAX(device_us - p->decode_us, 0.0));
+	/* a prompt's last tokens may be few: that is no reason to begin again */
+	p->n_learnt = MAX(load->n_tokens, p->n_learnt / 2);
+}
+
+bool pace_wants_look(const struct pace *p)
+{
+	return p->n_mixed >= PACE_LOOK_STEPS || (p->decode_us <= 0 && p->n_mixed > 0);
+}
+
+struct pace_budget pace_budget(const struct pace *p, uint64_t gap_us)
+{
+	return (struct pace_budget){
+		.pace = p,
+		.left_us = MAX(p->decode_us, (double)gap_us - p->decode_us),
+		.n_most = MAX(2 * p->n_learnt, PACE_TOKENS_LEAST),
+	};
+}
+
+uint32_t pace_take(struct pace_budget *b, uint32_t at, uint32_t n_tokens)
+{
+	const double price_us = b->pace->token_us + b->pace->context_us * at / PACE_CONTEXT;
+	const uint32_t least = b->n_taken < PACE_TOKENS_LEAST ? PACE_TOKENS_LEAST - b->n_taken : 0;
+	uint32_t n = b->n_most - b->n_taken;
+
+	if (price_us * n > b->left_us)
+		n = b->left_us > 0 ? (uint32_t)(b->left_us / price_us) : 0;
+	n = MIN(MAX(n, least), n_tokens);
+	b->n_taken += n;
+	b->left_us -= n * price_us;
+	return n;
+}
