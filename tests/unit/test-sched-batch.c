@@ -133,6 +133,30 @@ static void when_pages_run_out_the_youngest_begins_again(void **state)
 	world_close(&w);
 }
 
+/* An executor may be at work on both steps in flight, whatever the order of their results. */
+static void pages_are_given_to_nobody_before_their_last_step_is_done(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 4, 2, 64);
+	world_submit(&w, 1, 40, 20);
+	world_run(&w, 5);
+	assert_int_equal(ring_in_flight(&w.computer.ring), 2);
+	sched_finish(&w.t[0], FINISH_CANCELLED);
+	world_submit(&w, 2, 50, 5); /* needs them all */
+	world_run(&w, 1);
+	assert_int_equal(ring_in_flight(&w.computer.ring), 1);
+	assert_int_equal(w.t[1].rec->n_pages, 0);
+	world_run(&w, 1);
+	assert_int_equal(ring_in_flight(&w.computer.ring), 2);
+	assert_int_equal(w.t[1].rec->n_pages, 4);
+	world_run_all(&w);
+	world_assert_text(&w, &w.t[1], 5);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -142,6 +166,7 @@ int main(void)
 		cmocka_unit_test(a_paused_turn_holds_nobody_up),
 		cmocka_unit_test(a_paused_turn_gives_its_slot_to_those_who_wait),
 		cmocka_unit_test(when_pages_run_out_the_youngest_begins_again),
+		cmocka_unit_test(pages_are_given_to_nobody_before_their_last_step_is_done),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -112,6 +112,50 @@ static void results_that_wait_while_no_broker_lives_are_applied(void **state)
 	}
 }
 
+/* Of a result's rows some are in the records, and the result is still in the ring. */
+static void a_result_is_applied_once_when_the_broker_dies_over_it(void **state)
+{
+	struct world w;
+	uint32_t n_deaths = 0;
+
+	(void)state;
+	for (uint64_t n = 1; n < 25; n++) {
+		three_turns(&w);
+		w.remember_at_step = n;
+		world_run(&w, n);
+		n_deaths += w.ring_memory != NULL;
+		world_restart_broker(&w);
+		world_run_all(&w);
+		assert_three_turns(&w);
+		assert_int_equal(executor_generation(w.executor),
+				 1); /* nothing had to be doubted */
+		world_close(&w);
+	}
+	assert_true(n_deaths >= 12);
+}
+
+/* A later life knows a result's turn by its slot alone. */
+static void a_result_is_of_no_later_turn_in_its_slot(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 64, 1, 64);
+	world_submit(&w, 1, 20, 50);
+	world_run(&w, 5);
+	assert_int_equal(ring_in_flight(&w.computer.ring), 2);
+	sched_finish(&w.t[0], FINISH_CANCELLED);
+	world_submit(&w, 1, 20, 5);
+	world_run(&w, 1); /* the first of the two is done; the other names the slot too */
+	world_restart_broker(&w);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 2);
+	world_assert_text(&w, &w.t[1], 5);
+	assert_int_equal(executor_generation(w.executor), 1);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 static void a_running_turn_is_not_fed_again_after_adoption(void **state)
 {
 	struct world w;
@@ -139,6 +183,8 @@ int main(void)
 		cmocka_unit_test(a_completed_request_between_two_deaths_forgives_the_first),
 		cmocka_unit_test(the_broker_may_die_at_every_step),
 		cmocka_unit_test(results_that_wait_while_no_broker_lives_are_applied),
+		cmocka_unit_test(a_result_is_applied_once_when_the_broker_dies_over_it),
+		cmocka_unit_test(a_result_is_of_no_later_turn_in_its_slot),
 		cmocka_unit_test(a_running_turn_is_not_fed_again_after_adoption),
 	};
 

@@ -7,8 +7,44 @@
 
 static struct world *the_world;
 
+static size_t turns_bytes(const struct world *w)
+{
+	return w->n_turns * (size_t)((char *)w->t[1].rec - (char *)w->t[0].rec);
+}
+
+/* What a death in this moment would leave behind. Those of the memory's records that are in use. */
+static void remember(struct world *w)
+{
+	struct ring *ring = executor_ring(w->executor);
+
+	w->ring_memory = malloc(ring->bytes);
+	w->turns_memory = malloc(turns_bytes(w));
+	assert_true(w->ring_memory && w->turns_memory && w->n_turns > 1);
+	memcpy(w->ring_memory, ring->shared, ring->bytes);
+	memcpy(w->turns_memory, w->t[0].rec, turns_bytes(w));
+}
+
+static void die_as_remembered(struct world *w)
+{
+	struct ring *ring = executor_ring(w->executor);
+
+	if (!w->ring_memory)
+		return;
+	memcpy(ring->shared, w->ring_memory, ring->bytes);
+	memcpy(w->t[0].rec, w->turns_memory, turns_bytes(w));
+}
+
+static void forget(struct world *w)
+{
+	free(steal(w->ring_memory));
+	free(steal(w->turns_memory));
+	w->remember_at_step = 0;
+}
+
 static void on_tokens(struct turn *t)
 {
+	if (the_world->remember_at_step == the_world->computer.n_steps && !the_world->ring_memory)
+		remember(the_world);
 	the_world->n_tokens_calls++;
 	if (the_world->heard)
 		the_world->heard(the_world, t);
@@ -92,6 +128,7 @@ void world_open(struct world *w, uint32_t n_pages, uint32_t max_batch, uint32_t 
 
 void world_close(struct world *w)
 {
+	forget(w);
 	sched_free(w->sched);
 	executor_stop(w->executor);
 	executor_free(w->executor);
@@ -195,6 +232,8 @@ void world_restart_broker(struct world *w)
 
 	manager_read(&w->manager);
 	w->sched = sched_free(w->sched);
+	die_as_remembered(w);
+	forget(w);
 	w->executor = executor_free(w->executor);
 	w->turns = turns_free(w->turns);
 	w->kv = kvpool_free(w->kv);

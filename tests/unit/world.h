@@ -33,6 +33,8 @@ struct world {
 	uint32_t n_turns, n_ended, n_tokens_calls;
 	int ended_order[WORLD_TURNS]; /* indices in t */
 	void (*heard)(struct world *w, struct turn *t); /* a turn's on_tokens; or NULL */
+	uint64_t remember_at_step;    /* at the first token of this step's result; 0: never */
+	char *ring_memory, *turns_memory; /* as they were then; NULL: not yet */
 	uint32_t stop_at_tokens;      /* on_tokens finishes a turn that sampled so many; 0: none */
 };
 
@@ -54,7 +56,8 @@ struct turn *world_submit(struct world *w, uint32_t uid, uint32_t n_prompt, uint
 /*
  * All of the broker's objects go and come again: memory, ring and socket stay,
  * in the manager's store. Turns keep their place in t; n_ended begins at those
- * that had ended.
+ * that had ended. With remember_at_step reached, all is as if the broker had
+ * died then: in the middle of a result, of which the first token was stored.
  */
 void world_restart_broker(struct world *w);
 
