@@ -31,7 +31,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define PACE_TOKENS_LEAST 8
+#define PACE_TOKENS_LEAST 4
 #define PACE_CONTEXT 4096
 #define PACE_LOOK_STEPS 32
 
