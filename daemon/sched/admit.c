@@ -8,15 +8,31 @@ static bool is_queued(const struct turn *t)
 	return t->rec->slot == TURN_NO_SLOT;
 }
 
+static bool is_suspect(const struct turn *t)
+{
+	return t->rec->n_faults > 0;
+}
+
+/* A paused one does not count: it kills nobody, and others need not wait for its reader. */
+static bool suspect_runs(const struct sched *s)
+{
+	for (const struct turn *t = s->first; t; t = t->next) {
+		if (is_suspect(t) && !is_queued(t) && !t->paused)
+			return true;
+	}
+	return false;
+}
+
 /* The oldest waiting turn of the uid that follows the one served last. */
 static struct turn *next_queued(const struct sched *s)
 {
+	const bool no_suspect = suspect_runs(s);
 	struct turn *after = NULL, *lowest = NULL;
 
 	for (struct turn *t = s->first; t; t = t->next) {
 		const uint32_t uid = t->rec->uid;
 
-		if (!is_queued(t) || t->paused)
+		if (!is_queued(t) || t->paused || (no_suspect && is_suspect(t)))
 			continue;
 		if (!lowest || uid < lowest->rec->uid)
 			lowest = t;

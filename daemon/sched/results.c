@@ -134,6 +134,8 @@ static void apply_turn(const struct applied *a, struct turn *t)
 		return;
 	}
 	t->replaying = false;
+	if (t->rec->n_ids >= t->cleared_at)
+		t->rec->n_faults = 0;
 	finish = a->row.flags & RESULT_STOPPED ? FINISH_STOP : sched_verdict(t);
 	if (t->on_tokens)
 		t->on_tokens(t);

@@ -11,7 +11,8 @@
 #include "daemon/sched/queue.h"
 
 #define TIMER_LEAST_US 1000 /* so that a deadline reached within a tick is no busy loop */
-#define FAULTS_MAX 2	    /* consecutive deaths that a turn in flight survives, plus one */
+#define FAULTS_MAX 2	    /* a turn ends at so many deaths while it was in flight */
+#define DEATHS_MAX 3	    /* in a row: it is not one turn that kills the executor */
 
 static void set_state(struct turn_record *rec, uint32_t state)
 {
@@ -276,6 +277,7 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 	forget_kv(rec);
 	t->n_fed = t->n_pages_sent = t->n_in_flight = 0;
 	t->last_pushed = 0;
+	t->cleared_at = 0;
 	t->sampling = t->replaying = false;
 	link_turn(s, t);
 	set_state(rec, TURN_QUEUED);
@@ -432,21 +434,43 @@ static void tell_put_back(struct sched *s)
 	}
 }
 
+/* Returns whether any turn was in flight. */
+static bool count_faults(struct sched *s)
+{
+	bool any = false;
+
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (t->n_in_flight == 0)
+			continue;
+		any = true;
+		t->rec->n_faults++;
+		t->cleared_at = t->rec->n_ids + STEP_DEPTH_MAX;
+	}
+	return any;
+}
+
+static void end_faulty(struct sched *s, uint32_t faults_max)
+{
+	struct turn *t = s->first;
+
+	while (t) {
+		if (t->rec->n_faults < faults_max) {
+			t = t->next;
+			continue;
+		}
+		sched_finish(t, FINISH_FAULT);
+		t = s->first; /* callbacks may have ended others */
+	}
+}
+
 /* All KV is lost: those that were in flight when it died are suspects. */
 static void restart_turns(struct sched *s, bool died)
 {
-	struct turn *t;
-	uint32_t n_suspects = 0;
+	const bool in_flight = died && count_faults(s);
 
-	for (t = s->first; t; t = t->next) {
-		if (atomic_load(&t->rec->state) != TURN_RUNNING)
-			continue;
-		if (died && t->n_in_flight > 0) {
-			/* a first death in a row does not follow one that the turn was in */
-			t->rec->n_faults = s->deaths > 1 ? t->rec->n_faults + 1 : 1;
-			n_suspects += t->rec->n_faults >= FAULTS_MAX;
-		}
-		sched_put_back(t);
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (atomic_load(&t->rec->state) == TURN_RUNNING)
+			sched_put_back(t);
 	}
 	s->n_flights = 0;
 	s->pace = (struct pace){ 0 };
@@ -454,12 +478,8 @@ static void restart_turns(struct sched *s, bool died)
 	for (uint32_t i = 0; i < STEP_ROWS_MAX; i++)
 		s->slot_busy[i] = 0;
 	kvpool_idle(s->kv);
-	while (n_suspects-- > 0) {
-		for (t = s->first; t && t->rec->n_faults < FAULTS_MAX; t = t->next)
-			;
-		if (t)
-			sched_finish(t, FINISH_FAULT);
-	}
+	if (in_flight)
+		end_faulty(s, s->deaths < DEATHS_MAX ? FAULTS_MAX : 1);
 	tell_put_back(s);
 }
 

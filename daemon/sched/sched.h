@@ -4,6 +4,12 @@
  * beside decoding rows up to the time that pace.h finds for them; round robin
  * between uids, oldest first inside one. Knows nothing of clients or text; both
  * come in through struct turn's callbacks.
+ *
+ * When the executor dies, the turns in flight are suspects. They are computed
+ * again one at a time, among others, until each has come past the steps that
+ * were in flight; so a turn that kills the executor is alone when it does it
+ * again, and it alone ends (FINISH_FAULT). At the third death in a row all
+ * suspects end: it is not one of them.
  */
 #pragma once
 
@@ -28,6 +34,7 @@ struct turn {
 	uint32_t n_pages_sent;	    /* of its page table, to the slot */
 	uint32_t n_in_flight;	    /* steps that name it */
 	uint64_t last_pushed;	    /* id of the newest of them */
+	uint32_t cleared_at;	    /* a suspect (rec->n_faults) until it has so many ids */
 	bool paused, sampling;	    /* sampling: all that is known was fed, CONT rows follow */
 	bool replaying, untold;	    /* fed again after its KV was lost; on_state is still to be called */
 };

@@ -236,8 +236,12 @@ static void tell_end(struct stream *st)
 	s->n_prompt_tokens += rec->n_prompt;
 	s->n_completion_tokens += rec->score ? 0 : st->n_read;
 	if (r == 0 && !st->stopped && rec->finish == FINISH_FAULT)
-		r = err_set(&err, -EFAULT,
-			    "the executor died twice while it computed this request");
+		r = err_set(
+			&err, -EFAULT,
+			rec->n_faults > 1
+				? "the executor died twice while it computed this request"
+				: "the executor died three times in a row, once while it computed "
+				  "this request");
 	if (r == 0 && !st->stopped && rec->finish == FINISH_DEADLINE && available(st) == 0)
 		r = err_set(&err, -ETIME, "the deadline passed before the first token");
 

@@ -62,7 +62,7 @@ struct turn_record {
 	uint32_t n_ids;		    /* prompt and sampled tokens together; a stop id is the last */
 	uint32_t max_tokens;	    /* sampled ones */
 	uint32_t n_pages;
-	uint32_t n_faults;	    /* consecutive executor deaths while in flight */
+	uint32_t n_faults;	    /* executor deaths while in flight, since it last came past one */
 	uint16_t slot, n_top;	    /* slot: TURN_NO_SLOT while queued */
 	uint8_t score, logprobs, detach, chat_layout; /* chat_layout: enum of daemon/text/chat.h, 0 for raw text */
 	uint8_t thinking, in_reasoning, ignore_eos, pad8;

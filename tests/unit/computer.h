@@ -54,6 +54,8 @@ struct computer {
 	struct computer_slot slots[STEP_ROWS_MAX];
 	uint64_t n_steps, n_rows_of_slot[STEP_ROWS_MAX];
 	uint32_t n_rows, n_tokens; /* of the newest step */
+	uint64_t poison_seeds; /* bit i: the turn whose seed is i kills the executor */
+	uint32_t poison_at;    /* when it computes this position */
 	const struct computer_cost *cost; /* moves the clock, which must be a fake one; NULL: takes no time */
 	uint32_t row_tokens[STEP_ROWS_MAX], row_slots[STEP_ROWS_MAX];
 };
@@ -252,6 +254,26 @@ static inline void computer_row(struct computer *c, const char *in, const struct
 	}
 }
 
+/* Whether a row of @step is the one that kills it; rows are read as far as that needs. */
+static inline int computer_is_poisoned(const struct computer *c, const struct step *step,
+				       const char *in)
+{
+	for (uint32_t i = 0; i < step->n_rows; i++) {
+		const struct row *row = (const struct row *)in + i;
+		const struct computer_slot *s = &c->slots[row->slot];
+		const struct step_sampler *sampler = &s->sampler;
+		const uint32_t at = row->kind == ROW_CONT ? s->length : row->at;
+		const uint32_t n = row->kind == ROW_CONT ? 1 : row->n_tokens;
+
+		if (row->sampler_off != 0)
+			sampler = (const struct step_sampler *)(in + row->sampler_off);
+		if ((c->poison_seeds >> sampler->seed & 1) && c->poison_at >= at &&
+		    c->poison_at < at + n)
+			return 1;
+	}
+	return 0;
+}
+
 /* @at: position of each row's first token */
 static inline uint32_t computer_step_us(const struct computer *c, const uint32_t *at)
 {
@@ -275,6 +297,10 @@ static inline int computer_step(struct computer *c)
 
 	if (!step)
 		return 0;
+	if (c->poison_seeds != 0 && computer_is_poisoned(c, step, in)) {
+		computer_die(c);
+		return 0;
+	}
 	out = ring_result_room(&c->ring);
 	result.id = step->id;
 	result.n_rows = step->n_rows;

@@ -35,6 +35,89 @@ static void the_executor_may_die_at_every_step(void **state)
 	}
 }
 
+static void five_turns(struct world *w)
+{
+	world_open(w, 64, 4, 16);
+	for (uint32_t i = 0; i < 5; i++)
+		world_submit(w, i % 2, 20 + 5 * i, 6 + 3 * i);
+}
+
+static void only_the_turn_that_kills_the_executor_ends(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (int guilty = 0; guilty < 5; guilty++) {
+		const uint32_t n_prompt = 20 + 5 * (uint32_t)guilty;
+
+		for (uint32_t at = 0; at < n_prompt + 5; at += 3) {
+			five_turns(&w);
+			w.computer.poison_seeds = 1u << guilty;
+			w.computer.poison_at = at;
+			world_run_all(&w);
+			assert_int_equal(w.n_ended, 5);
+			for (uint32_t i = 0; i < 5; i++) {
+				if (i != (uint32_t)guilty)
+					world_assert_text(&w, &w.t[i], 6 + 3 * i);
+			}
+			assert_int_equal(w.t[guilty].rec->finish, FINISH_FAULT);
+			assert_int_equal(executor_generation(w.executor), 3);
+			world_assert_all_free(&w);
+			world_close(&w);
+		}
+	}
+}
+
+static void at_the_third_death_in_a_row_all_suspects_end(void **state)
+{
+	struct world w;
+
+	(void)state;
+	five_turns(&w);
+	w.computer.poison_seeds = 0x1f;
+	w.computer.poison_at = 0;
+	/* the third back-off is not waited for */
+	world_run_all(&w);
+	assert_int_equal(executor_deaths(w.executor), 3);
+	for (int i = 0; i < 4; i++)
+		assert_int_equal(w.t[i].rec->finish, FINISH_FAULT);
+	assert_int_equal(w.t[4].rec->finish, FINISH_NONE); /* it was never computed */
+	world_close(&w);
+}
+
+static void a_suspect_whose_reader_stalls_holds_no_other_up(void **state)
+{
+	struct world w;
+	struct turn *t = NULL;
+	uint32_t n_suspects = 0;
+
+	(void)state;
+	world_open(&w, 64, 4, 16);
+	for (uint32_t i = 0; i < 5; i++)
+		world_submit(&w, i % 2, 60, 40);
+	world_run(&w, 25);
+	computer_die(&w.computer);
+	world_run(&w, 1); /* far from where it was */
+	for (int i = 0; i < 5; i++) {
+		n_suspects += w.t[i].rec->n_faults > 0;
+		if (w.t[i].rec->n_faults > 0 && w.t[i].rec->slot != TURN_NO_SLOT) {
+			assert_null(t); /* one at a time */
+			t = &w.t[i];
+		}
+	}
+	assert_non_null(t);
+	assert_true(n_suspects > 1);
+	sched_pause(t, true);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 4);
+	sched_pause(t, false);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 5);
+	for (uint32_t i = 0; i < 5; i++)
+		world_assert_text(&w, &w.t[i], 40);
+	world_close(&w);
+}
+
 static void a_turn_in_flight_at_two_deaths_in_a_row_ends_at_fault(void **state)
 {
 	struct world w;
@@ -45,12 +128,30 @@ static void a_turn_in_flight_at_two_deaths_in_a_row_ends_at_fault(void **state)
 	t = world_submit(&w, 1, 20, 50);
 	world_run(&w, 5);
 	computer_die(&w.computer);
-	world_run(&w, 5);
+	world_run(&w, 1);
 	assert_int_equal(executor_deaths(w.executor), 1);
 	computer_die(&w.computer);
 	world_run_all(&w);
 	assert_int_equal(w.n_ended, 1);
 	assert_int_equal(t->rec->finish, FINISH_FAULT);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void a_turn_that_came_past_the_first_death_is_no_suspect(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	world_open(&w, 32, 2, 64);
+	t = world_submit(&w, 1, 20, 50);
+	world_run(&w, 5);
+	computer_die(&w.computer);
+	world_run(&w, 3); /* those in flight then, and one more */
+	computer_die(&w.computer);
+	world_run_all(&w);
+	world_assert_text(&w, t, 50);
 	world_assert_all_free(&w);
 	world_close(&w);
 }
@@ -179,7 +280,11 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_executor_may_die_at_every_step),
+		cmocka_unit_test(only_the_turn_that_kills_the_executor_ends),
+		cmocka_unit_test(at_the_third_death_in_a_row_all_suspects_end),
+		cmocka_unit_test(a_suspect_whose_reader_stalls_holds_no_other_up),
 		cmocka_unit_test(a_turn_in_flight_at_two_deaths_in_a_row_ends_at_fault),
+		cmocka_unit_test(a_turn_that_came_past_the_first_death_is_no_suspect),
 		cmocka_unit_test(a_completed_request_between_two_deaths_forgives_the_first),
 		cmocka_unit_test(the_broker_may_die_at_every_step),
 		cmocka_unit_test(results_that_wait_while_no_broker_lives_are_applied),
