@@ -19,10 +19,10 @@
  * small step errs to the safe side for a greater one, and a step has at most
  * twice the tokens of one whose result is known, whatever is in flight.
  *
- * At least PACE_TOKENS_LEAST are taken, whatever they cost: fewer would read
- * nearly as many weights. A pause between tokens is hence at most the greatest
- * of TokenGap, twice the undisturbed pause, and the undisturbed pause with
- * PACE_TOKENS_LEAST tokens of a prompt.
+ * At least PACE_TOKENS_LEAST are taken, whatever they cost: a prompt must come
+ * on. A pause between tokens is hence at most the greatest of TokenGap, twice
+ * the undisturbed pause, and the undisturbed pause with PACE_TOKENS_LEAST
+ * tokens of a prompt.
  *
  * Where nothing decodes, a prompt has the whole step; such steps teach nothing.
  */
@@ -57,7 +57,9 @@ struct pace_budget {
 	uint32_t n_taken, n_most; /* tokens */
 };
 
-/* A step is about to be pushed. */
+/* A piece of a prompt, its first token at position @at, is in the step. */
+void pace_add(struct pace_load *load, uint32_t at, uint32_t n_tokens);
+/* The step was pushed. */
 void pace_pushed(struct pace *p, const struct pace_load *load);
 /* It took @device_us. */
 void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us);
@@ -68,4 +70,3 @@ bool pace_wants_look(const struct pace *p);
 struct pace_budget pace_budget(const struct pace *p, uint64_t gap_us);
 /* How many of @n_tokens of a prompt, the first at position @at, the step takes; 0: it is full. */
 uint32_t pace_take(struct pace_budget *b, uint32_t at, uint32_t n_tokens);
-void pace_add(struct pace_load *load, uint32_t at, uint32_t n_tokens);

@@ -8,8 +8,8 @@
  * When the executor dies, the turns in flight are suspects. They are computed
  * again one at a time, among others, until each has come past the steps that
  * were in flight; so a turn that kills the executor is alone when it does it
- * again, and it alone ends (FINISH_FAULT). At the third death in a row all
- * suspects end: it is not one of them.
+ * again, and it alone ends (FINISH_FAULT). At the third death in a row, with no
+ * request completed between, all suspects end: then it is no turn's fault.
  */
 #pragma once
 

@@ -34,7 +34,7 @@ def fifty_requests_survive_the_executor_s_death_unchanged():
             wait_for(lambda: children(d.process.pid) and children(d.process.pid)[0] != victim, 20, "a new executor")
 
 
-def a_request_in_flight_at_two_deaths_is_told_so():
+def a_request_in_flight_at_deaths_in_a_row_is_told_so():
     p = prompt("air", "t33")
     with Daemon("air") as d:
         request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 20000, "--ignore-eos",
