@@ -29,7 +29,7 @@ struct listener {
 	struct steamd *connection;
 	struct stream streams[LATENCY_STREAMS_MAX];
 	struct pauses pauses;
-	uint32_t n_read;
+	uint32_t context_tokens, n_read;
 	bool prompt_ended, counting;
 	int error;
 	char why[ERR_TEXT_MAX];
@@ -53,15 +53,55 @@ static int on_delta(void *userdata, const struct steamd_delta *delta)
 	return 0;
 }
 
+static int start(struct listener *l, uint32_t n_ids, uint32_t max_tokens, uint32_t seed,
+		 const struct steamd_handler *handler, uint64_t *ret_request, struct err *err)
+{
+	_cleanup_(freep) uint32_t *ids = calloc(n_ids, sizeof(*ids));
+	struct steamd_error error = { 0 };
+	struct steamd_generate g;
+	int r;
+
+	if (!ids)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < n_ids; i++) {
+		seed = seed * 1664525 + 1013904223;
+		ids[i] = (seed >> 8) % 1000;
+	}
+	steamd_generate_init(&g);
+	g.ids = ids;
+	g.n_ids = n_ids;
+	g.max_tokens = max_tokens;
+	g.ignore_eos = 1;
+	r = steamd_start_generate(l->connection, &g, handler, ret_request, &error);
+	return r < 0 ? err_set(err, r, "%s", error.text) : 0;
+}
+
+static int begin_stream(struct stream *s, struct err *err);
+
+/* At the context's end: begins again. */
 static void on_stream_end(void *userdata, const struct steamd_result *result,
 			  const struct steamd_error *error)
 {
-	struct listener *l = ((struct stream *)userdata)->listener;
+	struct stream *s = userdata;
+	struct err err = { 0 };
 
 	(void)result;
-	l->error = error ? -EIO : -ENOSPC;
-	snprintf(l->why, sizeof(l->why), "%s",
-		 error ? error->text : "an answer ended before the measurement did");
+	s->last_s = 0;
+	s->listener->error = error ? -EIO : begin_stream(s, &err);
+	snprintf(s->listener->why, sizeof(s->listener->why), "%s", error ? error->text : err.text);
+}
+
+static int begin_stream(struct stream *s, struct err *err)
+{
+	const struct steamd_handler handler = {
+		.on_delta = on_delta,
+		.on_end = on_stream_end,
+		.userdata = s,
+	};
+	struct listener *l = s->listener;
+
+	return start(l, STREAM_PROMPT, l->context_tokens - STREAM_PROMPT,
+		     (uint32_t)(s - l->streams) + 1, &handler, NULL, err);
 }
 
 static void on_progress(void *userdata, const struct steamd_progress *progress)
@@ -84,29 +124,6 @@ static void on_prompt_end(void *userdata, const struct steamd_result *result,
 	} else {
 		l->n_read = result->n_prompt;
 	}
-}
-
-static int start(struct listener *l, uint32_t n_ids, uint32_t max_tokens, uint32_t seed,
-		 const struct steamd_handler *handler, uint64_t *ret_request, struct err *err)
-{
-	_cleanup_(freep) uint32_t *ids = calloc(n_ids, sizeof(*ids));
-	struct steamd_error error = { 0 };
-	struct steamd_generate g;
-	int r;
-
-	if (!ids)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < n_ids; i++) {
-		seed = seed * 1664525 + 1013904223;
-		ids[i] = (seed >> 8) % 1000;
-	}
-	steamd_generate_init(&g);
-	g.ids = ids;
-	g.n_ids = n_ids;
-	g.max_tokens = max_tokens;
-	g.ignore_eos = 1;
-	r = steamd_start_generate(l->connection, &g, handler, ret_request, &error);
-	return r < 0 ? err_set(err, r, "%s", error.text) : 0;
 }
 
 static int wait_some(struct listener *l, struct err *err)
@@ -133,16 +150,10 @@ static int begin_streams(struct listener *l, uint32_t n_streams, struct err *err
 	struct steamd_info info;
 	int r = steamd_info(l->connection, &info);
 
+	l->context_tokens = info.max_context_tokens;
 	for (uint32_t i = 0; i < n_streams && r == 0; i++) {
-		const struct steamd_handler handler = {
-			.on_delta = on_delta,
-			.on_end = on_stream_end,
-			.userdata = &l->streams[i],
-		};
-
 		l->streams[i].listener = l;
-		r = start(l, STREAM_PROMPT, info.max_context_tokens - STREAM_PROMPT, i + 1,
-			  &handler, NULL, err);
+		r = begin_stream(&l->streams[i], err);
 	}
 	while (r == 0 && !is_warm(l, n_streams))
 		r = wait_some(l, err);

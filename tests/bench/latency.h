@@ -22,11 +22,11 @@ struct latency {
 };
 
 /*
- * Asks the daemon at options->socket for answers that never stop, listens, sends
+ * Asks the daemon at options->socket for answers, again and again, listens, sends
  * a prompt, and listens until its first token or for disturbed_s. Ids are
  * random ones below 1000, which every model has.
  *
  * Returns 0, or a negative errno: the daemon's refusal; -ENODATA if fewer than
- * 20 pauses were heard; -ENOSPC if an answer reached the context's end.
+ * 20 pauses were heard.
  */
 int latency_measure(const struct latency_options *options, struct latency *ret, struct err *err);

@@ -53,7 +53,8 @@ def a_request_in_flight_at_deaths_in_a_row_is_told_so():
             time.sleep(0.02)
         assert request.poll() == 70, (request.poll(), request.stderr.read())
         assert b"executor" in request.stderr.read()
-        # and the next one is served as ever
+        # and the next one is served as ever, after the third death's back-off
+        wait_for(lambda: d.status()["state"] == "ready", 20, "an executor")
         assert len(d.complete(p["ids"], 4)["ids"]) == 4
 
 
