@@ -34,6 +34,14 @@ typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_
 /* h[i] = silu(gate[i]) * up[i] for MUL_ROWS elements */
 typedef void (*gate_fn)(float *h, const float *gate, const float *up);
 
+/* Rows of @row_bytes that are best taken at once: they stay in the second cache over some strips. */
+static inline uint32_t tokens_at_once(size_t row_bytes)
+{
+	const size_t n = (240 << 10) / row_bytes / 6 * 6;
+
+	return n < 6 ? 6 : n > MUL_TOKENS ? MUL_TOKENS : (uint32_t)n;
+}
+
 /* One way to compute the products of a kind, and the form of activations that it wants. */
 struct product {
 	enum act act;

@@ -83,13 +83,13 @@ static void run_chunk(const struct linears *l, const struct linear_job *job, uin
 	const struct weight *w = job->w;
 	const struct product *product = product_of(l->kernels, w->kind, l->acts.tokens);
 	const size_t bytes = strip_bytes(w->kind, w->cols);
+	const uint32_t most = tokens_at_once(l->acts.row_bytes[product->act]);
 	const uint32_t from = chunk * CHUNK_STRIPS, n_strips = strips_of(w->rows);
 	const uint32_t to = n_strips - from < CHUNK_STRIPS ? n_strips : from + CHUNK_STRIPS;
 	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
 
-	for (uint32_t token = 0; token < l->acts.tokens; token += MUL_TOKENS) {
-		const uint32_t left = l->acts.tokens - token;
-		const uint32_t n = left < MUL_TOKENS ? left : MUL_TOKENS;
+	for (uint32_t token = 0; token < l->acts.tokens; token += most) {
+		const uint32_t left = l->acts.tokens - token, n = left < most ? left : most;
 
 		for (uint32_t s = from; s < to; s += MUL_STRIPS) {
 			product->mul(out, (const uint8_t *)w->data + s * bytes, bytes,

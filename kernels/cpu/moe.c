@@ -56,10 +56,11 @@ static void run_up_item(const struct moe *m, uint32_t part, uint32_t pair)
 	const struct product *by_gate = product_of(m->kernels, p->gate->kind, p->n);
 	const struct product *by_up = product_of(m->kernels, p->up->kind, p->n);
 	const act_fn take = m->kernels->act[product_of(m->kernels, p->down->kind, p->n)->act];
+	const uint32_t most = tokens_at_once(m->acts.row_bytes[by_gate->act]);
 	_Alignas(64) float gate[MUL_TOKENS * MUL_ROWS], up[MUL_TOKENS * MUL_ROWS];
 
-	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
-		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
+	for (uint32_t a = 0; a < p->n; a += most) {
+		const uint32_t n = p->n - a < most ? p->n - a : most;
 
 		multiply_pair(by_gate->mul, gate, p->gate, pair, h->x[by_gate->act] + a, n);
 		multiply_pair(by_up->mul, up, p->up, pair, h->x[by_up->act] + a, n);
