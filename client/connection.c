@@ -143,14 +143,8 @@ static void flush(struct steamd *s)
 
 int handle_send(struct steamd *s, const struct msg *m, struct err *err)
 {
-	char *frame;
-	size_t len;
-	int r;
+	const int r = msg_queue(m, &s->out, err);
 
-	r = msg_encode(m, &frame, &len, err);
-	if (r < 0)
-		return r;
-	r = frame_out_push(&s->out, frame, len, -1);
 	if (r < 0)
 		return r;
 	flush(s);
@@ -353,6 +347,9 @@ static void read_socket(struct steamd *s)
 			on_nonsense(s, &err);
 			return;
 		}
+		/* that was all; what came since then makes the descriptor readable again */
+		if ((size_t)n < FRAME_READ_BYTES)
+			return;
 	}
 }
 

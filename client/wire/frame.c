@@ -9,13 +9,13 @@
 
 #include "client/wire/ownership.h"
 
-#define READ_BYTES ((size_t)64 << 10)
 #define KEEP_BYTES ((size_t)256 << 10) /* an empty buffer larger than this is given back */
+#define CHUNK_BYTES ((size_t)4 << 10)  /* of small frames together; kept when they are sent */
 
 struct frame_chunk {
 	struct frame_chunk *next;
 	char *data;
-	size_t len;
+	size_t len, cap;
 	int fd; /* goes with the first byte; -1: none */
 };
 
@@ -40,7 +40,7 @@ void frame_in_deinit(struct frame_in *in)
 /* Moves what is left to the front and finds room for one read. */
 static int make_room(struct frame_in *in)
 {
-	const size_t most = (size_t)in->max_bytes + FRAME_HEADER_BYTES + READ_BYTES;
+	const size_t most = (size_t)in->max_bytes + FRAME_HEADER_BYTES + FRAME_READ_BYTES;
 	size_t cap;
 	char *data;
 
@@ -53,11 +53,11 @@ static int make_room(struct frame_in *in)
 		free(steal(in->data));
 		in->cap = 0;
 	}
-	if (in->cap - in->len >= READ_BYTES)
+	if (in->cap - in->len >= FRAME_READ_BYTES)
 		return 0;
-	if (in->len + READ_BYTES > most)
+	if (in->len + FRAME_READ_BYTES > most)
 		return in->len < most && in->cap > in->len ? 0 : -ENOBUFS;
-	cap = MIN(MAX(2 * in->cap, in->len + READ_BYTES), most);
+	cap = MIN(MAX(2 * in->cap, in->len + FRAME_READ_BYTES), most);
 	data = realloc(in->data, cap);
 	if (!data)
 		return -ENOMEM;
@@ -113,7 +113,7 @@ ssize_t frame_in_read(struct frame_in *in, int fd)
 	if (r < 0)
 		return r;
 	iov.iov_base = in->data + in->len;
-	iov.iov_len = MIN(in->cap - in->len, READ_BYTES);
+	iov.iov_len = MIN(in->cap - in->len, FRAME_READ_BYTES);
 	do {
 		n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	} while (n < 0 && errno == EINTR);
@@ -159,18 +159,16 @@ int frame_in_take_fd(struct frame_in *in)
 
 void frame_out_init(struct frame_out *out)
 {
-	*out = (struct frame_out){ .last = &out->first };
+	*out = (struct frame_out){ 0 };
 }
 
-static void drop_first(struct frame_out *out)
+static void free_first(struct frame_out *out)
 {
 	struct frame_chunk *c = out->first;
 
 	out->first = c->next;
 	if (!out->first)
-		out->last = &out->first;
-	out->queued_bytes -= c->len - out->sent;
-	out->sent = 0;
+		out->last = NULL;
 	closep(&c->fd);
 	free(c->data);
 	free(c);
@@ -179,60 +177,119 @@ static void drop_first(struct frame_out *out)
 void frame_out_deinit(struct frame_out *out)
 {
 	while (out->first)
-		drop_first(out);
+		free_first(out);
+	out->queued_bytes = out->sent = 0;
+}
+
+/* Takes @data over, also on failure. */
+static struct frame_chunk *add_chunk(struct frame_out *out, char *data, size_t cap)
+{
+	struct frame_chunk *c = data ? malloc(sizeof(*c)) : NULL;
+
+	if (!c) {
+		free(data);
+		return NULL;
+	}
+	*c = (struct frame_chunk){ .data = data, .cap = cap, .fd = -1 };
+	*(out->last ? &out->last->next : &out->first) = c;
+	out->last = c;
+	return c;
 }
 
 int frame_out_push(struct frame_out *out, char *data, size_t len, int fd)
 {
-	_cleanup_(freep) char *owned = data;
-	_cleanup_(freep) struct frame_chunk *c = NULL;
+	_cleanup_(closep) int own_fd = -1;
+	struct frame_chunk *c;
 
-	c = malloc(sizeof(*c));
+	if (fd >= 0) {
+		own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+		if (own_fd < 0) {
+			const int r = -errno;
+
+			free(data);
+			return r;
+		}
+	}
+	c = add_chunk(out, data, len);
 	if (!c)
 		return -ENOMEM;
-	*c = (struct frame_chunk){ .len = len, .fd = -1 };
-	if (fd >= 0) {
-		c->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-		if (c->fd < 0)
-			return -errno;
-	}
-	c->data = steal(owned);
-	*out->last = c;
-	out->last = &c->next;
+	c->len = len;
+	c->fd = steal_fd(&own_fd);
 	out->queued_bytes += len;
-	steal(c);
 	return 0;
 }
 
-static ssize_t send_some(struct frame_chunk *c, size_t sent, int fd, size_t most)
+char *frame_out_room(struct frame_out *out, size_t bytes)
+{
+	const size_t cap = MAX(bytes, CHUNK_BYTES);
+	struct frame_chunk *c = out->last;
+
+	/* the bytes behind one with a descriptor are not to be taken for its frame */
+	if (!c || c->fd >= 0 || c->cap - c->len < bytes)
+		c = add_chunk(out, malloc(cap), cap);
+	return c ? c->data + c->len : NULL;
+}
+
+void frame_out_fill(struct frame_out *out, size_t bytes)
+{
+	out->last->len += bytes;
+	out->queued_bytes += bytes;
+}
+
+static ssize_t send_with_fd(const struct frame_chunk *c, int fd, size_t n)
 {
 	char control[CMSG_SPACE(sizeof(int))] __attribute__((aligned(8))) = { 0 };
-	struct iovec iov = { c->data + sent, MIN(c->len - sent, most) };
-	struct msghdr header = { .msg_iov = &iov, .msg_iovlen = 1 };
+	struct iovec iov = { c->data, n };
+	struct msghdr header = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control,
+		.msg_controllen = sizeof(control),
+	};
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(&header);
+
+	cmsg->cmsg_level = SOL_SOCKET;
+	cmsg->cmsg_type = SCM_RIGHTS;
+	cmsg->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(cmsg), &c->fd, sizeof(int));
+	return sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static ssize_t send_some(const struct frame_chunk *c, size_t sent, int fd, size_t most)
+{
+	const size_t bytes = MIN(c->len - sent, most);
 	ssize_t n;
 
-	if (sent == 0 && c->fd >= 0) {
-		struct cmsghdr *cmsg;
-
-		header.msg_control = control;
-		header.msg_controllen = sizeof(control);
-		cmsg = CMSG_FIRSTHDR(&header);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(cmsg), &c->fd, sizeof(int));
-	}
 	do {
-		n = sendmsg(fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL);
+		n = sent == 0 && c->fd >= 0
+			    ? send_with_fd(c, fd, bytes)
+			    : send(fd, c->data + sent, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
 	} while (n < 0 && errno == EINTR);
 	return n < 0 ? -errno : n;
 }
 
+/* The first chunk is sent: the only one is kept for what comes next, unless it is large. */
+static void end_first(struct frame_out *out)
+{
+	struct frame_chunk *c = out->first;
+
+	out->sent = 0;
+	if (c->next || c->cap != CHUNK_BYTES || c->fd >= 0)
+		free_first(out);
+	else
+		c->len = 0;
+}
+
 int frame_out_flush(struct frame_out *out, int fd, size_t budget)
 {
-	while (out->first && budget > 0) {
-		const ssize_t n = send_some(out->first, out->sent, fd, budget);
+	while (out->queued_bytes > 0 && budget > 0) {
+		ssize_t n;
 
+		if (out->sent == out->first->len) { /* kept, and then too small */
+			end_first(out);
+			continue;
+		}
+		n = send_some(out->first, out->sent, fd, budget);
 		if (n == -EAGAIN)
 			return 0;
 		if (n < 0)
@@ -241,7 +298,7 @@ int frame_out_flush(struct frame_out *out, int fd, size_t budget)
 		out->queued_bytes -= n;
 		budget -= n;
 		if (out->sent == out->first->len)
-			drop_first(out);
+			end_first(out);
 	}
-	return out->first ? 0 : 1;
+	return out->queued_bytes > 0 ? 0 : 1;
 }

@@ -14,6 +14,7 @@
 #define FRAME_BYTES_MAX (1u << 20)	  /* what the daemon accepts unless told otherwise */
 #define FRAME_BYTES_MAX_DOWN (256u << 20) /* what a client accepts */
 #define FRAME_FDS_MAX 4			  /* descriptors received and not yet claimed */
+#define FRAME_READ_BYTES ((size_t)64 << 10) /* of one frame_in_read(), where there is room for them */
 
 /* Receives: a growing buffer, never larger than one frame plus one read. */
 struct frame_in {
@@ -28,7 +29,7 @@ void frame_in_init(struct frame_in *in, uint32_t max_bytes);
 void frame_in_deinit(struct frame_in *in); /* closes unclaimed descriptors */
 
 /*
- * Reads what is there, at most 64 KiB a call. Descriptors arrive close-on-exec.
+ * Reads what is there, at most FRAME_READ_BYTES. Descriptors arrive close-on-exec.
  *
  * Returns the bytes read; 0 at the end of the stream; -EAGAIN if nothing was
  * there; -EMFILE if more descriptors came than are allowed or some were cut
@@ -48,9 +49,13 @@ int frame_in_next(struct frame_in *in, struct span *ret, struct err *err);
 /* Takes the oldest received descriptor, or returns -1. */
 int frame_in_take_fd(struct frame_in *in);
 
-/* Sends: a bounded queue of encoded frames. */
+/*
+ * Sends: a queue of encoded frames, which its owner bounds. Small frames lie
+ * in one piece and leave with one call; the memory of a short queue stays for
+ * the next one.
+ */
 struct frame_out {
-	struct frame_chunk *first, **last;
+	struct frame_chunk *first, *last;
 	size_t queued_bytes, sent; /* sent: of the first chunk */
 };
 
@@ -63,6 +68,13 @@ void frame_out_deinit(struct frame_out *out);
  * or -EMFILE if the descriptor could not be duplicated.
  */
 int frame_out_push(struct frame_out *out, char *data, size_t len, int fd);
+
+/*
+ * Room for a frame of up to @bytes at the queue's end, or NULL without memory.
+ * frame_out_fill() then says how many were written; without it nothing is queued.
+ */
+char *frame_out_room(struct frame_out *out, size_t bytes);
+void frame_out_fill(struct frame_out *out, size_t bytes);
 
 /*
  * Sends without blocking and without SIGPIPE until the queue is empty, the

@@ -11,8 +11,11 @@
 #include <math.h>
 #include <msgpack.h>
 
+#include "client/wire/frame.h"
 #include "client/wire/ownership.h"
 #include "client/wire/utf8.h"
+
+#define HEADER_ROOM 9 /* bytes of the longest header, and of the longest number */
 
 enum kind { KIND_BOOL, KIND_U32, KIND_U64, KIND_F64, KIND_STR, KIND_BIN, KIND_STRS };
 enum need { NEED_OPT, NEED_REQ };
@@ -20,6 +23,7 @@ enum direction { DIR_UP = 1, DIR_DOWN = 2, DIR_BOTH = 3 };
 
 struct field {
 	const char *name;
+	size_t name_len;
 	enum kind kind;
 	enum need need;
 	uint64_t most;	  /* the bound of integers and of bytes */
@@ -37,6 +41,7 @@ struct kind_of_message {
 
 #define FIELD(m, k, f, bound, n)                                                                   \
 	{ .name = #f,                                                                              \
+	  .name_len = sizeof(#f) - 1,                                                              \
 	  .kind = KIND_##k,                                                                        \
 	  .need = NEED_##n,                                                                        \
 	  .most = (uint64_t)(bound),                                                               \
@@ -79,92 +84,113 @@ static void *value(const struct msg *m, const struct field *f)
 
 /* Bounds: the same for what we send and for what we got. */
 
-static int check_bytes(const char *where, const struct field *f, struct span s, bool text, int code,
-		       struct err *err)
+/* A field and the message that it is in, for sentences about it. */
+struct place {
+	const struct kind_of_message *k;
+	const struct field *f;
+	int code; /* of a field at fault */
+	struct err *err;
+};
+
+#define WHERE "%s.%s"
+#define WHERE_ARG(p) (p)->k->name, (p)->f->name
+
+static int check_bytes(const struct place *p, struct span s, bool text)
 {
 	size_t good;
 
-	if (s.len > f->most)
-		return err_set(err, code, "%s has %zu bytes; at most %" PRIu64 " are allowed",
-			       where, s.len, f->most);
+	if (s.len > p->f->most)
+		return err_set(p->err, p->code,
+			       WHERE " has %zu bytes; at most %" PRIu64 " are allowed",
+			       WHERE_ARG(p), s.len, p->f->most);
 	good = text ? utf8_valid_bytes(s) : s.len;
 	if (good < s.len)
-		return err_set(err, code, "%s is not UTF-8 at byte %zu", where, good);
+		return err_set(p->err, p->code, WHERE " is not UTF-8 at byte %zu", WHERE_ARG(p),
+			       good);
 	return 0;
 }
 
-static int check_strs(const char *where, const struct field *f, const struct strs *strs, int code,
-		      struct err *err)
+static int check_strs(const struct place *p, const struct strs *strs)
 {
 	uint64_t bytes = 0;
 
 	if (strs->n > MSG_STRS_MAX)
-		return err_set(err, code, "%s has %u strings; at most %u are allowed", where,
-			       strs->n, MSG_STRS_MAX);
+		return err_set(p->err, p->code, WHERE " has %u strings; at most %u are allowed",
+			       WHERE_ARG(p), strs->n, MSG_STRS_MAX);
 	for (uint32_t i = 0; i < strs->n; i++) {
-		const int r = check_bytes(where, f, strs->at[i], true, code, err);
+		const int r = check_bytes(p, strs->at[i], true);
 
 		if (r < 0)
 			return r;
 		bytes += strs->at[i].len;
 	}
-	if (bytes > f->most)
-		return err_set(err, code,
-			       "%s has %" PRIu64 " bytes; at most %" PRIu64 " are allowed", where,
-			       bytes, f->most);
+	if (bytes > p->f->most)
+		return err_set(p->err, p->code,
+			       WHERE " has %" PRIu64 " bytes; at most %" PRIu64 " are allowed",
+			       WHERE_ARG(p), bytes, p->f->most);
 	return 0;
 }
 
-static int check_integer(const char *where, const struct field *f, uint64_t u, int code,
-			 struct err *err)
+static int check_integer(const struct place *p, uint64_t u)
 {
-	if (u > f->most)
-		return err_set(err, code, "%s is %" PRIu64 "; at most %" PRIu64 " is allowed",
-			       where, u, f->most);
+	if (u > p->f->most)
+		return err_set(p->err, p->code,
+			       WHERE " is %" PRIu64 "; at most %" PRIu64 " is allowed",
+			       WHERE_ARG(p), u, p->f->most);
 	return 0;
 }
 
-static int check_number(const char *where, const struct field *f, double d, int code,
-			struct err *err)
+static int check_number(const struct place *p, double d)
 {
+	const double most = p->f->magnitude;
+
 	if (!isfinite(d))
-		return err_set(err, code, "%s is not finite", where);
-	if (d > f->magnitude)
-		return err_set(err, code, "%s is %g; at most %g is allowed", where, d,
-			       f->magnitude);
-	if (d < -f->magnitude)
-		return err_set(err, code, "%s is %g; at least %g is allowed", where, d,
-			       -f->magnitude);
+		return err_set(p->err, p->code, WHERE " is not finite", WHERE_ARG(p));
+	if (d > most)
+		return err_set(p->err, p->code, WHERE " is %g; at most %g is allowed", WHERE_ARG(p),
+			       d, most);
+	if (d < -most)
+		return err_set(p->err, p->code, WHERE " is %g; at least %g is allowed",
+			       WHERE_ARG(p), d, -most);
 	return 0;
 }
 
-static int check_field(const struct kind_of_message *k, const struct field *f, const struct msg *m,
-		       int code, struct err *err)
+static int check_field(const struct place *p, const struct msg *m)
 {
-	const void *v = value(m, f);
-	char where[64];
+	const void *v = value(m, p->f);
 
-	snprintf(where, sizeof(where), "%s.%s", k->name, f->name);
-	if (!*has(m, f)) {
-		if (f->need == NEED_REQ)
-			return err_set(err, code, "%s is missing", where);
+	if (!*has(m, p->f)) {
+		if (p->f->need == NEED_REQ)
+			return err_set(p->err, p->code, WHERE " is missing", WHERE_ARG(p));
 		return 0;
 	}
-	switch (f->kind) {
+	switch (p->f->kind) {
 	case KIND_BOOL:
 		return 0;
 	case KIND_U32:
-		return check_integer(where, f, *(const uint32_t *)v, code, err);
+		return check_integer(p, *(const uint32_t *)v);
 	case KIND_U64:
-		return check_integer(where, f, *(const uint64_t *)v, code, err);
+		return check_integer(p, *(const uint64_t *)v);
 	case KIND_F64:
-		return check_number(where, f, *(const double *)v, code, err);
+		return check_number(p, *(const double *)v);
 	case KIND_STR:
 	case KIND_BIN:
-		return check_bytes(where, f, *(const struct span *)v, f->kind == KIND_STR, code,
-				   err);
+		return check_bytes(p, *(const struct span *)v, p->f->kind == KIND_STR);
 	case KIND_STRS:
-		return check_strs(where, f, v, code, err);
+		return check_strs(p, v);
+	}
+	return 0;
+}
+
+static int check_fields(const struct kind_of_message *k, const struct msg *m, int code,
+			struct err *err)
+{
+	for (size_t i = 0; i < k->n_fields; i++) {
+		const struct place p = { k, &k->fields[i], code, err };
+		const int r = check_field(&p, m);
+
+		if (r < 0)
+			return r;
 	}
 	return 0;
 }
@@ -228,40 +254,108 @@ static int pack_message(msgpack_packer *p, const struct kind_of_message *k, cons
 		const struct field *f = &k->fields[i];
 
 		if (*has(m, f))
-			r = pack_str(p, span_of(f->name)) || pack_value(p, f->kind, value(m, f));
+			r = pack_str(p, (struct span){ f->name, f->name_len }) ||
+			    pack_value(p, f->kind, value(m, f));
 	}
 	return r;
 }
 
-int msg_encode(const struct msg *m, char **ret, size_t *ret_len, struct err *err)
+/* The room that a value needs at most, with the longest header there is. */
+static size_t value_room(enum kind kind, const void *v)
+{
+	const struct strs *strs = v;
+	size_t bytes = HEADER_ROOM;
+
+	if (kind == KIND_STR || kind == KIND_BIN)
+		return bytes + ((const struct span *)v)->len;
+	for (uint32_t i = 0; kind == KIND_STRS && i < strs->n; i++)
+		bytes += HEADER_ROOM + strs->at[i].len;
+	return bytes;
+}
+
+static size_t message_room(const struct kind_of_message *k, const struct msg *m)
+{
+	size_t bytes = FRAME_HEADER_BYTES + 4 * HEADER_ROOM;
+
+	for (size_t i = 0; i < k->n_fields; i++) {
+		const struct field *f = &k->fields[i];
+
+		if (*has(m, f))
+			bytes += HEADER_ROOM + f->name_len + value_room(f->kind, value(m, f));
+	}
+	return bytes;
+}
+
+/* Looks at what is to be sent. Returns how many bytes a frame of it takes at most. */
+static ssize_t prepare(const struct msg *m, const struct kind_of_message **ret, struct err *err)
 {
 	const struct kind_of_message *k = find_kind(m->type);
-	uint32_t length = 0;
-	msgpack_sbuffer buffer;
-	msgpack_packer p;
+	size_t room;
 	int r;
 
 	if (!k)
 		return err_set(err, -EINVAL, "message type %u is unknown", (unsigned)m->type);
-	for (size_t i = 0; i < k->n_fields; i++) {
-		r = check_field(k, &k->fields[i], m, -EINVAL, err);
-		if (r < 0)
-			return r;
-	}
+	r = check_fields(k, m, -EINVAL, err);
+	if (r < 0)
+		return r;
+	room = message_room(k, m);
+	if (room - FRAME_HEADER_BYTES > UINT32_MAX)
+		return err_set(err, -EINVAL, "%s is larger than a frame can be", k->name);
+	*ret = k;
+	return (ssize_t)room;
+}
 
-	msgpack_sbuffer_init(&buffer);
-	msgpack_packer_init(&p, &buffer, msgpack_sbuffer_write);
-	r = msgpack_sbuffer_write(&buffer, (const char *)&length, sizeof(length)) ||
-	    pack_message(&p, k, m);
-	if (r != 0 || buffer.size - sizeof(length) > UINT32_MAX) {
-		msgpack_sbuffer_destroy(&buffer);
-		return r != 0 ? -ENOMEM
-			      : err_set(err, -EINVAL, "%s is larger than a frame can be", k->name);
-	}
-	length = htole32(buffer.size - sizeof(length));
-	memcpy(buffer.data, &length, sizeof(length));
-	*ret_len = buffer.size;
-	*ret = msgpack_sbuffer_release(&buffer);
+static int append(void *userdata, const char *bytes, size_t n)
+{
+	char **at = userdata;
+
+	memcpy(*at, bytes, n);
+	*at += n;
+	return 0;
+}
+
+/* Returns the bytes written to @to, which has the room. */
+static size_t write_frame(char *to, const struct kind_of_message *k, const struct msg *m)
+{
+	char *at = to + FRAME_HEADER_BYTES;
+	msgpack_packer p;
+	uint32_t length;
+
+	msgpack_packer_init(&p, &at, append);
+	pack_message(&p, k, m); /* fails only if append() does */
+	length = htole32((uint32_t)(at - to) - FRAME_HEADER_BYTES);
+	memcpy(to, &length, sizeof(length));
+	return (size_t)(at - to);
+}
+
+int msg_encode(const struct msg *m, char **ret, size_t *ret_len, struct err *err)
+{
+	const struct kind_of_message *k;
+	const ssize_t room = prepare(m, &k, err);
+	char *frame;
+
+	if (room < 0)
+		return (int)room;
+	frame = malloc((size_t)room);
+	if (!frame)
+		return -ENOMEM;
+	*ret_len = write_frame(frame, k, m);
+	*ret = frame;
+	return 0;
+}
+
+int msg_queue(const struct msg *m, struct frame_out *out, struct err *err)
+{
+	const struct kind_of_message *k;
+	const ssize_t room = prepare(m, &k, err);
+	char *to;
+
+	if (room < 0)
+		return (int)room;
+	to = frame_out_room(out, (size_t)room);
+	if (!to)
+		return -ENOMEM;
+	frame_out_fill(out, write_frame(to, k, m));
 	return 0;
 }
 
@@ -462,7 +556,8 @@ static bool read_value(const msgpack_object *o, enum kind kind, void *ret, uint6
 static const struct field *find_field(const struct kind_of_message *k, struct span name)
 {
 	for (size_t i = 0; i < k->n_fields; i++)
-		if (span_is(name, k->fields[i].name))
+		if (name.len == k->fields[i].name_len &&
+		    memcmp(name.data, k->fields[i].name, name.len) == 0)
 			return &k->fields[i];
 	return NULL;
 }
@@ -470,9 +565,9 @@ static const struct field *find_field(const struct kind_of_message *k, struct sp
 static int read_field(const struct kind_of_message *k, const msgpack_object_kv *kv, struct msg *m,
 		      struct err *err)
 {
+	struct place p = { .k = k, .code = -EBADMSG, .err = err };
 	const struct field *f;
 	uint64_t wide = 0;
-	char where[64];
 	struct span name;
 
 	if (kv->key.type != MSGPACK_OBJECT_STR)
@@ -482,15 +577,14 @@ static int read_field(const struct kind_of_message *k, const msgpack_object_kv *
 	if (!f)
 		return err_set(err, -EBADMSG, "%s has no field '%.*s'", k->name,
 			       (int)MIN(name.len, 64u), name.data);
-	snprintf(where, sizeof(where), "%s.%s", k->name, f->name);
+	p.f = f;
 	if (*has(m, f))
-		return err_set(err, -EBADMSG, "%s is given twice", where);
+		return err_set(err, -EBADMSG, WHERE " is given twice", WHERE_ARG(&p));
 	if (!read_value(&kv->val, f->kind, value(m, f), &wide))
-		return err_set(err, -EBADMSG, "%s is not %s", where, kind_name(f->kind));
+		return err_set(err, -EBADMSG, WHERE " is not %s", WHERE_ARG(&p),
+			       kind_name(f->kind));
 	*has(m, f) = true;
-	if (f->kind == KIND_U32)
-		return check_integer(where, f, wide, -EBADMSG, err);
-	return 0;
+	return f->kind == KIND_U32 ? check_integer(&p, wide) : 0;
 }
 
 static int read_fields(const struct kind_of_message *k, const msgpack_object *map, struct msg *m,
@@ -503,12 +597,7 @@ static int read_fields(const struct kind_of_message *k, const msgpack_object *ma
 		if (r < 0)
 			return r;
 	}
-	for (size_t i = 0; i < k->n_fields; i++) {
-		r = check_field(k, &k->fields[i], m, -EBADMSG, err);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+	return check_fields(k, m, -EBADMSG, err);
 }
 
 static int read_message(const msgpack_object *o, bool up, struct msg *m, struct err *err)

@@ -17,6 +17,8 @@
 #define MSG_DEPTH_MAX 8	     /* nesting; ours is 3 */
 #define MSG_NODES_MAX 4096   /* values in one message; ours has fewer than 150 */
 
+struct frame_out;
+
 struct strs {
 	uint32_t n;
 	struct span at[MSG_STRS_MAX];
@@ -64,6 +66,9 @@ struct msg {
  * present, -ENOMEM.
  */
 int msg_encode(const struct msg *m, char **ret, size_t *ret_len, struct err *err);
+
+/* The same straight into a queue, which allocates only when it grows. */
+int msg_queue(const struct msg *m, struct frame_out *out, struct err *err);
 
 /*
  * Reads one message from the @len bytes of a frame's payload (without the

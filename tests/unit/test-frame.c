@@ -175,6 +175,87 @@ static void a_descriptor_comes_with_its_frame_and_close_on_exec(void **state)
 	assert_int_equal(frame_in_take_fd(&p->in), -1);
 }
 
+static void queue_small(struct frame_out *out, uint32_t n)
+{
+	_cleanup_(freep) char *frame = make_frame(n);
+	char *room = frame_out_room(out, 100);
+
+	assert_non_null(room);
+	memcpy(room, frame, n + 4);
+	frame_out_fill(out, n + 4);
+}
+
+static void small_frames_leave_with_one_call(void **state)
+{
+	struct pair *p = *state;
+	char got[100];
+	int fds[2];
+
+	/* a socket that keeps what was sent with one call apart from the next */
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+	for (uint32_t n = 1; n <= 3; n++)
+		queue_small(&p->out, n);
+	assert_non_null(frame_out_room(&p->out, 50)); /* asked for and not filled: nothing */
+	assert_int_equal(p->out.queued_bytes, 5 + 6 + 7);
+	assert_int_equal(frame_out_flush(&p->out, fds[0], SIZE_MAX), 1);
+	assert_int_equal(p->out.queued_bytes, 0);
+	assert_int_equal(recv(fds[1], got, sizeof(got), MSG_DONTWAIT), 5 + 6 + 7);
+	assert_memory_equal(got, "\x01\0\0\0x\x02\0\0\0xx\x03\0\0\0xxx", 18);
+	close(fds[0]);
+	close(fds[1]);
+}
+
+static void the_memory_of_small_frames_is_used_again(void **state)
+{
+	struct pair *p = *state;
+	char *room = frame_out_room(&p->out, 100);
+
+	for (int i = 0; i < 100; i++) {
+		assert_ptr_equal(frame_out_room(&p->out, 100), room);
+		queue_small(&p->out, 10);
+		assert_int_equal(frame_out_flush(&p->out, p->a, SIZE_MAX), 1);
+		assert_int_equal(frame_in_read(&p->in, p->b), 14);
+	}
+}
+
+static void frames_of_all_kinds_keep_their_order(void **state)
+{
+	_cleanup_(closep) int sent = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	static const uint32_t sizes[] = { 1, 5000, 2, 3, 4, 70000, 5, 6 };
+	struct pair *p = *state;
+	struct span payload;
+	uint32_t n = 0;
+	int r, fd;
+
+	frame_in_deinit(&p->in);
+	frame_in_init(&p->in, 1 << 20);
+	/* the kept memory of an earlier one is at the front and too small for the next */
+	queue_small(&p->out, 1);
+	assert_int_equal(frame_out_flush(&p->out, p->a, 1), 0);
+	assert_non_null(frame_out_room(&p->out, 5004));
+	assert_int_equal(frame_out_push(&p->out, make_frame(sizes[1]), 5004, -1), 0);
+	assert_int_equal(frame_out_push(&p->out, make_frame(sizes[2]), 6, sent), 0);
+	queue_small(&p->out, sizes[3]);
+	queue_small(&p->out, sizes[4]);
+	assert_int_equal(frame_out_push(&p->out, make_frame(sizes[5]), 70004, -1), 0);
+	queue_small(&p->out, sizes[6]);
+	queue_small(&p->out, sizes[7]);
+	do {
+		r = frame_out_flush(&p->out, p->a, SIZE_MAX);
+		assert_true(r >= 0);
+		while (frame_in_read(&p->in, p->b) > 0)
+			while (frame_in_next(&p->in, &payload, NULL) > 0) {
+				assert_int_equal(payload.len, sizes[n]);
+				fd = n == 2 ? frame_in_take_fd(&p->in) : -1;
+				assert_true((fd >= 0) == (n == 2));
+				closep(&fd);
+				n++;
+			}
+	} while (r == 0);
+	assert_int_equal(n, ARRAY_SIZE(sizes));
+	assert_int_equal(frame_in_take_fd(&p->in), -1);
+}
+
 static int count_fds(void)
 {
 	int n = 0;
@@ -242,6 +323,9 @@ int main(void)
 		TEST(a_reader_who_takes_nothing_holds_a_bounded_buffer),
 		TEST(a_full_socket_keeps_the_rest_in_order),
 		TEST(a_descriptor_comes_with_its_frame_and_close_on_exec),
+		TEST(small_frames_leave_with_one_call),
+		TEST(the_memory_of_small_frames_is_used_again),
+		TEST(frames_of_all_kinds_keep_their_order),
 		TEST(too_many_descriptors_are_all_closed),
 		TEST(many_descriptors_at_once_are_all_closed),
 		TEST(a_reader_who_left_is_an_error_and_no_signal),

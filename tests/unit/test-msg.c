@@ -8,8 +8,11 @@
 #include <errno.h>
 #include <math.h>
 #include <msgpack.h>
+#include <sys/socket.h>
 
+#include "client/wire/frame.h"
 #include "client/wire/msg.h"
+#include "client/wire/ownership.h"
 
 /* A message with a field of every kind. */
 static struct msg full_message(void)
@@ -117,6 +120,39 @@ static void every_truncation_is_refused(void **state)
 		memcpy(cut, frame + 4, n);
 		assert_int_equal(msg_decode(cut, n, true, &got, &err), -EBADMSG);
 		assert_true(err.text[0]);
+	}
+}
+
+static void a_queue_gets_the_same_bytes(void **state)
+{
+	const struct msg m = full_message();
+	struct msg empty = { .type = MSG_STATUS, .id = 5 };
+	const struct msg *const both[] = { &m, &empty };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
+		_cleanup_(freep) char *frame = NULL;
+		struct frame_out out;
+		struct err err = { 0 };
+		char got[4096];
+		size_t len;
+		int fds[2];
+
+		encode(both[i], &frame, &len);
+		frame_out_init(&out);
+		assert_int_equal(msg_queue(both[i], &out, &err), 0);
+		assert_int_equal(out.queued_bytes, len);
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+		assert_int_equal(frame_out_flush(&out, fds[0], SIZE_MAX), 1);
+		assert_int_equal(recv(fds[1], got, sizeof(got), MSG_DONTWAIT), len);
+		assert_memory_equal(got, frame, len);
+		empty.type = 9999; /* refused, and nothing of it is queued */
+		assert_int_equal(msg_queue(&empty, &out, &err), -EINVAL);
+		assert_int_equal(out.queued_bytes, 0);
+		empty.type = MSG_STATUS;
+		frame_out_deinit(&out);
+		close(fds[0]);
+		close(fds[1]);
 	}
 }
 
@@ -381,6 +417,7 @@ int main(void)
 		cmocka_unit_test(what_goes_in_comes_out),
 		cmocka_unit_test(every_message_survives_a_round_trip),
 		cmocka_unit_test(every_truncation_is_refused),
+		cmocka_unit_test(a_queue_gets_the_same_bytes),
 		cmocka_unit_test(every_flipped_bit_is_refused_or_makes_a_valid_message),
 		cmocka_unit_test(hostile_bytes_are_refused_before_memory_is_spent),
 		cmocka_unit_test(what_is_no_message_is_named),
