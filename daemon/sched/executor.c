@@ -248,7 +248,8 @@ static int watch(struct executor *e)
 	r = sd_event_add_io(e->loop, &e->control, e->control_fd, EPOLLIN, on_control, e);
 	if (r < 0)
 		return r;
-	return sd_event_add_io(e->loop, &e->bell, e->ring.up_fd, EPOLLIN, on_bell, e);
+	/* each ring is an edge, so that its count need not be read */
+	return sd_event_add_io(e->loop, &e->bell, e->ring.up_fd, EPOLLIN | EPOLLET, on_bell, e);
 }
 
 static int start(struct executor *e, struct err *err)
@@ -444,11 +445,8 @@ static int on_child_end(void *userdata)
 static int on_bell(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
 	struct executor *e = userdata;
-	uint64_t n;
 
-	(void)source, (void)revents;
-	if (read(fd, &n, sizeof(n)) < 0)
-		return 0; /* rung and read already */
+	(void)source, (void)fd, (void)revents;
 	if (e->state == EXECUTOR_READY && e->options.on_results)
 		e->options.on_results(e, e->options.userdata);
 	return 0;

@@ -25,6 +25,8 @@ struct sched {
 	struct kvpool *kv;
 	struct turns *turns;
 	struct executor *executor;
+	void (*on_applied)(void *userdata);
+	void *userdata;
 
 	struct turn *first, *last; /* queued and running ones, in the order they were accepted */
 	uint32_t n_slots;

@@ -72,6 +72,8 @@ int sched_new(sd_event *loop, const struct sched_options *options, struct sched 
 	s->kv = options->kv;
 	s->turns = options->turns;
 	s->executor = options->executor;
+	s->on_applied = options->on_applied;
+	s->userdata = options->userdata;
 	s->n_slots = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
 	s->admit_uid = s->feed_uid = (uid_t)-1;
 	r = sd_event_add_defer(loop, &s->pump, on_pump, s);
@@ -492,7 +494,8 @@ static void look_at_executor(struct sched *s)
 	struct ring *ring = executor_ring(s->executor);
 	struct stat st;
 
-	s->ring_ino = ring && fstat(ring->memfd, &st) == 0 ? st.st_ino : 0;
+	if (!ring || s->ring_ino == 0 || generation != s->generation)
+		s->ring_ino = ring && fstat(ring->memfd, &st) == 0 ? st.st_ino : 0;
 	if (generation != s->generation && s->generation == 0 && executor_is_adopted(s->executor)) {
 		/* the first one seen, and it comes from an earlier life with its slots */
 		s->generation = generation;
@@ -512,6 +515,8 @@ void sched_executor_changed(struct sched *s)
 {
 	look_at_executor(s);
 	sched_apply(s);
+	if (s->on_applied)
+		s->on_applied(s->userdata); /* the executor has another step: readers come first */
 	check_drained(s);
 	if (s->unsettled && !s->draining)
 		end_settled(s);

@@ -44,6 +44,8 @@ struct sched_options {
 	struct kvpool *kv;		 /* these three outlive it too */
 	struct turns *turns;
 	struct executor *executor;
+	void (*on_applied)(void *userdata); /* after on_tokens of all that results were for; or NULL */
+	void *userdata;
 };
 int sched_new(sd_event *loop, const struct sched_options *options, struct sched **ret);
 struct sched *sched_free(struct sched *s);

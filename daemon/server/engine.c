@@ -273,6 +273,8 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	sched.kv = e->kv;
 	sched.turns = e->turns;
 	sched.executor = e->executor;
+	sched.on_applied = options->on_applied;
+	sched.userdata = options->userdata;
 	r = sched_new(loop, &sched, &e->sched);
 	if (r < 0)
 		return err_set(err, r, "cannot make the scheduler: %s", strerror(-r));

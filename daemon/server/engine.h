@@ -13,6 +13,7 @@ struct engine_options {
 	const char *program;		 /* the executor to fork, or */
 	const char *unit_socket;	 /* the socket of its unit; NULL: fork */
 	void (*on_state)(void *userdata); /* of the executor: state or progress changed */
+	void (*on_applied)(void *userdata); /* as the scheduler's */
 	void *userdata;
 };
 

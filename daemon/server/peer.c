@@ -93,7 +93,7 @@ static void set_deadline(struct peer *p, uint64_t us)
 	sd_event_source_set_enabled(p->deadline, SD_EVENT_ONESHOT);
 }
 
-static void flush(struct peer *p)
+void peer_flush(struct peer *p)
 {
 	int r;
 
@@ -115,23 +115,63 @@ bool peer_is_full(const struct peer *p)
 int peer_send(struct peer *p, const struct msg *m)
 {
 	struct err err = { 0 };
-	char *data;
-	size_t len;
 	int r;
 
 	if (p->dead)
 		return -EPIPE;
-	r = msg_encode(m, &data, &len, &err);
-	if (r >= 0)
-		r = frame_out_push(&p->out, data, len, -1);
-	else if (r == -EINVAL)
+	r = msg_queue(m, &p->out, &err);
+	if (r == -EINVAL)
 		log_error("cannot send %s: %s", msg_name(m->type), err.text);
 	if (r < 0) {
 		die(p);
 		return r;
 	}
-	flush(p);
+	if (!p->server->holding) {
+		peer_flush(p);
+	} else if (!p->is_held) {
+		p->is_held = true;
+		TAILQ_INSERT_TAIL(&p->server->held, p, held);
+	}
 	return 0;
+}
+
+/* Streams that waited for room go on when there is some. */
+static void flush_and_go_on(struct peer *p)
+{
+	const bool was_full = peer_is_full(p);
+	struct request *q, *next;
+
+	peer_flush(p);
+	if (p->dead || !was_full || peer_is_full(p))
+		return;
+	for (q = TAILQ_FIRST(&p->requests); q; q = next) {
+		next = TAILQ_NEXT(q, link);
+		if (q->stream)
+			stream_pump(q->stream);
+	}
+}
+
+void peer_hold(struct server *s)
+{
+	s->holding = true;
+}
+
+static void let_go(struct peer *p)
+{
+	if (p->is_held)
+		TAILQ_REMOVE(&p->server->held, p, held);
+	p->is_held = false;
+}
+
+void peer_release(struct server *s)
+{
+	struct peer *p;
+
+	s->holding = false;
+	while ((p = TAILQ_FIRST(&s->held))) {
+		let_go(p);
+		flush_and_go_on(p);
+	}
 }
 
 static void send_error(struct peer *p, uint64_t id, const char *code, const char *text,
@@ -211,23 +251,13 @@ static void take_frames(struct peer *p)
 static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
 	struct peer *p = userdata;
-	const bool was_full = peer_is_full(p);
 	ssize_t n;
 
 	(void)source;
 	if (revents & EPOLLOUT)
-		flush(p);
+		flush_and_go_on(p);
 	if (p->dead)
 		return 0;
-	if (was_full && !peer_is_full(p)) {
-		struct request *q, *next;
-
-		for (q = TAILQ_FIRST(&p->requests); q; q = next) {
-			next = TAILQ_NEXT(q, link);
-			if (q->stream)
-				stream_pump(q->stream);
-		}
-	}
 	if ((revents & (EPOLLHUP | EPOLLERR)) && (p->closing || peer_is_full(p))) {
 		die(p);
 		return 0;
@@ -324,6 +354,7 @@ struct peer *peer_free(struct peer *p)
 	p->dead = true;
 	while ((q = TAILQ_FIRST(&p->requests)))
 		request_free(q);
+	let_go(p);
 	TAILQ_REMOVE(&p->server->peers, p, link);
 	p->server->n_peers--;
 	p->user->n_peers--;

@@ -16,7 +16,7 @@
 
 struct peer {
 	struct server *server;
-	TAILQ_ENTRY(peer) link;
+	TAILQ_ENTRY(peer) link, held;
 	int fd;
 	uid_t uid;
 	gid_t gid;
@@ -24,6 +24,7 @@ struct peer {
 	struct user *user;
 	char name[64], label[64];
 	bool greeted, closing, dead; /* closing: reads no more, dies when its output is sent */
+	bool is_held;		     /* in the server's list of those to be flushed */
 	struct frame_in in;
 	struct frame_out out;
 	sd_event_source *io, *deadline;
@@ -39,6 +40,15 @@ struct peer *peer_free(struct peer *p); /* ends what is open on it */
 
 /* Queues @m and sends what can be sent. -EPIPE if the peer is gone; the peer dies on other failures. */
 int peer_send(struct peer *p, const struct msg *m);
+
+/*
+ * From peer_hold() on messages are only queued, until peer_release() sends to
+ * each peer at once what it got meanwhile. Holding twice is holding once.
+ */
+void peer_hold(struct server *s);
+void peer_release(struct server *s);
+/* Sends what can be sent, held or not. */
+void peer_flush(struct peer *p);
 
 /* The output queue holds as much as it may: streams wait. */
 bool peer_is_full(const struct peer *p);

@@ -196,6 +196,11 @@ static void on_engine_state(void *userdata)
 	server_busy_changed(s);
 }
 
+static void on_engine_applied(void *userdata)
+{
+	peer_release(userdata);
+}
+
 static int start_engine(struct server *s, struct err *err)
 {
 	const struct engine_options options = {
@@ -203,6 +208,7 @@ static int start_engine(struct server *s, struct err *err)
 		.program = s->options.program,
 		.unit_socket = s->options.unit_socket,
 		.on_state = on_engine_state,
+		.on_applied = on_engine_applied,
 		.userdata = s,
 	};
 	int r;
@@ -426,6 +432,7 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	s->started_us = clock_us();
 	LIST_INIT(&s->users);
 	TAILQ_INIT(&s->peers);
+	TAILQ_INIT(&s->held);
 	TAILQ_INIT(&s->waiting);
 	TAILQ_INIT(&s->streams);
 	s->loop = sd_event_ref(loop);

@@ -58,6 +58,8 @@ struct server {
 	uint32_t n_peers;
 	LIST_HEAD(, user) users;
 	TAILQ_HEAD(, peer) peers;
+	TAILQ_HEAD(, peer) held; /* got messages since peer_hold() */
+	bool holding;
 	TAILQ_HEAD(, request) waiting; /* for the model to be open */
 	TAILQ_HEAD(streams, stream) streams;
 	sd_event_source *reaper;       /* frees what ended, outside all callbacks */

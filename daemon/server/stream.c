@@ -262,6 +262,7 @@ static void tell_end(struct stream *st)
 		request_done(q, &m);
 	}
 
+	peer_flush(peer);
 	if (!peer->dead && peer->out.queued_bytes == 0)
 		drop(st);
 	else
@@ -310,8 +311,10 @@ static struct stream *stream_of(struct turn *turn)
 	return (struct stream *)((char *)turn - offsetof(struct stream, turn));
 }
 
+/* Comes for each turn of a step; what they say is sent when all have been heard, see peer_release(). */
 static void on_tokens(struct turn *turn)
 {
+	peer_hold(stream_of(turn)->server);
 	stream_pump(stream_of(turn));
 }
 

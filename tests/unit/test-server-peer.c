@@ -392,6 +392,52 @@ static void a_reader_that_stops_reading_is_not_read_from(void **state)
 	close_client(&c);
 }
 
+static void what_is_held_leaves_together(void **state)
+{
+	struct world *w = *state;
+	struct msg m = { .type = MSG_PROGRESS };
+	struct client c, other;
+	struct peer *p, *second;
+	struct span payload;
+
+	connect_client(w, &c);
+	say_hello(w, &c);
+	p = TAILQ_FIRST(&w->server->peers);
+	connect_client(w, &other);
+	say_hello(w, &other);
+	second = TAILQ_NEXT(p, link);
+
+	MSG_SET(&m.progress, state, SPAN("queued"));
+	peer_hold(w->server);
+	for (m.id = 1; m.id <= 3; m.id++) {
+		peer_hold(w->server);
+		assert_int_equal(peer_send(p, &m), 0);
+		assert_int_equal(peer_send(second, &m), 0);
+	}
+	assert_int_equal(frame_in_read(&c.in, c.fd), -EAGAIN);
+	peer_flush(second); /* one that cannot wait */
+	assert_true(frame_in_read(&other.in, other.fd) > 0);
+	peer_release(w->server);
+	assert_int_equal(p->out.queued_bytes, 0);
+	assert_true(frame_in_read(&c.in, c.fd) > 0);
+	for (uint32_t i = 0; i < 3; i++)
+		assert_int_equal(frame_in_next(&c.in, &payload, NULL), 1);
+	assert_int_equal(frame_in_read(&c.in, c.fd), -EAGAIN);
+
+	/* afterwards each leaves at once */
+	assert_int_equal(peer_send(p, &m), 0);
+	assert_true(frame_in_read(&c.in, c.fd) > 0);
+
+	/* who is gone by then is not sent to */
+	peer_hold(w->server);
+	assert_int_equal(peer_send(p, &m), 0);
+	close_client(&c);
+	settle(w);
+	assert_int_equal(w->server->n_peers, 1);
+	peer_release(w->server);
+	close_client(&other);
+}
+
 static void a_model_that_is_refused_is_told_to_those_who_wait_and_to_later_ones(void **state)
 {
 	struct world *w = *state;
@@ -458,6 +504,7 @@ int main(void)
 		T(an_id_in_use_is_refused),
 		T(exactly_one_source_is_wanted),
 		T(a_reader_that_stops_reading_is_not_read_from),
+		T(what_is_held_leaves_together),
 		T(a_model_that_is_refused_is_told_to_those_who_wait_and_to_later_ones),
 		T(when_all_clients_are_gone_nothing_is_held_for_them),
 	};
