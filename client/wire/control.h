@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-#define CONTROL_VERSION 1
+#define CONTROL_VERSION 2
 #define CONTROL_FD 3
 #define CONTROL_PATH_MAX 4096
 
@@ -42,6 +42,7 @@ struct control_ready {
 	uint32_t kind, n_threads;
 	uint64_t weight_bytes;	   /* resident, as repacked */
 	uint64_t decode_bytes;	   /* read per decoded token at batch 1, context 0 */
+	uint64_t read_bytes_per_second; /* by its threads, of its weights, just after the load */
 	uint64_t load_us;
 	uint64_t huge_bytes;	   /* of the weights that are in huge pages */
 	char isa[32];		   /* the one in use */

@@ -13,6 +13,7 @@
 #include "client/wire/control.h"
 #include "daemon/base/clock.h"
 #include "daemon/exec/exec.h"
+#include "daemon/exec/readrate.h"
 
 #define N_FDS 4 /* arena, rings, bell down, bell up */
 #define DEVICE_THREADS_MAX 1024
@@ -283,12 +284,15 @@ static uint64_t huge_bytes(const void *memory, size_t bytes)
 
 static int tell_ready(struct service *s, struct err *err)
 {
+	const uint64_t load_us = clock_us() - s->load_began_us;
 	struct control_ready ready = {
 		.kind = CONTROL_READY,
 		.n_threads = dev_threads(s->dev),
 		.weight_bytes = s->weights->bytes,
 		.decode_bytes = s->weights->decode_bytes,
-		.load_us = clock_us() - s->load_began_us,
+		.read_bytes_per_second = readrate_measure(s->dev, s->weights->memory,
+							  s->weights->bytes),
+		.load_us = load_us,
 		.huge_bytes = huge_bytes(s->weights->memory, s->weights->reserved_bytes),
 	};
 	int r;

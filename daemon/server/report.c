@@ -125,6 +125,7 @@ static json_t *describe_executor(const struct engine *e)
 		put(o, "weight_bytes", integer(ready->weight_bytes));
 		put(o, "huge_page_bytes", integer(ready->huge_bytes));
 		put(o, "decode_bytes", integer(ready->decode_bytes));
+		put(o, "read_bytes_per_second", integer(ready->read_bytes_per_second));
 		put(o, "load_ms", integer(ready->load_us / US_PER_MS));
 	}
 	return o;
