@@ -1,6 +1,5 @@
-/* What an owner of the machine asks: status, ps, models, cancel, reload, bench. */
+/* What an owner of the machine asks: status, ps, models, cancel, reload. */
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 
 #include "client/steamctl/steamctl.h"
@@ -166,67 +165,5 @@ int run_cancel(struct ctl *c)
 		if (steamd_cancel_turn(c->s, turn, &err) < 0)
 			return fail_with(&err);
 	}
-	return EXIT_OK;
-}
-
-struct timing {
-	uint64_t prefill_us, decode_us;
-	uint32_t n_prompt, n_completion;
-};
-
-static void on_timing(void *userdata, const struct steamd_result *r, const struct steamd_error *err)
-{
-	struct timing *t = userdata;
-
-	if (!err)
-		*t = (struct timing){ r->prefill_us, r->decode_us, r->n_prompt, r->n_completion };
-}
-
-static int by_value(const void *a, const void *b)
-{
-	const double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-/* Tokens a second of prefill and decode, for the model in service, as any client sees them. */
-int run_bench(struct ctl *c)
-{
-	const uint32_t prompt = c->tokens ? c->tokens : 512, answer = 64,
-		       rounds = c->rounds ? c->rounds : 3;
-	_cleanup_(freep) uint32_t *ids = calloc(prompt, sizeof(*ids));
-	_cleanup_(freep) double *prefill = calloc(rounds, sizeof(*prefill)),
-				*decode = calloc(rounds, sizeof(*decode));
-
-	if (!ids || !prefill || !decode)
-		return fail(EXIT_LOCAL, "out of memory");
-	for (uint32_t i = 0; i < rounds; i++) {
-		struct timing t = { 0 };
-		const struct steamd_handler handler = { NULL, NULL, on_timing, &t };
-		struct steamd_error err = { 0 };
-
-		/* bytes of text are tokens of every model; other ones each round, so that no cache helps */
-		for (uint32_t k = 0; k < prompt; k++)
-			ids[k] = (k * 7 + i * 31 + k * k / 5) % 200;
-		c->g.ids = ids;
-		c->g.n_ids = prompt;
-		c->g.max_tokens = answer;
-		c->g.ignore_eos = 1;
-		if (steamd_generate(c->s, &c->g, &handler, &err) < 0)
-			return fail_with(&err);
-		prefill[i] = t.prefill_us ? t.n_prompt * 1e6 / (double)t.prefill_us : 0;
-		decode[i] = t.decode_us ? (t.n_completion - 1) * 1e6 / (double)t.decode_us : 0;
-	}
-	qsort(prefill, rounds, sizeof(*prefill), by_value);
-	qsort(decode, rounds, sizeof(*decode), by_value);
-	if (c->json)
-		printf("{\"prefill_tokens_per_second\":%.2f,\"decode_tokens_per_second\":%.2f,"
-		       "\"prompt_tokens\":%u,\"completion_tokens\":%u,\"rounds\":%u}\n",
-		       prefill[rounds / 2], decode[rounds / 2], prompt, answer, rounds);
-	else
-		printf("prefill of %u tokens  %10.1f tokens/s\ndecode of %u tokens    %10.1f "
-		       "tokens/s\n"
-		       "(medians of %u)\n",
-		       prompt, prefill[rounds / 2], answer, decode[rounds / 2], rounds);
 	return EXIT_OK;
 }

@@ -47,7 +47,8 @@ const struct command commands[] = {
 	{ "cancel", "TURN…", "end requests by the numbers that ps shows", CANCEL, run_cancel,
 	  false },
 	{ "reload", "", "read the settings and the model again", RELOAD, run_reload, false },
-	{ "bench", "", "tokens a second of prefill and decode", BENCH, run_bench, false },
+	{ "bench", "", "tokens a second, and how much of the machine's limit that is", BENCH,
+	  run_bench, false },
 };
 const unsigned n_commands = ARRAY_SIZE(commands);
 
@@ -122,8 +123,10 @@ static const struct option {
 	  "recognise no added token" },
 	{ "--skip-special", NULL, NULL, DETOKENIZE, FLAG, AT(skip_special), 0, 0,
 	  "leave special tokens out" },
-	{ "--tokens", NULL, "N", BENCH, COUNT, AT(tokens), 1, 1 << 20,
+	{ "--prompt-tokens", NULL, "N", BENCH, COUNT, AT(prompt_tokens), 1, 1 << 20,
 	  "length of the prompt (512)" },
+	{ "--tokens", NULL, "N", BENCH, COUNT, AT(tokens), 2, 1 << 20,
+	  "length of the answer (64)" },
 	{ "--rounds", NULL, "N", BENCH, COUNT, AT(rounds), 1, 1000,
 	  "rounds, of which the median is shown (3)" },
 	{ "--help", "-h", NULL, ANY, HELP, 0, 0, 0, "print this" },

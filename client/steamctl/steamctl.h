@@ -41,7 +41,7 @@ struct ctl {
 	const char *system, *file, *tools, *label;
 	int think; /* -1: not said */
 	bool ids, no_special, skip_special;
-	uint32_t top, tokens, rounds;
+	uint32_t top, prompt_tokens, tokens, rounds;
 	char **words; /* what is left of the command line */
 	int n_words;
 

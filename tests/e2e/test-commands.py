@@ -128,7 +128,36 @@ def every_flag_of_ask_and_complete_is_taken():
             d.lines("complete", "--json", "--stop", "zzz", "--stop", "yyy", "--max-tokens", 2, "x")
         assert d.lines("complete", "--json", "--logit-bias", "70=100", "--temperature", 0, "--max-tokens", 2,
                        "--ignore-eos", "x")[-1]["ids"] == [70, 70]
-        assert "tokens/s" in d.ctl("bench", "--tokens", 64, "--rounds", 1).decode()
+
+
+def bench_relates_speed_to_the_machine():
+    with Daemon("air") as d:
+        shown = json.loads(d.ctl("bench", "--json", "--prompt-tokens", 40, "--tokens", 8, "--rounds", 2))
+        assert list(shown) == [
+            "model", "device", "isa", "threads", "prompt_tokens", "completion_tokens", "rounds",
+            "prefill_tokens_per_second", "prefill_gflops", "decode_tokens_per_second", "bytes_per_token",
+            "read_bytes_per_second", "limit_tokens_per_second", "decode_share"], shown
+        status = d.status()
+        executor, kv = status["executor"], status["kv"]
+        assert (shown["prompt_tokens"], shown["completion_tokens"], shown["rounds"]) == (40, 8, 2)
+        assert shown["model"] == status["model"]["name"] and shown["threads"] == executor["threads"]
+        kv_bytes = kv["page_bytes"] / kv["page_tokens"]
+        assert shown["bytes_per_token"] == int(executor["decode_bytes"] + 44 * kv_bytes), (shown, status)
+        assert 1e8 < shown["read_bytes_per_second"] == executor["read_bytes_per_second"] < 1e13, shown
+        assert 1 < shown["decode_tokens_per_second"] < 1e6 and 1 < shown["prefill_tokens_per_second"] < 1e7, shown
+        limit = shown["read_bytes_per_second"] / shown["bytes_per_token"]
+        assert abs(shown["limit_tokens_per_second"] / limit - 1) < 1e-3, shown
+        assert abs(shown["decode_share"] / (shown["decode_tokens_per_second"] / limit) - 1) < 1e-3, shown
+        assert d.status()["requests_served"] >= 3, "a request to warm up and one a round"
+
+        text = d.ctl("bench", "--prompt-tokens", 64, "--rounds", 1).decode()
+        assert "64 tokens" in text and "tokens/s" in text and "% of the limit" in text, text
+        d.ctl("bench", "--prompt-tokens", 1 << 20, code=65)
+        assert "1048576" in d.last_stderr, d.last_stderr
+        d.ctl("bench", "--tokens", 1, code=64)
+        d.ctl("bench", "--prompt-tokens", "many", code=64)
+    p = subprocess.run([str(STEAMCTL), "--socket", "/nonexistent/s.sock", "bench"], env=ENV, capture_output=True)
+    assert p.returncode == 69 and b"/nonexistent/s.sock" in p.stderr, p
 
 
 def stop_strings_and_stop_ids_end_an_answer():
