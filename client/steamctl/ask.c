@@ -1,6 +1,7 @@
 /* Questions: once (ask), raw text (complete), or a conversation by hand (chat). */
 #include <dlfcn.h>
 #include <errno.h>
+#include <locale.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -143,6 +144,8 @@ static bool load_editor(void)
 
 	if (!library)
 		return false;
+	/* it alone counts characters; to the other commands a locale is only time */
+	setlocale(LC_CTYPE, "");
 	editor.readline = (char *(*)(const char *))dlsym(library, "readline");
 	editor.add_history = (int (*)(const char *))dlsym(library, "add_history");
 	editor.read_history = (int (*)(const char *))dlsym(library, "read_history");

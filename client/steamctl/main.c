@@ -1,6 +1,4 @@
 /* steamctl: words from the language model that steamd keeps resident. */
-#include <locale.h>
-
 #include "client/steamctl/steamctl.h"
 
 int main(int argc, char **argv)
@@ -10,7 +8,6 @@ int main(int argc, char **argv)
 	static struct ctl c;
 	int r;
 
-	setlocale(LC_CTYPE, "");
 	r = options_read(argc, argv, &c, &command);
 	if (r >= 0)
 		return r;
