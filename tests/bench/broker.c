@@ -1,0 +1,273 @@
+/* Starting, watching and ending a steamd. */
+#include "tests/bench/broker.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#define START_MS 30000
+#define ENVIRONMENT_MORE 4
+
+extern char **environ;
+
+struct broker {
+	char dir[32];
+	char socket[64], notify[64], executor[64];
+	int notify_fd, executor_fd, pidfd;
+	int ready_fd[2]; /* a pipe: closed for writing when READY=1 has come */
+	pid_t pid;
+	pthread_t listener;
+	bool listens;
+};
+
+static int bind_at(const char *path, int type)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	_cleanup_(closep) int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+
+	strncpy(at.sun_path, path, sizeof(at.sun_path) - 1);
+	if (fd < 0 || bind(fd, (struct sockaddr *)&at, sizeof(at)) < 0)
+		return -errno;
+	if (type == SOCK_SEQPACKET && listen(fd, 8) < 0)
+		return -errno;
+	return steal_fd(&fd);
+}
+
+static void close_received(struct msghdr *m)
+{
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(m); c; c = CMSG_NXTHDR(m, c)) {
+		const size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		for (size_t i = 0; c->cmsg_type == SCM_RIGHTS && i < n; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+			close(fd);
+		}
+	}
+}
+
+/* The manager's part: takes in what is told, keeps nothing. Ends with the empty message of stop(). */
+static void *listen_to(void *userdata)
+{
+	struct broker *b = userdata;
+
+	for (;;) {
+		char state[2048];
+		union {
+			struct cmsghdr align;
+			char bytes[256];
+		} control;
+		struct iovec iov = { state, sizeof(state) - 1 };
+		struct msghdr m = { .msg_iov = &iov,
+				    .msg_iovlen = 1,
+				    .msg_control = control.bytes,
+				    .msg_controllen = sizeof(control) };
+		const ssize_t n = recvmsg(b->notify_fd, &m, MSG_CMSG_CLOEXEC);
+
+		if (n == 0 || (n < 0 && errno != EINTR))
+			return NULL;
+		if (n < 0)
+			continue;
+		state[n] = '\0';
+		close_received(&m);
+		if (strstr(state, "READY=1"))
+			closep(&b->ready_fd[1]), b->ready_fd[1] = -1;
+	}
+}
+
+static int start_listening(struct broker *b)
+{
+	int r;
+
+	b->notify_fd = bind_at(b->notify, SOCK_DGRAM);
+	if (b->notify_fd < 0)
+		return b->notify_fd;
+	if (pipe2(b->ready_fd, O_CLOEXEC) < 0)
+		return -errno;
+	r = pthread_create(&b->listener, NULL, listen_to, b);
+	b->listens = r == 0;
+	return -r;
+}
+
+static void stop_listening(struct broker *b)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+	_cleanup_(closep) int fd = -1;
+
+	if (!b->listens)
+		return;
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	memcpy(at.sun_path, b->notify, strlen(b->notify) + 1);
+	if (fd < 0 || sendto(fd, "", 0, 0, (struct sockaddr *)&at, sizeof(at)) < 0)
+		shutdown(b->notify_fd, SHUT_RDWR);
+	pthread_join(b->listener, NULL);
+}
+
+static bool is_overridden(const char *variable)
+{
+	static const char *const names[] = { "NOTIFY_SOCKET=", "WATCHDOG_", "XDG_RUNTIME_DIR=" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		if (strncmp(variable, names[i], strlen(names[i])) == 0)
+			return true;
+	}
+	return false;
+}
+
+static int spawn(struct broker *b, const struct broker_options *o)
+{
+	char notify[128], runtime[64], watchdog[64], state[64];
+	char *const argv[] = { (char *)o->program,
+			       "--model",
+			       (char *)o->model,
+			       "--socket",
+			       b->socket,
+			       "--state",
+			       state,
+			       NULL };
+	_cleanup_(freep) char **env = NULL;
+	posix_spawn_file_actions_t quiet;
+	size_t n = 0, kept = 0;
+	int r;
+
+	snprintf(state, sizeof(state), "%s/state", b->dir);
+	snprintf(notify, sizeof(notify), "NOTIFY_SOCKET=%s", b->notify);
+	snprintf(runtime, sizeof(runtime), "XDG_RUNTIME_DIR=%s", b->dir);
+	snprintf(watchdog, sizeof(watchdog), "WATCHDOG_USEC=%u", o->watchdog_ms * 1000);
+	while (environ[n])
+		n++;
+	env = calloc(n + ENVIRONMENT_MORE, sizeof(*env));
+	if (!env)
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++) {
+		if (!is_overridden(environ[i]))
+			env[kept++] = environ[i];
+	}
+	env[kept++] = notify;
+	env[kept++] = runtime;
+	if (o->watchdog_ms)
+		env[kept++] = watchdog;
+
+	r = posix_spawn_file_actions_init(&quiet);
+	if (r)
+		return -r;
+	if (!getenv("BENCH_LOG"))
+		r = posix_spawn_file_actions_addopen(&quiet, 2, "/dev/null", O_WRONLY, 0);
+	if (r == 0)
+		r = posix_spawnp(&b->pid, o->program, &quiet, NULL, argv, env);
+	posix_spawn_file_actions_destroy(&quiet);
+	return -r;
+}
+
+static int await_ready(struct broker *b, const char *program, struct err *err)
+{
+	struct pollfd p[] = { { .fd = b->ready_fd[0], .events = POLLIN },
+			      { .fd = b->pidfd, .events = POLLIN } };
+	int n;
+
+	do
+		n = poll(p, ARRAY_SIZE(p), START_MS);
+	while (n < 0 && errno == EINTR);
+	if (n == 0)
+		return err_set(err, -ETIMEDOUT, "'%s' was not ready within %d s", program,
+			       START_MS / 1000);
+	if (p[0].revents)
+		return 0;
+	return err_set(err, -EIO, "'%s' ended before it was ready; BENCH_LOG=1 shows its log",
+		       program);
+}
+
+int broker_start(const struct broker_options *o, struct broker **ret, struct err *err)
+{
+	_cleanup_(broker_stopp) struct broker *b = calloc(1, sizeof(*b));
+	int r;
+
+	if (!b)
+		return err_set(err, -ENOMEM, "out of memory");
+	b->notify_fd = b->executor_fd = b->pidfd = b->ready_fd[0] = b->ready_fd[1] = -1;
+	/* not in $TMPDIR: paths of sockets are short */
+	strcpy(b->dir, "/tmp/steamd-bench-XXXXXX");
+	if (!mkdtemp(b->dir)) {
+		r = -errno;
+		b->dir[0] = '\0';
+		return err_wrap(err, r, "cannot make a directory in /tmp");
+	}
+	snprintf(b->socket, sizeof(b->socket), "%s/socket", b->dir);
+	snprintf(b->notify, sizeof(b->notify), "%s/notify", b->dir);
+	/* where the broker looks for the socket of its executor's unit */
+	snprintf(b->executor, sizeof(b->executor), "%s/steamd-exec-cpu.sock", b->dir);
+	r = start_listening(b);
+	if (r == 0 && o->computes_here) {
+		b->executor_fd = bind_at(b->executor, SOCK_SEQPACKET);
+		r = MIN(b->executor_fd, 0);
+	}
+	if (r < 0)
+		return err_wrap(err, r, "cannot listen in '%s'", b->dir);
+	r = spawn(b, o);
+	if (r < 0)
+		return err_wrap(err, r, "cannot start '%s'", o->program);
+	b->pidfd = pidfd_open(b->pid, 0);
+	if (b->pidfd < 0)
+		return err_wrap(err, -errno, "cannot watch '%s'", o->program);
+	r = await_ready(b, o->program, err);
+	if (r < 0)
+		return r;
+	*ret = steal(b);
+	return 0;
+}
+
+static void remove_files(const struct broker *b)
+{
+	char state[64];
+
+	snprintf(state, sizeof(state), "%s/state", b->dir);
+	unlink(b->socket);
+	unlink(b->notify);
+	unlink(b->executor);
+	rmdir(state);
+	rmdir(b->dir);
+}
+
+struct broker *broker_stop(struct broker *b)
+{
+	if (!b)
+		return NULL;
+	if (b->pid > 0) {
+		kill(b->pid, SIGTERM);
+		waitpid(b->pid, NULL, 0);
+	}
+	stop_listening(b);
+	closep(&b->notify_fd);
+	closep(&b->executor_fd);
+	closep(&b->pidfd);
+	closep(&b->ready_fd[0]);
+	closep(&b->ready_fd[1]);
+	if (b->dir[0])
+		remove_files(b);
+	free(b);
+	return NULL;
+}
+
+pid_t broker_pid(const struct broker *b)
+{
+	return b->pid;
+}
+
+const char *broker_socket(const struct broker *b)
+{
+	return b->socket;
+}
+
+int broker_executor_fd(const struct broker *b)
+{
+	return b->executor_fd;
+}
