@@ -28,12 +28,14 @@ static void point_at(const uint8_t **rows, const struct attend *a, enum kv_part 
 		     uint32_t n)
 {
 	const size_t bytes = a->kv->head_dim * dtype_bytes(a->kv->type);
-	const uint8_t *row = NULL;
 
-	for (uint32_t p = 0; p < n; p++, row += bytes) {
-		if (p == 0 || (at + p) % a->kv->page_tokens == 0)
-			row = kv_row(a->kv, a->seq, a->layer, part, a->kv_head, at + p);
-		rows[p] = row;
+	for (uint32_t p = 0; p < n;) {
+		const uint8_t *row = kv_row(a->kv, a->seq, a->layer, part, a->kv_head, at + p);
+		const uint32_t in_page = a->kv->page_tokens - (at + p) % a->kv->page_tokens;
+		const uint32_t end = n - p < in_page ? n : p + in_page;
+
+		for (; p < end; p++, row += bytes)
+			rows[p] = row;
 	}
 }
 
@@ -47,8 +49,8 @@ static void find_rows(struct attend_rows *ret, const struct attend *a, enum kv_p
 
 	point_at(ret->at, a, part, at, n);
 	point_at(ret->ahead, a, part, at + n, n_ahead);
-	for (uint32_t p = n_ahead; p < n; p++)
-		ret->ahead[p] = ret->at[p];
+	for (uint32_t p = n_ahead; p < BLOCK; p++)
+		ret->ahead[p] = ret->at[0];
 	for (uint32_t p = 0; p < n && a->kv->head_dim % SPAN != 0; p++) {
 		memset(ret->padded[p], 0, sizeof(ret->padded[p]));
 		memcpy(ret->padded[p], ret->at[p], bytes);
@@ -56,13 +58,12 @@ static void find_rows(struct attend_rows *ret, const struct attend *a, enum kv_p
 	}
 }
 
-/* Asks memory for the line with dim @i of a row, at the first dim of it. */
-INLINE void ask_for(const uint8_t *row, uint32_t i, const bool f32)
+/* Asks memory for rows that will be read next. */
+static void ask_for(const uint8_t *const *rows, uint32_t n, size_t bytes)
 {
-	const size_t at = i * (f32 ? sizeof(float) : sizeof(uint16_t));
-
-	if (at % 64 == 0)
-		__builtin_prefetch(row + at);
+	for (uint32_t p = 0; p < n; p++)
+		for (size_t at = 0; at < bytes; at += 64)
+			__builtin_prefetch(rows[p] + at);
 }
 
 /* One of the two vectors that dims i … i + SPAN - 1 of a row make. */
@@ -159,32 +160,29 @@ INLINE vf fold_all(vf v[LANES])
 	return FOLD(a, b, PAIRS, PAIRED);
 }
 
-/* Keys side by side: with SIDE queries their sums fill the registers. */
-#define KEYS 2
+/* Queries and keys side by side: each key is widened for two queries, each query read for four keys. */
+#define PAIR 2
+#define KEYS 4
 
 /* Products of N queries, @stride apart, with KEYS keys, not yet summed over the lanes. */
-INLINE void multiply_keys(vf (*parts)[BLOCK + KEYS], const float *q, uint32_t stride,
-			  const uint8_t *const key[KEYS], const uint8_t *const ahead[KEYS],
-			  const int N, const bool f32)
+INLINE void multiply_keys(vf (*parts)[BLOCK], const float *q, uint32_t stride,
+			  const uint8_t *const key[KEYS], const int N, const bool f32)
 {
-	vf sums[SIDE][KEYS] = { 0 };
+	vf sums[PAIR][KEYS] = { 0 };
 
 	for (uint32_t i = 0; i < stride; i += SPAN) {
-#pragma GCC unroll 2
-		for (int k = 0; k < KEYS; k++)
-			ask_for(ahead[k], i, f32);
 #pragma GCC unroll 2
 		for (int half = 0; half < 2; half++) {
 			vf part[KEYS];
 
-#pragma GCC unroll 2
+#pragma GCC unroll 4
 			for (int k = 0; k < KEYS; k++)
 				part[k] = load_half(key[k], i, half, f32);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
 			for (int r = 0; r < N; r++) {
 				const vf one = v_load(q + r * stride + i + half * LANES);
 
-#pragma GCC unroll 2
+#pragma GCC unroll 4
 				for (int k = 0; k < KEYS; k++) {
 					sums[r][k] = v_fma(one, part[k], sums[r][k]);
 					V_KEEP(sums[r][k]);
@@ -192,40 +190,50 @@ INLINE void multiply_keys(vf (*parts)[BLOCK + KEYS], const float *q, uint32_t st
 			}
 		}
 	}
-#pragma GCC unroll 4
-	for (int r = 0; r < N; r++)
 #pragma GCC unroll 2
+	for (int r = 0; r < N; r++)
+#pragma GCC unroll 4
 		for (int k = 0; k < KEYS; k++)
 			parts[r][k] = sums[r][k];
 }
 
-/* scores[r][p] = scale * q[r] . key p for N queries and n positions; up to a whole vector more is written. */
+/*
+ * scores[r][p] = scale * q[r] . key p for N queries and n positions; up to a
+ * whole vector more is written. @ask: the rows ahead are asked for.
+ */
 INLINE void score_block(float *scores, const float *q, uint32_t stride,
-			const struct attend_rows *keys, uint32_t n, float scale, const int N,
-			const bool f32)
+			const struct attend_rows *keys, uint32_t n, float scale, bool ask,
+			const int N, const bool f32)
 {
-	vf parts[SIDE][BLOCK + KEYS];
+	vf parts[PAIR][BLOCK];
 
 	for (uint32_t p = 0; p < n; p += KEYS) {
-		const uint32_t p1 = p + 1 < n ? p + 1 : p;
-		const uint8_t *const key[KEYS] = { keys->at[p], keys->at[p1] };
-		const uint8_t *const ahead[KEYS] = { keys->ahead[p], keys->ahead[p1] };
-		vf(*to)[BLOCK + KEYS] = (vf(*)[BLOCK + KEYS])(&parts[0][p]);
+		const uint8_t *key[KEYS];
 
-		multiply_keys(to, q, stride, key, ahead, N, f32);
+		for (uint32_t k = 0; k < KEYS; k++)
+			key[k] = keys->at[p + k < n ? p + k : n - 1];
+		if (ask)
+			ask_for(keys->ahead + p, KEYS, stride * (f32 ? 4 : 2));
+		multiply_keys((vf(*)[BLOCK])(&parts[0][p]), q, stride, key, N, f32);
 	}
 	for (uint32_t p = 0; p < n; p += LANES)
-#pragma GCC unroll 4
+#pragma GCC unroll 2
 		for (int r = 0; r < N; r++)
 			v_store(scores + r * ATTEND_CHUNK + p, fold_all(&parts[r][p]) * scale);
 }
 
-/* acc[r] += weights[r][p] * value p for N queries and n positions in their order. */
+/* acc[r] += weights[r][p] * value p for N queries and n positions in their order; @ask as above. */
 INLINE void add_values(float *acc, uint32_t stride, const float *weights,
-		       const struct attend_rows *values, uint32_t n, const int N, const bool f32)
+		       const struct attend_rows *values, uint32_t n, bool ask, const int N,
+		       const bool f32)
 {
+	const uint32_t a_time = BLOCK * SPAN / stride; /* rows asked for beside each span */
+
 	for (uint32_t i = 0; i < stride; i += SPAN) {
 		vf first[SIDE], second[SIDE];
+
+		if (ask)
+			ask_for(values->ahead + i / SPAN * a_time, a_time, stride * (f32 ? 4 : 2));
 
 #pragma GCC unroll 4
 		for (int r = 0; r < N; r++) {
@@ -236,8 +244,6 @@ INLINE void add_values(float *acc, uint32_t stride, const float *weights,
 		for (uint32_t p = 0; p < n; p++) {
 			const vf value_first = load_half(values->at[p], i, 0, f32);
 			const vf value_second = load_half(values->at[p], i, 1, f32);
-
-			ask_for(values->ahead[p], i, f32);
 #pragma GCC unroll 4
 			for (int r = 0; r < N; r++) {
 				const vf weight = v_all(weights[r * ATTEND_CHUNK + p]);
@@ -293,11 +299,11 @@ static inline uint32_t seen_by(const struct attending *s, uint32_t r, uint32_t a
 	return s->seen[r] <= at ? 0 : s->seen[r] - at < BLOCK ? s->seen[r] - at : BLOCK;
 }
 
-static inline bool see_alike(const struct attending *s, uint32_t r, uint32_t at)
+static inline bool see_alike(const struct attending *s, uint32_t r, uint32_t n, uint32_t at)
 {
-	if (r + SIDE > s->a->n_rows)
+	if (r + n > s->a->n_rows)
 		return false;
-	for (uint32_t i = r + 1; i < r + SIDE; i++)
+	for (uint32_t i = r + 1; i < r + n; i++)
 		if (seen_by(s, i, at) != seen_by(s, r, at))
 			return false;
 	return true;
@@ -312,11 +318,11 @@ INLINE void score_all(struct attending *s, uint32_t at, const bool f32)
 		const float *q = s->q + r * s->stride;
 		const uint32_t n = seen_by(s, r, at);
 
-		if (see_alike(s, r, at)) {
-			score_block(scores, q, s->stride, &s->rows, n, scale, SIDE, f32);
-			r += SIDE;
+		if (see_alike(s, r, PAIR, at)) {
+			score_block(scores, q, s->stride, &s->rows, n, scale, r == 0, PAIR, f32);
+			r += PAIR;
 		} else {
-			score_block(scores, q, s->stride, &s->rows, n, scale, 1, f32);
+			score_block(scores, q, s->stride, &s->rows, n, scale, r == 0, 1, f32);
 			r++;
 		}
 	}
@@ -329,11 +335,11 @@ INLINE void add_all(struct attending *s, uint32_t at, const bool f32)
 		float *acc = s->acc + r * s->stride;
 		const uint32_t n = seen_by(s, r, at);
 
-		if (see_alike(s, r, at)) {
-			add_values(acc, s->stride, weights, &s->rows, n, SIDE, f32);
+		if (see_alike(s, r, SIDE, at)) {
+			add_values(acc, s->stride, weights, &s->rows, n, r == 0, SIDE, f32);
 			r += SIDE;
 		} else {
-			add_values(acc, s->stride, weights, &s->rows, n, 1, f32);
+			add_values(acc, s->stride, weights, &s->rows, n, r == 0, 1, f32);
 			r++;
 		}
 	}
