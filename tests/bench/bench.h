@@ -1,12 +1,18 @@
 /*
- * What the parts of the speed bench share: series of measurements, and the
- * rows that are printed of them.
+ * What the parts of the speed bench share. A figure is what can be asked for
+ * by name; measuring it prints one row or a few. Each family of figures is a
+ * file with one table of them, listed in bench.c.
  */
 #pragma once
 
+#include <math.h>
+#include <stdbool.h>
 #include <stdint.h>
 
-#define BENCH_ROUNDS_MAX 101
+#include "client/wire/err.h"
+#include "kernels/backend.h"
+
+#define BENCH_ROUNDS_MAX 1024
 
 /* The same thing measured again and again. */
 struct bench_series {
@@ -15,6 +21,8 @@ struct bench_series {
 };
 
 void bench_add(struct bench_series *s, double value);
+/* The value below which @part (0 to 1) of the values lie, or NAN if there are none. */
+double bench_quantile(const struct bench_series *s, double part);
 /* The middle value, or NAN if there is none. */
 double bench_median(const struct bench_series *s);
 /* The width of the middle half of the values, over the median; 0 for a single value. */
@@ -23,16 +31,81 @@ double bench_spread(const struct bench_series *s);
 /* Monotonic. */
 double bench_now_s(void);
 
+/* What a limit means for the ratio, which is value / limit. */
+enum bench_limit {
+	LIMIT_NONE,	/* limit and ratio are not looked at */
+	LIMIT_CEILING,	/* physical, nothing goes beyond: a ratio over BENCH_RATIO_MAX is the bench's error */
+	LIMIT_FLOOR,	/* physical, nothing goes below: a ratio under 1 / BENCH_RATIO_MAX is the bench's error */
+	LIMIT_WANTED,	/* what it should not exceed; a ratio over 1 says that it does */
+};
+#define BENCH_RATIO_MAX 1.02
+
 /*
- * One line of the table. @ratio is the median of the rounds' own ratios where
+ * A line of the table. @ratio is the median of the rounds' own ratios where
  * figure and limit are taken side by side in each round, so that it means
  * more than value / limit on a machine that does other things as well.
  */
 struct bench_row {
 	const char *name, *unit;
-	double value;
-	const char *limit_name; /* NULL: none, and limit and ratio are NAN */
+	double value, spread; /* spread: of the value over the rounds, see bench_spread() */
+	enum bench_limit kind;
+	const char *limit_name;
 	double limit, ratio;
-	double spread;	   /* of the value over the rounds, see bench_spread() */
-	const char *floor; /* what the ratio should be, for people; or NULL */
+	double gbs, gflops, tokens; /* the same in GB/s, GFLOP/s and tokens/s; 0: means nothing here */
 };
+
+struct bandwidth;
+struct peaks;
+struct subject;
+
+struct bench {
+	/* as asked for */
+	bool json;
+	const char *model;	     /* NULL: one is made, see bench_model_dir() */
+	const char *socket, *steamctl; /* socket: of a running daemon, or NULL */
+	enum isa isa;
+	uint32_t n_threads;	     /* 0: one per core */
+	uint32_t rounds;
+
+	/* made when first asked for, see below */
+	struct dev *dev;
+	struct bandwidth *memory;
+	struct peaks *peaks;
+	struct subject *subject;
+	char *made_dir;
+	uint32_t n_errors; /* rows whose ratio cannot be */
+};
+
+/*
+ * What can be asked for.
+ *
+ * measure	prints its rows with bench_print(), or says with bench_skip()
+ *		why there are none. Returns 0, or a negative errno that ends
+ *		the bench
+ * n		what the figures of one function differ in
+ * outside	measures processes of its own: the bench has given its device,
+ *		model and buffers back, and its thread is not pinned
+ */
+struct bench_figure {
+	const char *name, *help;
+	int (*measure)(struct bench *b, const struct bench_figure *figure, struct err *err);
+	uint32_t n;
+	bool outside;
+};
+
+/* The tables; the name of the last entry is NULL. */
+extern const struct bench_figure figures_bandwidth[], figures_peaks[], figures_load[],
+	figures_gemv[], figures_gemm[], figures_attention[], figures_decode[], figures_prefill[],
+	figures_tokenizer[], figures_memory[], figures_delivery[], figures_overhead[];
+
+/* Prints the row, and counts it as an error if its ratio cannot be. */
+void bench_print(struct bench *b, const struct bench_row *row);
+/* Says on stderr why @name has no row. Returns 0, to return it. */
+int bench_skip(const char *name, const char *format, ...) _printf_(2, 3);
+
+/* The device, opened with the options' instruction set and threads. */
+int bench_dev(struct bench *b, struct dev **ret, struct err *err);
+/* The checkpoint: that of --model, or bench-5b, made if it is not there yet. */
+int bench_model_dir(struct bench *b, const char **ret, struct err *err);
+/* The path of a file of the build, @name as from the top of the build directory; free() it. NULL: -ENOMEM. */
+char *bench_built(const char *name);
