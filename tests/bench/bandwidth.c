@@ -1,7 +1,7 @@
 /*
- * Read loops of 64 bytes a load. What is the fastest way differs between
- * processors, so that a few are tried: one stream or four, the processor's own
- * prefetching or ours.
+ * Loops that read 64 bytes a line and loops that copy. What is the fastest way
+ * differs between processors, so that a few are tried: one stream or more at
+ * once, the processor's own prefetching or ours, stores past the cache or not.
  */
 #include "tests/bench/bandwidth.h"
 
@@ -13,16 +13,25 @@
 #endif
 
 #include "tests/bench/bench.h"
+#include "tests/bench/random.h"
 
 #define BYTES_MIN ((size_t)512 << 20)
 #define CACHES_TIMES 4
 #define PASSES 3
-#define STREAMS 4
+#define TIMES 4 /* in a round */
 #define PIECE_BYTES ((size_t)1 << 20)
 #define AHEAD 2048
 
-/* Reads @bytes, a multiple of PIECE_BYTES, and returns something made of all of them. */
-typedef uint64_t (*read_fn)(const char *from, size_t bytes);
+/*
+ * Reads @bytes, a multiple of PIECE_BYTES, and returns something made of all
+ * of them; or copies them to @to.
+ */
+typedef uint64_t (*pass_fn)(char *to, const char *from, size_t bytes);
+
+struct loop {
+	enum isa isa;
+	pass_fn pass;
+};
 
 /* What a thread filled, and so has near itself, and reads first; who is done early helps the others. */
 struct slice {
@@ -34,106 +43,142 @@ struct bandwidth {
 	struct dev *dev;
 	char *memory;
 	size_t bytes, slice_pieces;
-	read_fn read;	      /* the fastest */
+	size_t pass_pieces;   /* of a slice, in the pass under way */
+	pass_fn pass;	      /* likewise */
+	pass_fn read, copy;   /* the fastest */
 	struct slice *slices; /* [threads] */
 };
 
-static uint64_t read_plain(const char *from, size_t bytes)
+static uint64_t read_plain(char *to, const char *from, size_t bytes)
 {
 	const uint64_t *p = (const uint64_t *)from;
 	uint64_t sum[8] = { 0 };
 
+	(void)to;
 	for (size_t i = 0; i < bytes / sizeof(*p); i += 8)
 		for (int k = 0; k < 8; k++)
 			sum[k] ^= p[i + k];
 	return sum[0] ^ sum[1] ^ sum[2] ^ sum[3] ^ sum[4] ^ sum[5] ^ sum[6] ^ sum[7];
 }
 
+static uint64_t copy_plain(char *to, const char *from, size_t bytes)
+{
+	memcpy(to, from, bytes);
+	return 0;
+}
+
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static uint64_t read_avx2(const char *from, size_t bytes)
+#define AVX2 __attribute__((target("avx2")))
+#define AVX512 __attribute__((target("avx512f")))
+#define INLINE __attribute__((always_inline)) static inline
+
+/* @n streams, 4 at most, each with its own part of the bytes; @ahead 0: without prefetching. */
+INLINE AVX2 uint64_t read_avx2(const char *from, size_t bytes, size_t n, size_t ahead)
 {
-	__m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+	const size_t stride = bytes / n;
+	__m256i sum[8];
 
-	for (size_t i = 0; i < bytes; i += 128) {
-		a = _mm256_xor_si256(a, _mm256_load_si256((const __m256i *)(from + i)));
-		b = _mm256_xor_si256(b, _mm256_load_si256((const __m256i *)(from + i + 32)));
-		c = _mm256_xor_si256(c, _mm256_load_si256((const __m256i *)(from + i + 64)));
-		d = _mm256_xor_si256(d, _mm256_load_si256((const __m256i *)(from + i + 96)));
-	}
-	a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
-	return (uint64_t)(_mm256_extract_epi64(a, 0) ^ _mm256_extract_epi64(a, 1) ^
-			  _mm256_extract_epi64(a, 2) ^ _mm256_extract_epi64(a, 3));
-}
-
-__attribute__((target("avx2"))) static uint64_t read_avx2_ahead(const char *from, size_t bytes)
-{
-	__m256i a = _mm256_setzero_si256(), b = a;
-
-	for (size_t i = 0; i < bytes; i += 64) {
-		_mm_prefetch(from + i + AHEAD, _MM_HINT_T0);
-		a = _mm256_xor_si256(a, _mm256_load_si256((const __m256i *)(from + i)));
-		b = _mm256_xor_si256(b, _mm256_load_si256((const __m256i *)(from + i + 32)));
-	}
-	a = _mm256_xor_si256(a, b);
-	return (uint64_t)(_mm256_extract_epi64(a, 0) ^ _mm256_extract_epi64(a, 1) ^
-			  _mm256_extract_epi64(a, 2) ^ _mm256_extract_epi64(a, 3));
-}
-
-__attribute__((target("avx512f"))) static uint64_t read_avx512(const char *from, size_t bytes)
-{
-	__m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-
-	for (size_t i = 0; i < bytes; i += 256) {
-		a = _mm512_xor_si512(a, _mm512_load_si512(from + i));
-		b = _mm512_xor_si512(b, _mm512_load_si512(from + i + 64));
-		c = _mm512_xor_si512(c, _mm512_load_si512(from + i + 128));
-		d = _mm512_xor_si512(d, _mm512_load_si512(from + i + 192));
-	}
-	a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
-	return (uint64_t)_mm512_reduce_or_epi64(a);
-}
-
-__attribute__((target("avx512f"))) static uint64_t read_avx512_ahead(const char *from, size_t bytes)
-{
-	__m512i a = _mm512_setzero_si512(), b = a;
-
-	for (size_t i = 0; i < bytes; i += 128) {
-		_mm_prefetch(from + i + AHEAD, _MM_HINT_T0);
-		_mm_prefetch(from + i + AHEAD + 64, _MM_HINT_T0);
-		a = _mm512_xor_si512(a, _mm512_load_si512(from + i));
-		b = _mm512_xor_si512(b, _mm512_load_si512(from + i + 64));
-	}
-	return (uint64_t)_mm512_reduce_or_epi64(_mm512_xor_si512(a, b));
-}
-
-__attribute__((target("avx512f"))) static uint64_t read_avx512_streams(const char *from,
-								       size_t bytes)
-{
-	const size_t stride = bytes / STREAMS;
-	__m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
-
+	for (size_t k = 0; k < 8; k++)
+		sum[k] = _mm256_setzero_si256();
 	for (size_t i = 0; i < stride; i += 64) {
-		a = _mm512_xor_si512(a, _mm512_load_si512(from + i));
-		b = _mm512_xor_si512(b, _mm512_load_si512(from + stride + i));
-		c = _mm512_xor_si512(c, _mm512_load_si512(from + 2 * stride + i));
-		d = _mm512_xor_si512(d, _mm512_load_si512(from + 3 * stride + i));
+		for (size_t k = 0; k < n; k++) {
+			const char *p = from + k * stride + i;
+
+			if (ahead)
+				_mm_prefetch(p + ahead, _MM_HINT_T0);
+			sum[2 * k] = _mm256_xor_si256(sum[2 * k],
+						      _mm256_load_si256((const __m256i *)p));
+			sum[2 * k + 1] = _mm256_xor_si256(
+				sum[2 * k + 1], _mm256_load_si256((const __m256i *)(p + 32)));
+		}
 	}
-	a = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
-	return (uint64_t)_mm512_reduce_or_epi64(a);
+	for (size_t k = 1; k < 8; k++)
+		sum[0] = _mm256_xor_si256(sum[0], sum[k]);
+	return (uint64_t)(_mm256_extract_epi64(sum[0], 0) ^ _mm256_extract_epi64(sum[0], 1) ^
+			  _mm256_extract_epi64(sum[0], 2) ^ _mm256_extract_epi64(sum[0], 3));
+}
+
+INLINE AVX512 uint64_t read_avx512(const char *from, size_t bytes, size_t n, size_t ahead)
+{
+	const size_t stride = bytes / n;
+	__m512i sum[4];
+
+	for (size_t k = 0; k < 4; k++)
+		sum[k] = _mm512_setzero_si512();
+	for (size_t i = 0; i < stride; i += 64) {
+		for (size_t k = 0; k < n; k++) {
+			const char *p = from + k * stride + i;
+
+			if (ahead)
+				_mm_prefetch(p + ahead, _MM_HINT_T0);
+			sum[k] = _mm512_xor_si512(sum[k], _mm512_load_si512(p));
+		}
+	}
+	sum[0] = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]),
+				  _mm512_xor_si512(sum[2], sum[3]));
+	return (uint64_t)_mm512_reduce_or_epi64(sum[0]);
+}
+
+#define READ_LOOP(isa, attribute, n, ahead)                                                        \
+	attribute static uint64_t read_##isa##_##n##_##ahead(char *to, const char *from,           \
+							     size_t bytes)                         \
+	{                                                                                          \
+		(void)to;                                                                          \
+		return read_##isa(from, bytes, n, ahead);                                          \
+	}
+
+READ_LOOP(avx2, AVX2, 1, 0)
+READ_LOOP(avx2, AVX2, 1, AHEAD)
+READ_LOOP(avx2, AVX2, 2, 0)
+READ_LOOP(avx2, AVX2, 2, AHEAD)
+READ_LOOP(avx2, AVX2, 4, 0)
+READ_LOOP(avx2, AVX2, 4, AHEAD)
+READ_LOOP(avx512, AVX512, 1, 0)
+READ_LOOP(avx512, AVX512, 1, AHEAD)
+READ_LOOP(avx512, AVX512, 2, AHEAD)
+READ_LOOP(avx512, AVX512, 4, 0)
+READ_LOOP(avx512, AVX512, 4, AHEAD)
+
+/* Past the cache, so that what is written is not read first. */
+AVX2 static uint64_t copy_avx2(char *to, const char *from, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i += 64) {
+		const __m256i a = _mm256_load_si256((const __m256i *)(from + i));
+		const __m256i b = _mm256_load_si256((const __m256i *)(from + i + 32));
+
+		_mm256_stream_si256((__m256i *)(to + i), a);
+		_mm256_stream_si256((__m256i *)(to + i + 32), b);
+	}
+	_mm_sfence();
+	return 0;
+}
+
+AVX512 static uint64_t copy_avx512(char *to, const char *from, size_t bytes)
+{
+	for (size_t i = 0; i < bytes; i += 64)
+		_mm512_stream_si512((__m512i *)(to + i), _mm512_load_si512(from + i));
+	_mm_sfence();
+	return 0;
 }
 #endif
 
-static const struct {
-	enum isa isa;
-	read_fn read;
-} loops[] = {
+static const struct loop reads[] = {
 	{ ISA_PORTABLE, read_plain },
 #if defined(__x86_64__)
-	{ ISA_AVX2, read_avx2 },
-	{ ISA_AVX2, read_avx2_ahead },
-	{ ISA_AVX512, read_avx512 },
-	{ ISA_AVX512, read_avx512_ahead },
-	{ ISA_AVX512, read_avx512_streams },
+	{ ISA_AVX2, read_avx2_1_0 },	     { ISA_AVX2, read_avx2_1_AHEAD },
+	{ ISA_AVX2, read_avx2_2_0 },	     { ISA_AVX2, read_avx2_2_AHEAD },
+	{ ISA_AVX2, read_avx2_4_0 },	     { ISA_AVX2, read_avx2_4_AHEAD },
+	{ ISA_AVX512, read_avx512_1_0 },     { ISA_AVX512, read_avx512_1_AHEAD },
+	{ ISA_AVX512, read_avx512_2_AHEAD }, { ISA_AVX512, read_avx512_4_0 },
+	{ ISA_AVX512, read_avx512_4_AHEAD },
+#endif
+};
+
+static const struct loop copies[] = {
+	{ ISA_PORTABLE, copy_plain },
+#if defined(__x86_64__)
+	{ ISA_AVX2, copy_avx2 },
+	{ ISA_AVX512, copy_avx512 },
 #endif
 };
 
@@ -171,6 +216,11 @@ static size_t cache_bytes(void)
 	return sum;
 }
 
+size_t bandwidth_least_bytes(void)
+{
+	return MAX(BYTES_MIN, CACHES_TIMES * cache_bytes());
+}
+
 static char *piece_at(const struct bandwidth *b, uint32_t slice, size_t piece)
 {
 	return b->memory + (slice * b->slice_pieces + piece) * PIECE_BYTES;
@@ -181,62 +231,75 @@ static void fill(void *userdata, uint32_t thread, uint32_t n_threads)
 	struct bandwidth *b = userdata;
 
 	(void)n_threads;
-
-	memset(piece_at(b, thread, 0), 0x5a, b->slice_pieces * PIECE_BYTES);
+	random_fill(thread, piece_at(b, thread, 0), b->slice_pieces * PIECE_BYTES);
 }
 
 static void pass(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct bandwidth *b = userdata;
+	const size_t away = b->slice_pieces - b->pass_pieces;
 	uint64_t sum = 0;
 
 	for (uint32_t i = 0; i < n_threads; i++) {
 		const uint32_t at = (thread + i) % n_threads;
 		size_t piece;
 
-		while ((piece = atomic_fetch_add(&b->slices[at].next, 1)) < b->slice_pieces)
-			sum ^= b->read(piece_at(b, at, piece), PIECE_BYTES);
+		while ((piece = atomic_fetch_add(&b->slices[at].next, 1)) < b->pass_pieces)
+			sum ^= b->pass(piece_at(b, at, piece + away), piece_at(b, at, piece),
+				       PIECE_BYTES);
 	}
 	b->slices[thread].sum = sum;
 }
 
-double bandwidth_pass(struct bandwidth *b)
+/* Bytes per second of @loop over the first @pieces of every slice. */
+static double run(struct bandwidth *b, pass_fn loop, size_t pieces)
 {
 	const uint32_t threads = dev_threads(b->dev);
 	double from;
 
+	b->pass = loop;
+	b->pass_pieces = pieces;
 	for (uint32_t i = 0; i < threads; i++)
 		atomic_store(&b->slices[i].next, 0);
 	from = bench_now_s();
 	dev_run(b->dev, pass, b);
-	return (double)b->slice_pieces * PIECE_BYTES * threads / (bench_now_s() - from);
+	return (double)pieces * PIECE_BYTES * threads / (bench_now_s() - from);
 }
 
-/* The best of a few passes each, in turns, so that a slow moment of the machine hits them all. */
-static void choose_loop(struct bandwidth *b)
+double bandwidth_pass(struct bandwidth *b)
 {
-	read_fn fastest = loops[0].read;
+	return run(b, b->read, b->slice_pieces);
+}
+
+double bandwidth_copy(struct bandwidth *b)
+{
+	return run(b, b->copy, b->slice_pieces / 2);
+}
+
+/* By the best of a few passes each, in turns, so that a slow moment of the machine hits them all. */
+static pass_fn fastest(struct bandwidth *b, const struct loop *loops, size_t n, size_t pieces)
+{
+	pass_fn fastest = loops[0].pass;
 	double best = 0;
 
-	for (size_t i = 0; i < PASSES * ARRAY_SIZE(loops); i++) {
+	for (size_t i = 0; i < PASSES * n; i++) {
 		double rate;
 
-		if (!isa_supported(loops[i % ARRAY_SIZE(loops)].isa))
+		if (!isa_supported(loops[i % n].isa))
 			continue;
-		b->read = loops[i % ARRAY_SIZE(loops)].read;
-		rate = bandwidth_pass(b);
+		rate = run(b, loops[i % n].pass, pieces);
 		if (rate > best) {
 			best = rate;
-			fastest = b->read;
+			fastest = loops[i % n].pass;
 		}
 	}
-	b->read = fastest;
+	return fastest;
 }
 
 int bandwidth_new(struct dev *dev, struct bandwidth **ret, struct err *err)
 {
 	_cleanup_(bandwidth_freep) struct bandwidth *b = calloc(1, sizeof(*b));
-	const size_t bytes = MAX(BYTES_MIN, CACHES_TIMES * cache_bytes());
+	const size_t bytes = bandwidth_least_bytes();
 
 	if (!b)
 		return -ENOMEM;
@@ -248,7 +311,8 @@ int bandwidth_new(struct dev *dev, struct bandwidth **ret, struct err *err)
 		return err_set(err, -ENOMEM, "cannot have %zu bytes to read", bytes);
 	b->bytes = bytes;
 	dev_run(dev, fill, b);
-	choose_loop(b);
+	b->read = fastest(b, reads, ARRAY_SIZE(reads), b->slice_pieces);
+	b->copy = fastest(b, copies, ARRAY_SIZE(copies), b->slice_pieces / 2);
 	*ret = steal(b);
 	return 0;
 }
@@ -263,3 +327,37 @@ struct bandwidth *bandwidth_free(struct bandwidth *b)
 	free(b);
 	return NULL;
 }
+
+static int read_once(void *memory, double *ret_value, double *ret_limit)
+{
+	(void)ret_limit;
+	*ret_value = bandwidth_pass(memory) / 1e9;
+	return 0;
+}
+
+static int copy_once(void *memory, double *ret_value, double *ret_limit)
+{
+	(void)ret_limit;
+	*ret_value = bandwidth_copy(memory) / 1e9;
+	return 0;
+}
+
+static int measure(struct bench *b, const struct bench_figure *figure, struct err *err)
+{
+	struct bench_row row = { .name = figure->name, .unit = "GB/s" };
+	struct bandwidth *memory;
+	int r;
+
+	r = bench_memory(b, &memory, err);
+	if (r < 0)
+		return r;
+	r = bench_rounds(b, TIMES, figure->n ? copy_once : read_once, memory, &row);
+	bench_print(b, &row);
+	return r;
+}
+
+const struct bench_figure figures_bandwidth[] = {
+	{ "read-bandwidth", "memory that all threads read together", measure, 0, false },
+	{ "copy", "memory that they copy", measure, 1, false },
+	{ 0 },
+};

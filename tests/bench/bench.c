@@ -1,213 +1,39 @@
 /*
- * The speed of this machine as ratios: how much of the bandwidth of memory
- * decoding uses, how much faster a prompt is read than an answer is written,
- * what the command adds to a request. All is measured in one process with the
- * same threads, round by round, so that a ratio holds on a busy machine too.
+ * The speed of this machine and of steamd on it: each figure with what limits
+ * it, measured just before in the same process with the same threads, round by
+ * round, so that the ratio of the two holds on a busy machine as well.
  */
 #include <errno.h>
 #include <getopt.h>
 #include <limits.h>
-#include <math.h>
 #include <spawn.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 
+#include "daemon/exec/weights/checkpoint.h"
 #include "tests/bench/bandwidth.h"
-#include "tests/bench/floor.h"
-#include "tests/bench/overhead.h"
+#include "tests/bench/bench.h"
+#include "tests/bench/peak.h"
+#include "tests/bench/subject.h"
 
 #define ROUNDS 5
-#define STEPS 12 /* of decoding, in a round */
+#define ROUNDS_MAX 100
 #define THREADS_MAX 1024
-#define OVERHEAD_LIMIT_MS 2.0
 #define MODEL_SHAPE "bench-5b"
 #define MODEL_DIR "bench-model"
-#define STEAMCTL_BUILT "client/steamctl/.libs/steamctl" /* from the build directory */
+#define MAKE_MODEL "tests/bench/make-model"
 
 extern char **environ;
 
-enum figure { READ = 1, DECODE = 2, PREFILL = 4, ASK = 8 };
-
-/* Names that can be asked for, and what has to be measured for each. */
-static const struct {
-	const char *name;
-	enum figure figure;
-	unsigned needs;
-	const char *help;
-} figures[] = {
-	{ "read-bandwidth", READ, READ, "memory that all threads read together" },
-	{ "decode-b1", DECODE, READ | DECODE, "an answer's tokens, one at a time" },
-	{ "prefill-512", PREFILL, READ | DECODE | PREFILL, "a prompt's tokens, 512 at once" },
-	{ "ask-overhead", ASK, ASK, "steamctl over libsteamd; needs --socket" },
+/* In the order in which they are measured: what is outside comes last. */
+static const struct bench_figure *const families[] = {
+	figures_bandwidth, figures_peaks,  figures_disk,      figures_tokenizer, figures_gemv,
+	figures_gemm,	   figures_router, figures_attention, figures_load,	 figures_decode,
+	figures_prefill,   figures_echo,   figures_delivery,  figures_memory,	 figures_overhead,
 };
 
-struct bench {
-	bool json;
-	const char *model, *socket, *steamctl;
-	enum isa isa;
-	uint32_t n_threads, rounds;
-	unsigned wanted, measured;
-	double decode_bytes;
-	struct bench_series read, decode, decode_of_read, prefill, prefill_of_decode, ask;
-};
-
-void bench_add(struct bench_series *s, double value)
-{
-	if (s->n < BENCH_ROUNDS_MAX)
-		s->values[s->n++] = value;
-}
-
-static int compare(const void *a, const void *b)
-{
-	const double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-/* The value below which @part of the values lie. */
-static double quantile(const struct bench_series *s, double part)
-{
-	struct bench_series sorted = *s;
-	double at, under;
-
-	if (s->n == 0)
-		return NAN;
-	qsort(sorted.values, sorted.n, sizeof(*sorted.values), compare);
-	at = part * (sorted.n - 1);
-	under = floor(at);
-	if (under >= sorted.n - 1)
-		return sorted.values[sorted.n - 1];
-	return sorted.values[(int)under] +
-	       (at - under) * (sorted.values[(int)under + 1] - sorted.values[(int)under]);
-}
-
-double bench_median(const struct bench_series *s)
-{
-	return quantile(s, 0.5);
-}
-
-double bench_spread(const struct bench_series *s)
-{
-	return (quantile(s, 0.75) - quantile(s, 0.25)) / fabs(bench_median(s));
-}
-
-double bench_now_s(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
-
-static void print_number(const char *key, double value)
-{
-	if (isfinite(value))
-		printf(",\"%s\":%.6g", key, value);
-	else
-		printf(",\"%s\":null", key);
-}
-
-static void print_json(const struct bench_row *row)
-{
-	printf("{\"name\":\"%s\"", row->name);
-	print_number("value", row->value);
-	printf(",\"unit\":\"%s\"", row->unit);
-	print_number("limit", row->limit);
-	if (row->limit_name)
-		printf(",\"limit_name\":\"%s\"", row->limit_name);
-	else
-		printf(",\"limit_name\":null");
-	print_number("ratio", row->ratio);
-	print_number("spread", row->spread);
-	printf("}\n");
-}
-
-static void print_line(const struct bench_row *row)
-{
-	printf("%-15s %10.2f %-9s %5.1f %%", row->name, row->value, row->unit, 100 * row->spread);
-	if (row->limit_name)
-		printf("  %5.2f of %.2f %s (%s)", row->ratio, row->limit, row->unit,
-		       row->limit_name);
-	if (row->floor)
-		printf(", wanted: %s", row->floor);
-	printf("\n");
-}
-
-static void print_row(const struct bench *b, const struct bench_row *row)
-{
-	if (b->json)
-		print_json(row);
-	else
-		print_line(row);
-	fflush(stdout);
-}
-
-static void print_read(const struct bench *b)
-{
-	print_row(b, &(struct bench_row){
-			     .name = "read-bandwidth",
-			     .value = bench_median(&b->read) / 1e9,
-			     .unit = "GB/s",
-			     .limit = NAN,
-			     .ratio = NAN,
-			     .spread = bench_spread(&b->read),
-		     });
-}
-
-/* The same measurement twice: as a person counts, and as memory does. */
-static void print_decode(const struct bench *b)
-{
-	struct bench_row row = {
-		.name = "decode-b1",
-		.value = bench_median(&b->decode),
-		.unit = "tokens/s",
-		.limit_name = "read-bandwidth",
-		.limit = bench_median(&b->read) / b->decode_bytes,
-		.ratio = bench_median(&b->decode_of_read),
-		.spread = bench_spread(&b->decode),
-		.floor = "at least 0.5",
-	};
-
-	print_row(b, &row);
-	row.name = "decode-b1-read";
-	row.unit = "GB/s";
-	row.value *= b->decode_bytes / 1e9;
-	row.limit *= b->decode_bytes / 1e9;
-	print_row(b, &row);
-}
-
-static void print_prefill(const struct bench *b)
-{
-	print_row(b, &(struct bench_row){
-			     .name = "prefill-512",
-			     .value = bench_median(&b->prefill),
-			     .unit = "tokens/s",
-			     .limit_name = "decode-b1",
-			     .limit = bench_median(&b->decode),
-			     .ratio = bench_median(&b->prefill_of_decode),
-			     .spread = bench_spread(&b->prefill),
-			     .floor = "at least 4",
-		     });
-}
-
-static void print_ask(const struct bench *b)
-{
-	print_row(b, &(struct bench_row){
-			     .name = "ask-overhead",
-			     .value = bench_median(&b->ask),
-			     .unit = "ms",
-			     .limit_name = "most it may add",
-			     .limit = OVERHEAD_LIMIT_MS,
-			     .ratio = bench_median(&b->ask) / OVERHEAD_LIMIT_MS,
-			     .spread = bench_spread(&b->ask),
-			     .floor = "below 1",
-		     });
-}
-
-/* What the figures are of, on stderr, where it disturbs no table. */
-static void print_machine(const struct dev *dev, const char *model, double decode_bytes)
+/* What the figures are of goes to stderr, where it disturbs no table. */
+static void tell_machine(const struct dev *dev)
 {
 	_cleanup_(fclosep) FILE *f = fopen("/proc/cpuinfo", "re");
 	char line[256], cpu[256] = "unknown processor";
@@ -215,98 +41,86 @@ static void print_machine(const struct dev *dev, const char *model, double decod
 	while (f && fgets(line, sizeof(line), f))
 		if (sscanf(line, "model name : %255[^\n]", cpu) == 1)
 			break;
-	fprintf(stderr, "%s, %u threads, %s", cpu, dev_threads(dev), isa_name(dev_isa(dev)));
-	if (model)
-		fprintf(stderr, "; '%s' reads %.3f GB a token", model, decode_bytes / 1e9);
-	fprintf(stderr, "\n");
+	fprintf(stderr, "bench: %s, %u threads, %s\n", cpu, dev_threads(dev),
+		isa_name(dev_isa(dev)));
 }
 
-/*
- * Passes over memory and steps of decoding in turns: what else the machine
- * does hits both alike. The first step warms up.
- */
-static int measure_decode(struct bench *b, struct bandwidth *memory, struct floor *f)
+int bench_dev(struct bench *b, struct dev **ret, struct err *err)
 {
-	struct bench_series read = { .n = 0 }, decode = { .n = 0 };
-	double rate;
-	int r = f ? floor_decode(f, &rate) : 0;
+	if (!b->dev) {
+		const int r = dev_open(b->isa, b->n_threads, &b->dev);
 
-	for (int i = 0; i < STEPS && r == 0; i++) {
-		bench_add(&read, bandwidth_pass(memory));
-		if (!f)
-			continue;
-		r = floor_decode(f, &rate);
-		bench_add(&decode, rate);
-	}
-	if (r < 0)
-		return r;
-	bench_add(&b->read, bench_median(&read));
-	if (!f)
-		return 0;
-	bench_add(&b->decode, bench_median(&decode));
-	bench_add(&b->decode_of_read,
-		  bench_median(&decode) * b->decode_bytes / bench_median(&read));
-	return 0;
-}
-
-static int measure_round(struct bench *b, struct bandwidth *memory, struct floor *f)
-{
-	double prefill;
-	int r;
-
-	r = measure_decode(b, memory, f);
-	if (r < 0 || !(b->measured & PREFILL))
-		return r;
-	r = floor_prefill(f, &prefill);
-	if (r < 0)
-		return r;
-	bench_add(&b->prefill, prefill);
-	bench_add(&b->prefill_of_decode, prefill / b->decode.values[b->decode.n - 1]);
-	return 0;
-}
-
-/* @model: its directory, or NULL if nothing is asked of one */
-static int measure_rounds(struct bench *b, struct dev *dev, const char *model, struct err *err)
-{
-	_cleanup_(bandwidth_freep) struct bandwidth *memory = NULL;
-	_cleanup_(floor_closep) struct floor *f = NULL;
-	int r;
-
-	r = bandwidth_new(dev, &memory, err);
-	if (r < 0)
-		return r;
-	if (model) {
-		r = floor_open(dev, model, &f, err);
 		if (r < 0)
-			return r;
-		b->decode_bytes = floor_decode_bytes(f);
+			return err_wrap(err, r, "cannot open a device for %s", isa_name(b->isa));
+		if (b->n_rows == 0)
+			tell_machine(b->dev);
 	}
-	print_machine(dev, model, b->decode_bytes);
-	for (uint32_t i = 0; i < b->rounds; i++) {
-		r = measure_round(b, memory, f);
-		if (r < 0)
-			return err_wrap(err, r, "a forward pass failed");
-	}
+	*ret = b->dev;
 	return 0;
 }
 
-/* make-model lies beside this program; libtool may have put the program into .libs. */
+int bench_memory(struct bench *b, struct bandwidth **ret, struct err *err)
+{
+	struct dev *dev;
+	int r = 0;
+
+	if (!b->memory) {
+		r = bench_dev(b, &dev, err);
+		if (r == 0)
+			r = bandwidth_new(dev, &b->memory, err);
+	}
+	*ret = b->memory;
+	return r;
+}
+
+int bench_peaks(struct bench *b, struct peaks **ret, struct err *err)
+{
+	struct dev *dev;
+	int r = 0;
+
+	if (!b->peaks) {
+		r = bench_dev(b, &dev, err);
+		if (r == 0)
+			r = peaks_new(dev, &b->peaks, err);
+	}
+	*ret = b->peaks;
+	return r;
+}
+
+/* This program lies in tests/bench of the build, or libtool has put it into .libs there. */
+char *bench_built(const char *name)
+{
+	char self[PATH_MAX], *path = NULL;
+	const ssize_t len = readlink("/proc/self/exe", self, sizeof(self) - 1);
+	char *slash;
+
+	if (len < 0)
+		return NULL;
+	self[len] = '\0';
+	slash = strrchr(self, '/');
+	*slash = '\0';
+	slash = strrchr(self, '/');
+	if (slash && strcmp(slash, "/.libs") == 0)
+		*slash = '\0';
+	return asprintf(&path, "%s/../../%s", self, name) < 0 ? NULL : path;
+}
+
+void bench_source(const char *name, char *path)
+{
+	const char *top = getenv("srcdir");
+
+	snprintf(path, PATH_MAX, "%s/%s", top ? top : ".", name);
+}
+
 static int make_model(const char *dir, struct err *err)
 {
-	char program[PATH_MAX + 16], *slash;
-	const ssize_t len = readlink("/proc/self/exe", program, PATH_MAX - 1);
+	_cleanup_(freep) char *program = bench_built(MAKE_MODEL);
 	int status, r;
 	pid_t pid;
 
-	if (len < 0)
-		return err_wrap(err, -errno, "cannot read /proc/self/exe");
-	program[len] = '\0';
-	slash = strrchr(program, '/');
-	*slash = '\0';
-	if (strlen(program) > 6 && strcmp(slash - 6, "/.libs") == 0)
-		slash -= 6;
-	strcpy(slash, "/make-model");
-	fprintf(stderr, "making %s in '%s' (4 GB)\n", MODEL_SHAPE, dir);
+	if (!program)
+		return -ENOMEM;
+	fprintf(stderr, "bench: making %s in '%s' (4 GB)\n", MODEL_SHAPE, dir);
 	r = posix_spawn(&pid, program, NULL, NULL,
 			(char *[]){ program, (char *)MODEL_SHAPE, (char *)dir, NULL }, environ);
 	if (r)
@@ -335,51 +149,87 @@ static int find_model(char **ret, struct err *err)
 	return 0;
 }
 
-static int measure_machine(struct bench *b, struct err *err)
+int bench_model_dir(struct bench *b, const char **ret, struct err *err)
 {
-	_cleanup_(dev_closep) struct dev *dev = NULL;
-	_cleanup_(freep) char *made = NULL;
-	const char *model = b->measured & DECODE ? b->model : NULL;
-	int r;
+	if (!b->model) {
+		const int r = find_model(&b->made_dir, err);
 
-	if ((b->measured & DECODE) && !model) {
-		r = find_model(&made, err);
 		if (r < 0)
 			return r;
-		model = made;
+		b->model = b->made_dir;
 	}
-	r = dev_open(b->isa, b->n_threads, &dev);
-	if (r < 0)
-		return err_wrap(err, r, "cannot open a device for %s", isa_name(b->isa));
-	return measure_rounds(b, dev, model, err);
+	*ret = b->model;
+	return 0;
 }
 
-static int measure(struct bench *b, struct err *err)
+int bench_checkpoint(struct bench *b, const struct checkpoint **ret, struct err *err)
 {
-	int r;
+	const char *dir;
+	int r = 0;
 
-	/* before a device pins this thread, and with it the commands it starts */
-	if (b->measured & ASK) {
-		r = overhead_measure(b->socket, b->steamctl, &b->ask, err);
-		if (r < 0)
-			return r;
+	if (!b->checkpoint) {
+		r = bench_model_dir(b, &dir, err);
+		if (r == 0)
+			r = checkpoint_open(dir, &b->checkpoint, err);
 	}
-	return b->measured & READ ? measure_machine(b, err) : 0;
+	*ret = b->checkpoint;
+	return r;
 }
 
-static void print_figures(const struct bench *b)
+int bench_subject(struct bench *b, struct subject **ret, struct err *err)
 {
-	if (!b->json)
-		printf("%-15s %10s %-9s %7s  %s\n", "name", "value", "unit", "spread",
-		       "ratio to limit");
-	if (b->wanted & READ)
-		print_read(b);
-	if (b->wanted & DECODE)
-		print_decode(b);
-	if (b->wanted & PREFILL)
-		print_prefill(b);
-	if (b->wanted & ASK)
-		print_ask(b);
+	const struct checkpoint *checkpoint;
+	struct dev *dev;
+	int r = 0;
+
+	if (!b->subject) {
+		r = bench_checkpoint(b, &checkpoint, err);
+		if (r == 0)
+			r = bench_dev(b, &dev, err);
+		if (r == 0)
+			r = subject_new(dev, checkpoint, &b->subject, err);
+	}
+	*ret = b->subject;
+	return r;
+}
+
+void bench_drop_subject(struct bench *b)
+{
+	b->subject = subject_free(b->subject);
+}
+
+/* Gives all memory and threads back. */
+static void close_dev(struct bench *b)
+{
+	bench_drop_subject(b);
+	b->memory = bandwidth_free(b->memory);
+	b->peaks = peaks_free(b->peaks);
+	b->dev = dev_close(b->dev);
+}
+
+static bool is_wanted(const struct bench_figure *figure, int n_names, char **names)
+{
+	for (int i = 0; i < n_names; i++)
+		if (strcmp(names[i], figure->name) == 0)
+			return true;
+	return n_names == 0;
+}
+
+static int measure(struct bench *b, int n_names, char **names, struct err *err)
+{
+	int r = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(families); i++) {
+		for (const struct bench_figure *f = families[i]; f->name && r == 0; f++) {
+			if (!is_wanted(f, n_names, names))
+				continue;
+			if (f->outside)
+				close_dev(b);
+			*err = (struct err){ 0 };
+			r = f->measure(b, f, err);
+		}
+	}
+	return r;
 }
 
 static const struct option options[] = {
@@ -397,17 +247,22 @@ static const struct option options[] = {
 static int usage(FILE *f)
 {
 	fprintf(f, "Usage: bench [OPTION…] [NAME…]\n\n");
-	for (size_t i = 0; i < ARRAY_SIZE(figures); i++)
-		fprintf(f, "  %-15s %s\n", figures[i].name, figures[i].help);
-	fprintf(f, "\n"
-		   "  --json           one JSON object a line\n"
-		   "  --model DIR      a checkpoint; else " MODEL_SHAPE " is made, once, in\n"
-		   "                   $TMPDIR/" MODEL_DIR " or ./" MODEL_DIR "\n"
-		   "  --isa NAME       auto, avx512bf16, avx512, avx2, portable, ref\n"
-		   "  --threads N      one per core if not given\n"
-		   "  --rounds N       of which the median is shown (5)\n"
-		   "  --socket PATH    of a running daemon, for ask-overhead\n"
-		   "  --steamctl PATH  the command to time (the one built here, or in PATH)\n");
+	for (size_t i = 0; i < ARRAY_SIZE(families); i++)
+		for (const struct bench_figure *figure = families[i]; figure->name; figure++)
+			fprintf(f, "  %-20s %s\n", figure->name, figure->help);
+	fprintf(f,
+		"\n"
+		"  --json           one JSON object a line\n"
+		"  --model DIR      a checkpoint; else " MODEL_SHAPE " is made, once, in\n"
+		"                   $TMPDIR/" MODEL_DIR " or ./" MODEL_DIR "\n"
+		"  --isa NAME       auto, avx512bf16, avx512, avx2, portable, ref\n"
+		"  --threads N      one per core if not given\n"
+		"  --rounds N       of which the median is shown (5); fewer where one takes long\n"
+		"  --socket PATH    of a running daemon, for ask-overhead\n"
+		"  --steamctl PATH  the command to time (the one built here, or in PATH)\n"
+		"\n"
+		"Exit status: 0; 1 if something failed, or if a row is better than its limit\n"
+		"allows, and so wrong; 2 usage.\n");
 	return f == stdout ? 0 : 2;
 }
 
@@ -436,7 +291,7 @@ static bool read_option(struct bench *b, int opt)
 	case 't':
 		return read_number(optarg, THREADS_MAX, &b->n_threads);
 	case 'r':
-		return read_number(optarg, BENCH_ROUNDS_MAX, &b->rounds);
+		return read_number(optarg, ROUNDS_MAX, &b->rounds);
 	case 's':
 		b->socket = optarg;
 		return true;
@@ -447,15 +302,12 @@ static bool read_option(struct bench *b, int opt)
 	return false;
 }
 
-static bool read_name(struct bench *b, const char *name)
+static bool is_name(char *name)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(figures); i++) {
-		if (strcmp(figures[i].name, name) != 0)
-			continue;
-		b->wanted |= figures[i].figure;
-		b->measured |= figures[i].needs;
-		return true;
-	}
+	for (size_t i = 0; i < ARRAY_SIZE(families); i++)
+		for (const struct bench_figure *f = families[i]; f->name; f++)
+			if (is_wanted(f, 1, &name))
+				return true;
 	return false;
 }
 
@@ -465,7 +317,6 @@ int main(int argc, char **argv)
 	struct err err = { 0 };
 	int opt, r;
 
-	b.steamctl = access(STEAMCTL_BUILT, X_OK) == 0 ? STEAMCTL_BUILT : "steamctl";
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
 		if (opt == 'h')
 			return usage(stdout);
@@ -473,19 +324,14 @@ int main(int argc, char **argv)
 			return usage(stderr);
 	}
 	for (int i = optind; i < argc; i++)
-		if (!read_name(&b, argv[i]))
+		if (!is_name(argv[i]))
 			return usage(stderr);
-	for (size_t i = 0; optind == argc && i < ARRAY_SIZE(figures); i++)
-		if (figures[i].figure != ASK || b.socket)
-			read_name(&b, figures[i].name);
-	if ((b.wanted & ASK) && !b.socket)
-		return usage(stderr);
 
-	r = measure(&b, &err);
-	if (r < 0) {
+	r = measure(&b, argc - optind, argv + optind, &err);
+	close_dev(&b);
+	checkpoint_free(b.checkpoint);
+	free(b.made_dir);
+	if (r < 0)
 		fprintf(stderr, "bench: %s\n", err.text[0] ? err.text : strerror(-r));
-		return 1;
-	}
-	print_figures(&b);
-	return 0;
+	return r < 0 || b.n_errors > 0;
 }

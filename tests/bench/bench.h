@@ -36,7 +36,7 @@ enum bench_limit {
 	LIMIT_NONE,	/* limit and ratio are not looked at */
 	LIMIT_CEILING,	/* physical, nothing goes beyond: a ratio over BENCH_RATIO_MAX is the bench's error */
 	LIMIT_FLOOR,	/* physical, nothing goes below: a ratio under 1 / BENCH_RATIO_MAX is the bench's error */
-	LIMIT_WANTED,	/* what it should not exceed; a ratio over 1 says that it does */
+	LIMIT_WANTED,	/* no limit of physics: what is wanted, or another figure; any ratio may be */
 };
 #define BENCH_RATIO_MAX 1.02
 
@@ -57,23 +57,26 @@ struct bench_row {
 struct bandwidth;
 struct peaks;
 struct subject;
+struct checkpoint;
 
 struct bench {
 	/* as asked for */
 	bool json;
-	const char *model;	     /* NULL: one is made, see bench_model_dir() */
+	const char *model;	       /* NULL: one is made, see bench_model_dir() */
 	const char *socket, *steamctl; /* socket: of a running daemon, or NULL */
 	enum isa isa;
-	uint32_t n_threads;	     /* 0: one per core */
+	uint32_t n_threads;	       /* 0: one per core */
 	uint32_t rounds;
 
-	/* made when first asked for, see below */
+	uint32_t n_rows, n_errors; /* printed; of them, those whose ratio cannot be */
+
+	/* made when first asked for, see below; figures do not touch them */
 	struct dev *dev;
 	struct bandwidth *memory;
 	struct peaks *peaks;
+	struct checkpoint *checkpoint;
 	struct subject *subject;
 	char *made_dir;
-	uint32_t n_errors; /* rows whose ratio cannot be */
 };
 
 /*
@@ -94,18 +97,43 @@ struct bench_figure {
 };
 
 /* The tables; the name of the last entry is NULL. */
-extern const struct bench_figure figures_bandwidth[], figures_peaks[], figures_load[],
-	figures_gemv[], figures_gemm[], figures_attention[], figures_decode[], figures_prefill[],
-	figures_tokenizer[], figures_memory[], figures_delivery[], figures_overhead[];
+extern const struct bench_figure figures_bandwidth[], figures_peaks[], figures_disk[],
+	figures_load[], figures_gemv[], figures_gemm[], figures_attention[], figures_router[],
+	figures_decode[], figures_prefill[], figures_tokenizer[], figures_memory[],
+	figures_delivery[], figures_echo[], figures_overhead[];
+
+/*
+ * Measures a value and its limit side by side, in the same unit, and adds
+ * nothing up itself. Returns 0 or a negative errno.
+ */
+typedef int (*bench_once_fn)(void *userdata, double *ret_value, double *ret_limit);
+
+/*
+ * Calls @once @times in each of the rounds asked for, at least once, and no
+ * more when the figure has taken too long; sets value, spread, limit and ratio
+ * of @row to the medians. Returns 0 or what @once failed with.
+ */
+int bench_rounds(const struct bench *b, uint32_t times, bench_once_fn once, void *userdata,
+		 struct bench_row *row);
 
 /* Prints the row, and counts it as an error if its ratio cannot be. */
 void bench_print(struct bench *b, const struct bench_row *row);
 /* Says on stderr why @name has no row. Returns 0, to return it. */
 int bench_skip(const char *name, const char *format, ...) _printf_(2, 3);
 
-/* The device, opened with the options' instruction set and threads. */
+/* The device, opened with the instruction set and threads asked for; and what it is measured against. */
 int bench_dev(struct bench *b, struct dev **ret, struct err *err);
+int bench_memory(struct bench *b, struct bandwidth **ret, struct err *err);
+int bench_peaks(struct bench *b, struct peaks **ret, struct err *err);
+
 /* The checkpoint: that of --model, or bench-5b, made if it is not there yet. */
 int bench_model_dir(struct bench *b, const char **ret, struct err *err);
+int bench_checkpoint(struct bench *b, const struct checkpoint **ret, struct err *err);
+/* The model, loaded once; and giving it back, for who loads it for himself. */
+int bench_subject(struct bench *b, struct subject **ret, struct err *err);
+void bench_drop_subject(struct bench *b);
+
 /* The path of a file of the build, @name as from the top of the build directory; free() it. NULL: -ENOMEM. */
 char *bench_built(const char *name);
+/* Likewise of the sources: $srcdir, or the directory that we are in; into @path of PATH_MAX bytes. */
+void bench_source(const char *name, char *path);

@@ -6,11 +6,12 @@
 #include "tests/bench/echo.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "tests/bench/bench.h"
+
+#define TIMES 100 /* in a round */
 
 struct echo {
 	int fd;
@@ -21,8 +22,11 @@ static void answer(int fd)
 {
 	char byte;
 
-	while (read(fd, &byte, 1) == 1)
-		if (write(fd, &byte, 1) != 1)
+	if (dup2(fd, 0) < 0)
+		_exit(1);
+	close_range(1, ~0u, 0);
+	while (read(0, &byte, 1) == 1)
+		if (write(0, &byte, 1) != 1)
 			break;
 	_exit(0);
 }
@@ -71,3 +75,33 @@ double echo_trip_s(struct echo *e)
 		return -EPIPE;
 	return bench_now_s() - from;
 }
+
+static int once(void *echo, double *ret_value, double *ret_limit)
+{
+	const double s = echo_trip_s(echo);
+
+	(void)ret_limit;
+	*ret_value = s * 1e6;
+	return s < 0 ? -EPIPE : 0;
+}
+
+static int measure(struct bench *b, const struct bench_figure *figure, struct err *err)
+{
+	struct bench_row row = { .name = figure->name, .unit = "us" };
+	_cleanup_(echo_closep) struct echo *e = NULL;
+	int r;
+
+	r = echo_open(&e, err);
+	if (r < 0)
+		return r;
+	r = bench_rounds(b, TIMES, once, e, &row);
+	if (r < 0)
+		return err_wrap(err, r, "the echo ended");
+	bench_print(b, &row);
+	return 0;
+}
+
+const struct bench_figure figures_echo[] = {
+	{ "echo", "a byte to another process and back, bare", measure, 0, true },
+	{ 0 },
+};

@@ -3,8 +3,6 @@
  * comes first changes from pair to pair, so that neither has the warmer
  * daemon.
  */
-#include "tests/bench/overhead.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <spawn.h>
@@ -12,8 +10,12 @@
 #include <sys/wait.h>
 
 #include "client/steamd.h"
+#include "tests/bench/bench.h"
 
+#define PAIRS 50
 #define WARM_PAIRS 2
+#define WANTED_MS 2.0
+#define STEAMCTL "client/steamctl/.libs/steamctl"
 
 extern char **environ;
 
@@ -84,7 +86,7 @@ static int ask_pair(const struct overhead *o, bool command_first, double *ret_ms
 
 static int ask_pairs(const struct overhead *o, struct bench_series *ret, struct err *err)
 {
-	for (int i = 0; i < WARM_PAIRS + OVERHEAD_PAIRS; i++) {
+	for (int i = 0; i < WARM_PAIRS + PAIRS; i++) {
 		double ms;
 		const int r = ask_pair(o, i % 2, &ms, err);
 
@@ -96,8 +98,13 @@ static int ask_pairs(const struct overhead *o, struct bench_series *ret, struct 
 	return 0;
 }
 
-int overhead_measure(const char *socket, const char *steamctl, struct bench_series *ret,
-		     struct err *err)
+/*
+ * With `steamctl complete`, from its start to its end, and in turns with
+ * steamd_generate() on an open connection: the differences of the pairs, in
+ * milliseconds. A libtool wrapper would be measured as well: the program
+ * itself is what --steamctl should name.
+ */
+static int ask(const char *socket, const char *steamctl, struct bench_series *ret, struct err *err)
 {
 	struct overhead o = { .socket = socket, .steamctl = steamctl };
 	struct steamd_error error = { 0 };
@@ -117,3 +124,34 @@ int overhead_measure(const char *socket, const char *steamctl, struct bench_seri
 	steamd_close(o.connection);
 	return r;
 }
+
+static int measure(struct bench *b, const struct bench_figure *figure, struct err *err)
+{
+	_cleanup_(freep) char *built = bench_built(STEAMCTL);
+	struct bench_row row = { .name = figure->name,
+				 .unit = "ms",
+				 .kind = LIMIT_WANTED,
+				 .limit_name = "most it may add",
+				 .limit = WANTED_MS };
+	struct bench_series added = { .n = 0 };
+	const char *steamctl = b->steamctl;
+	int r;
+
+	if (!b->socket)
+		return bench_skip(figure->name, "it needs --socket of a running daemon");
+	if (!steamctl)
+		steamctl = built && access(built, X_OK) == 0 ? built : "steamctl";
+	r = ask(b->socket, steamctl, &added, err);
+	if (r < 0)
+		return r;
+	row.value = bench_median(&added);
+	row.spread = bench_spread(&added);
+	row.ratio = row.value / row.limit;
+	bench_print(b, &row);
+	return 0;
+}
+
+const struct bench_figure figures_overhead[] = {
+	{ "ask-overhead", "steamctl over libsteamd; needs --socket", measure, 0, true },
+	{ 0 },
+};
