@@ -13,6 +13,12 @@
 #include "kernels/cpu/moe-parts.h"
 #include "kernels/cpu/pack.h"
 
+/* Turns that every thread shall have of an operation, and how long a turn may be. */
+#define TURNS 8
+#define UP_PAIRS_MAX 3
+#define DOWN_PAIRS_MAX 4
+#define FEW_TOKENS 16 /* whose sums over DOWN_PAIRS_MAX pairs stay in the first cache */
+
 struct moe {
 	const struct linear_kernels *kernels;
 	struct moe_part *parts;
@@ -24,9 +30,10 @@ struct moe {
 		uint32_t first_item;
 	} * hidden; /* [n_parts] */
 	uint32_t n_parts, n_items, tokens, dim;
+	uint32_t up_pairs, down_pairs; /* that a thread takes at a time */
 	struct acts acts;
 	float *y;
-	float *sums; /* [n_threads][tokens][MUL_ROWS] */
+	float *sums; /* [n_threads][down_pairs][tokens][MUL_ROWS] */
 	_Atomic uint32_t next_up, next_down;
 };
 
@@ -49,7 +56,7 @@ static void multiply_pair(mul_fn mul, float *out, const struct weight *w, uint32
 	    groups_of(w->cols), x, n);
 }
 
-static void run_up_item(const struct moe *m, uint32_t part, uint32_t pair)
+static void run_up_pair(const struct moe *m, uint32_t part, uint32_t pair)
 {
 	const struct moe_part *p = &m->parts[part];
 	const struct hidden *h = &m->hidden[part];
@@ -73,6 +80,17 @@ static void run_up_item(const struct moe *m, uint32_t part, uint32_t pair)
 	}
 }
 
+/*
+ * Pairs that one thread takes one after the other, so that what it reads of
+ * a matrix is one run: as many as leave every thread some turns.
+ */
+static uint32_t pairs_at_once(uint32_t n_pairs, uint32_t n_threads, uint32_t most)
+{
+	const uint32_t n = n_pairs / (TURNS * n_threads);
+
+	return n < 1 ? 1 : n > most ? most : n;
+}
+
 static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct moe *m = userdata;
@@ -80,9 +98,15 @@ static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
 
 	(void)thread, (void)n_threads;
 	while ((i = atomic_fetch_add_explicit(&m->next_up, 1, memory_order_relaxed)) < m->n_items) {
+		uint32_t pair, end;
+
 		while (part + 1 < m->n_parts && i >= m->hidden[part + 1].first_item)
 			part++;
-		run_up_item(m, part, i - m->hidden[part].first_item);
+		pair = (i - m->hidden[part].first_item) * m->up_pairs;
+		end = pairs_of(m->parts[part].ffn_dim);
+		end = end - pair < m->up_pairs ? end : pair + m->up_pairs;
+		for (; pair < end; pair++)
+			run_up_pair(m, part, pair);
 	}
 }
 
@@ -106,25 +130,37 @@ static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *s
 	}
 }
 
+/* y += the sums of one pair of strips */
+static void add_sums(const struct moe *m, uint32_t pair, const float *sums)
+{
+	const uint32_t row = pair * MUL_ROWS;
+	const uint32_t n = m->dim - row < MUL_ROWS ? m->dim - row : MUL_ROWS;
+
+	for (uint32_t t = 0; t < m->tokens; t++)
+		for (uint32_t r = 0; r < n; r++)
+			m->y[(size_t)t * m->dim + row + r] += sums[(size_t)t * MUL_ROWS + r];
+}
+
 static void run_down(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct moe *m = userdata;
-	float *sums = m->sums + (size_t)thread * m->tokens * MUL_ROWS;
+	const size_t pair_sums = (size_t)m->tokens * MUL_ROWS;
+	float *sums = m->sums + thread * m->down_pairs * pair_sums;
 	const uint32_t n_pairs = pairs_of(m->dim);
 	uint32_t pair;
 
 	(void)n_threads;
-	while ((pair = atomic_fetch_add_explicit(&m->next_down, 1, memory_order_relaxed)) <
-	       n_pairs) {
-		const uint32_t row = pair * MUL_ROWS;
-		const uint32_t n = m->dim - row < MUL_ROWS ? m->dim - row : MUL_ROWS;
+	while ((pair = atomic_fetch_add_explicit(&m->next_down, m->down_pairs,
+						 memory_order_relaxed)) < n_pairs) {
+		const uint32_t left = n_pairs - pair,
+			       n = left < m->down_pairs ? left : m->down_pairs;
 
-		memset(sums, 0, (size_t)m->tokens * MUL_ROWS * sizeof(*sums));
+		memset(sums, 0, n * pair_sums * sizeof(*sums));
 		for (uint32_t part = 0; part < m->n_parts; part++)
-			add_down(m, part, pair, sums);
-		for (uint32_t t = 0; t < m->tokens; t++)
-			for (uint32_t r = 0; r < n; r++)
-				m->y[(size_t)t * m->dim + row + r] += sums[t * MUL_ROWS + r];
+			for (uint32_t i = 0; i < n; i++)
+				add_down(m, part, pair + i, sums + i * pair_sums);
+		for (uint32_t i = 0; i < n; i++)
+			add_sums(m, pair + i, sums + i * pair_sums);
 	}
 }
 
@@ -178,9 +214,14 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 	r = acts_take(st, &m.acts, &at, x, tokens, dim, forms);
 	if (r < 0)
 		return r;
+	m.up_pairs = pairs_at_once(n_parts * pairs_of(parts[0].ffn_dim), st->dev->n_threads,
+				   UP_PAIRS_MAX);
+	m.down_pairs = pairs_at_once(pairs_of(dim), st->dev->n_threads,
+				     tokens <= FEW_TOKENS ? DOWN_PAIRS_MAX : 1);
 	m.hidden = scratch_take(st, &at, n_parts * sizeof(*m.hidden));
 	m.sums = scratch_take(st, &at,
-			      (size_t)st->dev->n_threads * tokens * MUL_ROWS * sizeof(*m.sums));
+			      (size_t)st->dev->n_threads * m.down_pairs * tokens * MUL_ROWS *
+				      sizeof(*m.sums));
 	if (!m.hidden || !m.sums)
 		return -EINVAL;
 	for (uint32_t i = 0; i < n_parts; i++) {
@@ -188,7 +229,7 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 		if (r < 0)
 			return r;
 		m.hidden[i].first_item = m.n_items;
-		m.n_items += pairs_of(parts[i].ffn_dim);
+		m.n_items += (pairs_of(parts[i].ffn_dim) + m.up_pairs - 1) / m.up_pairs;
 	}
 	pool_run(st->dev, run_up, &m);
 	pool_run(st->dev, run_down, &m);
@@ -350,7 +391,8 @@ size_t matrix_scratch(const struct dev *dev, const struct op_limits *l)
 	bytes += n * (ffn * element + 64) + (ACT_N + 2) * (n * sizeof(void *) + parts * 128);
 	bytes += n * (sizeof(uint32_t) + sizeof(float)) + parts * 256;
 	bytes += parts * (sizeof(struct moe_part) + sizeof(struct hidden));
-	bytes += (uint64_t)dev->n_threads * (l->tokens * MUL_ROWS * sizeof(float) + 64);
+	bytes += (uint64_t)dev->n_threads *
+		 ((l->tokens + FEW_TOKENS * DOWN_PAIRS_MAX) * MUL_ROWS * sizeof(float) + 64);
 	bytes += (uint64_t)dev->n_threads * (2 * widest + l->tokens) * sizeof(double);
 	return bytes;
 }
