@@ -34,7 +34,8 @@ struct stream;
 
 /*
  * Opens the device: starts @n_threads - 1 workers (0: one per physical core
- * that this process may use), pinned, with denormals flushed; the calling
+ * that this process may use, less one if those are more than two), each kept
+ * on the processors of one NUMA node, with denormals flushed; the calling
  * thread is the first worker and is set up likewise. Workers spin at most 20 us
  * for the next operation, then sleep on a futex.
  *
@@ -64,9 +65,15 @@ int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret);
 struct stream *st_close(struct stream *st);
 struct dev *st_dev(struct stream *st);
 
-/* Calls @run(userdata, thread, n_threads) on every thread and waits for all: for load-time work. */
+/*
+ * Calls @run(userdata, thread, n_threads) once for each thread number, on all
+ * threads, and waits. A thread that the kernel keeps from beginning in time
+ * loses its number to the calling one.
+ */
 void dev_run(struct dev *dev, void (*run)(void *userdata, uint32_t thread, uint32_t n_threads),
 	     void *userdata);
+/* For a thread that works beside those: moves it to where number @index, modulo threads, is at home. */
+void dev_settle(const struct dev *dev, uint32_t index);
 
 /* Upper bound of the scratch needed by any operation of a model of these sizes at @tokens rows a batch. */
 struct op_limits {

@@ -28,7 +28,7 @@ struct control_configure {
 	uint32_t page_bytes_lo, page_bytes_hi;	/* what the broker reckons; must equal the executor's */
 	uint32_t n_slots, max_context;		/* slots are numbered from 0; tokens in one slot */
 	uint32_t max_batch_tokens;		/* of one step, at most STEP_TOKENS_MAX */
-	uint32_t n_threads;			/* 0: one per physical core */
+	uint32_t n_threads;			/* 0: see dev_open() */
 	char isa[32];				/* auto, ref, portable, avx2, avx512, avx512bf16 */
 	char model[CONTROL_PATH_MAX];		/* directory of the checkpoint */
 };

@@ -31,12 +31,18 @@ struct stream {
 	size_t scratch_bytes;
 };
 
-/* Starts n_threads - 1 pinned workers and sets the calling thread up as the first. */
+/* Starts n_threads - 1 workers (0: see topology.h) and sets the calling thread up as the first. */
 int pool_new(uint32_t n_threads, struct pool **ret);
 struct pool *pool_free(struct pool *pool);
 uint32_t pool_threads(const struct pool *pool);
+/* Moves the calling thread to where worker @index, modulo their number, is at home. */
+void pool_settle(const struct pool *pool, uint32_t index);
 
-/* Calls @run on every thread, the calling one being number 0, and returns when all are done. */
+/*
+ * Calls @run once for each thread number, the calling thread being number 0,
+ * and returns when all are done. The calling thread also takes the numbers of
+ * those who did not begin in time.
+ */
 void pool_run(struct dev *dev, pool_fn run, void *userdata);
 
 /* Takes @bytes off the scratch at *@at (offset, rounded up to 64); NULL if it does not fit. */

@@ -169,6 +169,11 @@ void dev_run(struct dev *dev, pool_fn run, void *userdata)
 	pool_run(dev, run, userdata);
 }
 
+void dev_settle(const struct dev *dev, uint32_t index)
+{
+	pool_settle(dev->pool, index);
+}
+
 size_t op_scratch(const struct dev *dev, const struct op_limits *limits)
 {
 	const size_t matrices = matrix_scratch(dev, limits);

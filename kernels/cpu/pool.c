@@ -1,6 +1,8 @@
 /*
- * The threads of a device: pinned one to a core, fed one function at a time,
- * asleep on a futex when there is nothing to do. Nothing here wakes by time.
+ * The threads of a device: fed one function at a time, asleep on a futex when
+ * there is nothing to do. Nothing here wakes by time. A run waits for nobody
+ * who has not begun: on a busy machine a thread may be without a processor for
+ * longer than the run takes, and then the caller does its share.
  */
 #include <errno.h>
 #include <linux/futex.h>
@@ -18,8 +20,10 @@
 #endif
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/topology.h"
 
 #define SPIN_NS 20000
+#define BRIEF_SPINS 64
 #define THREADS_MAX 1024
 
 /* Each word that one side spins on has a cache line of its own. */
@@ -33,21 +37,15 @@ struct pool {
 	void *userdata;
 	uint32_t n_threads, n_started;
 	uint32_t caller_csr;
+	cpu_set_t caller_cpus;
+	struct topology topology;
 	struct worker {
+		_Alignas(64) _Atomic uint32_t taken; /* the run that its share was last taken of */
 		struct pool *pool;
 		pthread_t thread;
 		uint32_t index;
 	} workers[];
 };
-
-static cpu_set_t process_cpus; /* what this process was given, before any pinning of ours */
-static pthread_once_t process_cpus_once = PTHREAD_ONCE_INIT;
-
-static void read_process_cpus(void)
-{
-	if (sched_getaffinity(0, sizeof(process_cpus), &process_cpus) < 0)
-		CPU_ZERO(&process_cpus);
-}
 
 static void relax(void)
 {
@@ -111,6 +109,17 @@ static bool spin_while(const _Atomic uint32_t *word, uint32_t value)
 	return false;
 }
 
+/* Spins until *word is @value, for about a microsecond. */
+static bool spin_briefly(const _Atomic uint32_t *word, uint32_t value)
+{
+	for (int i = 0; i < BRIEF_SPINS; i++) {
+		if (atomic_load_explicit(word, memory_order_acquire) == value)
+			return true;
+		relax();
+	}
+	return false;
+}
+
 static void wait_for_epoch(struct pool *pool, uint32_t seen)
 {
 	if (spin_while(&pool->epoch, seen))
@@ -119,6 +128,19 @@ static void wait_for_epoch(struct pool *pool, uint32_t seen)
 	while (atomic_load(&pool->epoch) == seen)
 		futex_wait(&pool->epoch, seen);
 	atomic_fetch_sub(&pool->sleepers, 1);
+}
+
+/*
+ * Takes the share of worker @w in run number @epoch, for itself or for the
+ * caller: true for one of them. The run cannot end before a share that was
+ * taken is done, so pool->run is the one that belongs to @epoch.
+ */
+static bool take_share(struct worker *w, uint32_t epoch)
+{
+	uint32_t before = epoch - 1;
+
+	return atomic_load_explicit(&w->taken, memory_order_relaxed) == before &&
+	       atomic_compare_exchange_strong(&w->taken, &before, epoch);
 }
 
 static void *work(void *userdata)
@@ -130,9 +152,11 @@ static void *work(void *userdata)
 	flush_denormals();
 	for (;;) {
 		wait_for_epoch(pool, seen);
-		seen++;
+		seen = atomic_load(&pool->epoch);
 		if (atomic_load(&pool->leaving))
 			return NULL;
+		if (!take_share(w, seen))
+			continue;
 		pool->run(pool->userdata, w->index, pool->n_threads);
 		if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps))
 			futex_wake_all(&pool->pending);
@@ -146,10 +170,26 @@ static void start_epoch(struct pool *pool)
 		futex_wake_all(&pool->epoch);
 }
 
+/* Whoever has not begun by now has no CPU: what it would do is done here. */
+static void work_for_absent(struct pool *pool)
+{
+	const uint32_t epoch = atomic_load_explicit(&pool->epoch, memory_order_relaxed);
+
+	for (uint32_t i = 1; i < pool->n_threads; i++) {
+		if (!take_share(&pool->workers[i], epoch))
+			continue;
+		pool->run(pool->userdata, i, pool->n_threads);
+		atomic_fetch_sub(&pool->pending, 1);
+	}
+}
+
 static void wait_for_workers(struct pool *pool)
 {
 	uint32_t left;
 
+	if (spin_briefly(&pool->pending, 0))
+		return;
+	work_for_absent(pool);
 	while ((left = atomic_load_explicit(&pool->pending, memory_order_acquire))) {
 		if (spin_while(&pool->pending, left))
 			continue;
@@ -165,76 +205,27 @@ void pool_run(struct dev *dev, pool_fn run, void *userdata)
 {
 	struct pool *pool = dev->pool;
 
-	if (pool->n_threads > 1) {
-		pool->run = run;
-		pool->userdata = userdata;
-		atomic_store(&pool->pending, pool->n_threads - 1);
-		start_epoch(pool);
+	if (pool->n_threads == 1) {
+		run(userdata, 0, 1);
+		return;
 	}
+	pool->run = run;
+	pool->userdata = userdata;
+	atomic_store(&pool->pending, pool->n_threads - 1);
+	start_epoch(pool);
 	run(userdata, 0, pool->n_threads);
 	wait_for_workers(pool);
 }
 
-/* The lowest CPU that shares a core with @cpu, or @cpu itself if the kernel does not say. */
-static int core_of(int cpu)
-{
-	char path[96];
-	int first = cpu;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/sys/devices/system/cpu/cpu%d/topology/thread_siblings_list",
-		 cpu);
-	f = fopen(path, "re");
-	if (!f)
-		return cpu;
-	if (fscanf(f, "%d", &first) != 1)
-		first = cpu;
-	fclose(f);
-	return first;
-}
-
 /*
- * Lists the CPUs to pin to: one of each core first, their siblings after them,
- * beginning where the caller runs, so that two devices of one thread each do
- * not meet on CPU 0. Returns the number of cores; *ret_n is that of all CPUs.
+ * Keeps a thread near its memory. Within a node the kernel places it: a thread
+ * pinned to a processor waits there for whoever else wants that one.
  */
-static uint32_t list_cpus(int *cpus, uint32_t *ret_n)
+static void settle(pthread_t thread, const struct topology *t, uint32_t index, uint32_t n_threads)
 {
-	const int here = sched_getcpu();
-	cpu_set_t seen;
-	uint32_t n = 0, n_cores;
+	const uint32_t node = topology_node_of(t, index, n_threads);
 
-	CPU_ZERO(&seen);
-	for (int i = 0; i < CPU_SETSIZE; i++) {
-		const int cpu = (i + (here > 0 ? here : 0)) % CPU_SETSIZE;
-		const int core = CPU_ISSET(cpu, &process_cpus) ? core_of(cpu) : -1;
-
-		if (core < 0 || core >= CPU_SETSIZE || CPU_ISSET(core, &seen))
-			continue;
-		CPU_SET(core, &seen);
-		cpus[n++] = cpu;
-	}
-	n_cores = n;
-	for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-		bool listed = !CPU_ISSET(cpu, &process_cpus);
-
-		for (uint32_t i = 0; i < n_cores && !listed; i++)
-			listed = cpus[i] == cpu;
-		if (!listed)
-			cpus[n++] = cpu;
-	}
-	*ret_n = n;
-	return n_cores ? n_cores : 1;
-}
-
-/* A thread that cannot be pinned works all the same. */
-static void pin(pthread_t thread, int cpu)
-{
-	cpu_set_t set;
-
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	pthread_setaffinity_np(thread, sizeof(set), &set);
+	pthread_setaffinity_np(thread, sizeof(t->nodes[node].cpus), &t->nodes[node].cpus);
 }
 
 static int start_worker(struct pool *pool, uint32_t index)
@@ -242,8 +233,7 @@ static int start_worker(struct pool *pool, uint32_t index)
 	struct worker *w = &pool->workers[index];
 	int r;
 
-	w->pool = pool;
-	w->index = index;
+	*w = (struct worker){ .pool = pool, .index = index };
 	r = pthread_create(&w->thread, NULL, work, w);
 	if (r)
 		return -r;
@@ -253,22 +243,28 @@ static int start_worker(struct pool *pool, uint32_t index)
 
 int pool_new(uint32_t n_threads, struct pool **ret)
 {
-	int cpus[CPU_SETSIZE];
+	struct topology topology;
 	struct pool *pool;
-	uint32_t n_cpus, n_cores;
+	cpu_set_t cpus;
 	int r = 0;
 
 	if (n_threads > THREADS_MAX)
 		return -EAGAIN;
-	pthread_once(&process_cpus_once, read_process_cpus);
-	n_cores = list_cpus(cpus, &n_cpus);
+	if (sched_getaffinity(0, sizeof(cpus), &cpus) < 0)
+		return -errno;
+	topology_read(&cpus, &topology);
 	if (!n_threads)
-		n_threads = n_cores;
+		n_threads = topology_threads(&topology);
 
-	pool = aligned_alloc(64, (sizeof(*pool) + n_threads * sizeof(struct worker) + 63) & ~63UL);
+	pool = aligned_alloc(64, sizeof(*pool) + n_threads * sizeof(struct worker));
 	if (!pool)
 		return -ENOMEM;
-	*pool = (struct pool){ .n_threads = n_threads, .caller_csr = flush_denormals() };
+	*pool = (struct pool){
+		.n_threads = n_threads,
+		.caller_csr = flush_denormals(),
+		.caller_cpus = cpus,
+		.topology = topology,
+	};
 
 	for (uint32_t i = 1; i < n_threads && r == 0; i++)
 		r = start_worker(pool, i);
@@ -276,9 +272,8 @@ int pool_new(uint32_t n_threads, struct pool **ret)
 		pool_free(pool);
 		return r;
 	}
-	for (uint32_t i = 0; i < n_threads && n_threads <= n_cpus; i++)
-		pin(i ? pool->workers[i].thread : pthread_self(), cpus[i]);
-
+	for (uint32_t i = 0; i < n_threads; i++)
+		settle(i ? pool->workers[i].thread : pthread_self(), &topology, i, n_threads);
 	*ret = pool;
 	return 0;
 }
@@ -292,7 +287,7 @@ struct pool *pool_free(struct pool *pool)
 	for (uint32_t i = 1; i <= pool->n_started; i++)
 		pthread_join(pool->workers[i].thread, NULL);
 	restore_denormals(pool->caller_csr);
-	pthread_setaffinity_np(pthread_self(), sizeof(process_cpus), &process_cpus);
+	pthread_setaffinity_np(pthread_self(), sizeof(pool->caller_cpus), &pool->caller_cpus);
 	free(pool);
 	return NULL;
 }
@@ -300,4 +295,9 @@ struct pool *pool_free(struct pool *pool)
 uint32_t pool_threads(const struct pool *pool)
 {
 	return pool->n_threads;
+}
+
+void pool_settle(const struct pool *pool, uint32_t index)
+{
+	settle(pthread_self(), &pool->topology, index % pool->n_threads, pool->n_threads);
 }

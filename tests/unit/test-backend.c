@@ -18,11 +18,11 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/dpbf16.h"
+#include "kernels/cpu/topology.h"
 
 struct visits {
 	_Atomic uint32_t calls[8];
 	uint32_t n_threads;
-	int cpus[8];
 	_Atomic uint32_t denormals;
 };
 
@@ -32,7 +32,6 @@ static void visit(void *userdata, uint32_t thread, uint32_t n_threads)
 	volatile float tiny = 1e-38f;
 
 	v->calls[thread]++;
-	v->cpus[thread] = sched_getcpu();
 	if (tiny * 0.01f != 0)
 		v->denormals++;
 	if (thread == 0)
@@ -100,27 +99,70 @@ static void work_runs_once_on_every_thread_each_time(void **state)
 	}
 }
 
-static void threads_have_cpus_of_their_own_and_the_caller_gets_its_own_back(void **state)
+static void note_cpus(void *userdata, uint32_t thread, uint32_t n_threads)
 {
-	struct visits v = { 0 };
-	cpu_set_t before, after;
+	cpu_set_t *cpus = userdata;
+
+	(void)n_threads;
+	sched_getaffinity(0, sizeof(*cpus), &cpus[thread]);
+}
+
+static void threads_may_use_all_processors_and_the_caller_gets_its_own_back(void **state)
+{
+	cpu_set_t before, after, of[2];
 	volatile float tiny = 1e-38f;
+	struct topology topology;
 	struct dev *dev;
 
 	(void)state;
 	sched_getaffinity(0, sizeof(before), &before);
+	topology_read(&before, &topology);
 	assert_int_equal(dev_open(ISA_PORTABLE, 0, &dev), 0);
-	assert_in_range(dev_threads(dev), 1, CPU_COUNT(&before));
-	if (dev_threads(dev) <= 8) {
-		dev_run(dev, visit, &v);
-		for (uint32_t a = 0; a < dev_threads(dev); a++)
-			for (uint32_t b = 0; b < a; b++)
-				assert_int_not_equal(v.cpus[a], v.cpus[b]);
-	}
+	assert_int_equal(dev_threads(dev), topology_threads(&topology));
+	dev_close(dev);
+
+	assert_int_equal(dev_open(ISA_PORTABLE, 2, &dev), 0);
+	dev_run(dev, note_cpus, of);
+	for (uint32_t i = 0; topology.n_nodes == 1 && i < 2; i++)
+		assert_true(CPU_EQUAL(&of[i], &before));
 	dev_close(dev);
 	sched_getaffinity(0, sizeof(after), &after);
 	assert_true(CPU_EQUAL(&before, &after));
 	assert_true(tiny * 0.01f != 0);
+}
+
+static void note_thread(void *userdata, uint32_t thread, uint32_t n_threads)
+{
+	(void)n_threads;
+	((pid_t *)userdata)[thread] = gettid();
+}
+
+/* All on one processor, the others wait until the caller waits; it does not. */
+static void a_run_waits_for_no_thread_that_has_not_begun(void **state)
+{
+	cpu_set_t before, one;
+	uint32_t alone = 0;
+	struct dev *dev;
+	int cpu = 0;
+
+	(void)state;
+	sched_getaffinity(0, sizeof(before), &before);
+	while (!CPU_ISSET(cpu, &before))
+		cpu++;
+	CPU_ZERO(&one);
+	CPU_SET(cpu, &one);
+	sched_setaffinity(0, sizeof(one), &one);
+	assert_int_equal(dev_open(ISA_PORTABLE, 3, &dev), 0);
+	for (int i = 0; i < 200; i++) {
+		pid_t by[3] = { 0 };
+
+		dev_run(dev, note_thread, by);
+		assert_true(by[0] == gettid() && by[1] != 0 && by[2] != 0);
+		alone += by[1] == gettid() && by[2] == gettid();
+	}
+	assert_in_range(alone, 100, 200);
+	dev_close(dev);
+	sched_setaffinity(0, sizeof(before), &before);
 }
 
 /* Voluntary context switches of all threads of this process but the calling one. */
@@ -229,7 +271,8 @@ int main(void)
 		cmocka_unit_test(the_best_instruction_set_is_a_supported_and_real_one),
 		cmocka_unit_test(a_missing_instruction_set_is_refused),
 		cmocka_unit_test(work_runs_once_on_every_thread_each_time),
-		cmocka_unit_test(threads_have_cpus_of_their_own_and_the_caller_gets_its_own_back),
+		cmocka_unit_test(threads_may_use_all_processors_and_the_caller_gets_its_own_back),
+		cmocka_unit_test(a_run_waits_for_no_thread_that_has_not_begun),
 		cmocka_unit_test(idle_threads_do_not_wake_up),
 		cmocka_unit_test(memory_is_backed_zeroed_given_back_and_sealed),
 		cmocka_unit_test(the_cache_is_bf16_but_for_the_reference),
