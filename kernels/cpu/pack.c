@@ -3,11 +3,13 @@
 #include <string.h>
 
 #include "kernels/cpu/bf16.h"
+#include "kernels/cpu/interleave.h"
 #include "kernels/cpu/layout.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/linear.h"
 
 #define NIBBLES_OF_ZERO 0x88888888u
+#define CODE_BYTES (GROUP_COLS * STRIP_ROWS / 2) /* of a group, before its scales */
 
 static uint16_t read_u16(const void *p, size_t i)
 {
@@ -92,6 +94,12 @@ size_t weight_bytes(const struct dev *dev, enum weight_kind kind, uint32_t rows,
 	return strips_of(rows) * strip_bytes(kind, cols);
 }
 
+/* Whether a strip needs no padding. */
+static bool is_full(const struct weight_source *src, uint32_t strip)
+{
+	return src->cols % GROUP_COLS == 0 && src->rows / STRIP_ROWS > strip;
+}
+
 static void pack_bf16(uint8_t *dst, const struct weight_source *src, uint32_t strip)
 {
 	const uint32_t padded = groups_of(src->cols) * GROUP_COLS;
@@ -146,32 +154,68 @@ static uint32_t pack_word(const struct weight_source *src, size_t row, uint32_t 
 	return spread(word & 0xffff) | spread(word >> 16) << 4;
 }
 
+static void pack_codes(uint8_t *dst, enum weight_kind kind, const struct weight_source *src,
+		       uint32_t strip)
+{
+	for (uint32_t g = 0; g < groups_of(src->cols); g++, dst += group_bytes(kind))
+		for (uint32_t r = 0; r < STRIP_ROWS; r++)
+			for (uint32_t j = 0; j < 4; j++)
+				((uint32_t *)dst)[j * STRIP_ROWS + r] =
+					pack_word(src, (size_t)strip * STRIP_ROWS + r,
+						  g * GROUP_COLS + 8 * j);
+}
+
+static void pack_scales(uint8_t *dst, enum weight_kind kind, const struct weight_source *src,
+			uint32_t strip)
+{
+	const size_t per_row = src->cols / src->group, first = (size_t)strip * STRIP_ROWS;
+
+	for (uint32_t g = 0; g < groups_of(src->cols); g++) {
+		uint8_t *to = dst + g * group_bytes(kind) + CODE_BYTES;
+		size_t at = first * per_row + (size_t)g * GROUP_COLS / src->group;
+
+		for (uint32_t r = 0; r < STRIP_ROWS; r++, at += per_row) {
+			const bool is_row = first + r < src->rows;
+
+			if (kind == WEIGHT_INT4)
+				((uint16_t *)to)[r] = is_row ? read_u16(src->scales, at) : 0;
+			else
+				((float *)to)[r] =
+					is_row ? read_value(src->scale_type, src->scales, at) : 0;
+		}
+	}
+}
+
 static void pack_int4(uint8_t *dst, enum weight_kind kind, const struct weight_source *src,
 		      uint32_t strip)
 {
-	const size_t per_row = src->cols / src->group;
+	const size_t row_bytes = (size_t)src->cols / 8 * 4;
 
-	for (uint32_t g = 0; g < groups_of(src->cols); g++, dst += group_bytes(kind)) {
-		uint32_t *lines = (uint32_t *)dst;
+	if (is_full(src, strip))
+		interleave_codes(dst, group_bytes(kind),
+				 (const uint8_t *)src->data + strip * STRIP_ROWS * row_bytes,
+				 row_bytes, groups_of(src->cols));
+	else
+		pack_codes(dst, kind, src, strip);
+	pack_scales(dst, kind, src, strip);
+}
 
-		for (uint32_t r = 0; r < STRIP_ROWS; r++) {
-			const size_t row = (size_t)strip * STRIP_ROWS + r;
-			const size_t at = row * per_row + (size_t)g * GROUP_COLS / src->group;
+/* What has to be padded, or widened from F16, goes element by element. */
+static void pack_strip(uint8_t *to, enum weight_kind kind, const struct weight_source *src,
+		       uint32_t strip)
+{
+	const size_t row_bytes = src->cols * dtype_bytes(src->type);
 
-			for (uint32_t j = 0; j < 4; j++)
-				lines[j * STRIP_ROWS + r] = pack_word(src, row,
-								      g * GROUP_COLS + 8 * j);
-			if (kind == WEIGHT_INT4)
-				((uint16_t *)(dst + 256))[r] = row < src->rows
-								       ? read_u16(src->scales, at)
-								       : 0;
-			else
-				((float *)(dst + 256))[r] = row < src->rows
-								    ? read_value(src->scale_type,
-										 src->scales, at)
-								    : 0;
-		}
-	}
+	if (src->type == DT_I32)
+		pack_int4(to, kind, src, strip);
+	else if (src->type != DT_F16 && is_full(src, strip))
+		interleave_words(to, TILE_BYTES,
+				 (const uint8_t *)src->data + strip * STRIP_ROWS * row_bytes,
+				 row_bytes, (uint32_t)(row_bytes / (TILE_WORDS * 4)));
+	else if (kind == WEIGHT_BF16)
+		pack_bf16(to, src, strip);
+	else
+		pack_f32(to, src, strip);
 }
 
 /* By its bits, since threads that flush denormals would see a tiny scale as zero. */
@@ -183,10 +227,22 @@ static bool is_scale(float scale)
 	return bits > 0 && bits < 0x7f800000;
 }
 
+/* In BF16 there are most, and as integers they are checked many at a time. */
+static bool are_all_scales(const void *scales, size_t n)
+{
+	uint16_t bad = 0;
+
+	for (size_t i = 0; i < n; i++)
+		bad |= (uint16_t)(read_u16(scales, i) - 1) >= 0x7f7f;
+	return !bad;
+}
+
 static int check_scales(const struct weight_source *src, size_t *ret_bad)
 {
 	const size_t n = (size_t)src->rows * (src->cols / src->group);
 
+	if (src->scale_type == DT_BF16 && are_all_scales(src->scales, n))
+		return 0;
 	for (size_t i = 0; i < n; i++) {
 		if (is_scale(read_value(src->scale_type, src->scales, i)))
 			continue;
@@ -215,12 +271,7 @@ int op_repack(struct dev *dev, const struct weight *dst, const struct weight_sou
 	for (uint32_t strip = 0; strip < strips_of(src->rows); strip++) {
 		uint8_t *to = (uint8_t *)dst->data + strip * strip_bytes(kind, src->cols);
 
-		if (kind == WEIGHT_BF16)
-			pack_bf16(to, src, strip);
-		else if (kind == WEIGHT_F32)
-			pack_f32(to, src, strip);
-		else
-			pack_int4(to, kind, src, strip);
+		pack_strip(to, kind, src, strip);
 	}
 	return 0;
 }
