@@ -9,10 +9,12 @@
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
 struct reservation {
 	struct reservation *next;
-	void *at;
-	size_t bytes;
+	void *at, *mapped;
+	size_t bytes, mapped_bytes;
 };
 
 int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret)
@@ -46,7 +48,7 @@ struct dev *dev_close(struct dev *dev)
 	pool_free(dev->pool);
 	for (res = dev->reservations; res; res = next) {
 		next = res->next;
-		munmap(res->at, res->bytes);
+		munmap(res->mapped, res->mapped_bytes);
 		free(res);
 	}
 	free(dev);
@@ -68,19 +70,23 @@ enum dtype dev_kv_type(const struct dev *dev)
 	return dev->isa == ISA_REF ? DT_F32 : DT_BF16;
 }
 
+/* A large reservation begins where a huge page can. */
 void *dev_reserve(struct dev *dev, size_t bytes)
 {
 	struct reservation *res = calloc(1, sizeof(*res));
+	const size_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : 1;
 
 	if (!res)
 		return NULL;
 	res->bytes = bytes ? bytes : 1;
-	res->at = mmap(NULL, res->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1,
-		       0);
-	if (res->at == MAP_FAILED) {
+	res->mapped_bytes = res->bytes > SIZE_MAX - align ? SIZE_MAX : res->bytes + align - 1;
+	res->mapped = mmap(NULL, res->mapped_bytes, PROT_NONE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (res->mapped == MAP_FAILED) {
 		free(res);
 		return NULL;
 	}
+	res->at = (void *)(((uintptr_t)res->mapped + align - 1) & ~(align - 1));
 	res->next = dev->reservations;
 	dev->reservations = res;
 	return res->at;

@@ -231,6 +231,26 @@ static void memory_is_backed_zeroed_given_back_and_sealed(void **state)
 	assert_int_equal(dev_back(dev, at + 63 * mib, 2 * mib), -EINVAL);
 	assert_int_equal(dev_back(dev, at, 0), 0);
 	assert_null(dev_reserve(dev, SIZE_MAX / 2));
+	assert_null(dev_reserve(dev, SIZE_MAX));
+	dev_close(dev);
+}
+
+static void large_memory_begins_where_a_huge_page_can(void **state)
+{
+	const size_t huge = 2 << 20;
+	struct dev *dev;
+
+	(void)state;
+	assert_int_equal(dev_open(ISA_PORTABLE, 1, &dev), 0);
+	for (int i = 0; i < 8; i++) {
+		char *at = dev_reserve(dev, huge + 4096 * (size_t)i);
+
+		assert_int_equal((uintptr_t)at % huge, 0);
+		assert_int_equal(dev_back(dev, at, huge + 4096 * (size_t)i), 0);
+		at[huge - 1] = 1;
+		assert_int_equal(dev_back(dev, at, huge + 4096 * (size_t)i + 1), -EINVAL);
+		assert_non_null(dev_reserve(dev, 4096)); /* and the next is not by chance */
+	}
 	dev_close(dev);
 }
 
@@ -275,6 +295,7 @@ int main(void)
 		cmocka_unit_test(a_run_waits_for_no_thread_that_has_not_begun),
 		cmocka_unit_test(idle_threads_do_not_wake_up),
 		cmocka_unit_test(memory_is_backed_zeroed_given_back_and_sealed),
+		cmocka_unit_test(large_memory_begins_where_a_huge_page_can),
 		cmocka_unit_test(the_cache_is_bf16_but_for_the_reference),
 		cmocka_unit_test(the_bf16_dot_product_adds_high_then_low_and_flushes_denormals),
 	};
