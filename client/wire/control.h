@@ -44,7 +44,7 @@ struct control_ready {
 	uint64_t decode_bytes;	   /* read per decoded token at batch 1, context 0 */
 	uint64_t read_bytes_per_second; /* by its threads, of its weights, just after the load */
 	uint64_t load_us;
-	uint64_t huge_bytes;	   /* of the weights that are in huge pages */
+	uint64_t huge_bytes;	   /* of the executor that are in huge pages */
 	char isa[32];		   /* the one in use */
 	char device[64];	   /* processor's name */
 };

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
 #include <string.h>
@@ -240,6 +241,9 @@ static int prepare(struct service *s, struct err *err)
 	r = weights_load(s->checkpoint, s->dev, on_progress, s, &s->weights, err);
 	if (r < 0)
 		return r;
+	/* the headers of a large model are tens of megabytes, and nobody reads them again */
+	s->checkpoint = checkpoint_free(s->checkpoint);
+	malloc_trim(0);
 	return exec_new(s->dev, s->weights, &s->kv, &limits, &s->exec, err);
 }
 
@@ -263,23 +267,17 @@ static void read_device_name(char *ret, size_t size)
 	}
 }
 
-/* Bytes of the range that the kernel put into huge pages. */
-static uint64_t huge_bytes(const void *memory, size_t bytes)
+/* Bytes of this process that the kernel put into huge pages: weights, activations, scratch. */
+static uint64_t huge_bytes(void)
 {
-	_cleanup_(fclosep) FILE *f = fopen("/proc/self/smaps", "re");
-	const uint64_t begin = (uintptr_t)memory, end = begin + bytes;
-	unsigned long long from, to, kib;
-	uint64_t sum = 0;
-	bool inside = false;
+	_cleanup_(fclosep) FILE *f = fopen("/proc/self/smaps_rollup", "re");
+	unsigned long long kib;
 	char line[512];
 
-	while (f && fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%llx-%llx ", &from, &to) == 2)
-			inside = from < end && to > begin;
-		else if (inside && sscanf(line, "AnonHugePages: %llu kB", &kib) == 1)
-			sum += kib * 1024;
-	}
-	return MIN(sum, bytes);
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "AnonHugePages: %llu kB", &kib) == 1)
+			return kib * 1024;
+	return 0;
 }
 
 static int tell_ready(struct service *s, struct err *err)
@@ -293,7 +291,7 @@ static int tell_ready(struct service *s, struct err *err)
 		.read_bytes_per_second = readrate_measure(s->dev, s->weights->memory,
 							  s->weights->bytes),
 		.load_us = load_us,
-		.huge_bytes = huge_bytes(s->weights->memory, s->weights->reserved_bytes),
+		.huge_bytes = huge_bytes(),
 	};
 	int r;
 

@@ -131,10 +131,25 @@ static json_t *describe_executor(const struct engine *e)
 	return o;
 }
 
+/* What the kernel does about huge pages for shared memory, which the KV cache is in: never, advise, … */
+static const char *shared_huge_pages(char line[128])
+{
+	_cleanup_(fclosep)
+		FILE *f = fopen("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "re");
+	char *word = f && fgets(line, 128, f) ? strchr(line, '[') : NULL;
+
+	if (!word)
+		return "unknown";
+	word[strcspn(word, "]")] = '\0';
+	return word + 1;
+}
+
 static json_t *describe_kv(const struct engine *e)
 {
 	json_t *o = json_object();
+	char line[128];
 
+	put(o, "huge_pages", json_string(shared_huge_pages(line)));
 	put(o, "pages", integer(kvpool_pages(e->kv)));
 	put(o, "free_pages", integer(kvpool_free_pages(e->kv)));
 	put(o, "page_tokens", integer(e->plan.page_tokens));
