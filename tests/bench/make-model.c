@@ -30,6 +30,8 @@ struct shape {
 static const struct shape shapes[] = {
 	{ "tiny", 128, 3, 1, 256, 64, 8, 2, 32, 8, 2, 1, 1536, 8192 },
 	{ "bench-5b", 2048, 16, 1, 6144, 768, 32, 4, 128, 64, 8, 1, 65536, 32768 },
+	/* GLM-4.5-Air, of which "air-Nlayer" has the first N layers */
+	{ "air", 4096, 46, 1, 10944, 1408, 96, 8, 128, 128, 8, 1, 151552, 131072 },
 };
 
 enum fill { FILL_NORMAL, FILL_NORM, FILL_BIAS32, FILL_CODES, FILL_SCALES, FILL_SHAPE };
@@ -448,8 +450,9 @@ static void usage(int code)
 {
 	fprintf(code ? stderr : stdout,
 		"make-model [--seed N] [--DIMENSION N]… [SHAPE] DIR\n\n"
-		"Writes a checkpoint of random weights. SHAPE: tiny (default) or bench-5b;\n"
-		"DIMENSION overrides one of:");
+		"Writes a checkpoint of random weights. SHAPE: tiny (default), bench-5b, or\n"
+		"air-1layer to air-46layer, GLM-4.5-Air's first layers; DIMENSION overrides\n"
+		"one of:");
 	for (size_t i = 0; i < ARRAY_SIZE(dimensions); i++)
 		fprintf(code ? stderr : stdout, " %s", dimensions[i].name);
 	fputc('\n', code ? stderr : stdout);
@@ -473,6 +476,25 @@ static void check(const struct shape *s)
 		return;
 	fprintf(stderr, "make-model: %s\n", wrong);
 	exit(2);
+}
+
+/* By its name, or by "air-Nlayer". */
+static bool find_shape(const char *name, struct shape *ret)
+{
+	uint32_t layers = 0;
+	int len = 0;
+
+	if (sscanf(name, "air-%2ulayer%n", &layers, &len) == 1 && len && !name[len])
+		name = "air";
+	for (size_t i = 0; i < ARRAY_SIZE(shapes); i++) {
+		if (strcmp(shapes[i].name, name) != 0)
+			continue;
+		*ret = shapes[i];
+		if (len)
+			ret->layers = layers;
+		return layers <= shapes[i].layers && (layers > 0 || !len);
+	}
+	return false;
 }
 
 int main(int argc, char **argv)
@@ -505,14 +527,8 @@ int main(int argc, char **argv)
 
 	m.dir = argv[argc - 1];
 	m.shape = shapes[0];
-	if (argc - optind == 2) {
-		m.shape.name = NULL;
-		for (size_t i = 0; i < ARRAY_SIZE(shapes); i++)
-			if (strcmp(shapes[i].name, argv[optind]) == 0)
-				m.shape = shapes[i];
-		if (!m.shape.name)
-			usage(2);
-	}
+	if (argc - optind == 2 && !find_shape(argv[optind], &m.shape))
+		usage(2);
 	for (size_t i = 0; i < ARRAY_SIZE(dimensions); i++)
 		if (wanted[i] != unset)
 			*(uint32_t *)((char *)&m.shape + dimensions[i].offset) = wanted[i];

@@ -5,6 +5,9 @@
 #include "tests/bench/peak.h"
 #include "tests/bench/subject.h"
 
+#define PEAK_PASSES 3
+#define WARM_TOKENS 16
+
 struct prefill {
 	struct subject *subject;
 	struct peaks *peaks;
@@ -13,12 +16,21 @@ struct prefill {
 	double flops; /* of the whole prompt */
 };
 
-/* The peak is measured before every chunk, so that it is of the same minute. */
+/* The best of a few: a chunk takes so long that a single pass could meet other work by chance. */
+static double best_peak(struct prefill *p)
+{
+	double best = 0;
+
+	for (int i = 0; i < PEAK_PASSES; i++)
+		best = MAX(best, peaks_pass(p->peaks, p->peak));
+	return best;
+}
+
+/* The peak is taken before every chunk and after the last, so that it is of the same minute. */
 static int once(void *userdata, double *ret_value, double *ret_limit)
 {
 	struct prefill *p = userdata;
-	struct bench_series peaks = { .n = 0 };
-	double seconds = 0;
+	double seconds = 0, peak = 0;
 
 	p->flops = 0;
 	for (uint32_t at = 0; at < p->n_tokens; at += SUBJECT_CHUNK_TOKENS) {
@@ -26,15 +38,16 @@ static int once(void *userdata, double *ret_value, double *ret_limit)
 		struct subject_step step;
 		int r;
 
-		bench_add(&peaks, peaks_pass(p->peaks, p->peak));
+		peak = MAX(peak, best_peak(p));
 		r = subject_prefill(p->subject, at, n, at + n == p->n_tokens, &step);
 		if (r < 0)
 			return r;
 		seconds += step.seconds;
 		p->flops += step.flops;
 	}
+	peak = MAX(peak, best_peak(p));
 	*ret_value = p->n_tokens / seconds;
-	*ret_limit = p->n_tokens * bench_median(&peaks) / p->flops;
+	*ret_limit = p->n_tokens * peak / p->flops;
 	return 0;
 }
 
@@ -42,6 +55,7 @@ static int measure(struct bench *b, const struct bench_figure *figure, struct er
 {
 	struct bench_row row = { .name = figure->name, .unit = "tokens/s", .kind = LIMIT_CEILING };
 	struct prefill p = { .n_tokens = figure->n };
+	struct subject_step warm;
 	uint32_t context;
 	int r;
 
@@ -57,6 +71,9 @@ static int measure(struct bench *b, const struct bench_figure *figure, struct er
 	context = subject_context(p.subject);
 	if (context < p.n_tokens)
 		return bench_skip(figure->name, "the model has %u positions", context);
+	r = subject_prefill(p.subject, 0, MIN(p.n_tokens, WARM_TOKENS), true, &warm);
+	if (r < 0)
+		return err_wrap(err, r, "a forward pass failed");
 	row.limit_name = peaks_name(p.peak);
 	r = bench_rounds(b, 1, once, &p, &row);
 	if (r < 0)
