@@ -14,6 +14,14 @@ enum weight_kind weight_kind_of(const struct weight_source *src);
 size_t weight_bytes(const struct dev *dev, enum weight_kind kind, uint32_t rows, uint32_t cols);
 
 /*
+ * Puts memory behind a part of a matrix, where the threads that will read it
+ * are: each NUMA node has a run of a matrix's rows. What is there is lost.
+ *
+ * part		rows @first, a multiple of 16, and on, of a matrix of @rows
+ */
+void weight_touch(const struct dev *dev, const struct weight *part, uint32_t first, uint32_t rows);
+
+/*
  * Packs @src into @dst, whose kind, rows, cols and data are set; the kind is
  * weight_kind_of(@src). Runs on the calling thread alone, so that several
  * loaders may pack at once. The value of every weight is kept exactly: int4

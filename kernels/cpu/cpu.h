@@ -14,6 +14,7 @@
 struct pool;
 struct linear_kernels;
 struct reservation;
+struct topology;
 
 typedef void (*pool_fn)(void *userdata, uint32_t thread, uint32_t n_threads);
 
@@ -35,6 +36,7 @@ struct stream {
 int pool_new(uint32_t n_threads, struct pool **ret);
 struct pool *pool_free(struct pool *pool);
 uint32_t pool_threads(const struct pool *pool);
+const struct topology *pool_topology(const struct pool *pool);
 /* Moves the calling thread to where worker @index, modulo their number, is at home. */
 void pool_settle(const struct pool *pool, uint32_t index);
 

@@ -301,3 +301,8 @@ void pool_settle(const struct pool *pool, uint32_t index)
 {
 	settle(pthread_self(), &pool->topology, index % pool->n_threads, pool->n_threads);
 }
+
+const struct topology *pool_topology(const struct pool *pool)
+{
+	return &pool->topology;
+}

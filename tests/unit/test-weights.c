@@ -7,6 +7,7 @@
 
 #include "daemon/exec/weights/weights.h"
 #include "tests/unit/edited.h"
+#include "tests/unit/nodes-made-up.h"
 
 #define ODD "model.safetensors"
 #define EXPERT "model.layers.1.mlp.experts.3.up_proj"
@@ -235,6 +236,18 @@ static void matrices_read_in_several_pieces_are_whole(void **state)
 	edited_close(&e);
 }
 
+static void weights_are_the_same_on_two_nodes(void **state)
+{
+	struct edited e;
+
+	(void)state;
+	nodes_make();
+	make_wide(&e);
+	loads_exactly(&e, isa_best());
+	edited_close(&e);
+	nodes_remove();
+}
+
 /* Odd, by hand: a group of 32 columns and 16 rows takes 1024 bytes in BF16, 320 in int4 with F32 scales. */
 static void sizes_are_those_of_the_layout(void **state)
 {
@@ -423,6 +436,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_value_of_the_golden_checkpoints_arrives),
 		cmocka_unit_test(matrices_read_in_several_pieces_are_whole),
+		cmocka_unit_test(weights_are_the_same_on_two_nodes),
 		cmocka_unit_test(sizes_are_those_of_the_layout),
 		cmocka_unit_test(a_scale_that_is_no_positive_number_is_named),
 		cmocka_unit_test(a_bad_scale_far_into_a_tensor_has_its_own_index),

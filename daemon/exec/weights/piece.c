@@ -179,6 +179,7 @@ static int load_matrix(const struct piece *p, struct dev *dev, const struct wind
 		if (r < 0 || (p->first == 0 && (r = check_shape(w, have, err)) < 0))
 			return r;
 	}
+	weight_touch(dev, &to, p->first, w->rows);
 	r = op_repack(dev, &to, &src, &i);
 	if (r == -EDOM)
 		return bad(err, w->scales, name_value(widen(src.scales, src.scale_type, i), buffer),
