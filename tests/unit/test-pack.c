@@ -61,7 +61,7 @@ static struct source source_new(enum dtype type, enum dtype scale_type, uint32_t
 		s.src.scale_type = scale_type;
 	}
 	s.to = (struct weight){ weight_kind_of(&s.src), rows, cols, NULL };
-	s.to.data = aligned_alloc(64, weight_bytes(NULL, s.to.kind, rows, cols));
+	s.to.data = aligned_alloc(64, (weight_bytes(NULL, s.to.kind, rows, cols) + 63) & ~63ul);
 	memset(s.to.data, 0xee, weight_bytes(NULL, s.to.kind, rows, cols));
 	return s;
 }

@@ -1,6 +1,7 @@
 /*
- * A checkpoint in the device's memory: streamed layer by layer with pread,
- * packed by the load threads while it streams, sealed when it is whole.
+ * A checkpoint in the device's memory: read in the order of its files, past the
+ * page cache unless that has it, packed by the threads that read it, sealed
+ * when it is whole. Never mapped: a file that shrinks would be a SIGBUS.
  */
 #pragma once
 
@@ -34,8 +35,9 @@ struct weights {
 typedef void (*weights_progress_fn)(uint64_t done_bytes, uint64_t total_bytes, void *userdata);
 
 /*
- * Loads @c with all threads of @dev. The files are statx'ed before and after;
- * staging memory is bounded (a few tensors a thread), never a whole file.
+ * Loads @c with as many threads as @dev has and a few more. The files are
+ * statx'ed before and after; staging memory is bounded (8 MiB a thread, or one
+ * run of 16 rows), never a whole file.
  *
  * Returns 0; -EBADMSG naming file and tensor: NaN, infinite, zero or negative
  * scales, non-finite norms or biases, weight_shape that disagrees, a file that
