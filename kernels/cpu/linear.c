@@ -1,9 +1,9 @@
 /* op_linears() and op_embed(): checks, activations, and the cutting of matrices among threads. */
 #include <errno.h>
-#include <stdatomic.h>
 
 #include "kernels/cpu/acts.h"
 #include "kernels/cpu/exact.h"
+#include "kernels/cpu/nodes.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/linear.h"
 
@@ -15,8 +15,8 @@ struct linears {
 	uint32_t n_jobs;
 	struct acts acts;
 	const struct linear_kernels *kernels;
-	uint32_t n_chunks;
-	_Atomic uint32_t next;
+	const struct dev *dev;
+	struct work_left chunks[OP_LINEARS_MAX]; /* of each job */
 };
 
 const struct linear_kernels *linear_kernels_of(enum isa isa)
@@ -103,16 +103,13 @@ static void run_chunk(const struct linears *l, const struct linear_job *job, uin
 static void run_linears(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct linears *l = userdata;
-	uint32_t i;
+	const uint32_t node = node_of_thread(l->dev, thread);
+	uint32_t chunk;
 
-	(void)thread, (void)n_threads;
-	while ((i = atomic_fetch_add_explicit(&l->next, 1, memory_order_relaxed)) < l->n_chunks) {
-		const struct linear_job *job = l->jobs;
-
-		for (; i >= chunks_of(job); job++)
-			i -= chunks_of(job);
-		run_chunk(l, job, i);
-	}
+	(void)n_threads;
+	for (uint32_t i = 0; i < l->n_jobs; i++)
+		while (work_left_take(&l->chunks[i], node, &chunk))
+			run_chunk(l, &l->jobs[i], chunk);
 }
 
 static int run_exact(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
@@ -128,8 +125,8 @@ static int run_exact(struct stream *st, const struct linear_job *jobs, uint32_t 
 int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
 	       const struct tensor *x)
 {
-	struct linears l = { .jobs = jobs, .n_jobs = n_jobs, .kernels = st->dev->linear };
 	const uint32_t tokens = x->shape[1], cols = x->shape[2];
+	struct linears l;
 	uint32_t forms = 0;
 	size_t at = 0;
 	int r;
@@ -140,14 +137,18 @@ int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs
 		return 0;
 	if (!x->data)
 		return -EINVAL;
-	for (uint32_t i = 0; i < n_jobs; i++) {
+	for (uint32_t i = 0; i < n_jobs; i++)
 		if (!job_fits(&jobs[i], x))
 			return -EINVAL;
-		l.n_chunks += chunks_of(&jobs[i]);
-	}
 	if (st->dev->isa == ISA_REF)
 		return run_exact(st, jobs, n_jobs, x);
 
+	l.jobs = jobs;
+	l.n_jobs = n_jobs;
+	l.kernels = st->dev->linear;
+	l.dev = st->dev;
+	for (uint32_t i = 0; i < n_jobs; i++)
+		work_left_init(&l.chunks[i], st->dev, chunks_of(&jobs[i]));
 	for (uint32_t i = 0; i < n_jobs; i++)
 		forms |= acts_form(st->dev, jobs[i].w->kind, tokens);
 	r = acts_take(st, &l.acts, &at, x->data, tokens, cols, forms);

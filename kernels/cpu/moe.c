@@ -5,12 +5,12 @@
  * where a thread owns rows of the output and adds the experts in order.
  */
 #include <errno.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "kernels/cpu/acts.h"
 #include "kernels/cpu/exact.h"
 #include "kernels/cpu/moe-parts.h"
+#include "kernels/cpu/nodes.h"
 #include "kernels/cpu/pack.h"
 
 /* Turns that every thread shall have of an operation, and how long a turn may be. */
@@ -27,14 +27,15 @@ struct moe {
 		uint8_t *rows;		  /* [n][row_bytes] in the form of down */
 		const uint8_t **at;	  /* [n] */
 		size_t row_bytes;
-		uint32_t first_item;
-	} * hidden; /* [n_parts] */
-	uint32_t n_parts, n_items, tokens, dim;
+		struct work_left turns; /* of up_pairs each */
+	} * hidden;			/* [n_parts] */
+	const struct dev *dev;
+	uint32_t n_parts, tokens, dim;
 	uint32_t up_pairs, down_pairs; /* that a thread takes at a time */
 	struct acts acts;
 	float *y;
-	float *sums; /* [n_threads][down_pairs][tokens][MUL_ROWS] */
-	_Atomic uint32_t next_up, next_down;
+	float *sums;		     /* [n_threads][down_pairs][tokens][MUL_ROWS] */
+	struct work_left down_turns; /* of down_pairs each */
 };
 
 static uint32_t pairs_of(uint32_t rows)
@@ -94,19 +95,17 @@ static uint32_t pairs_at_once(uint32_t n_pairs, uint32_t n_threads, uint32_t mos
 static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct moe *m = userdata;
-	uint32_t i, part = 0;
+	const uint32_t node = node_of_thread(m->dev, thread);
+	uint32_t turn;
 
-	(void)thread, (void)n_threads;
-	while ((i = atomic_fetch_add_explicit(&m->next_up, 1, memory_order_relaxed)) < m->n_items) {
-		uint32_t pair, end;
+	(void)n_threads;
+	for (uint32_t part = 0; part < m->n_parts; part++) {
+		const uint32_t n_pairs = pairs_of(m->parts[part].ffn_dim);
 
-		while (part + 1 < m->n_parts && i >= m->hidden[part + 1].first_item)
-			part++;
-		pair = (i - m->hidden[part].first_item) * m->up_pairs;
-		end = pairs_of(m->parts[part].ffn_dim);
-		end = end - pair < m->up_pairs ? end : pair + m->up_pairs;
-		for (; pair < end; pair++)
-			run_up_pair(m, part, pair);
+		while (work_left_take(&m->hidden[part].turns, node, &turn))
+			for (uint32_t i = 0; i < m->up_pairs && turn * m->up_pairs + i < n_pairs;
+			     i++)
+				run_up_pair(m, part, turn * m->up_pairs + i);
 	}
 }
 
@@ -146,14 +145,13 @@ static void run_down(void *userdata, uint32_t thread, uint32_t n_threads)
 	struct moe *m = userdata;
 	const size_t pair_sums = (size_t)m->tokens * MUL_ROWS;
 	float *sums = m->sums + thread * m->down_pairs * pair_sums;
-	const uint32_t n_pairs = pairs_of(m->dim);
-	uint32_t pair;
+	const uint32_t node = node_of_thread(m->dev, thread), n_pairs = pairs_of(m->dim);
+	uint32_t turn;
 
 	(void)n_threads;
-	while ((pair = atomic_fetch_add_explicit(&m->next_down, m->down_pairs,
-						 memory_order_relaxed)) < n_pairs) {
-		const uint32_t left = n_pairs - pair,
-			       n = left < m->down_pairs ? left : m->down_pairs;
+	while (work_left_take(&m->down_turns, node, &turn)) {
+		const uint32_t pair = turn * m->down_pairs, left = n_pairs - pair;
+		const uint32_t n = left < m->down_pairs ? left : m->down_pairs;
 
 		memset(sums, 0, n * pair_sums * sizeof(*sums));
 		for (uint32_t part = 0; part < m->n_parts; part++)
@@ -196,6 +194,7 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 {
 	struct moe m = {
 		.kernels = st->dev->linear,
+		.dev = st->dev,
 		.parts = parts,
 		.n_parts = n_parts,
 		.tokens = tokens,
@@ -228,9 +227,10 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 		r = place_hidden(st, &at, &m, i);
 		if (r < 0)
 			return r;
-		m.hidden[i].first_item = m.n_items;
-		m.n_items += (pairs_of(parts[i].ffn_dim) + m.up_pairs - 1) / m.up_pairs;
+		work_left_init(&m.hidden[i].turns, st->dev,
+			       (pairs_of(parts[i].ffn_dim) + m.up_pairs - 1) / m.up_pairs);
 	}
+	work_left_init(&m.down_turns, st->dev, (pairs_of(dim) + m.down_pairs - 1) / m.down_pairs);
 	pool_run(st->dev, run_up, &m);
 	pool_run(st->dev, run_down, &m);
 	return 0;
