@@ -244,26 +244,31 @@ static const struct option options[] = {
 	{ 0 },
 };
 
-static int usage(FILE *f)
+static int refuse(void)
 {
-	fprintf(f, "Usage: bench [OPTION…] [NAME…]\n\n");
+	fprintf(stderr, "bench: --help lists options and names\n");
+	return 2;
+}
+
+static int help(void)
+{
+	printf("Usage: bench [OPTION…] [NAME…]\n\n");
 	for (size_t i = 0; i < ARRAY_SIZE(families); i++)
 		for (const struct bench_figure *figure = families[i]; figure->name; figure++)
-			fprintf(f, "  %-20s %s\n", figure->name, figure->help);
-	fprintf(f,
-		"\n"
-		"  --json           one JSON object a line\n"
-		"  --model DIR      a checkpoint; else " MODEL_SHAPE " is made, once, in\n"
-		"                   $TMPDIR/" MODEL_DIR " or ./" MODEL_DIR "\n"
-		"  --isa NAME       auto, avx512bf16, avx512, avx2, portable, ref\n"
-		"  --threads N      one per core if not given\n"
-		"  --rounds N       of which the median is shown (5); fewer where one takes long\n"
-		"  --socket PATH    of a running daemon, for ask-overhead\n"
-		"  --steamctl PATH  the command to time (the one built here, or in PATH)\n"
-		"\n"
-		"Exit status: 0; 1 if something failed, or if a row is better than its limit\n"
-		"allows, and so wrong; 2 usage.\n");
-	return f == stdout ? 0 : 2;
+			printf("  %-20s %s\n", figure->name, figure->help);
+	printf("\n"
+	       "  --json           one JSON object a line\n"
+	       "  --model DIR      a checkpoint; else " MODEL_SHAPE " is made, once, in\n"
+	       "                   $TMPDIR/" MODEL_DIR " or ./" MODEL_DIR "\n"
+	       "  --isa NAME       auto, avx512bf16, avx512, avx2, portable, ref\n"
+	       "  --threads N      one per core if not given\n"
+	       "  --rounds N       of which the median is shown (5); fewer where one takes long\n"
+	       "  --socket PATH    of a running daemon, for ask-overhead\n"
+	       "  --steamctl PATH  the command to time (the one built here, or in PATH)\n"
+	       "\n"
+	       "Exit status: 0; 1 if something failed, or if a row is better than its limit\n"
+	       "allows, and so wrong; 2 usage.\n");
+	return ferror(stdout) ? 1 : 0;
 }
 
 static bool read_number(const char *text, uint32_t max, uint32_t *ret)
@@ -277,6 +282,15 @@ static bool read_number(const char *text, uint32_t max, uint32_t *ret)
 	return true;
 }
 
+/* Says what is wrong with the argument, if something is. */
+static bool is_right(bool right, const char *wanted)
+{
+	if (!right)
+		fprintf(stderr, "bench: '%s' is not %s\n", optarg, wanted);
+	return right;
+}
+
+/* What getopt_long() does not know it has complained of itself. */
 static bool read_option(struct bench *b, int opt)
 {
 	switch (opt) {
@@ -287,11 +301,13 @@ static bool read_option(struct bench *b, int opt)
 		b->model = optarg;
 		return true;
 	case 'i':
-		return isa_parse(optarg, &b->isa) == 0;
+		return is_right(isa_parse(optarg, &b->isa) == 0, "an instruction set");
 	case 't':
-		return read_number(optarg, THREADS_MAX, &b->n_threads);
+		return is_right(read_number(optarg, THREADS_MAX, &b->n_threads),
+				"a number of threads from 1 to 1024");
 	case 'r':
-		return read_number(optarg, ROUNDS_MAX, &b->rounds);
+		return is_right(read_number(optarg, ROUNDS_MAX, &b->rounds),
+				"a number of rounds from 1 to 100");
 	case 's':
 		b->socket = optarg;
 		return true;
@@ -308,6 +324,7 @@ static bool is_name(char *name)
 		for (const struct bench_figure *f = families[i]; f->name; f++)
 			if (is_wanted(f, 1, &name))
 				return true;
+	fprintf(stderr, "bench: there is no figure '%s'\n", name);
 	return false;
 }
 
@@ -319,13 +336,13 @@ int main(int argc, char **argv)
 
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) >= 0) {
 		if (opt == 'h')
-			return usage(stdout);
+			return help();
 		if (!read_option(&b, opt))
-			return usage(stderr);
+			return refuse();
 	}
 	for (int i = optind; i < argc; i++)
 		if (!is_name(argv[i]))
-			return usage(stderr);
+			return refuse();
 
 	r = measure(&b, argc - optind, argv + optind, &err);
 	close_dev(&b);

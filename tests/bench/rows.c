@@ -8,7 +8,7 @@
 
 #include "tests/bench/bench.h"
 
-#define BUDGET_S 12 /* of one figure; a round under way is finished */
+#define BUDGET_S 8 /* of one figure; a round under way is finished */
 
 void bench_add(struct bench_series *s, double value)
 {

@@ -74,8 +74,10 @@ fi
 
 check "the table has a heading and the row" \
 	[ "$("$bench" --rounds 1 --model "$air" decode-b1 2>/dev/null | wc -l)" -eq 2 ]
-check "an unknown name is refused" ends_with 2 Usage nonsense
-check "no rounds are refused" ends_with 2 Usage --rounds 0
+check "an unknown name is refused" ends_with 2 "no figure 'nonsense'" decode-b1 nonsense
+check "no rounds are refused" ends_with 2 "'0' is not a number of rounds" --rounds 0
+check "an unknown instruction set is refused" ends_with 2 "'x86' is not an instruction set" --isa x86
+check "--help lists the names" grep -q '^  decode-ctx8k ' <("$bench" --help)
 check "ask-overhead needs a socket" ends_with 0 'left out: it needs --socket' ask-overhead
 check "a socket without a daemon is named" \
 	ends_with 1 /nonexistent/socket --socket /nonexistent/socket ask-overhead
