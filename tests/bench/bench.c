@@ -52,8 +52,9 @@ int bench_dev(struct bench *b, struct dev **ret, struct err *err)
 
 		if (r < 0)
 			return err_wrap(err, r, "cannot open a device for %s", isa_name(b->isa));
-		if (b->n_rows == 0)
+		if (!b->told_machine)
 			tell_machine(b->dev);
+		b->told_machine = true;
 	}
 	*ret = b->dev;
 	return 0;

@@ -77,6 +77,7 @@ struct bench {
 	struct checkpoint *checkpoint;
 	struct subject *subject;
 	char *made_dir;
+	bool told_machine;
 };
 
 /*

@@ -19,20 +19,33 @@ struct load {
 	struct err *err;
 };
 
+/* What the disk gives, of before and after: a disk has moods, and this is the best of them. */
+static int read_disk(struct load *l, double *best)
+{
+	double rate;
+	int r = disk_forget(l->checkpoint, l->err);
+
+	if (r == 0)
+		r = disk_read(l->checkpoint, &rate, l->err);
+	if (r == 0)
+		*best = MAX(*best, rate);
+	return r;
+}
+
 static int once(void *userdata, double *ret_value, double *ret_limit)
 {
 	struct load *l = userdata;
 	const double copy = bandwidth_copy(l->memory);
 	struct subject *subject;
-	double disk;
+	double disk = 0;
 	int r;
 
 	bench_drop_subject(l->b);
-	r = disk_forget(l->checkpoint, l->err);
-	if (r == 0)
-		r = disk_read(l->checkpoint, &disk, l->err);
+	r = read_disk(l, &disk);
 	if (r == 0)
 		r = bench_subject(l->b, &subject, l->err);
+	if (r == 0)
+		r = read_disk(l, &disk);
 	if (r < 0)
 		return r;
 	*ret_value = (double)l->checkpoint->bytes / subject_load_s(subject) / 1e9;

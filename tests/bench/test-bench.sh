@@ -72,6 +72,7 @@ if "$bench" --rounds 1 peak-fma 2>/dev/null | grep -q peak-fma; then
 	check "what was not asked for is not printed" [ "$(wc -l <<<"$rows")" -eq 3 ]
 fi
 
+check "what is possible is no error" ends_with 0 threads --rounds 1 --model "$air" decode-b1 memory tokenizer
 check "the table has a heading and the row" \
 	[ "$("$bench" --rounds 1 --model "$air" decode-b1 2>/dev/null | wc -l)" -eq 2 ]
 check "an unknown name is refused" ends_with 2 "no figure 'nonsense'" decode-b1 nonsense
