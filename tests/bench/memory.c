@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #include "client/wire/step.h"
 #include "daemon/exec/weights/checkpoint.h"
@@ -190,10 +191,15 @@ static int serve(struct server *s, double *ret_bytes)
 	return r;
 }
 
+/* Returns when the executor's memory is free again. */
 static void stop(struct server *s)
 {
+	const pid_t pid = s->executor ? executor_pid(s->executor) : 0;
+
 	if (s->executor)
 		executor_stop(s->executor);
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
 	executor_free(s->executor);
 	sd_event_unref(s->loop);
 	kvpool_free(s->pool);
