@@ -94,7 +94,7 @@ static inline void take_fixed(uint8_t *row, uint32_t at, uint32_t row_groups, co
 			const int32_t h = (v[i] + 128) >> 8;
 
 			high[i] = (int8_t)h;
-			low[i] = (int8_t)(v[i] - (h << 8));
+			low[i] = (int8_t)(v[i] - 256 * h);
 			sum += v[i];
 		}
 		groups[g].sum8 = 8 * sum;
