@@ -102,16 +102,8 @@ INLINE void add_columns(float (*sums)[MUL_ROWS], const uint8_t *w, size_t strip_
 		__m256 columns[HALVES];
 
 #pragma GCC unroll 4
-		for (int h = 0; h < H; h++) {
-			const uint8_t *p = w + h / 2 * strip_bytes + h % 2 * 32;
-
-			if (!odd && h % 2 == 0) {
-				_mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
-				if (f32)
-					_mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
-			}
-			columns[h] = load_columns(p, odd, f32);
-		}
+		for (int h = 0; h < H; h++)
+			columns[h] = load_columns(w + h / 2 * strip_bytes + h % 2 * 32, odd, f32);
 #pragma GCC unroll 6
 		for (int t = 0; t < T; t++) {
 			const __m256 one = _mm256_broadcast_ss(xt[t] + 2 * j);
