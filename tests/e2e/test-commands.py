@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """The commands that scripts rely on, against the reference data, through the real daemon."""
+import contextlib
+
 from steamd_e2e import *
 
 
@@ -266,9 +268,16 @@ def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():
         read_until(lambda: b"(stopped)" in seen)
         wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 10, "the turn's end")
         os.write(fd, b"/help\n")
-        read_until(lambda: b"Ctrl-D" in seen)
-        os.write(fd, b"\x04")
-        os.waitpid(pid, 0)
+        read_until(lambda: b"Ctrl-D" in seen and seen.endswith(b"> "))
+
+        def has_left():
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                return True
+            with contextlib.suppress(OSError):
+                os.write(fd, b"\x04")  # one that comes before the line editor listens is lost
+            return False
+
+        wait_for(has_left, 20, "the chat's end")
         assert "hello there" in (d.dir / "xdg" / "steamctl" / "history").read_text().replace("\\040", " ")
 
 
