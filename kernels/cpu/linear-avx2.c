@@ -23,18 +23,15 @@
 #define KEEP(v) __asm__("" : "+x"(v))
 #define ADD_EPI32(sum, v) __asm__("vpaddd %1, %0, %0" : "+x"(sum) : "x"(v))
 
-INLINE void load_pair(const uint8_t *p, const bool f32, __m256 *even, __m256 *odd)
+/* The even (or odd) columns of one half strip at @p, a pair of columns. */
+INLINE __m256 load_columns(const uint8_t *p, const bool odd, const bool f32)
 {
-	__m256i q;
-
-	if (f32) {
-		*even = _mm256_loadu_ps((const float *)p);
-		*odd = _mm256_loadu_ps((const float *)(p + 64));
-		return;
-	}
-	q = _mm256_loadu_si256((const __m256i *)p);
-	*even = _mm256_castsi256_ps(_mm256_slli_epi32(q, 16));
-	*odd = _mm256_castsi256_ps(_mm256_and_si256(q, _mm256_set1_epi32((int)0xffff0000)));
+	if (f32)
+		return _mm256_loadu_ps((const float *)(p + (odd ? 64 : 0)));
+	if (odd)
+		return _mm256_and_ps(_mm256_loadu_ps((const float *)p),
+				     _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
+	return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));
 }
 
 /* One token times H halves of strips; the third and fourth are the next strip's. */
@@ -55,32 +52,19 @@ INLINE void mul_float_one(float *out, const uint8_t *w, size_t strip_bytes, uint
 #pragma GCC unroll 4
 		for (int h = 0; h < H; h++) {
 			const uint8_t *p = w + h / 2 * strip_bytes + h % 2 * 32;
-			__m256 w_even, w_odd;
 
 			if (h % 2 == 0) {
 				_mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
 				if (f32)
 					_mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
 			}
-			load_pair(p, f32, &w_even, &w_odd);
-			even[h] = _mm256_fmadd_ps(w_even, x_even, even[h]);
-			odd[h] = _mm256_fmadd_ps(w_odd, x_odd, odd[h]);
+			even[h] = _mm256_fmadd_ps(load_columns(p, false, f32), x_even, even[h]);
+			odd[h] = _mm256_fmadd_ps(load_columns(p, true, f32), x_odd, odd[h]);
 		}
 	}
 #pragma GCC unroll 4
 	for (int h = 0; h < H; h++)
 		_mm256_store_ps(out + h * HALF, _mm256_add_ps(even[h], odd[h]));
-}
-
-/* The even (or odd) columns of one half strip at @p, a pair of columns. */
-INLINE __m256 load_columns(const uint8_t *p, const bool odd, const bool f32)
-{
-	if (f32)
-		return _mm256_loadu_ps((const float *)(p + (odd ? 64 : 0)));
-	if (odd)
-		return _mm256_and_ps(_mm256_loadu_ps((const float *)p),
-				     _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
-	return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_loadu_si256((const __m256i *)p), 16));
 }
 
 /* sums[t] += every other column from @k on, n_pairs of them, of H halves of strips times T tokens. */
