@@ -37,6 +37,8 @@ int pool_new(uint32_t n_threads, struct pool **ret);
 struct pool *pool_free(struct pool *pool);
 uint32_t pool_threads(const struct pool *pool);
 const struct topology *pool_topology(const struct pool *pool);
+/* Threads of node @node begin at this one and end before that of node + 1; up to TOPOLOGY_NODES_MAX. */
+uint32_t pool_first_thread(const struct pool *pool, uint32_t node);
 /* Moves the calling thread to where worker @index, modulo their number, is at home. */
 void pool_settle(const struct pool *pool, uint32_t index);
 

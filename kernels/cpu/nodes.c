@@ -20,13 +20,9 @@ uint32_t node_of_thread(const struct dev *dev, uint32_t thread)
 void node_share(const struct dev *dev, uint32_t node, uint32_t n, uint32_t *ret_from,
 		uint32_t *ret_to)
 {
-	uint32_t from = 0, to;
+	const uint32_t from = pool_first_thread(dev->pool, node);
+	const uint32_t to = pool_first_thread(dev->pool, node + 1);
 
-	while (from < dev->n_threads && node_of_thread(dev, from) < node)
-		from++;
-	to = from;
-	while (to < dev->n_threads && node_of_thread(dev, to) == node)
-		to++;
 	*ret_from = (uint32_t)((uint64_t)n * from / dev->n_threads);
 	*ret_to = (uint32_t)((uint64_t)n * to / dev->n_threads);
 }

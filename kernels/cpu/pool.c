@@ -39,6 +39,7 @@ struct pool {
 	uint32_t caller_csr;
 	cpu_set_t caller_cpus;
 	struct topology topology;
+	uint32_t first_thread[TOPOLOGY_NODES_MAX + 1]; /* by node; n_threads behind the last */
 	struct worker {
 		_Alignas(64) _Atomic uint32_t taken; /* the run that its share was last taken of */
 		struct pool *pool;
@@ -266,6 +267,11 @@ int pool_new(uint32_t n_threads, struct pool **ret)
 		.topology = topology,
 	};
 
+	/* threads lie by node, so those before a node's first are counted */
+	for (uint32_t node = 0; node <= TOPOLOGY_NODES_MAX; node++)
+		while (pool->first_thread[node] < n_threads &&
+		       topology_node_of(&topology, pool->first_thread[node], n_threads) < node)
+			pool->first_thread[node]++;
 	for (uint32_t i = 1; i < n_threads && r == 0; i++)
 		r = start_worker(pool, i);
 	if (r < 0) {
@@ -300,6 +306,11 @@ uint32_t pool_threads(const struct pool *pool)
 void pool_settle(const struct pool *pool, uint32_t index)
 {
 	settle(pthread_self(), &pool->topology, index % pool->n_threads, pool->n_threads);
+}
+
+uint32_t pool_first_thread(const struct pool *pool, uint32_t node)
+{
+	return pool->first_thread[node];
 }
 
 const struct topology *pool_topology(const struct pool *pool)
