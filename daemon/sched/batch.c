@@ -5,7 +5,8 @@
 #include "daemon/base/clock.h"
 #include "daemon/sched/queue.h"
 
-#define PREFILL_SHARE 4 /* of a step's tokens, one in so many is kept for prompts that wait */
+#define KNOWN_TOKENS 16384 /* in one row: nothing is computed, but their ids take room */
+#define PREFILL_SHARE 4	   /* of a step's tokens, one in so many is kept for prompts that wait */
 
 struct batch {
 	struct sched *s;
@@ -27,6 +28,12 @@ static uint32_t left_to_feed(const struct turn *t)
 	const uint32_t known = sched_to_feed(t);
 
 	return t->sampling || t->n_fed >= known ? 0 : known - t->n_fed;
+}
+
+/* Tokens that were found in the cache and that the slot is still to be told. */
+static uint32_t left_to_tell(const struct turn *t)
+{
+	return t->n_fed < t->n_known ? t->n_known - t->n_fed : 0;
 }
 
 static bool can_decode(const struct turn *t)
@@ -102,6 +109,8 @@ static void put_feed(struct batch *b, const struct turn *t, struct row *row, uin
 	row->n_tokens = (uint16_t)n;
 	row->at = t->n_fed;
 	row->tokens_off = put(b, ids, n * sizeof(*ids));
+	if (left_to_tell(t) > 0)
+		row->flags = ROW_KNOWN;
 	if (t->rec->score) {
 		row->flags = ROW_SCORE;
 		row->n_top = t->rec->n_top;
@@ -117,6 +126,7 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 {
 	struct flight *f = b->flight;
 	struct row row = { .kind = ROW_CONT, .slot = t->rec->slot };
+	const bool is_known = left_to_tell(t) > 0;
 
 	if (f->n_rows == STEP_ROWS_MAX || t->rec->n_pages - t->n_pages_sent > UINT16_MAX ||
 	    b->used + row_bytes(t, is_cont ? 0 : n_tokens) > STEP_PAYLOAD_BYTES)
@@ -142,10 +152,10 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	f->n_rows++;
 	if (is_cont)
 		f->load.n_decoding++;
-	else
+	else if (!is_known)
 		pace_add(&f->load, t->n_fed, n_tokens);
 	t->n_fed += n_tokens;
-	b->n_tokens -= n_tokens;
+	b->n_tokens -= is_known ? 0 : n_tokens;
 	return true;
 }
 
@@ -159,10 +169,10 @@ static bool grant_pages(struct sched *s)
 	for (t = s->first; t; t = t->next) {
 		uint32_t n = left_to_feed(t);
 
-		if (!is_running(t) || t->paused || (n == 0 && !can_decode(t)))
+		if (!is_running(t) || t->paused || t->settling || (n == 0 && !can_decode(t)))
 			continue;
 		feeds |= n > 0;
-		n = n > 0 ? MIN(n, step_tokens) : 1;
+		n = n > 0 ? left_to_tell(t) + MIN(n - left_to_tell(t), step_tokens) : 1;
 		if (n > covered(t))
 			sched_grow(t, (uint64_t)t->n_fed +
 					      n); /* if not, it gets what it has pages for */
@@ -206,8 +216,8 @@ static struct turn *next_feeding(const struct batch *b)
 	for (struct turn *t = s->first; t; t = t->next) {
 		const uint32_t uid = t->rec->uid;
 
-		if (!is_running(t) || t->paused || left_to_feed(t) == 0 || covered(t) == 0 ||
-		    has_row(b->flight, t))
+		if (!is_running(t) || t->paused || t->settling || left_to_feed(t) == 0 ||
+		    covered(t) == 0 || has_row(b->flight, t))
 			continue;
 		if (!lowest || uid < lowest->rec->uid)
 			lowest = t;
@@ -230,7 +240,9 @@ static void add_feeding(struct batch *b)
 	while (b->n_tokens > 0 && (t = next_feeding(b))) {
 		uint32_t n = MIN(MIN(left_to_feed(t), covered(t)), b->n_tokens);
 
-		if (paced)
+		if (left_to_tell(t) > 0)
+			n = MIN(left_to_tell(t), (uint32_t)KNOWN_TOKENS);
+		else if (paced)
 			n = pace_take(&budget, t->n_fed, n);
 		if (n == 0 || !add_row(b, t, n, false))
 			return;
@@ -263,6 +275,26 @@ static void publish(struct batch *b, struct ring *ring)
 	}
 }
 
+/* What the cache wants to have done to its pages; before the rows that come after. */
+static bool push_moves(struct sched *s, struct ring *ring)
+{
+	struct flight *f = &s->flights[s->n_flights];
+	void *payload = ring_stage(ring);
+	struct step step = { .kind = STEP_MOVE };
+
+	if (!payload)
+		return false;
+	step.n_rows = (uint16_t)kvcache_moves(s->cache, payload, STEP_MOVES_MAX);
+	if (step.n_rows == 0)
+		return false;
+	step.payload_bytes = step.n_rows * sizeof(struct step_move);
+	f->n_rows = step.n_rows;
+	f->is_move = true;
+	f->id = ring_push(ring, &step);
+	s->n_flights++;
+	return true;
+}
+
 static bool push_one(struct sched *s, struct ring *ring)
 {
 	const uint32_t n_tokens = MIN(s->settings->batch_tokens, (uint32_t)STEP_TOKENS_MAX);
@@ -273,12 +305,17 @@ static bool push_one(struct sched *s, struct ring *ring)
 		.used = STEP_ROWS_MAX * sizeof(struct row),
 		.n_tokens = n_tokens,
 	};
+	bool feeds;
 
 	if (!b.payload)
 		return false;
+	feeds = grant_pages(s);
+	if (push_moves(s, ring))
+		return true;
 	b.flight->n_rows = 0;
+	b.flight->is_move = false;
 	b.flight->load = (struct pace_load){ 0 };
-	add_decoding(&b, grant_pages(s) ? n_tokens / PREFILL_SHARE : 0);
+	add_decoding(&b, feeds ? n_tokens / PREFILL_SHARE : 0);
 	add_feeding(&b);
 	if (b.flight->n_rows == 0)
 		return false;

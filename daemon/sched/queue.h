@@ -15,6 +15,7 @@ struct flight_row {
 struct flight {
 	uint64_t id;
 	uint32_t n_rows;
+	bool is_move; /* then rows are none of a turn's */
 	struct pace_load load;
 	struct flight_row rows[STEP_ROWS_MAX];
 };
@@ -22,7 +23,8 @@ struct flight {
 struct sched {
 	sd_event *loop;
 	const struct settings *settings;
-	struct kvpool *kv;
+	struct kvcache *cache;
+	struct kvpool *kv; /* the cache's */
 	struct turns *turns;
 	struct executor *executor;
 	void (*on_applied)(void *userdata);
@@ -59,7 +61,12 @@ uint32_t sched_to_feed(const struct turn *turn); /* tokens known that the execut
 /* How it ends by what its record holds; FINISH_NONE: not yet. */
 enum turn_finish sched_verdict(const struct turn *turn);
 
+/* What the turn's slot has computed is worth finding again; @tail: it computes no more. */
+void sched_seal(struct turn *turn, bool tail);
+
 /* admit.c */
+/* Turns whose pages were being made sure of go on, or are put back; returns whether any was. */
+bool sched_settle(struct sched *s);
 void sched_admit(struct sched *s);
 /* Makes the page table reach @n_tokens; preempts if it must. False: not now, or the turn itself was put back. */
 bool sched_grow(struct turn *turn, uint64_t n_tokens);
