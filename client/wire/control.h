@@ -15,7 +15,7 @@
 
 #include <stdint.h>
 
-#define CONTROL_VERSION 2
+#define CONTROL_VERSION 3
 #define CONTROL_FD 3
 #define CONTROL_PATH_MAX 4096
 
@@ -45,6 +45,7 @@ struct control_ready {
 	uint64_t read_bytes_per_second; /* by its threads, of its weights, just after the load */
 	uint64_t load_us;
 	uint64_t huge_bytes;	   /* of the executor that are in huge pages */
+	uint8_t fingerprint[16];   /* of the checkpoint as it was loaded: daemon/exec/weights/fingerprint.h */
 	char isa[32];		   /* the one in use */
 	char device[64];	   /* processor's name */
 };

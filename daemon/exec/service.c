@@ -295,6 +295,8 @@ static int tell_ready(struct service *s, struct err *err)
 	};
 	int r;
 
+	memcpy(ready.fingerprint, fingerprint_whole(s->weights->fingerprint),
+	       sizeof(ready.fingerprint));
 	snprintf(ready.isa, sizeof(ready.isa), "%s", isa_name(dev_isa(s->dev)));
 	read_device_name(ready.device, sizeof(ready.device));
 	r = send_packet(s, &ready, sizeof(ready));

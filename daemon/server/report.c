@@ -21,6 +21,15 @@ static json_t *integer(uint64_t value)
 	return json_integer((json_int_t)value);
 }
 
+static json_t *hex(const uint8_t *data, size_t n)
+{
+	char text[64] = "";
+
+	for (size_t i = 0; i < n && 2 * i + 2 < sizeof(text); i++)
+		snprintf(text + 2 * i, 3, "%02x", data[i]);
+	return json_string(text);
+}
+
 static char *dump(json_t *object)
 {
 	char *text = object ? json_dumps(object, JSON_COMPACT) : NULL;
@@ -127,6 +136,7 @@ static json_t *describe_executor(const struct engine *e)
 		put(o, "decode_bytes", integer(ready->decode_bytes));
 		put(o, "read_bytes_per_second", integer(ready->read_bytes_per_second));
 		put(o, "load_ms", integer(ready->load_us / US_PER_MS));
+		put(o, "fingerprint", hex(ready->fingerprint, sizeof(ready->fingerprint)));
 	}
 	return o;
 }

@@ -10,6 +10,8 @@
 #define STRIP_ROWS 16
 #define PIECE_BYTES (4u << 20) /* of a matrix, read and packed by one thread */
 
+_Static_assert(STRIP_ROWS % FINGERPRINT_ROWS == 0, "a fingerprint does not know pieces");
+
 struct layout {
 	const struct checkpoint *c;
 	struct dev *dev;
@@ -272,11 +274,13 @@ int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_f
 	if (r == 0)
 		r = check_files(c, err);
 	if (r == 0)
+		r = fingerprint_new(c, &w->fingerprint);
+	if (r == 0)
 		r = make_memory(&l, err);
 	if (r == 0) {
 		if (progress)
 			progress(0, l.plan.total_bytes, userdata);
-		r = load_plan_run(&l.plan, c, dev, progress, userdata, err);
+		r = load_plan_run(&l.plan, c, dev, w->fingerprint, progress, userdata, err);
 		if (r == 0)
 			r = check_files(c, err);
 	}
@@ -285,6 +289,7 @@ int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_f
 	if (r < 0)
 		return r;
 
+	fingerprint_finish(w->fingerprint);
 	w->decode_bytes = decode_bytes(w);
 	r = dev_seal(dev, w->memory, w->reserved_bytes);
 	if (r < 0)
@@ -307,6 +312,7 @@ struct weights *weights_free(struct weights *w)
 	}
 	if (w->memory)
 		dev_unback(w->dev, w->memory, w->reserved_bytes);
+	fingerprint_free(w->fingerprint);
 	free(w->layers);
 	free(w);
 	return NULL;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "daemon/exec/weights/checkpoint.h"
+#include "daemon/exec/weights/fingerprint.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 
@@ -26,6 +27,7 @@ struct weights {
 	struct layer_weights *layers;
 	uint64_t bytes;		   /* resident */
 	uint64_t decode_bytes;	   /* read per decoded token at batch 1 */
+	struct fingerprint *fingerprint; /* of what was loaded; finished */
 	void *memory;
 	size_t reserved_bytes;
 	struct dev *dev;	   /* outlives the weights */
@@ -37,7 +39,7 @@ typedef void (*weights_progress_fn)(uint64_t done_bytes, uint64_t total_bytes, v
 /*
  * Loads @c with as many threads as @dev has and a few more. The files are
  * statx'ed before and after; staging memory is bounded (8 MiB a thread, or one
- * run of 16 rows), never a whole file.
+ * run of 16 rows), never a whole file. The fingerprint is made on the way.
  *
  * Returns 0; -EBADMSG naming file and tensor: NaN, infinite, zero or negative
  * scales, non-finite norms or biases, weight_shape that disagrees, a file that
