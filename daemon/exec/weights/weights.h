@@ -49,6 +49,22 @@ int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_f
 		 void *userdata, struct weights **ret, struct err *err);
 struct weights *weights_free(struct weights *w);
 
+/*
+ * Gives the memory back and keeps the addresses: whoever points at the weights
+ * need not be told, but may not look until weights_reload().
+ */
+void weights_drop(struct weights *w);
+/*
+ * Loads them again, as weights_load() did, to where they stood. @c must be the
+ * checkpoint that they were loaded from, or a copy of it.
+ *
+ * Returns 0, or what weights_load() does, or -ESTALE with what differs: found
+ * from the headers before anything is read, else from the contents. After a
+ * failure they are dropped, as before.
+ */
+int weights_reload(struct weights *w, const struct checkpoint *c, weights_progress_fn progress,
+		   void *userdata, struct err *err);
+
 static inline void weights_freep(struct weights **w)
 {
 	*w = weights_free(*w);
