@@ -8,13 +8,14 @@
 #include "client/wire/codes.h"
 #include "daemon/base/log.h"
 #include "daemon/server/report.h"
+#include "daemon/server/sleep.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
 #endif
 
-static const char features[] = "resume cancel detach attached logprobs score chat";
+static const char features[] = "resume cancel detach attached logprobs score chat sleep";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -198,6 +199,9 @@ static const struct {
 	{ MSG_MODELS, false, on_models },
 	{ MSG_RELOAD, false, on_reload },
 	{ MSG_CANCEL_TURN, false, on_cancel_turn },
+	{ MSG_SLEEP, false, sleep_on_sleep },
+	{ MSG_WAKE, false, sleep_on_wake },
+	{ MSG_YIELD, false, sleep_on_yield },
 };
 
 static bool wants_descriptor(const struct msg *m)

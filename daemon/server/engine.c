@@ -287,7 +287,8 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	if (r < 0)
 		return err_set(err, r, "cannot make the scheduler: %s", strerror(-r));
 
-	if (!adopt_executor(e, same_arena)) {
+	if (!adopt_executor(e, same_arena) &&
+	    !(same_arena && executor_adopt_gone(e->executor) == 0)) {
 		r = executor_start(e->executor, NULL, err);
 		if (r < 0)
 			return r;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/server/sleep.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
@@ -233,6 +234,7 @@ char *report_status(const struct server *s)
 		put(o, "kv", describe_kv(s->engine));
 		put(o, "load", describe_load(s));
 	}
+	put(o, "power", sleep_describe(s));
 	put(o, "limits", describe_limits(s));
 	put(o, "warnings", describe_warnings(s));
 	return dump(o);
