@@ -78,9 +78,13 @@ static bool is_nothing(const struct power *p)
 	return state_of(p) == EXECUTOR_OFF || state_of(p) == EXECUTOR_REFUSED;
 }
 
-/* The rung it is on or on the way down to; on the way up it is quiet already. */
+/* The rung it is on or on the way down to; on the way up, and at first, it is quiet already. */
 static enum power_rung rung_of(const struct power *p, bool *ret_moving)
 {
+	if (!p->executor) {
+		*ret_moving = true;
+		return POWER_QUIET;
+	}
 	switch (state_of(p)) {
 	case EXECUTOR_PARKING:
 	case EXECUTOR_PARKED:
@@ -548,7 +552,7 @@ void power_suspend(struct power *p, bool asleep, void (*on_safe)(void *userdata)
 	p->on_safe = on_safe;
 	p->on_safe_userdata = userdata;
 	if (asleep)
-		p->was_up = !is_nothing(p) && rung_of(p, &moving) == POWER_QUIET;
+		p->was_up = p->executor && rung_of(p, &moving) == POWER_QUIET;
 	else
 		p->up_wanted = p->was_up;
 	log_info(asleep ? "the machine is about to be suspended" : "the machine is back");
