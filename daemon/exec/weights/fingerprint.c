@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "client/wire/ownership.h"
+#include "daemon/base/digest.h"
 #include "daemon/exec/weights/checkpoint.h"
 #include "daemon/exec/weights/fingerprint.h"
 
@@ -130,12 +131,12 @@ void fingerprint_add(struct fingerprint *f, const struct st_file *file, uint64_t
 	for (size_t done = 0; done < bytes; done += unit_bytes) {
 		const uint64_t place = at + done;
 		/* the place is part of it: the same bytes elsewhere are something else */
-		const XXH128_hash_t hash = XXH3_128bits_withSeed(
-			(const char *)data + done, MIN(unit_bytes, bytes - done), place);
+		const struct digest d = digest_of((const char *)data + done,
+						  MIN(unit_bytes, bytes - done), place);
 		struct block *b = &to->blocks[place / FINGERPRINT_BLOCK_BYTES];
 
-		atomic_fetch_add_explicit(&b->low, hash.low64, memory_order_relaxed);
-		atomic_fetch_add_explicit(&b->high, hash.high64, memory_order_relaxed);
+		atomic_fetch_add_explicit(&b->low, d.low, memory_order_relaxed);
+		atomic_fetch_add_explicit(&b->high, d.high, memory_order_relaxed);
 	}
 }
 
