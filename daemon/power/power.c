@@ -17,11 +17,11 @@
 
 #define TIMER_LEAST_US 1000
 
-/* What a process was promised. */
+/* What a process or a wish was promised. */
 struct power_lease {
 	struct power *power;
 	struct power_wish *wish; /* that it comes from, as long as that is not done */
-	struct lease *process;
+	struct lease *process;	 /* NULL: it ends with the wish */
 	pid_t pid;
 	uint64_t bytes;
 	enum power_rung rung;
@@ -38,7 +38,8 @@ struct power {
 	uint64_t idle_since_us; /* 0: there is work, or nothing to be idle */
 	bool leases_kept;	/* since then */
 	enum power_rung pressed;
-	bool up_wanted; /* with nobody to tell */
+	bool up_wanted;	      /* with nobody to tell */
+	enum power_rung told; /* the rung that was logged last */
 	bool suspended, was_up;
 	void (*on_safe)(void *userdata);
 	void *on_safe_userdata;
@@ -127,16 +128,20 @@ static void later(struct power *p)
 	sd_event_source_set_enabled(p->later, SD_EVENT_ONESHOT);
 }
 
-static void end_lease(struct power_lease *l)
+static void drop_lease(struct power_lease *l)
 {
-	struct power *p = l->power;
-
 	if (l->wish)
 		l->wish->lease = NULL;
-	TAILQ_REMOVE(&p->leases, l, link);
-	p->n_leases--;
+	TAILQ_REMOVE(&l->power->leases, l, link);
+	l->power->n_leases--;
 	lease_free(l->process);
 	free(l);
+}
+
+static void end_lease(struct power_lease *l)
+{
+	lease_forget(l->process);
+	drop_lease(l);
 }
 
 static void end_wish(struct power_wish *w, int r, const struct err *err)
@@ -153,14 +158,13 @@ static void end_wish(struct power_wish *w, int r, const struct err *err)
 	w->on_done(w, r, err);
 }
 
-static void on_process_end(struct lease *process, void *userdata)
+static void on_process_end(void *userdata)
 {
 	struct power_lease *l = userdata;
 	struct power *p = l->power;
 	struct power_wish *w = l->wish;
 	struct err err = { 0 };
 
-	(void)process;
 	log_info("the lease of process %d on %llu MiB ended with it", (int)l->pid,
 		 (unsigned long long)l->bytes >> 20);
 	if (w)
@@ -194,15 +198,39 @@ static int new_lease(struct power *p, struct power_wish *w, struct err *err)
 	return 0;
 }
 
+/* Those that an earlier broker granted hold. */
+static void adopt_leases(struct power *p)
+{
+	while (p->n_leases < POWER_LEASES_MAX) {
+		struct power_lease *l = calloc(1, sizeof(*l));
+		uint32_t rung = 0;
+
+		if (!l || lease_take(p->loop, on_process_end, l, &l->process, &l->pid, &rung,
+				     &l->bytes) < 0) {
+			free(l);
+			return;
+		}
+		l->power = p;
+		l->rung = (enum power_rung)MIN(rung, (uint32_t)POWER_GONE);
+		TAILQ_INSERT_TAIL(&p->leases, l, link);
+		p->n_leases++;
+	}
+}
+
 /* Nobody's wish stands against it any more. */
-static void forget_wishes(struct power *p)
+static void end_wishes(struct power *p, const char *why)
 {
 	struct err err = { 0 };
 	struct power_wish *w;
 
-	err_set(&err, -ECANCELED, "it was woken up");
+	err_set(&err, -ECANCELED, "%s", why);
 	while ((w = TAILQ_FIRST(&p->wishes)))
 		end_wish(w, -ECANCELED, &err);
+}
+
+static void forget_wishes(struct power *p)
+{
+	end_wishes(p, "it was woken up");
 	while (!TAILQ_EMPTY(&p->leases))
 		end_lease(TAILQ_FIRST(&p->leases));
 	p->pressed = POWER_QUIET;
@@ -260,6 +288,8 @@ static void hold(struct power_wish *w)
 {
 	w->holds = true;
 	w->lease->rung = w->want;
+	if (w->pid)
+		lease_keep(w->lease->process, w->want, w->bytes);
 	log_info("%llu MiB of %llu MiB yielded", (unsigned long long)w->freed_bytes >> 20,
 		 (unsigned long long)w->bytes >> 20);
 	if (w->pid)
@@ -475,11 +505,28 @@ static uint64_t find_next(const struct power *p, enum power_rung *ret)
 	return next_us == UINT64_MAX ? 0 : next_us;
 }
 
+static void tell_arrival(struct power *p)
+{
+	bool moving;
+	const enum power_rung at = rung_of(p, &moving);
+	struct power_view view;
+
+	if (moving || at == p->told || is_nothing(p))
+		return;
+	p->told = at;
+	if (at == POWER_QUIET)
+		return; /* that the model is served says who serves it */
+	power_look_at(p, &view);
+	log_info("asleep: %s, %llu MiB given back", power_rung_name(at),
+		 (unsigned long long)view.prices[at].freed_bytes >> 20);
+}
+
 static void settle(struct power *p)
 {
 	const bool work = has_work(p);
 	enum power_rung next;
 
+	tell_arrival(p);
 	note_idleness(p, work);
 	serve_wishes(p);
 	if (state_of(p) == EXECUTOR_READY || is_nothing(p))
@@ -611,6 +658,7 @@ int power_new(sd_event *loop, const struct power_options *options, struct power 
 	if (r < 0)
 		return err_set(err, r, "cannot set up the event loop: %s", strerror(-r));
 	watch_machine(p);
+	adopt_leases(p);
 	*ret = steal(p);
 	return 0;
 }
@@ -619,7 +667,9 @@ struct power *power_free(struct power *p)
 {
 	if (!p)
 		return NULL;
-	forget_wishes(p);
+	end_wishes(p, "the daemon is leaving");
+	while (!TAILQ_EMPTY(&p->leases))
+		drop_lease(TAILQ_FIRST(&p->leases));
 	suspend_free(p->suspend);
 	pressure_free(p->pressure);
 	sd_event_source_disable_unref(p->later);

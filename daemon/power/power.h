@@ -11,7 +11,8 @@
  *
  *	idleness	IdlePark= and IdleExit= seconds after the last work
  *	a wish		power_ask(): sleep, or yield until so many bytes are free
- *	a lease		what was yielded stays free: after work, POWER_GRACE_US
+ *	a lease		what was yielded stays free: after work, POWER_GRACE_US; those
+ *			of processes outlive the broker
  *	pressure	one step at each sign that the machine lacks memory: rungs
  *			first, for weights come back as fast as the disk is; KV
  *			pages, which must be computed again, when there is work or
@@ -40,7 +41,7 @@
 
 #define POWER_GRACE_US (5 * 1000000ull) /* under a lease, from the end of work to its rung */
 #define POWER_PRESSURE_BYTES (1ull << 30) /* of KV pages, at each sign of pressure */
-#define POWER_LEASES_MAX 64
+#define POWER_LEASES_MAX 32
 
 enum power_rung { POWER_QUIET, POWER_PARKED, POWER_GONE, POWER_N_RUNGS };
 
@@ -69,7 +70,7 @@ struct power_options {
 
 int power_new(sd_event *loop, const struct power_options *options, struct power **ret,
 	      struct err *err);
-struct power *power_free(struct power *p); /* ends all leases; wishes are told -ECANCELED */
+struct power *power_free(struct power *p); /* wishes are told -ECANCELED; leases of processes stay parked */
 
 /* The executor to look after; NULL: there is none now. It outlives that. */
 void power_set_executor(struct power *p, struct executor *e);

@@ -368,6 +368,13 @@ static void on_kept(const char *key, enum setting_reload needs, void *userdata)
 	json_array_append_new(userdata, json_pack("{s:s, s:s}", "key", key, "needs", what));
 }
 
+/* What changed in its sleep would be refused at the next wake-up: a reload takes it as it is. */
+static bool changed_asleep(const struct server *s)
+{
+	return server_state(s) == SERVER_ASLEEP && s->model &&
+	       textmodel_stamp(s->model->dir) != s->model->stamp;
+}
+
 int server_reload(struct server *s, char **ret, struct err *err)
 {
 	_cleanup_(settings_deinit) struct settings next = { 0 };
@@ -393,7 +400,7 @@ int server_reload(struct server *s, char **ret, struct err *err)
 	find_admin_group(s);
 	log_set_level(log_level_of(s->settings->log_level));
 	power_look(s->power);
-	if (s->refusal.code)
+	if (s->refusal.code || changed_asleep(s))
 		r = server_load(s, err);
 	log_info("settings reloaded: %d changed, %zu kept", n, json_array_size(kept));
 	answer = json_pack("{s:i, s:o, s:s}", "applied", n, "kept", kept, "state",

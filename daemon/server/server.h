@@ -96,7 +96,8 @@ int server_add(struct server *s, int fd);
 
 /*
  * Reads the settings again and applies what can change. Where the model was
- * refused, it is tried again with the new settings.
+ * refused, it is tried again with the new settings; where it sleeps and its
+ * files changed, it is loaded as they are now.
  *
  * *@ret: malloc'd JSON object {"applied":n,"kept":[{"key":…,"needs":…}]}.
  */

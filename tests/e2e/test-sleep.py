@@ -49,6 +49,15 @@ def rss(pid):
     return 0
 
 
+def switches(pid):
+    n = 0
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            if "ctxt_switches:" in line:
+                n += int(line.split()[1])
+    return n
+
+
 def the_answer_is_the_same_after_every_rung():
     with Daemon("air") as d:
         want = answer(d)
@@ -248,6 +257,23 @@ def a_model_that_changed_is_refused_until_reload():
                 file.write_bytes(data)
 
 
+def a_reload_before_the_wake_up_takes_the_model_as_it_is():
+    with tempfile.TemporaryDirectory() as dir:
+        model = pathlib.Path(dir, "m")
+        shutil.copytree(GOLDEN / "air", model)
+        file = next(model.glob("*.safetensors"))
+        with Daemon(str(model)) as d:
+            n = len(answer(d))
+            d.ctl("sleep")
+            d.ctl("reload")
+            assert rung(d) == "parked"  # nothing had changed
+            data = bytearray(file.read_bytes())
+            data[-1000] ^= 4
+            file.write_bytes(data)
+            d.ctl("reload")
+            assert len(answer(d)) == n
+
+
 def memory_pressure_leads_down_the_ladder():
     with tempfile.TemporaryDirectory() as dir:
         fifo = pathlib.Path(dir, "pressure")
@@ -375,6 +401,24 @@ def a_broker_that_dies_while_it_goes_down_or_up_is_followed_by_one_that_goes_on(
             busy.wait()
 
 
+def a_lease_outlives_the_broker():
+    with Store("air") as d:
+        want = answer(d)
+        holder = subprocess.Popen(["sleep", "1000"])
+        try:
+            d.ctl("yield", "3M", "--for-pid", holder.pid)
+            d.restart()
+            on_rung(d, "parked")
+            assert power(d)["leases"] == 1 and power(d)["leased_bytes"] == 3 << 20, power(d)
+            assert answer(d) == want
+            on_rung(d, "parked")  # what was yielded stays yielded
+        finally:
+            holder.kill()
+            holder.wait()
+        wait_for(lambda: power(d)["leases"] == 0, 10, "the lease's end")
+        wait_for(lambda: not any(n.startswith("lease-") for n, _ in d.stored), 10, "an empty store")
+
+
 def the_status_line_tells_of_the_sleep():
     with Store("air") as d:
         d.ctl("sleep")
@@ -447,6 +491,9 @@ def before_suspend_it_is_made_safe_and_streams_go_on_after_it():
         assert end(request) == want
         wait_for(bus.inhibited, 10, "the inhibitor, again")
         assert rung(d) == "quiet"
+        before = switches(d.process.pid)
+        time.sleep(2)
+        assert switches(d.process.pid) == before  # a bus that says nothing wakes nobody
 
 
 def without_logind_the_bus_is_of_no_use_and_no_harm():
@@ -462,4 +509,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "power", "rung", "on_rung", "answer", "begin", "end", "rss")])
+         and k not in ("Store", "Bus", "power", "rung", "on_rung", "answer", "begin", "end", "rss", "switches")])

@@ -546,7 +546,7 @@ static void there_are_only_so_many_leases(void **state)
 		assert_int_equal(power_ask(l.power, &w[i], &err),
 				 i < POWER_LEASES_MAX ? 0 : -EAGAIN);
 	}
-	assert_string_equal(err.text, "64 leases are held; 64 may be");
+	assert_string_equal(err.text, "32 leases are held; 32 may be");
 	l.power = power_free(l.power); /* each is told */
 	assert_int_equal(l.n_done, POWER_LEASES_MAX);
 	close_ladder(&l);
