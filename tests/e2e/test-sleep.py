@@ -291,7 +291,21 @@ def memory_pressure_leads_down_the_ladder():
                     f.write(b"x")
                     assert answer(d) == want
         finally:
-            del ENV["MEMORY_PRESSURE_WATCH"]
+            ENV["MEMORY_PRESSURE_WATCH"] = "/dev/null"
+
+
+def the_kernel_s_own_signs_are_watched_unless_the_manager_wants_none():
+    with Daemon("air") as d:
+        assert power(d)["memory_pressure"] == "off: the service manager wants none"
+    del ENV["MEMORY_PRESSURE_WATCH"]
+    try:
+        with Daemon("air") as d:
+            how = power(d)["memory_pressure"]
+            if how.startswith("off: "):
+                raise Skip(how)
+            assert how == "/proc/pressure/memory", how
+    finally:
+        ENV["MEMORY_PRESSURE_WATCH"] = "/dev/null"
 
 
 class Store(Daemon):
@@ -453,7 +467,7 @@ class Bus:
         return self
 
     def __exit__(self, *args):
-        del ENV["DBUS_SYSTEM_BUS_ADDRESS"]
+        ENV["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=/nonexistent"
         for p in (self.mock, self.daemon):
             p.terminate()
             p.wait()
