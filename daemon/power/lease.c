@@ -59,25 +59,27 @@ int lease_new(sd_event *loop, pid_t pid, void (*on_end)(void *userdata), void *u
 	return fd < 0 ? -errno : watch(loop, fd, pid, on_end, userdata, ret);
 }
 
-void lease_keep(struct lease *l, uint32_t rung, uint64_t bytes)
+void lease_keep(struct lease *l, uint32_t rung, uint64_t bytes, uint64_t pages_bytes)
 {
 	static uint32_t n; /* two of one process are two */
 
-	snprintf(l->name, sizeof(l->name), NAME_PREFIX "%u-%u-%d-%u-%llu", (unsigned)getpid(), n++,
-		 (int)l->pid, rung, (unsigned long long)bytes);
+	snprintf(l->name, sizeof(l->name), NAME_PREFIX "%u-%u-%d-%u-%llu-%llu", (unsigned)getpid(),
+		 n++, (int)l->pid, rung, (unsigned long long)bytes,
+		 (unsigned long long)pages_bytes);
 	fdstore_put(l->name, l->fd, 1);
 }
 
 int lease_take(sd_event *loop, void (*on_end)(void *userdata), void *userdata, struct lease **ret,
-	       pid_t *ret_pid, uint32_t *ret_rung, uint64_t *ret_bytes)
+	       pid_t *ret_pid, uint32_t *ret_rung, uint64_t *ret_bytes, uint64_t *ret_pages_bytes)
 {
-	unsigned long long bytes;
+	unsigned long long bytes, pages_bytes;
 	unsigned rung;
 	char name[sizeof((*ret)->name)];
 	int fd, pid, r;
 
 	while ((fd = fdstore_take_next(NAME_PREFIX, name, sizeof(name))) >= 0) {
-		if (sscanf(name, NAME_PREFIX "%*u-%*u-%d-%u-%llu", &pid, &rung, &bytes) != 3) {
+		if (sscanf(name, NAME_PREFIX "%*u-%*u-%d-%u-%llu-%llu", &pid, &rung, &bytes,
+			   &pages_bytes) != 4) {
 			close(fd);
 			fdstore_remove(name);
 			continue;
@@ -89,6 +91,7 @@ int lease_take(sd_event *loop, void (*on_end)(void *userdata), void *userdata, s
 		*ret_pid = pid;
 		*ret_rung = rung;
 		*ret_bytes = bytes;
+		*ret_pages_bytes = pages_bytes;
 		return 0;
 	}
 	return -ENOENT;

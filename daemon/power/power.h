@@ -24,8 +24,8 @@
  * never for anything else: not when a lease ends. Steps under way are finished
  * first, either way; work that comes on the way down waits until the way up.
  *
- * One timer, armed for the next rung and for nothing else: none while there is
- * work, none when no idle time is set, none on the last rung. Everything
+ * One timer, armed for the next rung, or a lease's pages, and for nothing else:
+ * none while there is work, none when no idle time is set, none on the last rung. Everything
  * happens on the loop, and nothing inside a caller's call but what is said so.
  */
 #pragma once

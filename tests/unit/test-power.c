@@ -430,6 +430,7 @@ static void a_lease_ends_with_its_process(void **state)
 
 	(void)state;
 	open_ladder(&l, 0, 0);
+	l.pages_bytes = 100;
 	w = yield_of(500, pid);
 	assert_int_equal(power_ask(l.power, &w, NULL), 0);
 	settle(&l);
@@ -446,7 +447,7 @@ static void a_lease_ends_with_its_process(void **state)
 	is_on(&l, POWER_QUIET);
 	pass(&l, 1);
 	is_on(&l, POWER_PARKED);
-	assert_int_equal(l.pages_bytes, 9500); /* and pages did not grow back, either */
+	assert_int_equal(l.pages_bytes, 9900); /* and pages did not grow back, either */
 
 	end_process(&l, pid, fd);
 	assert_int_equal(n_leases(&l), 0);
@@ -455,6 +456,33 @@ static void a_lease_ends_with_its_process(void **state)
 	settle(&l);
 	pass(&l, 100000);
 	is_on(&l, POWER_QUIET);
+	close_ladder(&l);
+}
+
+static void pages_alone_are_kept_free_too(void **state)
+{
+	struct power_wish w = yield_of(500, 0);
+	struct turn *t;
+	struct ladder l;
+
+	(void)state;
+	open_ladder(&l, 0, 0);
+	l.pages_bytes = 500;
+	assert_int_equal(power_ask(l.power, &w, NULL), 0);
+	settle(&l);
+	is_on(&l, POWER_QUIET);
+	assert_int_equal(l.pages_bytes, 0);
+	pass(&l, 10);
+	t = world_submit(&l.world, 1, 20, 5);
+	settle(&l);
+	assert_int_equal(t->rec->finish, FINISH_LENGTH);
+	l.pages_bytes = 700;
+	pass(&l, 4);
+	assert_int_equal(l.pages_bytes, 700);
+	pass(&l, 1);
+	assert_int_equal(l.pages_bytes, 200);
+	assert_int_equal(power_next_us(l.power), 0); /* once is enough */
+	power_withdraw(&w);
 	close_ladder(&l);
 }
 
@@ -689,6 +717,7 @@ int main(void)
 		cmocka_unit_test(a_wish_withdrawn_is_nobody_s),
 		cmocka_unit_test(pages_are_yielded_first_then_rungs),
 		cmocka_unit_test(a_lease_ends_with_its_process),
+		cmocka_unit_test(pages_alone_are_kept_free_too),
 		cmocka_unit_test(a_lease_without_a_process_ends_with_its_wish_or_a_wake_up),
 		cmocka_unit_test(a_process_that_is_not_there_gets_no_lease),
 		cmocka_unit_test(one_that_ends_too_early_is_told_of),
