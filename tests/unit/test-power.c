@@ -474,6 +474,7 @@ static void pages_alone_are_kept_free_too(void **state)
 	assert_int_equal(l.pages_bytes, 0);
 	pass(&l, 10);
 	t = world_submit(&l.world, 1, 20, 5);
+	run(&l, 0);
 	settle(&l);
 	assert_int_equal(t->rec->finish, FINISH_LENGTH);
 	l.pages_bytes = 700;
