@@ -104,6 +104,34 @@ def idleness_leads_down_the_ladder():
         on_rung(d, "parked")
 
 
+class Configured(Daemon):
+    """One whose settings are in a file that the test changes."""
+
+    def command(self):
+        return [str(STEAMD), "--config", str(self.dir / "conf"), "--socket", str(self.socket),
+                "--state", str(self.dir / "state")]
+
+    def write(self, *lines):
+        (self.dir / "conf").write_text("\n".join(["[steamd]", f"Model={self.model}", *lines, ""]))
+
+
+def idle_times_change_with_a_reload():
+    d = Configured("air")
+    d.write("IdlePark=3600")
+    with d:
+        assert power(d)["next"] == "parked" and power(d)["next_in_ms"] > 3000000, power(d)
+        d.write("IdlePark=1")
+        d.ctl("reload")
+        on_rung(d, "parked")
+        d.write("IdleExit=1")
+        d.ctl("reload")
+        on_rung(d, "gone")
+        d.write()
+        d.ctl("reload")
+        d.ctl("wake")
+        assert "next" not in power(d)
+
+
 def requests_that_come_while_it_parks_are_answered():
     rounds = 5 if SANITIZED else 30
     with Daemon("air") as d:
@@ -523,4 +551,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "power", "rung", "on_rung", "answer", "begin", "end", "rss", "switches")])
+         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "rss", "switches")])
