@@ -418,6 +418,59 @@ static void a_later_broker_finds_it_gone(void **state)
 	finish(&w);
 }
 
+/* As if the broker had died between writing it down and sending the order. */
+static void write_state(struct watch *w, enum execrecord_state state)
+{
+	_cleanup_(closep) int fd = -1;
+	uint32_t word = state;
+
+	manager_read(&w->manager);
+	fd = manager_get(&w->manager, "exec-ready");
+	assert_int_equal(pwrite(fd, &word, sizeof(word), offsetof(struct execrecord, state)),
+			 sizeof(word));
+}
+
+static void an_order_that_was_written_down_and_not_sent_is_sent(void **state)
+{
+	struct watch w;
+
+	(void)state;
+	begin(&w, "sleeps");
+	write_state(&w, EXECRECORD_PARKING);
+	restart_broker(&w, EXECUTOR_PARKING);
+	run_until(&w, EXECUTOR_PARKED);
+	finish(&w);
+
+	begin(&w, "sleeps");
+	executor_park(w.executor);
+	run_until(&w, EXECUTOR_PARKED);
+	write_state(&w, EXECRECORD_WAKING);
+	restart_broker(&w, EXECUTOR_LOADING);
+	run_until(&w, EXECUTOR_READY);
+	finish(&w);
+}
+
+static void the_last_results_are_taken_with_the_answer(void **state)
+{
+	struct step step = { .kind = STEP_DECODE, .n_rows = 1 };
+	struct ring shared;
+	struct watch w;
+
+	(void)state;
+	begin(&w, "sleeps");
+	assert_non_null(ring_stage(executor_ring(w.executor)));
+	ring_push(executor_ring(w.executor), &step);
+	shared = *executor_ring(w.executor);
+	shared.up_fd = -1; /* the bell comes later than the answer */
+	assert_int_equal(executor_park(w.executor), 0);
+	assert_true(sd_event_run(w.loop, 0) > 0); /* that it parks is told first, and alone */
+	assert_int_equal(executor_state(w.executor), EXECUTOR_PARKING);
+	ring_done(&shared, &(struct step_result){ .id = 1 });
+	run_until(&w, EXECUTOR_PARKED);
+	assert_int_equal(w.n_taken, 1);
+	finish(&w);
+}
+
 static void a_broker_that_died_with_an_order_sends_it_again(void **state)
 {
 	struct watch w;
@@ -456,6 +509,8 @@ int main(void)
 		cmocka_unit_test(another_model_is_refused_and_want_of_memory_is_not),
 		cmocka_unit_test(a_later_broker_finds_it_parked),
 		cmocka_unit_test(a_later_broker_finds_it_gone),
+		cmocka_unit_test(an_order_that_was_written_down_and_not_sent_is_sent),
+		cmocka_unit_test(the_last_results_are_taken_with_the_answer),
 		cmocka_unit_test(a_broker_that_died_with_an_order_sends_it_again),
 	};
 	const char *mood = getenv(MOOD);

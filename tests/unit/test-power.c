@@ -420,6 +420,17 @@ static uint32_t n_leases(const struct ladder *l)
 	return view.n_leases;
 }
 
+/* Of processes, parked with the manager. */
+static uint32_t n_parked_leases(struct ladder *l)
+{
+	uint32_t n = 0;
+
+	manager_read(&l->world.manager);
+	for (int i = 0; i < l->world.manager.n; i++)
+		n += strncmp(l->world.manager.names[i], "lease-", 6) == 0;
+	return n;
+}
+
 static void a_lease_ends_with_its_process(void **state)
 {
 	struct power_wish w;
@@ -436,6 +447,7 @@ static void a_lease_ends_with_its_process(void **state)
 	settle(&l);
 	is_on(&l, POWER_PARKED);
 	assert_int_equal(n_leases(&l), 1);
+	assert_int_equal(n_parked_leases(&l), 1);
 
 	/* what comes meanwhile wakes it, and it goes down again soon */
 	t = world_submit(&l.world, 1, 20, 5);
@@ -451,6 +463,7 @@ static void a_lease_ends_with_its_process(void **state)
 
 	end_process(&l, pid, fd);
 	assert_int_equal(n_leases(&l), 0);
+	assert_int_equal(n_parked_leases(&l), 0);
 	is_on(&l, POWER_PARKED); /* up only when it is needed */
 	t = world_submit(&l.world, 1, 20, 5);
 	settle(&l);

@@ -26,6 +26,7 @@ struct process {
 	struct ring ring;
 	struct control_ready ready;
 	uint32_t n_progress; /* packets before the last answer */
+	uint32_t n_told;     /* and before the refusal */
 };
 
 static void send_configure(struct process *p, struct control_configure *c)
@@ -301,6 +302,7 @@ static void is_refused(struct process *p, int error, const char *sentence)
 	struct control_refused refused;
 
 	assert_int_equal(receive(p, &refused, sizeof(refused)), CONTROL_REFUSED);
+	p->n_told = p->n_progress;
 	assert_int_equal(refused.error, error);
 	if (!strstr(refused.text, sentence))
 		fail_msg("'%s' is not in '%s'", sentence, refused.text);
@@ -320,6 +322,7 @@ static void a_model_that_changed_in_its_sleep_is_refused(void **state)
 	order(&p, CONTROL_WAKE);
 	is_refused(&p, -ESTALE,
 		   "is not the model that was loaded before: 'config.json' is another");
+	assert_int_equal(p.n_told, 0); /* nothing was read for that */
 	edited_close(&p.model);
 
 	begin(&p);
