@@ -281,11 +281,13 @@ static void opening_done(void *userdata)
 	int r = o->result;
 
 	s->opening = false;
-	if (r >= 0 && o->model) {
+	if (r >= 0 && o->model && !s->leaving) {
 		s->model = steal(o->model);
 		r = start_engine(s, &o->err);
 	}
-	if (r < 0) {
+	if (s->leaving) {
+		/* what is parked is for the next broker: it is neither adopted nor judged */
+	} else if (r < 0) {
 		refuse(s, r, o->err.text[0] ? o->err.text : strerror(-r));
 	} else if (s->engine) {
 		on_engine_state(s);
@@ -521,6 +523,7 @@ struct server *server_free(struct server *s)
 
 	if (!s)
 		return NULL;
+	s->leaving = true;
 	let_streams_go(s);
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);

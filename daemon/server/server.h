@@ -52,7 +52,7 @@ struct server {
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
-	bool opening, was_ready;
+	bool opening, was_ready, leaving;
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
 	char boot_id[33];
