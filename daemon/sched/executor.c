@@ -472,6 +472,7 @@ void executor_wake(struct executor *e)
 	case EXECUTOR_PARKING:
 	case EXECUTOR_LEAVING:
 		e->wake_wanted = true;
+		e->leave_wanted = false;
 		return;
 	case EXECUTOR_GONE:
 		start_or_die(e);

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Asleep and awake: rungs by command, idleness, lease, pressure and suspend; nothing fails, nothing changes."""
 import array
+import contextlib
 import importlib.util
+import random
 import socket
 import threading
 
@@ -461,6 +463,80 @@ def a_lease_outlives_the_broker():
         wait_for(lambda: not any(n.startswith("lease-") for n, _ in d.stored), 10, "an empty store")
 
 
+def whatever_happens_at_random_moments_no_answer_changes():
+    """Clients ask all the time; rungs, leases, pressure, kills and restarts come in between."""
+    seed = int(os.environ.get("SLEEP_SEED", time.time_ns() % 100000))
+    print(f"seed {seed}")  # SLEEP_SEED=… does the same again, as far as processes do
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as dir:
+        ENV["MEMORY_PRESSURE_WATCH"] = os.path.join(dir, "pressure")
+        os.mkfifo(ENV["MEMORY_PRESSURE_WATCH"])
+        try:
+            with Store("air", "IdlePark=1", "IdleExit=2") as d, open(ENV["MEMORY_PRESSURE_WATCH"], "wb", 0) as pressure:
+                disturb(d, rng, pressure, 8)
+        finally:
+            ENV["MEMORY_PRESSURE_WATCH"] = "/dev/null"
+
+
+def disturb(d, rng, pressure, seconds):
+    want = {n: answer(d, n) for n in (5, 40, 200)}
+    over, wrong, counts, begun = threading.Event(), [], [0], []
+
+    def ask(own):
+        while not over.is_set():
+            n = own.choice(list(want))
+            try:
+                p = begin(d, n, stderr=subprocess.DEVNULL)
+            except BrokenPipeError:
+                continue  # it had nobody to talk to
+            out = p.stdout.read()
+            code = p.wait(60)
+            if code == 0 and json.loads(out.splitlines()[-1])["ids"] == want[n]:
+                counts[0] += 1
+            elif code in (69, 75):  # without systemd there is no socket while nobody listens
+                over.wait(0.1)
+            else:
+                wrong.append((n, code))
+            if own.random() < 0.2:
+                over.wait(own.uniform(0, 2.5))
+
+    def start(*command, program=d.popen):
+        begun.append(program(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        return begun[-1].pid
+
+    clients = [threading.Thread(target=ask, args=(random.Random(rng.random()),), daemon=True) for _ in range(3)]
+    for c in clients:
+        c.start()
+    end_at = time.monotonic() + seconds
+    while time.monotonic() < end_at and not wrong:
+        what = rng.randrange(7)
+        if what < 2:
+            start("sleep", ("parked", "gone")[what])
+        elif what == 2:
+            start("wake")
+        elif what == 3:
+            pressure.write(b"x")
+        elif what == 4:
+            start("yield", "3M", "--for-pid", start(["sleep", "2"], program=subprocess.Popen))
+        elif what == 5:
+            pid = d.status().get("executor", {}).get("pid", 0)
+            if pid and rng.random() < 0.3:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        elif rng.random() < 0.5:
+            d.restart(rng.choice((signal.SIGKILL, signal.SIGTERM)))
+        time.sleep(rng.choice((0, 0.01, 0.05, 0.3, 1.2)))
+    over.set()
+    for c in clients:
+        c.join(90)
+    for p in begun:
+        p.kill()
+        p.wait()
+    assert not wrong, wrong
+    assert not any(c.is_alive() for c in clients), "an answer did not come"
+    assert counts[0] > 0
+
+
 def the_status_line_tells_of_the_sleep():
     with Store("air") as d:
         d.ctl("sleep")
@@ -551,4 +627,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "rss", "switches")])
+         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "rss", "switches", "disturb")])

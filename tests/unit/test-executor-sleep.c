@@ -256,6 +256,22 @@ static void wanted_while_it_parks_it_wakes_when_it_is_parked(void **state)
 	finish(&w);
 }
 
+static void wanted_again_before_it_left_it_stays(void **state)
+{
+	struct watch w;
+	pid_t pid;
+
+	(void)state;
+	begin(&w, "sleeps");
+	pid = executor_pid(w.executor);
+	assert_int_equal(executor_park(w.executor), 0);
+	assert_int_equal(executor_leave(w.executor), 0);
+	executor_wake(w.executor);
+	run_until(&w, EXECUTOR_READY);
+	assert_int_equal(executor_pid(w.executor), pid);
+	finish(&w);
+}
+
 static void parked_it_may_leave_and_parking_too(void **state)
 {
 	struct watch w;
@@ -501,6 +517,7 @@ int main(void)
 		cmocka_unit_test(parked_and_awake_again_it_is_the_same_process),
 		cmocka_unit_test(one_that_is_gone_comes_back_as_another_process),
 		cmocka_unit_test(wanted_while_it_parks_it_wakes_when_it_is_parked),
+		cmocka_unit_test(wanted_again_before_it_left_it_stays),
 		cmocka_unit_test(parked_it_may_leave_and_parking_too),
 		cmocka_unit_test(a_load_that_nobody_wants_any_more_is_ended),
 		cmocka_unit_test(steps_in_flight_are_over_before_it_leaves),
