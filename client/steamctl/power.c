@@ -15,17 +15,26 @@ struct waiting {
 	char *json;
 };
 
+/* Scripts wait for this one, so it comes in any case. */
+static void print_held(const struct waiting *w, const struct steamd_progress *progress)
+{
+	if (w->c->json) {
+		printf("{\"state\":\"yielded\",\"freed_mib\":%u,\"wanted_mib\":%u}\n",
+		       progress->done, progress->total);
+		fflush(stdout);
+	} else {
+		fprintf(stderr, "%s%s\n", isatty(STDERR_FILENO) ? "\r\033[K" : "", progress->text);
+	}
+}
+
 static void on_progress(void *userdata, const struct steamd_progress *progress)
 {
 	const struct waiting *w = userdata;
-	const char *what = progress->text[0] ? progress->text : progress->state;
 
-	/* for a person, and at that only when there is one */
-	if (w->c->json || !isatty(STDERR_FILENO))
-		return;
-	fprintf(stderr, "\r\033[K%s", what);
 	if (strcmp(progress->state, "yielded") == 0)
-		fputc('\n', stderr);
+		print_held(w, progress);
+	else if (!w->c->json && isatty(STDERR_FILENO)) /* for a person, and only if there is one */
+		fprintf(stderr, "\r\033[K%s", progress->text[0] ? progress->text : progress->state);
 }
 
 static void on_end(void *userdata, const struct steamd_result *result,

@@ -115,6 +115,7 @@ static json_t *describe_warnings(const struct server *s)
 static json_t *describe_executor(const struct engine *e)
 {
 	const struct control_ready *ready = executor_ready(e->executor);
+	const struct control_ready *known = executor_known(e->executor);
 	const struct control_progress *progress = executor_progress(e->executor);
 	json_t *o = json_object();
 
@@ -137,8 +138,9 @@ static json_t *describe_executor(const struct engine *e)
 		put(o, "decode_bytes", integer(ready->decode_bytes));
 		put(o, "read_bytes_per_second", integer(ready->read_bytes_per_second));
 		put(o, "load_ms", integer(ready->load_us / US_PER_MS));
-		put(o, "fingerprint", hex(ready->fingerprint, sizeof(ready->fingerprint)));
 	}
+	if (known)
+		put(o, "fingerprint", hex(known->fingerprint, sizeof(known->fingerprint)));
 	return o;
 }
 
