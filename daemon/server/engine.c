@@ -88,8 +88,13 @@ static void configure(const struct settings *s, const struct engine_plan *plan, 
 static void on_executor_state(struct executor *executor, void *userdata)
 {
 	struct engine *e = userdata;
+	const struct control_ready *ready = executor_ready(executor);
+	uint64_t fingerprint[2];
 
-	(void)executor;
+	if (ready) {
+		memcpy(fingerprint, ready->fingerprint, sizeof(fingerprint));
+		kvcache_set_model(e->kv, fingerprint);
+	}
 	if (e->sched)
 		sched_executor_changed(e->sched);
 	e->options.on_state(e->options.userdata);

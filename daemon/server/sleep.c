@@ -26,7 +26,15 @@ static bool has_work(void *userdata)
 	if (!s->engine)
 		return false;
 	sched_count(s->engine->sched, (uid_t)-1, &counts);
-	return counts.n_queued + counts.n_running > counts.n_paused;
+	return counts.n_queued + counts.n_running > counts.n_paused ||
+	       kvcache_is_moving(s->engine->kv);
+}
+
+static uint64_t yield_pages(uint64_t bytes, void *userdata)
+{
+	const struct server *s = userdata;
+
+	return s->engine ? kvcache_yield(s->engine->kv, bytes) : 0;
 }
 
 /* For `systemctl status`; while it loads or is refused, others say so. */
@@ -49,6 +57,7 @@ int sleep_open(struct server *s, struct err *err)
 	const struct power_options options = {
 		.settings = s->settings,
 		.has_work = has_work,
+		.yield_pages = yield_pages,
 		.on_change = on_change,
 		.userdata = s,
 	};
@@ -245,7 +254,7 @@ static uint64_t arena_bytes(const struct server *s)
 {
 	struct stat st;
 
-	if (!s->engine || fstat(kvpool_fd(s->engine->kv), &st) < 0)
+	if (!s->engine || fstat(kvcache_arena_fd(s->engine->kv), &st) < 0)
 		return 0;
 	return (uint64_t)st.st_blocks * 512;
 }
