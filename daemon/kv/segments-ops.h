@@ -9,11 +9,19 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-/* Each as the call of its name, but returns -errno instead of -1; @userdata is the table's. */
+typedef int (*segments_name_fn)(void *arg, const char *name);
+
+/*
+ * Each is the call of its name, but returns -errno instead of -1; @userdata is
+ * the table's. preadv is called by two threads at a time, the rest by one.
+ */
 struct segments_ops {
 	int (*open)(void *userdata, int dir_fd, const char *name, int flags, mode_t mode);
 	int (*mkdir)(void *userdata, int dir_fd, const char *name, mode_t mode);
-	int (*unlink)(void *userdata, int dir_fd, const char *name, int flags);
+	int (*unlink)(void *userdata, int dir_fd, const char *name);
+	int (*lock)(void *userdata, int fd); /* flock, exclusive, without waiting */
+	/* calls @each with every name in the directory; ends when that returns less than 0, and returns it */
+	int (*list)(void *userdata, int dir_fd, segments_name_fn each, void *arg);
 	int (*stat)(void *userdata, int fd, struct stat *ret);
 	int (*statvfs)(void *userdata, int fd, struct statvfs *ret);
 	ssize_t (*preadv)(void *userdata, int fd, const struct iovec *to, int n, off_t at);

@@ -15,7 +15,7 @@
 
 #include "client/wire/err.h"
 
-#define SEGMENTS_PAGE_TOKENS_MAX 988 /* they and the record's head are one block of 4 KiB */
+#define SEGMENTS_PAGE_TOKENS_MAX 992 /* they and the record's head are one block of 4 KiB */
 #define SEGMENTS_PREFETCH_MAX 2
 #define SEGMENTS_ALL ((uid_t)-1)
 
@@ -61,7 +61,7 @@ typedef void (*segments_gone_fn)(void *userdata, const struct segments_key *key,
 struct segments_limits {
 	uint64_t total_bytes;	 /* of all files; 0: a tenth of the file system, at most 50 GB */
 	uint64_t user_bytes;	 /* of one uid's files; 0: as total_bytes */
-	uint64_t user_min_bytes; /* a uid with no more than these loses none of them to another */
+	uint64_t user_min_bytes; /* that others leave it */
 	uint32_t keep_free;	 /* percent of the file system that stay free for others, 0 to 99 */
 };
 
@@ -118,7 +118,7 @@ int segments_scan(struct segments *s, struct err *err);
  * segment is full. Makes room by eviction where a limit or the file system
  * asks for it: of files that are not ours first, then of the segments that are
  * worth least (tokens x hits / age); for a limit of a uid only of its own, and
- * never of another uid that has no more than user_min_bytes.
+ * never so that another uid is left with less than user_min_bytes.
  *
  * tokens	key->n_tokens ids
  * payload	page_bytes; written from where it is if it is aligned to 4096
@@ -158,22 +158,22 @@ int segments_read(struct segments *s, struct segments_place place, const struct 
  * Begins to read what segments_read() of the same place and payload will want,
  * and does not wait for it. The room is the store's until that call, or until
  * segments_cancel(). Returns 0, -EAGAIN if SEGMENTS_PREFETCH_MAX are under
- * way, -ENOENT, or what opening the file fails with: then read it without.
+ * way, -EINVAL if it would have to be copied, -ENOENT, or what opening the
+ * file fails with: then read it without.
  */
 int segments_prefetch(struct segments *s, struct segments_place place, void *payload);
 /* Ends all prefetches; waits for those that are being read. */
 void segments_cancel(struct segments *s);
 
 /*
- * Forgets one record, all of a uid, all of a root: their bytes are given back
- * to the file system and are not found again. Unknown places are no error.
- * What cannot be written ends in gone() for the rest of the segment.
+ * Forgets one record, or all of a uid: their bytes are given back to the file
+ * system, and after segments_flush() are not found again. Unknown places are
+ * no error. Where this cannot be written, gone() is told of the whole segment.
  */
 void segments_forget(struct segments *s, struct segments_place place);
-void segments_forget_root(struct segments *s, const uint64_t root[2]);
-void segments_forget_user(struct segments *s, uid_t uid); /* SEGMENTS_ALL: everything, of other models too */
+void segments_forget_user(struct segments *s, uid_t uid); /* of other models too; SEGMENTS_ALL: everything */
 
-/* All that was appended is on the disk when this returns 0. An error is that of the last segment which failed. */
+/* All that was appended or forgotten is so on the disk when this returns 0. An error is that of the last segment which failed. */
 int segments_flush(struct segments *s, struct err *err);
 
 /*
