@@ -86,7 +86,7 @@ void world_init(struct world *w, struct segdisk *disk, uint64_t page_bytes)
 {
 	*w = (struct world){
 		.disk = disk,
-		.dir = "/var/tmp/test-segments-XXXXXX",
+		.dir = "/tmp/test-segments-XXXXXX",
 		.opts = { .fingerprint = "a certain model",
 			  .layout = 3,
 			  .page_tokens = WORLD_PAGE_TOKENS,
@@ -107,7 +107,7 @@ void world_init(struct world *w, struct segdisk *disk, uint64_t page_bytes)
 	world_segment(w, 3);
 }
 
-static int delete(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+static int delete (const char *path, const struct stat *st, int kind, struct FTW *ftw)
 {
 	(void)st, (void)kind, (void)ftw;
 	return remove(path);
