@@ -40,7 +40,8 @@ struct ctl {
 	float bias_values[BIAS_MAX];
 	const char *system, *file, *tools, *label;
 	int think; /* -1: not said */
-	bool ids, no_special, skip_special;
+	bool ids, no_special, skip_special, names;
+	uint32_t turn, days; /* STEAMD_UNSET: not said */
 	uint32_t top, prompt_tokens, tokens, rounds;
 	char **words; /* what is left of the command line */
 	int n_words;
@@ -71,6 +72,7 @@ int run_models(struct ctl *c);
 int run_cancel(struct ctl *c);
 int run_reload(struct ctl *c);
 int run_bench(struct ctl *c);
+int run_session(struct ctl *c);
 
 /* options.c. Returns -1 to go on with *@ret_command, or an exit code. */
 int options_read(int argc, char **argv, struct ctl *c, const struct command **ret_command);

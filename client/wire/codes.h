@@ -19,6 +19,7 @@
 	CODE(EXEC_FAULT, "exec-fault", 70, "the executor died twice while computing this request") \
 	CODE(DEADLINE, "deadline", 124, "the request's deadline passed before its first token")    \
 	CODE(NO_MEMORY, "no-memory", 71, "the daemon is out of memory")                            \
+	CODE(DAMAGED, "damaged", 65, "a part of a stored session does not match its sum")          \
 	CODE(INTERNAL, "internal", 70, "a fault in steamd itself")
 
 #define CODE_STRING(NAME, string, exit_code, meaning)                                              \

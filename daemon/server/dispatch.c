@@ -8,13 +8,14 @@
 #include "client/wire/codes.h"
 #include "daemon/base/log.h"
 #include "daemon/server/report.h"
+#include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
 #endif
 
-static const char features[] = "resume cancel detach attached logprobs score chat";
+static const char features[] = "resume cancel detach attached logprobs score chat sessions";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -198,6 +199,17 @@ static const struct {
 	{ MSG_MODELS, false, on_models },
 	{ MSG_RELOAD, false, on_reload },
 	{ MSG_CANCEL_TURN, false, on_cancel_turn },
+	{ MSG_SESSION_LIST, true, sessions_handle },
+	{ MSG_SESSION_SHOW, true, sessions_handle },
+	{ MSG_SESSION_NEW, true, sessions_handle },
+	{ MSG_SESSION_FORK, true, sessions_handle },
+	{ MSG_SESSION_REWIND, true, sessions_handle },
+	{ MSG_SESSION_RENAME, true, sessions_handle },
+	{ MSG_SESSION_PIN, true, sessions_handle },
+	{ MSG_SESSION_RM, true, sessions_handle },
+	{ MSG_SESSION_EXPORT, true, sessions_handle },
+	{ MSG_SESSION_IMPORT, true, sessions_handle },
+	{ MSG_SESSION_GC, true, sessions_handle },
 };
 
 static bool wants_descriptor(const struct msg *m)
@@ -213,6 +225,8 @@ static bool wants_descriptor(const struct msg *m)
 		return m->detokenize.has_attached;
 	case MSG_RENDER:
 		return m->render.has_attached;
+	case MSG_SESSION_IMPORT:
+		return m->session_import.has_attached;
 	default:
 		return false;
 	}

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "daemon/server/peer.h"
+#include "daemon/session/store.h"
 #include "daemon/text/tokenizer.h"
 
 #define REQUEST_INLINE_BYTES (16u << 10) /* shorter inputs are worked on by the loop itself */
@@ -35,6 +36,8 @@ struct request {
 	int result;
 	struct err err;
 
+	struct store_begun begun; /* generate: the session's turn, until there is a stream; session 0: none */
+
 	/* generate, score, resume */
 	struct stream *stream;
 	bool limited;	 /* credit counts */
@@ -52,6 +55,8 @@ void request_free(struct request *q);
 
 /* Does the text work, at once or on the worker, or waits for the model; then replies or submits. */
 int request_begin(struct request *q, struct err *err);
+/* The same from the text work on; the model is open. */
+int request_start(struct request *q, struct err *err);
 /* The model is open, or refused: those that waited for it go on. */
 void request_resume_waiting(struct server *s);
 /* Tells those that wait how the load goes. */

@@ -15,6 +15,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/health.h"
+#include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 
 struct user *server_user(struct server *s, uid_t uid)
@@ -218,6 +219,7 @@ static int start_engine(struct server *s, struct err *err)
 		return r;
 	if (s->engine->plan.warning[0])
 		log_warning("%s", s->engine->plan.warning);
+	sessions_settle(s);
 	if (s->engine->adopted)
 		stream_adopt_all(s);
 	return 0;
@@ -446,6 +448,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = worker_new(loop, &s->worker);
 	if (r >= 0)
+		r = sessions_new(s, options->state_dir, &s->sessions);
+	if (r >= 0)
 		r = health_new(s, &s->health);
 	if (r < 0)
 		return err_set(err, r, "cannot set up the event loop: %s", strerror(-r));
@@ -477,6 +481,7 @@ struct server *server_free(struct server *s)
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
+	s->sessions = sessions_free(s->sessions);
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);

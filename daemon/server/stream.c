@@ -9,6 +9,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/sessions.h"
 
 static struct turns *turns_of(const struct stream *st)
 {
@@ -197,6 +198,20 @@ static const char *finish_of(const struct stream *st)
 	return turn_finish_name((enum turn_finish)st->turn.rec->finish);
 }
 
+static void fill_session(const struct stream *st, struct msg_done *d, char id[17])
+{
+	const struct turn_record *rec = st->turn.rec;
+
+	if (!rec->session)
+		return;
+	snprintf(id, 17, "%016llx", (unsigned long long)rec->session);
+	MSG_SET(d, session, span_of(id));
+	MSG_SET(d, session_turn, rec->session_turn);
+	MSG_SET(d, saved, st->saved);
+	if (!st->saved && st->not_saved.text[0])
+		MSG_SET(d, not_saved, span_of(st->not_saved.text));
+}
+
 static void fill_done(struct stream *st, struct msg_done *d)
 {
 	const struct turn_record *rec = st->turn.rec;
@@ -231,6 +246,7 @@ static void tell_end(struct stream *st)
 	struct server *s = st->server;
 	struct msg m = { .type = MSG_DONE };
 	struct err err = st->err;
+	char session[17];
 	int r = st->fault;
 
 	s->n_prompt_tokens += rec->n_prompt;
@@ -256,6 +272,7 @@ static void tell_end(struct stream *st)
 			MSG_SET(&m.cancelled, n_completion, rec->score ? 0 : st->n_read);
 		} else {
 			fill_done(st, &m.done);
+			fill_session(st, &m.done, session);
 		}
 		set_reader(st, NULL);
 		q->stream = NULL;
@@ -289,6 +306,8 @@ void stream_pump(struct stream *st)
 	st->pumping = false;
 
 	if (st->ended && (is_all_read(st) || ends_at_once(st))) {
+		if (st->saving)
+			return; /* what is said to be saved, is */
 		if (st->request)
 			tell_end(st);
 		else if (!st->expiry && st->turn.rec->detach)
@@ -329,6 +348,17 @@ static void on_end(struct turn *turn)
 
 	st->ended = true;
 	server_busy_changed(st->server);
+	if (st->turn.rec->session)
+		sessions_end(st);
+	stream_pump(st);
+}
+
+void stream_saved(struct stream *st, int r, const struct err *err)
+{
+	st->saving = false;
+	st->saved = r >= 0;
+	if (r < 0)
+		st->not_saved = *err;
 	stream_pump(st);
 }
 
@@ -377,6 +407,51 @@ static int make_answer(const struct stream *st, struct answer **ret)
 		at += (uint32_t)len + 1;
 	}
 	return answer_new(&options, ret);
+}
+
+static int push_all(const struct stream *st, struct answer *a, uint32_t *ret_n_ids)
+{
+	struct turn_record *rec = st->turn.rec;
+	const uint32_t *ids = turn_ids(turns_of(st), rec);
+	uint32_t i = rec->n_prompt;
+	int r = 0;
+
+	for (; i < rec->n_ids && r == 0; i++)
+		if (!is_stop_id(st, ids[i]))
+			r = answer_push(a, ids[i]);
+	*ret_n_ids = i;
+	return r < 0 ? r : answer_finish(a);
+}
+
+int stream_whole_answer(const struct stream *st, char **ret_json, const char **ret_finish,
+			uint32_t *ret_n_ids)
+{
+	_cleanup_(answer_freep) struct answer *a = NULL;
+	struct answer_delta said;
+	json_t *o, *calls;
+	int r;
+
+	r = make_answer(st, &a);
+	if (r >= 0)
+		r = push_all(st, a, ret_n_ids);
+	if (r < 0)
+		return r;
+	answer_delta(a, &said);
+	o = json_pack("{s:s, s:o}", "role", "assistant", "content",
+		      json_stringn(said.content.data ? said.content.data : "", said.content.len));
+	if (said.reasoning.len)
+		json_object_set_new(o, "reasoning_content",
+				    json_stringn(said.reasoning.data, said.reasoning.len));
+	if (said.tool_calls.len &&
+	    (calls = json_loadb(said.tool_calls.data, said.tool_calls.len, 0, NULL)))
+		json_object_set_new(o, "tool_calls", calls);
+	*ret_json = o ? json_dumps(o, JSON_COMPACT) : NULL;
+	json_decref(o);
+	*ret_finish = answer_stop_string(a).len ? "stop"
+		      : st->turn.rec->finish == FINISH_STOP && answer_n_tool_calls(a) > 0
+			      ? "tool_calls"
+			      : turn_finish_name((enum turn_finish)st->turn.rec->finish);
+	return *ret_json ? 0 : -ENOMEM;
 }
 
 int stream_new(struct server *s, struct turn_record *rec, struct stream **ret)
@@ -451,6 +526,7 @@ int stream_submit(struct stream *st, struct request *q, struct err *err)
 		return r;
 	}
 	st->submitted = true;
+	q->begun.session = 0; /* the record's from now on */
 	set_reader(st, q);
 	server_busy_changed(st->server);
 	send_accepted(st);
@@ -563,6 +639,8 @@ void stream_abandon(struct stream *st, int r, const struct err *err)
 	struct request *q = st->request;
 
 	st->dropped = true;
+	if (st->turn.rec->session && !st->ended)
+		sessions_abort(st->server, st->turn.rec->session, st->turn.rec->session_turn);
 	if (!q)
 		return;
 	set_reader(st, NULL);
@@ -590,6 +668,8 @@ static void adopt(struct server *s, struct turn_record *rec)
 	r = stream_new(s, rec, &st);
 	if (r < 0) {
 		log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, strerror(-r));
+		if (rec->session)
+			sessions_abort(s, rec->session, rec->session_turn);
 		turns_drop(s->engine->turns, rec);
 		return;
 	}
@@ -598,11 +678,15 @@ static void adopt(struct server *s, struct turn_record *rec)
 		r = sched_adopt(s->engine->sched, &st->turn, &err);
 		if (r < 0) {
 			log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, err.text);
+			if (rec->session)
+				sessions_abort(s, rec->session, rec->session_turn);
 			stream_free(st);
 			return;
 		}
 		st->submitted = true;
 	}
+	if (st->ended && rec->session)
+		sessions_end(st); /* again, perhaps: what is complete stays as it is */
 	if (st->ended || !rec->detach)
 		stream_expire(st, s->settings->resume_timeout * US_PER_S);
 	stream_pump(st);

@@ -157,7 +157,10 @@ void request_work(struct request *q)
 	int r = 0;
 
 	source = find_source(&q->msg, &input, &name);
-	if (q->attached_fd >= 0) {
+	if (q->begun.session) {
+		source = SOURCE_MESSAGES;
+		input = (struct span){ q->begun.conversation, q->begun.conversation_len };
+	} else if (q->attached_fd >= 0) {
 		const bool is_turn = q->msg.type == MSG_GENERATE || q->msg.type == MSG_SCORE;
 		const enum source said = source_of_name(name, source, &r);
 

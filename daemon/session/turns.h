@@ -13,7 +13,7 @@
 #include "client/wire/step.h"
 
 #define TURNS_MAGIC 0x31736e7275746d73ull /* "smturns1" */
-#define TURNS_VERSION 1
+#define TURNS_VERSION 2
 #define TURNS_MAX 512		/* records; queued and running ones */
 #define TURN_STOP_BYTES 4096
 #define TURN_STRING_ARGS_BYTES 8192
@@ -86,6 +86,8 @@ struct turn_record {
 	_Atomic uint32_t mark; /* 0 or 1 */
 	uint32_t mark_pad;
 	struct turn_mark marks[2];
+	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
+	uint32_t session_turn, session_pad;
 };
 
 struct turns;
