@@ -79,6 +79,7 @@ int request_new(struct peer *p, const struct msg *m, struct span payload, bool h
 	q->server = p->server;
 	q->peer = p;
 	q->user = p->user;
+	memcpy(q->label, p->label, sizeof(q->label));
 	q->id = m->id;
 	q->msg = *m;
 	q->attached_fd = -1;

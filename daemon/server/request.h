@@ -14,6 +14,7 @@ struct request {
 	struct server *server;
 	struct peer *peer; /* NULL: the client is gone, the job still runs */
 	struct user *user;
+	char label[64]; /* the peer's */
 	TAILQ_ENTRY(request) link, wait;
 	uint64_t id;
 	uint64_t received_us;

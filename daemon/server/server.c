@@ -17,6 +17,7 @@
 #include "daemon/server/health.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/text/spans.h"
 
 struct user *server_user(struct server *s, uid_t uid)
 {
@@ -448,6 +449,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = worker_new(loop, &s->worker);
 	if (r >= 0)
+		r = spans_new(&s->spans);
+	if (r >= 0)
 		r = sessions_new(s, options->state_dir, &s->sessions);
 	if (r >= 0)
 		r = health_new(s, &s->health);
@@ -486,6 +489,7 @@ struct server *server_free(struct server *s)
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
 	textmodel_free(s->model);
+	s->spans = spans_free(s->spans);
 	s->health = health_free(s->health);
 	sd_event_source_disable_unref(s->reaper);
 	sd_event_source_disable_unref(s->listener);

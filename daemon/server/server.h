@@ -51,6 +51,7 @@ struct server {
 	struct settings *settings;
 	struct worker *worker;
 	struct sessions *sessions;
+	struct spans *spans; /* what was sampled, by its text */
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */

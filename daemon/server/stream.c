@@ -10,6 +10,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/sessions.h"
+#include "daemon/text/spans.h"
 
 static struct turns *turns_of(const struct stream *st)
 {
@@ -342,12 +343,59 @@ static void on_state(struct turn *turn)
 	stream_progress(stream_of(turn));
 }
 
+/* A copy of a long turn's ids for the worker. */
+struct lesson {
+	struct spans *spans;
+	const struct tokenizer *tokenizer;
+	char label[64];
+	uint32_t uid, n_prompt, n_ids, ids[];
+};
+
+static void run_lesson(void *userdata)
+{
+	const struct lesson *l = userdata;
+	const struct spans_who who = { l->uid, l->label };
+
+	/* what does not fit into memory is tokenised when it comes again */
+	(void)!spans_learn(l->spans, &who, l->tokenizer, l->ids, l->n_prompt, l->n_ids);
+}
+
+/*
+ * Remembers what was sampled. Of a turn too long for the loop the next prompt
+ * goes to the worker too, behind this; one that does not only misses the ids.
+ */
+static void learn(const struct stream *st)
+{
+	const struct turn_record *rec = st->turn.rec;
+	const uint32_t n_ids = st->stopped ? rec->n_prompt + st->n_read : rec->n_ids;
+	struct lesson *l;
+
+	if (rec->score || rec->chat_layout == CHAT_NONE || !st->server->model)
+		return;
+	l = malloc(sizeof(*l) + n_ids * sizeof(*l->ids));
+	if (!l)
+		return;
+	*l = (struct lesson){ .spans = st->server->spans,
+			      .tokenizer = st->server->model->tokenizer,
+			      .uid = rec->uid,
+			      .n_prompt = rec->n_prompt,
+			      .n_ids = n_ids };
+	memcpy(l->label, rec->label, sizeof(l->label));
+	memcpy(l->ids, turn_ids(turns_of(st), st->turn.rec), n_ids * sizeof(*l->ids));
+	if (n_ids < REQUEST_INLINE_BYTES ||
+	    worker_push(st->server->worker, run_lesson, free, l) < 0) {
+		run_lesson(l);
+		free(l);
+	}
+}
+
 static void on_end(struct turn *turn)
 {
 	struct stream *st = stream_of(turn);
 
 	st->ended = true;
 	server_busy_changed(st->server);
+	learn(st);
 	if (st->turn.rec->session)
 		sessions_end(st);
 	stream_pump(st);

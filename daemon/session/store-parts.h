@@ -100,6 +100,7 @@ int store_each_turn(struct store *s, const struct session_row *session, uint32_t
 struct turn_ids {
 	uint32_t *at;
 	size_t n, cap;
+	uint32_t n_prompt; /* of the last turn */
 	uint64_t vocab;
 };
 int turn_ids_follow(struct turn_ids *ids, const struct turn_row *row); /* 0, -ENOMEM, -EUCLEAN */

@@ -98,6 +98,7 @@ int turn_ids_follow(struct turn_ids *ids, const struct turn_row *row)
 	if (row->vocab != ids->vocab)
 		ids->n = 0;
 	ids->vocab = row->vocab;
+	ids->n_prompt = row->n_prompt;
 	if (row->kept > ids->n || row->ids.len % 4 != 0)
 		return -EUCLEAN;
 	ids->n = row->kept;
@@ -200,6 +201,7 @@ static int fill_begun(struct growing *g, const struct session_row *session, uint
 	if (g->ids.n > 0 && g->ids.vocab == vocab) {
 		b.ids = steal(g->ids.at);
 		b.n_ids = g->ids.n;
+		b.n_prompt = MIN(g->ids.n_prompt, g->ids.n);
 	}
 	*ret = b;
 	memset(&b, 0, sizeof(b));

@@ -73,7 +73,7 @@ struct store_begun {
 	char *conversation;
 	size_t conversation_len;
 	uint32_t *ids; /* prompt and answer of the turn before; none: NULL */
-	size_t n_ids;
+	size_t n_ids, n_prompt; /* n_prompt: of these, its prompt */
 	char *defaults; /* JSON object of sampler settings; "{}": none */
 };
 void store_begun_deinit(struct store_begun *b);
