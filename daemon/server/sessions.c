@@ -576,7 +576,9 @@ static int open_store(struct sessions *x, const char *dir)
 		return r;
 	store_count(x->store, &x->counts);
 	if (x->counts.n_set_aside > 0)
-		log_error("'%s' is no database: it is set aside, and an empty one begun", path);
+		log_error("'%s' could not be read: it is set aside as state.db.damaged-N, and %llu "
+			  "rows of it are kept",
+			  path, (unsigned long long)x->counts.n_kept);
 	r = job_new(x->server, NULL, run_check, checked, &job, &x->off);
 	if (r >= 0)
 		push_own(job, "the session database is not checked");

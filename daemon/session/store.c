@@ -35,6 +35,7 @@ int store_fault(struct store *s, struct err *err)
 	switch (code) {
 	case SQLITE_NOMEM:
 		return err_set(err, -ENOMEM, "out of memory");
+	case SQLITE_ERROR: /* what is asked for fits the tables, if they are ours */
 	case SQLITE_CORRUPT:
 	case SQLITE_NOTADB:
 		return err_set(err, -EUCLEAN, "the session database '%s' is damaged: %s", s->path,
@@ -300,6 +301,45 @@ static int bring_up_to_date(struct store *s, struct err *err)
 	return 0;
 }
 
+/* All that the schema says, as one text. */
+static char *read_schema(sqlite3 *db)
+{
+	sqlite3_stmt *stmt = NULL;
+	char *text = NULL;
+
+	if (sqlite3_prepare_v2(db,
+			       "SELECT group_concat(type || name || tbl_name || ifnull(sql, ''))"
+			       " FROM (SELECT * FROM sqlite_schema ORDER BY name)",
+			       -1, &stmt, NULL) == SQLITE_OK &&
+	    sqlite3_step(stmt) == SQLITE_ROW && sqlite3_column_text(stmt, 0))
+		text = strdup((const char *)sqlite3_column_text(stmt, 0));
+	sqlite3_finalize(stmt);
+	return text;
+}
+
+/* No sum covers the schema, and a bit of it can mean another table: it is compared with a fresh one. */
+static int check_schema(struct store *s, struct err *err)
+{
+	_cleanup_(freep) char *found = read_schema(s->db), *wanted = NULL;
+	sqlite3 *fresh = NULL;
+	int r;
+
+	r = sqlite3_open(":memory:", &fresh);
+	for (size_t i = 0; i < STORE_FORMAT && r == SQLITE_OK; i++)
+		r = sqlite3_exec(fresh, formats[i], NULL, NULL, NULL);
+	if (r == SQLITE_OK)
+		wanted = read_schema(fresh);
+	sqlite3_close(fresh);
+	if (!wanted)
+		return err_set(err, -ENOMEM, "out of memory");
+	if (!found || strcmp(found, wanted) != 0)
+		return err_set(err, -EUCLEAN,
+			       "the session database '%s' is damaged: its tables are not those of "
+			       "format %d",
+			       s->path, STORE_FORMAT);
+	return 0;
+}
+
 static int connect(const char *path, const char *vfs, sqlite3 **ret)
 {
 	/* made by us, so that nobody else can read it for a moment */
@@ -321,10 +361,13 @@ static int connect(const char *path, const char *vfs, sqlite3 **ret)
 
 static int open_file(struct store *s, struct err *err)
 {
+	int r;
+
 	s->full_sync = false;
 	if (connect(s->path, s->vfs, &s->db) != SQLITE_OK)
 		return store_fault(s, err);
-	return bring_up_to_date(s, err);
+	r = bring_up_to_date(s, err);
+	return r < 0 ? r : check_schema(s, err);
 }
 
 /* A database and its log go aside together; @ret is where the database is now. */
@@ -352,26 +395,6 @@ static int set_aside(struct store *s, char **ret, struct err *err)
 		return err_set(err, -errno, "cannot set '%s' aside: %s", s->path, strerror(errno));
 	s->counts.n_set_aside++;
 	*ret = steal(to);
-	return 0;
-}
-
-int store_open(const char *path, const char *vfs, struct store **ret, struct err *err)
-{
-	_cleanup_(store_freep) struct store *s = calloc(1, sizeof(*s));
-	_cleanup_(freep) char *aside = NULL;
-	int r;
-
-	if (!s || !(s->path = strdup(path)) || (vfs && !(s->vfs = strdup(vfs))))
-		return err_set(err, -ENOMEM, "out of memory");
-	r = open_file(s, err);
-	if (r == -EUCLEAN) {
-		r = set_aside(s, &aside, err);
-		if (r == 0)
-			r = open_file(s, err);
-	}
-	if (r < 0)
-		return r;
-	*ret = steal(s);
 	return 0;
 }
 
@@ -487,6 +510,22 @@ static int mend(struct store *s, struct err *err)
 	}
 	sqlite3_close(old);
 	return r < 0 ? r : 1;
+}
+
+int store_open(const char *path, const char *vfs, struct store **ret, struct err *err)
+{
+	_cleanup_(store_freep) struct store *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s || !(s->path = strdup(path)) || (vfs && !(s->vfs = strdup(vfs))))
+		return err_set(err, -ENOMEM, "out of memory");
+	r = open_file(s, err);
+	if (r == -EUCLEAN)
+		r = mend(s, err);
+	if (r < 0)
+		return r;
+	*ret = steal(s);
+	return 0;
 }
 
 /* Counts the rows that do not match their sums; <0 only where the pages do not fit. */

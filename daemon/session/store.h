@@ -35,8 +35,8 @@ struct store_who {
 
 /*
  * Opens or makes the database at @path, whose folder exists, and brings it to
- * STORE_FORMAT. A file that is no database is set aside as PATH.damaged-N, and
- * an empty one begun.
+ * STORE_FORMAT. One that cannot be read as such is set aside as PATH.damaged-N;
+ * what can be read of it goes into a new one, see store_check().
  *
  * @vfs		SQLite's name of the file system to use; NULL: the usual one
  *
