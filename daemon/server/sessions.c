@@ -89,10 +89,13 @@ static void on_job_home(void *userdata)
 	job->x->counts = job->counts;
 	if (q)
 		q->in_worker = false;
-	if (q && !q->peer)
-		request_free(q); /* what it began is given back with it */
-	else
+	if (q && !q->peer) { /* its client left meanwhile */
+		if (job->begun.session)
+			sessions_abort(job->x->server, job->begun.session, job->begun.turn);
+		request_free(q);
+	} else {
 		job->home(job);
+	}
 	job_free(job);
 }
 

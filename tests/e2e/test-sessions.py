@@ -137,6 +137,38 @@ def a_second_turn_at_once_is_refused():
         assert turn["finish"] == "cancelled", turn["finish"]
 
 
+def a_client_that_leaves_at_any_moment_leaves_a_session_that_goes_on():
+    with Daemon("air") as d:
+        ask(d, "talk", "hi", 3)
+        for i in range(20):
+            p = d.popen("ask", "--session", "talk", "--ignore-eos", "-n", 40000, "go", stdout=subprocess.DEVNULL)
+            time.sleep(0.003 * (i % 10))
+            p.kill()
+            p.wait()
+        wait_for(lambda: not sessions(d)[0]["running"], 20, "the turn's end")
+        before = sessions(d)[0]["turns"]
+        assert ask(d, "talk", "still there?", 3)["session"]["turn"] == before + 1
+
+
+def chat_sends_what_is_new_and_the_session_keeps_all():
+    with Daemon("air") as d:
+        d.ctl("chat", "--session", "talk", "--no-think", "-n", 5, "--ignore-eos", "--system", "Be brief.",
+              stdin=b"one\ntwo\n/clear\nthree\n")
+        assert "rewind" in d.last_stderr, d.last_stderr
+        turns = show(d, "talk")["turn"]
+        assert [[m["content"] for m in t["request"]["messages"]] for t in turns] == [
+            ["Be brief.", "one"], ["two"], ["three"]], turns
+
+
+def the_log_is_written_into_the_database_when_all_is_idle():
+    with Daemon("air") as d:
+        ask(d, "talk", "hi", 3)
+        log = d.dir / "state" / "state.db-wal"
+        assert log.stat().st_size > 0
+        wait_for(lambda: log.stat().st_size == 0, 10, "the checkpoint")
+        assert b"talk" in (d.dir / "state" / "state.db").read_bytes()
+
+
 def one_user_cannot_see_or_probe_another():
     if os.geteuid() != 0:
         raise Skip("several uids need root")

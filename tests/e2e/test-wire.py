@@ -80,8 +80,12 @@ class Wire:
         self.hello = self.receive()[2]
 
     def send(self, kind, id, fields):
-        payload = pack([kind, id, fields])
-        self.s.sendall(struct.pack("<I", len(payload)) + payload)
+        self.send_all((kind, id, fields))
+
+    def send_all(self, *frames):
+        """Several frames in one piece, so that the daemon reads them at once."""
+        payloads = [pack(list(frame)) for frame in frames]
+        self.s.sendall(b"".join(struct.pack("<I", len(p)) + p for p in payloads))
 
     def exactly(self, n):
         data = b""
@@ -206,6 +210,23 @@ def a_deadline_ends_a_turn_with_what_there_is():
         kind, ids, fields = w.until_end()
         assert kind == DONE and fields["finish"] == "deadline" and 0 < len(ids) < 60000, (kind, fields)
         assert 0.6 < time.monotonic() - begin < 5
+
+
+def a_turn_that_is_cancelled_while_it_begins_leaves_its_session_free():
+    question = {"messages": json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "max_tokens": 2,
+                "session": "talk", "session_create": True}
+    with Daemon("air") as d:
+        w = Wire(d)
+        w.send_all((GENERATE, 1, question), (CANCEL, 1, {}))
+        kind, _, _ = w.until_end()
+        assert kind == CANCELLED, kind
+        gone = Wire(d)
+        gone.send_all((GENERATE, 1, question))
+        gone.close()
+        assert json.loads(d.ctl("session", "list", "--json"))["sessions"] == []
+        w.send(GENERATE, 2, question)
+        kind, _, fields = w.until_end()
+        assert kind == DONE and fields["saved"] is True and fields["session_turn"] == 1, (kind, fields)
 
 
 def labels_are_kept_and_hello_says_the_limits():
