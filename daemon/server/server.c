@@ -248,7 +248,10 @@ static void opening_done(void *userdata)
 	int r = o->result;
 
 	s->opening = false;
-	if (r >= 0 && o->model) {
+	/* at the end nothing is started any more: what is stored is the next broker's */
+	if (sd_event_get_state(s->loop) == SD_EVENT_FINISHED)
+		r = 0;
+	else if (r >= 0 && o->model) {
 		s->model = steal(o->model);
 		r = start_engine(s, &o->err);
 	}
@@ -467,9 +470,12 @@ static void let_streams_go(struct server *s)
 	struct stream *st;
 
 	TAILQ_FOREACH(st, &s->streams, link) {
-		if (st->request)
-			st->request->stream = NULL;
+		if (!st->request)
+			continue;
+		st->request->stream = NULL;
 		st->request = NULL;
+		st->left = true; /* its user goes with it, and not with the peer */
+		st->user->n_left++;
 	}
 }
 

@@ -11,6 +11,7 @@ import threading
 from steamd_e2e import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
+N = 60 if SANITIZED else 300  # tokens of an answer
 ROUNDS = int(os.environ.get("ROUNDS", 5 if SANITIZED else 15))
 
 
@@ -114,7 +115,7 @@ def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
         want = None
         saved = []  # content of turn after turn
         for i in range(ROUNDS):
-            p = start(d, "talk", f"Question {i}", 300, 1000 + i)
+            p = start(d, "talk", f"Question {i}", N, 1000 + i)
             time.sleep(rng.random() * 0.25)
             d.process.kill()
             d.again()
@@ -122,12 +123,12 @@ def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
             if said:
                 assert said["session"]["saved"] is True, said
                 assert said["session"]["turn"] == len(saved) + 1, (said["session"], len(saved))
-                assert len(said["ids"]) == 300, len(said["ids"])
+                assert len(said["ids"]) == N, len(said["ids"])
                 saved.append(said["content"])
                 resumed += 1
             else:
-                # asked again before its first frame came, while the one asked first goes on; or lost at once
-                assert why[0] in (66, 75), why
+                # killed while saying hello; or asked again before its first frame came, while that goes on
+                assert why[0] in (66, 69, 75), why
                 refused += 1
                 wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"] or
                          [d.ctl("cancel", t["turn"]) for t in json.loads(d.ctl("ps", "--json"))["turns"]] and None,
@@ -137,7 +138,7 @@ def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
             assert [t["answer"]["content"] for t in turns][:len(saved)] == saved, (i, turns)
             assert all(t["finish"] in ("length", "cancelled") for t in turns), turns
             saved = [t["answer"]["content"] for t in turns]
-            if len(saved) > 12:
+            if len(saved) > 3:
                 d.ctl("session", "rewind", "talk", 1)
                 del saved[1:]
         print(f"{resumed} answers went on, {refused} were not taken up again")
@@ -145,10 +146,10 @@ def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
         assert d.status()["sessions"]["rows_damaged"] == 0
         # a killed turn says what an undisturbed one says
         d.ctl("session", "fork", "talk", "other", "--turn", 0)
-        p = start(d, "other", "Question", 300, 7)
+        p = start(d, "other", "Question", N, 7)
         want, _ = finish(p)
         d.ctl("session", "rewind", "other", 0)
-        p = start(d, "other", "Question", 300, 7)
+        p = start(d, "other", "Question", N, 7)
         p.stdout.readline()
         d.process.kill()
         d.again()

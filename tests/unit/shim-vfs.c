@@ -296,7 +296,7 @@ static void restore_file(struct shim_file *f, enum shim_image image, uint64_t *r
 	file = fopen(f->path, "we");
 	if (!file)
 		abort();
-	if (fwrite(f->synced, 1, f->synced_bytes, file) != f->synced_bytes)
+	if (f->synced && fwrite(f->synced, 1, f->synced_bytes, file) != f->synced_bytes)
 		abort();
 	for (struct shim_write *w = f->first; w && image == SHIM_SOME; w = w->next) {
 		if (next_random(random) % 3 == 0)
