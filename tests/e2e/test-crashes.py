@@ -141,7 +141,8 @@ def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
             if len(saved) > 3:
                 d.ctl("session", "rewind", "talk", 1)
                 del saved[1:]
-        print(f"{resumed} answers went on, {refused} were not taken up again")
+        running = d.log().count("1 turns taken over")
+        print(f"{resumed} answers went on, {running} of them running when their broker died; {refused} did not")
         assert resumed >= ROUNDS // 2, (resumed, refused)
         assert d.status()["sessions"]["rows_damaged"] == 0
         # a killed turn says what an undisturbed one says
