@@ -178,50 +178,82 @@ def without_a_store_of_descriptors_the_turn_is_absent_and_the_rest_there():
         assert said["session"]["turn"] == 2
 
 
-def a_kill_at_any_write_of_the_store_loses_nothing():
+def kills(d):
+    """Commands that kill what they run at its Nth write to the database, for each kind of write."""
     if not shutil.which("strace"):
         raise Skip("strace is not installed")
-    calls = "pwrite64,fdatasync,ftruncate"
-    probe = subprocess.run(["strace", "-f", "-e", "trace=none", "true"], capture_output=True)
-    if probe.returncode != 0:
+    if subprocess.run(["strace", "-f", "-e", "trace=none", "true"], capture_output=True).returncode != 0:
         raise Skip("strace may not trace here")
+    state = str(d.dir / "state" / "state.db")
+    return [["strace", "-D", "-f", "-o", "/dev/null", "-P", state, "-P", state + "-wal", "-e", f"trace={call}",
+             "-e", f"inject={call}:signal=KILL:when={when}"]
+            for call in ("pwrite64", "fdatasync", "ftruncate") for when in (1, 2, 3, 6)]
+
+
+def a_turn_whose_broker_is_killed_at_any_write_is_saved_by_the_next():
+    n_hit = n_saved = 0
+    with Stored("air", "ChatTemplate=glm47") as d:
+        for n, tracer in enumerate(kills(d)):
+            d.process.terminate()
+            d.tracer = tracer
+            with contextlib.suppress(AssertionError):  # it may die at its start
+                d.again()
+            p = start(d, "talk", "x", 3, n)
+            wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 30, "an end")
+            n_hit += d.process.poll() is not None
+            d.process.terminate()
+            d.tracer = ()
+            d.again()
+            said, why = finish(p)
+            if not said:
+                # the turn was not begun, or it goes on without its client
+                assert why[0] in (66, 69, 75), why
+                d.ctl("session", "list")
+                continue
+            assert said["session"]["saved"] is True, said
+            turns = show(d, "talk")
+            assert turns[-1]["answer"]["content"] == said["content"] and len(turns) == said["session"]["turn"], turns
+            d.ctl("session", "rewind", "talk", 0)
+            n_saved += 1
+        print(f"{n_hit} kills, {n_saved} turns saved")
+        assert n_hit >= 3 and n_saved >= 8, (n_hit, n_saved)
+        assert d.status()["sessions"]["rows_damaged"] == 0
+
+
+def a_kill_at_any_write_of_the_store_loses_nothing():
     n_hit = 0
     with Daemon("air", "ChatTemplate=glm47") as d:
         saved = []
         plain = d.command()
-        for call in calls.split(","):
-            for when in (1, 2, 3, 6):
-                d.kill()
-                state = str(d.dir / "state" / "state.db")
-                tracer = ["strace", "-D", "-f", "-o", "/dev/null", "-P", state, "-P", state + "-wal", "-e", f"trace={call}",
-                          "-e", f"inject={call}:signal=KILL:when={when}"]
-                d.command = lambda: [*tracer, *plain]
-                d.log_path.write_text("")
-                p = None
-                with contextlib.suppress(AssertionError):  # it may die at its start
-                    d.__enter__()
-                    p = start(d, "talk", "x", 3, len(saved))
-                    wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 30, "an end")
-                n_hit += d.process.poll() is not None
-                d.kill()
-                d.command = lambda: plain
-                d.log_path.write_text("")
+        for tracer in kills(d):
+            d.kill()
+            d.command = lambda: [*tracer, *plain]
+            d.log_path.write_text("")
+            p = None
+            with contextlib.suppress(AssertionError):  # it may die at its start
                 d.__enter__()
-                said = finish(p)[0] if p else None
-                if said:
-                    assert said["session"]["saved"] is True
-                    saved.append(said["content"])
-                turns = show(d, "talk") if saved else []
-                assert [t["answer"]["content"] for t in turns][:len(saved)] == saved, (call, when)
-                assert len(turns) <= len(saved) + 1 and all("answer" in t for t in turns), (call, when, turns)
-                saved = [t["answer"]["content"] for t in turns]
-                if len(saved) > 4:
-                    d.ctl("session", "rewind", "talk", 1)
-                    del saved[1:]
+                p = start(d, "talk", "x", 3, len(saved))
+                wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 30, "an end")
+            n_hit += d.process.poll() is not None
+            d.kill()
+            d.command = lambda: plain
+            d.log_path.write_text("")
+            d.__enter__()
+            said = finish(p)[0] if p else None
+            if said:
+                assert said["session"]["saved"] is True
+                saved.append(said["content"])
+            turns = show(d, "talk") if saved else []
+            assert [t["answer"]["content"] for t in turns][:len(saved)] == saved, tracer
+            assert len(turns) <= len(saved) + 1 and all("answer" in t for t in turns), (tracer, turns)
+            saved = [t["answer"]["content"] for t in turns]
+            if len(saved) > 4:
+                d.ctl("session", "rewind", "talk", 1)
+                del saved[1:]
         print(f"{n_hit} kills")
         assert n_hit >= 3, n_hit
 
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Stored", "show", "start", "finish")])
+         and k not in ("Stored", "show", "start", "finish", "kills")])
