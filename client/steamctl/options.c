@@ -187,6 +187,10 @@ static int print_help(const struct command *command)
 	if (command) {
 		printf("usage: steamctl %s [OPTION]… %s\n\n%s\n\n", command->name,
 		       command->arguments, command->help);
+		if (command->bit == SESSION) {
+			session_print_verbs(false);
+			printf("\nNAME is a session's name or id.\n\n");
+		}
 		print_options(command->bit);
 		return EXIT_OK;
 	}
@@ -205,8 +209,7 @@ static int print_help(const struct command *command)
 	return EXIT_OK;
 }
 
-/* troff reads a leading dash as a hyphen and a leading dot as a request. */
-static void print_troff(const char *text)
+void print_troff(const char *text)
 {
 	for (; *text; text++) {
 		if (*text == '-')
@@ -244,6 +247,9 @@ static int print_man(void)
 		print_troff(options[i].help);
 		putchar('\n');
 	}
+	printf(".SH SESSIONS\nA session is a conversation that steamd keeps. The verbs of\n.BR "
+	       "session :\n");
+	session_print_verbs(true);
 	printf(".SH EXIT STATUS\n");
 	for (size_t i = 0; i < ARRAY_SIZE(own_exits); i++)
 		printf(".TP\n%d\n%s\n", own_exits[i].code, own_exits[i].meaning);

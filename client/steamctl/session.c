@@ -10,7 +10,7 @@ struct verb {
 	const char *name;
 	enum steamd_session_verb verb;
 	int min_words, max_words; /* behind the verb */
-	const char *usage;
+	const char *usage, *help;
 	int (*print)(struct ctl *c, json_t *o); /* NULL: nothing to say but with --json */
 };
 
@@ -143,19 +143,41 @@ static int print_removed(struct ctl *c, json_t *o)
 }
 
 static const struct verb verbs[] = {
-	{ "list", STEAMD_SESSION_LIST, 0, 0, "", print_list },
-	{ "show", STEAMD_SESSION_SHOW, 1, 1, "NAME", print_show },
-	{ "new", STEAMD_SESSION_NEW, 0, 1, "[NAME] [sampler options: its defaults]", print_name },
-	{ "fork", STEAMD_SESSION_FORK, 2, 2, "NAME COPY [--turn N]", print_name },
-	{ "rewind", STEAMD_SESSION_REWIND, 2, 2, "NAME TURN", NULL },
-	{ "rename", STEAMD_SESSION_RENAME, 2, 2, "NAME OTHER", NULL },
-	{ "pin", STEAMD_SESSION_PIN, 1, 1, "NAME", NULL },
-	{ "unpin", STEAMD_SESSION_UNPIN, 1, 1, "NAME", NULL },
-	{ "rm", STEAMD_SESSION_RM, 1, 1, "NAME", NULL },
-	{ "export", STEAMD_SESSION_EXPORT, 1, 2, "NAME [FILE]", NULL },
-	{ "import", STEAMD_SESSION_IMPORT, 0, 2, "[FILE [NAME]]", print_name },
-	{ "gc", STEAMD_SESSION_GC, 0, 0, "[--days N]", print_removed },
+	{ "list", STEAMD_SESSION_LIST, 0, 0, "[--names]", "one's own, the last used first",
+	  print_list },
+	{ "show", STEAMD_SESSION_SHOW, 1, 1, "NAME", "what was said, turn by turn", print_show },
+	{ "new", STEAMD_SESSION_NEW, 0, 1, "[NAME]",
+	  "an empty one; sampler options become its defaults", print_name },
+	{ "fork", STEAMD_SESSION_FORK, 2, 2, "NAME COPY [--turn N]",
+	  "a copy, up to turn N, with a life of its own", print_name },
+	{ "rewind", STEAMD_SESSION_REWIND, 2, 2, "NAME N", "forget what came after turn N", NULL },
+	{ "rename", STEAMD_SESSION_RENAME, 2, 2, "NAME OTHER", "its id stays the same", NULL },
+	{ "pin", STEAMD_SESSION_PIN, 1, 1, "NAME", "spare it from gc", NULL },
+	{ "unpin", STEAMD_SESSION_UNPIN, 1, 1, "NAME", "spare it no longer", NULL },
+	{ "rm", STEAMD_SESSION_RM, 1, 1, "NAME", "forget it", NULL },
+	{ "export", STEAMD_SESSION_EXPORT, 1, 2, "NAME [FILE]",
+	  "one file, checksummed, to keep or move", NULL },
+	{ "import", STEAMD_SESSION_IMPORT, 0, 2, "[FILE [NAME]]",
+	  "checks the file and says what it did not take", print_name },
+	{ "gc", STEAMD_SESSION_GC, 0, 0, "[--days N]",
+	  "forget what is not pinned and was not used for N days", print_removed },
 };
+
+void session_print_verbs(bool man)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(verbs); i++) {
+		char left[64];
+
+		snprintf(left, sizeof(left), "%s %s", verbs[i].name, verbs[i].usage);
+		if (!man) {
+			printf("  %-26s %s\n", left, verbs[i].help);
+			continue;
+		}
+		printf(".TP\n");
+		print_troff(left);
+		printf("\n%s\n", verbs[i].help);
+	}
+}
 
 static const struct verb *find_verb(const char *name)
 {

@@ -74,6 +74,11 @@ int run_reload(struct ctl *c);
 int run_bench(struct ctl *c);
 int run_session(struct ctl *c);
 
+/* options.c: troff reads a leading dash as a hyphen and a leading dot as a request. */
+void print_troff(const char *text);
+/* session.c: a row for each verb; @man: as troff. */
+void session_print_verbs(bool man);
+
 /* options.c. Returns -1 to go on with *@ret_command, or an exit code. */
 int options_read(int argc, char **argv, struct ctl *c, const struct command **ret_command);
 

@@ -301,13 +301,19 @@ static int run_gc(struct job *job)
 
 static void reply(struct job *job)
 {
+	const bool is_file = job->request->msg.type == MSG_SESSION_EXPORT;
+	const size_t most = is_file ? SESSIONS_FILE_MAX : SESSIONS_JSON_MAX;
 	struct msg m = { .type = MSG_DONE };
 
+	if (job->result >= 0 && job->out.n > most)
+		job->result = err_set(&job->err, -E2BIG,
+				      "the answer has %zu bytes; %zu can be sent", job->out.n,
+				      most);
 	if (job->result < 0) {
 		request_error(job->request, job->result, &job->err);
 		return;
 	}
-	if (job->request->msg.type == MSG_SESSION_EXPORT)
+	if (is_file)
 		MSG_SET(&m.done, data, bytes_span(&job->out));
 	else
 		MSG_SET(&m.done, json, bytes_span(&job->out));

@@ -14,6 +14,8 @@
 #include "daemon/server/request.h"
 
 #define SESSIONS_IDLE_US (2 * 1000000ull) /* after the last write: the log goes into the database */
+#define SESSIONS_FILE_MAX ((size_t)128 << 20) /* as messages.def bounds the answer */
+#define SESSIONS_JSON_MAX ((size_t)64 << 20)
 
 struct sessions;
 struct stream;

@@ -160,6 +160,24 @@ def chat_sends_what_is_new_and_the_session_keeps_all():
             ["Be brief.", "one"], ["two"], ["three"]], turns
 
 
+def names_complete_in_a_shell():
+    def complete(*words):
+        script = (f"source {BUILD / 'client/steamctl/completion/steamctl'}; COMP_WORDS=(\"$@\"); "
+                  "COMP_CWORD=$(($# - 1)); _steamctl; echo ${COMPREPLY[@]}")
+        env = dict(ENV, STEAMD_SOCKET=str(d.socket), PATH=f"{STEAMCTL.parent}:{os.environ['PATH']}")
+        return subprocess.run(["bash", "-c", script, "bash", *words], env=env, capture_output=True, check=True,
+                              text=True).stdout.split()
+
+    with Daemon("air") as d:
+        for name in ("paper", "party", "other"):
+            d.ctl("session", "new", name)
+        assert sorted(complete("steamctl", "ask", "--session", "pa")) == ["paper", "party"]
+        assert complete("steamctl", "session", "show", "o") == ["other"]
+        assert complete("steamctl", "session", "re") == ["rewind", "rename"]
+        assert "--session" in complete("steamctl", "chat", "--se")
+        assert "rewind NAME N" in d.ctl("session", "--help").decode()
+
+
 def the_log_is_written_into_the_database_when_all_is_idle():
     with Daemon("air") as d:
         ask(d, "talk", "hi", 3)
