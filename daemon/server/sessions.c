@@ -90,7 +90,7 @@ static void on_job_home(void *userdata)
 	if (q)
 		q->in_worker = false;
 	if (q && !q->peer) { /* its client left meanwhile */
-		if (job->begun.session)
+		if (job->result >= 0 && job->begun.session)
 			sessions_abort(job->x->server, job->begun.session, job->begun.turn);
 		request_free(q);
 	} else {
@@ -386,13 +386,33 @@ static int run_begin(struct job *job)
 			   job->vocab, &job->begun, &job->err);
 }
 
+/*
+ * The same question again, while its turn goes on without a reader: a client
+ * that lost its connection before the turn was accepted. It gets that turn.
+ */
+static int take_up(struct job *job, struct err *err)
+{
+	struct server *s = job->x->server;
+	struct stream *st;
+
+	TAILQ_FOREACH(st, &s->streams, link) {
+		if (st->turn.rec->session == job->begun.session &&
+		    st->turn.rec->session_turn == job->begun.turn && !st->request && !st->dropped)
+			return stream_attach(st, job->request, 0, err);
+	}
+	*err = job->err;
+	return -EBUSY;
+}
+
 static void begun(struct job *job)
 {
 	struct request *q = job->request;
 	struct err err = { 0 };
 	int r = job->result;
 
-	if (r >= 0) {
+	if (r == -EALREADY) {
+		r = take_up(job, &err);
+	} else if (r >= 0) {
 		q->begun = job->begun;
 		memset(&job->begun, 0, sizeof(job->begun));
 		r = request_start(q, &err);

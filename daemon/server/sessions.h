@@ -5,7 +5,9 @@
  * store's calls run on the other.
  *
  * Two turns at once on one session are not queued: the second gets -EBUSY, as
- * what it says was written without knowing the first one's answer.
+ * what it says was written without knowing the first one's answer. Only the
+ * same once more, while nobody reads the first, is taken for a client that came
+ * back, and gets the first one's answer.
  */
 #pragma once
 

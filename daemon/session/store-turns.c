@@ -222,6 +222,31 @@ static int begin_session(struct store *s, const struct store_who *who, struct sp
 	return session_make(s, who, ret, max_sessions, id_text, err);
 }
 
+/* Why a session whose turn is running begins no other. */
+static int tell_busy(struct store *s, const struct session_row *session, struct span request,
+		     struct store_begun *ret, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	int r;
+
+	r = store_prepare(s, "SELECT n, request FROM turn WHERE session=? AND state=0", &stmt, err);
+	if (r < 0)
+		return r;
+	sqlite3_bind_int64(stmt, 1, (int64_t)session->id);
+	err_set(err, -EBUSY, "a turn of session '%.*s' is running; it takes one after the other",
+		SPAN_ARG(session->name));
+	while ((r = store_step(s, stmt, err)) > 0) {
+		const struct span same = column_span(stmt, 1);
+
+		if (same.len != request.len || memcmp(same.data, request.data, request.len) != 0)
+			continue;
+		ret->session = session->id;
+		ret->turn = (uint32_t)sqlite3_column_int64(stmt, 0);
+		return -EALREADY;
+	}
+	return r < 0 ? r : -EBUSY;
+}
+
 static int begin(struct store *s, const struct store_who *who, struct span name, bool create,
 		 uint32_t max_sessions, struct span request, uint64_t vocab,
 		 struct store_begun *ret, struct err *err)
@@ -239,10 +264,7 @@ static int begin(struct store *s, const struct store_who *who, struct span name,
 	if (r < 0)
 		return r;
 	if (store_is_running(s, session.id))
-		return err_set(err, -EBUSY,
-			       "a turn of session '%.*s' is running; it takes one "
-			       "after the other",
-			       SPAN_ARG(session.name));
+		return tell_busy(s, &session, request, ret, err);
 	r = forget_begun(s, session.id, err);
 	if (r == 0)
 		r = store_each_turn(s, &session, UINT32_MAX, false, add_turn, &g, err);
@@ -276,6 +298,10 @@ int store_begin(struct store *s, const struct store_who *who, struct span name, 
 		return r;
 	r = store_finish(s, begin(s, who, name, create, max_sessions, request, vocab, &b, err),
 			 err);
+	if (r == -EALREADY) {
+		ret->session = b.session;
+		ret->turn = b.turn;
+	}
 	if (r < 0)
 		return r;
 	add_running(s, b.session, b.turn);

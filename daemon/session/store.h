@@ -90,6 +90,8 @@ void store_begun_deinit(struct store_begun *b);
  * Returns 0, or:
  *	-ENOENT		no such session
  *	-EBUSY		a turn of it is running
+ *	-EALREADY	… that was begun with the same @request: @ret has session and
+ *			turn, and nothing else
  *	-EDQUOT		the namespace's uid has @max_sessions already
  *	-EUCLEAN	one of its turns is damaged
  *	-EINVAL		the name or the request makes no sense

@@ -229,6 +229,26 @@ def a_turn_that_is_cancelled_while_it_begins_leaves_its_session_free():
         assert kind == DONE and fields["saved"] is True and fields["session_turn"] == 1, (kind, fields)
 
 
+def the_same_question_again_takes_up_the_turn_that_nobody_reads():
+    question = {"messages": json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "max_tokens": 2000,
+                "ignore_eos": True, "detach": True, "session": "talk", "session_create": True}
+    with Daemon("air") as d:
+        first, second, other = Wire(d), Wire(d), Wire(d)
+        first.send(GENERATE, 1, question)
+        turn = accepted(first)
+        second.send(GENERATE, 1, question)
+        kind, _, fields = second.until_end()
+        assert kind == ERROR and fields["code"] == "busy" and fields["retryable"], fields
+        first.close()
+        wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"][0]["attached"], 10, "no reader")
+        other.send(GENERATE, 1, {**question, "messages": question["messages"].replace("hi", "ho")})
+        assert other.until_end()[2]["code"] == "busy"
+        second.send(GENERATE, 2, question)
+        assert accepted(second) == turn
+        kind, ids, fields = second.until_end()
+        assert kind == DONE and len(ids) == 2000 and fields["saved"] and fields["session_turn"] == 1, fields
+
+
 def labels_are_kept_and_hello_says_the_limits():
     with Daemon("air") as d:
         w = Wire(d, label="editor")

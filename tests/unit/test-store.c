@@ -139,6 +139,9 @@ static void one_turn_at_a_time(void **state)
 	assert_int_equal(begin(s, &alice, "talk", "d", &c, &err), -EBUSY);
 	assert_string_equal(err.text,
 			    "a turn of session 'talk' is running; it takes one after the other");
+	/* the same once more is told by what runs */
+	assert_int_equal(begin(s, &alice, "talk", "c", &c, &err), -EALREADY);
+	assert_true(c.session == b.session && c.turn == b.turn && !c.conversation);
 	assert_int_equal(store_rm(s, &alice, SPAN("talk"), &out, &err), -EBUSY);
 	assert_string_equal(err.text, "a turn of session 'talk' is running; cancel it first");
 	assert_int_equal(store_rewind(s, &alice, SPAN("talk"), 0, &out, &err), -EBUSY);
