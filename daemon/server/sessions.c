@@ -8,6 +8,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/said.h"
 #include "daemon/server/stream.h"
 #include "daemon/session/store.h"
 #include "daemon/text/pyjson.h"
@@ -478,7 +479,7 @@ static int fill_end(struct stream *st, struct job *job)
 	const char *finish;
 	int r;
 
-	r = stream_whole_answer(st, &job->answer, &finish, &job->end.n_ids);
+	r = said_whole(st, &job->answer, &finish, &job->end.n_ids);
 	if (r < 0)
 		return r;
 	job->ids = malloc(job->end.n_ids * sizeof(*job->ids));

@@ -9,8 +9,8 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/said.h"
 #include "daemon/server/sessions.h"
-#include "daemon/text/spans.h"
 
 static struct turns *turns_of(const struct stream *st)
 {
@@ -65,17 +65,6 @@ static void set_reader(struct stream *st, struct request *q)
 	st->user->n_left += st->left ? 1 : -1;
 }
 
-static bool is_stop_id(const struct stream *st, uint32_t id)
-{
-	const struct step_sampler *p = &st->turn.rec->sampler;
-
-	for (uint32_t i = 0; i < p->n_stop_ids && i < STEP_STOP_IDS_MAX; i++) {
-		if (p->stop_ids[i] == id)
-			return true;
-	}
-	return false;
-}
-
 /* Takes up to @n tokens from the record through the parser. Returns how many. */
 static uint32_t take(struct stream *st, uint32_t n)
 {
@@ -85,7 +74,7 @@ static uint32_t take(struct stream *st, uint32_t n)
 	for (uint32_t i = 0; st->answer && i < n; i++) {
 		int r;
 
-		if (is_stop_id(st, ids[i]))
+		if (said_is_stop_id(st, ids[i]))
 			continue;
 		r = answer_push(st->answer, ids[i]);
 		if (r < 0) {
@@ -343,59 +332,13 @@ static void on_state(struct turn *turn)
 	stream_progress(stream_of(turn));
 }
 
-/* A copy of a long turn's ids for the worker. */
-struct lesson {
-	struct spans *spans;
-	const struct tokenizer *tokenizer;
-	char label[64];
-	uint32_t uid, n_prompt, n_ids, ids[];
-};
-
-static void run_lesson(void *userdata)
-{
-	const struct lesson *l = userdata;
-	const struct spans_who who = { l->uid, l->label };
-
-	/* what does not fit into memory is tokenised when it comes again */
-	(void)!spans_learn(l->spans, &who, l->tokenizer, l->ids, l->n_prompt, l->n_ids);
-}
-
-/*
- * Remembers what was sampled. Of a turn too long for the loop the next prompt
- * goes to the worker too, behind this; one that does not only misses the ids.
- */
-static void learn(const struct stream *st)
-{
-	const struct turn_record *rec = st->turn.rec;
-	const uint32_t n_ids = st->stopped ? rec->n_prompt + st->n_read : rec->n_ids;
-	struct lesson *l;
-
-	if (rec->score || rec->chat_layout == CHAT_NONE || !st->server->model)
-		return;
-	l = malloc(sizeof(*l) + n_ids * sizeof(*l->ids));
-	if (!l)
-		return;
-	*l = (struct lesson){ .spans = st->server->spans,
-			      .tokenizer = st->server->model->tokenizer,
-			      .uid = rec->uid,
-			      .n_prompt = rec->n_prompt,
-			      .n_ids = n_ids };
-	memcpy(l->label, rec->label, sizeof(l->label));
-	memcpy(l->ids, turn_ids(turns_of(st), st->turn.rec), n_ids * sizeof(*l->ids));
-	if (n_ids < REQUEST_INLINE_BYTES ||
-	    worker_push(st->server->worker, run_lesson, free, l) < 0) {
-		run_lesson(l);
-		free(l);
-	}
-}
-
 static void on_end(struct turn *turn)
 {
 	struct stream *st = stream_of(turn);
 
 	st->ended = true;
 	server_busy_changed(st->server);
-	learn(st);
+	said_remember(st);
 	if (st->turn.rec->session)
 		sessions_end(st);
 	stream_pump(st);
@@ -432,76 +375,6 @@ void stream_progress(struct stream *st)
 	}
 }
 
-/* A parser for the turn from its beginning. */
-static int make_answer(const struct stream *st, struct answer **ret)
-{
-	const struct turn_record *rec = st->turn.rec;
-	struct answer_options options = {
-		.tokenizer = st->server->model->tokenizer,
-		.layout = (enum chat_layout)rec->chat_layout,
-		.thinking = rec->thinking,
-		.in_reasoning = rec->in_reasoning,
-		.trim = rec->chat_layout != CHAT_NONE,
-		.string_args = { rec->string_args,
-				 MIN(rec->string_args_len, (uint32_t)TURN_STRING_ARGS_BYTES) },
-	};
-	uint32_t at = 0;
-
-	while (options.n_stops < MIN(rec->n_stops, (uint32_t)ANSWER_STOPS_MAX) &&
-	       at < MIN(rec->stops_len, (uint32_t)TURN_STOP_BYTES)) {
-		const size_t len = strnlen(rec->stops + at, TURN_STOP_BYTES - at);
-
-		options.stops[options.n_stops++] = (struct span){ rec->stops + at, len };
-		at += (uint32_t)len + 1;
-	}
-	return answer_new(&options, ret);
-}
-
-static int push_all(const struct stream *st, struct answer *a, uint32_t *ret_n_ids)
-{
-	struct turn_record *rec = st->turn.rec;
-	const uint32_t *ids = turn_ids(turns_of(st), rec);
-	uint32_t i = rec->n_prompt;
-	int r = 0;
-
-	for (; i < rec->n_ids && r == 0; i++)
-		if (!is_stop_id(st, ids[i]))
-			r = answer_push(a, ids[i]);
-	*ret_n_ids = i;
-	return r < 0 ? r : answer_finish(a);
-}
-
-int stream_whole_answer(const struct stream *st, char **ret_json, const char **ret_finish,
-			uint32_t *ret_n_ids)
-{
-	_cleanup_(answer_freep) struct answer *a = NULL;
-	struct answer_delta said;
-	json_t *o, *calls;
-	int r;
-
-	r = make_answer(st, &a);
-	if (r >= 0)
-		r = push_all(st, a, ret_n_ids);
-	if (r < 0)
-		return r;
-	answer_delta(a, &said);
-	o = json_pack("{s:s, s:o}", "role", "assistant", "content",
-		      json_stringn(said.content.data ? said.content.data : "", said.content.len));
-	if (said.reasoning.len)
-		json_object_set_new(o, "reasoning_content",
-				    json_stringn(said.reasoning.data, said.reasoning.len));
-	if (said.tool_calls.len &&
-	    (calls = json_loadb(said.tool_calls.data, said.tool_calls.len, 0, NULL)))
-		json_object_set_new(o, "tool_calls", calls);
-	*ret_json = o ? json_dumps(o, JSON_COMPACT) : NULL;
-	json_decref(o);
-	*ret_finish = answer_stop_string(a).len ? "stop"
-		      : st->turn.rec->finish == FINISH_STOP && answer_n_tool_calls(a) > 0
-			      ? "tool_calls"
-			      : turn_finish_name((enum turn_finish)st->turn.rec->finish);
-	return *ret_json ? 0 : -ENOMEM;
-}
-
 int stream_new(struct server *s, struct turn_record *rec, struct stream **ret)
 {
 	struct stream *st = calloc(1, sizeof(*st));
@@ -517,7 +390,7 @@ int stream_new(struct server *s, struct turn_record *rec, struct stream **ret)
 	st->user = server_user(s, rec->uid);
 	r = st->user ? 0 : -ENOMEM;
 	if (r >= 0 && !rec->score)
-		r = make_answer(st, &st->answer);
+		r = said_parser(st, &st->answer);
 	if (r < 0) {
 		if (st->user)
 			server_user_drop(st->user);
@@ -596,7 +469,7 @@ static int rewind_to(struct stream *st, uint32_t index, struct err *err)
 		return err_set(err, -EINVAL, "turn %llu has %u tokens; it cannot go on at %u",
 			       (unsigned long long)st->turn.rec->id, n, index);
 	if (old) {
-		r = make_answer(st, &fresh);
+		r = said_parser(st, &fresh);
 		if (r < 0)
 			return err_set(err, r, "out of memory");
 	}

@@ -57,13 +57,6 @@ void stream_progress(struct stream *st);
 
 /* A session's turn was committed, or (@r < 0) could not be: its end may be told. */
 void stream_saved(struct stream *st, int r, const struct err *err);
-/*
- * The whole answer of an ended turn as an assistant's message, whatever its
- * reader has read. *@ret_json: malloc'd; *@ret_finish: static; *@ret_n_ids: of
- * the record's ids, those that belong to it. 0 or -ENOMEM.
- */
-int stream_whole_answer(const struct stream *st, char **ret_json, const char **ret_finish,
-			uint32_t *ret_n_ids);
 
 struct stream *stream_find(struct server *s, uint64_t turn);
 /* Wraps what turns_next() finds after an adoption. */
