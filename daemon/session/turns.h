@@ -89,6 +89,8 @@ struct turn_record {
 	_Atomic uint32_t mark; /* 0 or 1 */
 	uint32_t mark_pad;
 	struct turn_mark marks[2];
+	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
+	uint32_t session_turn, session_pad;
 };
 
 struct turns;
