@@ -221,8 +221,10 @@ static struct turn *next_feeding(const struct batch *b)
 static void add_feeding(struct batch *b)
 {
 	struct sched *s = b->s;
-	const bool paced = b->flight->load.n_decoding > 0;
-	struct pace_budget budget = pace_budget(&s->pace, s->settings->token_gap_ms * US_PER_MS);
+	const uint32_t n_decoding = b->flight->load.n_decoding;
+	const bool paced = n_decoding > 0;
+	struct pace_budget budget = pace_budget(&s->pace, n_decoding,
+						s->settings->token_gap_ms * US_PER_MS);
 	struct turn *t;
 
 	if (paced && pace_wants_look(&s->pace))

@@ -234,7 +234,7 @@ static void a_step_that_took_an_hour_is_soon_forgotten(void **state)
 		pace_learn(&p, &alone, 50000);
 		pace_learn(&p, &mixed, 150000);
 	}
-	b = pace_budget(&p, 150000);
+	b = pace_budget(&p, 4, 150000);
 	assert_in_range(pace_take(&b, 0, 1000), 99, 101);
 	pace_learn(&p, &mixed, 3600000000u);
 	pace_learn(&p, &alone, 3600000000u);
@@ -242,8 +242,24 @@ static void a_step_that_took_an_hour_is_soon_forgotten(void **state)
 		pace_learn(&p, &alone, 50000);
 		pace_learn(&p, &mixed, 150000);
 	}
-	b = pace_budget(&p, 150000);
+	b = pace_budget(&p, 4, 150000);
 	assert_in_range(pace_take(&b, 0, 1000), 90, 110);
+}
+
+/* Steps of one row and of 31 by turns: what each takes is known, and not the mean of both. */
+static void a_few_rows_and_many_have_prices_of_their_own(void **state)
+{
+	struct pace p = { 0 };
+
+	(void)state;
+	for (int i = 0; i < 20; i++) {
+		pace_learn(&p, &(struct pace_load){ .n_decoding = 1 }, 41000);
+		pace_learn(&p, &(struct pace_load){ .n_decoding = 31 }, 370000);
+	}
+	assert_in_range(pace_decode_us(&p, 1), 40000, 42000);
+	assert_in_range(pace_decode_us(&p, 31), 366000, 374000);
+	assert_in_range(pace_decode_us(&p, 16), 150000, 250000);
+	assert_int_equal(pace_decode_us(&p, 0), 0);
 }
 
 int main(void)
@@ -257,6 +273,7 @@ int main(void)
 		cmocka_unit_test(answers_that_begin_beside_a_prompt_are_steady_from_the_start),
 		cmocka_unit_test(a_prompt_keeps_its_share_when_more_begin_to_decode),
 		cmocka_unit_test(a_step_that_took_an_hour_is_soon_forgotten),
+		cmocka_unit_test(a_few_rows_and_many_have_prices_of_their_own),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
