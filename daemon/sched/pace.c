@@ -51,10 +51,18 @@ static void learn_prompts(struct pace *p, const struct pace_load *load, double u
 	p->context_us = MAX(p->context_us + error_us * c / (n * n + c * c), 0.0);
 }
 
+static void learn_whole(struct pace *p, double us)
+{
+	p->whole_us = p->whole_us > 0 ? (p->whole_us + MIN(us, OUTLIER * p->whole_us)) / 2 : us;
+}
+
 void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us)
 {
-	if (load->n_decoding == 0)
-		return; /* nobody waited: a step of any size, whose prices say nothing of small ones */
+	if (load->n_decoding == 0) {
+		/* nobody waited: a step of any size, whose prices say nothing of small ones */
+		learn_whole(p, (double)device_us / load->n_tokens);
+		return;
+	}
 	if (load->n_tokens == 0) {
 		learn_decoding(p, load->n_decoding, device_us);
 		return;

@@ -25,7 +25,8 @@
  * the undisturbed pause, and the undisturbed pause with PACE_TOKENS_LEAST
  * tokens of a prompt.
  *
- * Where nothing decodes, a prompt has the whole step; such steps teach nothing.
+ * Where nothing decodes, a prompt has the whole step. Such steps teach nothing
+ * but what a token takes in them (whole_us), which is less.
  */
 #pragma once
 
@@ -48,6 +49,7 @@ struct pace_load {
 struct pace {
 	double step_us, rows_us; /* both 0: no step of decoding rows alone was seen yet */
 	double token_us, context_us;
+	double whole_us; /* of a token in a step without decoding rows; 0: not seen yet */
 	uint32_t n_learnt; /* tokens of a step that the prices hold for */
 	uint32_t n_mixed;  /* steps pushed since the last of decoding rows alone */
 };

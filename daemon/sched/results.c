@@ -240,8 +240,10 @@ static bool apply_oldest(struct sched *s)
 			return false;
 	}
 	/* all effects are stored: only now may the result be forgotten */
-	if (flight)
+	if (flight) {
+		choose_charge(s, flight, result.device_us);
 		pace_learn(&s->pace, &flight->load, result.device_us);
+	}
 	s->done = result.id;
 	kvpool_step_done(s->kv, result.id);
 	pop_flight(s);

@@ -75,7 +75,6 @@ int sched_new(sd_event *loop, const struct sched_options *options, struct sched 
 	s->on_applied = options->on_applied;
 	s->userdata = options->userdata;
 	s->n_slots = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
-	s->admit_uid = s->feed_uid = (uid_t)-1;
 	r = sd_event_add_defer(loop, &s->pump, on_pump, s);
 	if (r < 0)
 		return r;
@@ -93,6 +92,7 @@ struct sched *sched_free(struct sched *s)
 
 		s->first = t->next;
 		t->sched = NULL;
+		t->user = NULL;
 		t->next = t->prev = NULL;
 	}
 	sd_event_source_disable_unref(s->pump);
@@ -115,6 +115,7 @@ static void link_turn(struct sched *s, struct turn *t)
 	*(before ? &before->next : &s->first) = t;
 	t->sched = s;
 	t->turns = s->turns;
+	t->user = fair_enter(&s->fair, t->rec->uid, s->settings->user_weights);
 }
 
 static void unlink_turn(struct sched *s, struct turn *t)
@@ -122,6 +123,8 @@ static void unlink_turn(struct sched *s, struct turn *t)
 	*(t->next ? &t->next->prev : &s->last) = t->prev;
 	*(t->prev ? &t->prev->next : &s->first) = t->next;
 	t->next = t->prev = NULL;
+	fair_leave(t->user);
+	t->user = NULL;
 }
 
 /* Results under way for it are nobody's. */
@@ -562,4 +565,9 @@ uint64_t sched_steps(const struct sched *s)
 uint64_t sched_deep_steps(const struct sched *s)
 {
 	return s->n_deep_steps;
+}
+
+const struct fair *sched_fair(const struct sched *s)
+{
+	return &s->fair;
 }

@@ -1,8 +1,9 @@
 /*
  * Turns to steps: admission, slots, pages, batches, results, replay. Decoding
  * rows first in each step, then pieces of prompts up to the token budget, and
- * beside decoding rows up to the time that pace.h finds for them; round robin
- * between uids, oldest first inside one. Knows nothing of clients or text; both
+ * beside decoding rows up to the time that pace.h finds for them. Slots and
+ * steps go to the user that has had the least (fair.h, choose.c); inside one,
+ * interactive turns before batch, then the oldest. Knows nothing of clients or text; both
  * come in through struct turn's callbacks.
  *
  * When the executor dies, the turns in flight are suspects. They are computed
@@ -19,6 +20,8 @@
 #include "daemon/session/turns.h"
 
 struct sched;
+struct fair;
+struct fair_user;
 
 /* One turn in this life of the broker. Embedded in whatever owns it. */
 struct turn {
@@ -28,6 +31,7 @@ struct turn {
 	void (*on_end)(struct turn *turn);    /* rec->state is ENDED, rec->finish says how; once */
 	/* the scheduler's own */
 	struct sched *sched;	    /* NULL: not with one, or ended */
+	struct fair_user *user;	    /* while it is with one */
 	struct turns *turns;	    /* where its record is, once it was submitted */
 	struct turn *next, *prev;   /* accepted before it, after it */
 	uint32_t n_fed;		    /* tokens whose KV the executor has or is about to have */
@@ -83,6 +87,8 @@ void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret); /*
 bool sched_is_idle(const struct sched *s); /* nothing queued, running or in flight */
 uint64_t sched_steps(const struct sched *s);	  /* pushed in this life */
 uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while another was in flight */
+
+const struct fair *sched_fair(const struct sched *s);	  /* what each user has had */
 
 static inline void sched_freep(struct sched **s)
 {

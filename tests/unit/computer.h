@@ -22,7 +22,7 @@
 #include "daemon/base/clock.h"
 
 #define COMPUTER_VOCAB 1000
-#define COMPUTER_PAGES_MAX 4096
+#define COMPUTER_PAGES_MAX 8192
 
 /*
  * What a step takes. Experts are read once, whatever the number of tokens that

@@ -17,7 +17,7 @@
 
 #define WORLD_CONTEXT 512
 #define WORLD_PAGE_TOKENS 16
-#define WORLD_TURNS 12
+#define WORLD_TURNS 256
 
 struct world {
 	sd_event *loop;

@@ -1,0 +1,245 @@
+/*
+ * Whose turn it is: users by what they have had (fair.h), inside one the class
+ * interactive before batch, then the oldest.
+ */
+#include <math.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/sched/queue.h"
+
+/*
+ * One slot is kept for a user that comes, where there are enough of them: it
+ * need not wait for the end of a long answer, nor cost one its place.
+ */
+#define RESERVE_FROM_SLOTS 8
+
+/*
+ * A user with nothing that runs takes the place of another's turn when that
+ * user is ahead by this, and by so many times what computing the turn again
+ * takes: so of all time at most a third goes to computing things again.
+ */
+#define TAKE_LEAD_US US_PER_S
+#define TAKE_PRICES 2
+
+/* A step of prompts alone takes at most so long while several users have work. */
+#define STEP_US (US_PER_S / 2)
+
+/* Less is noise, and no step is worth to be computed for it alone. */
+#define LEAD_LEAST_US 1000.0
+
+bool choose_before(const struct turn *a, const struct turn *b)
+{
+	if (a->user != b->user)
+		return fair_before(a->user, b->user);
+	return !a->rec->batch && b->rec->batch;
+}
+
+static bool is_queued(const struct turn *t)
+{
+	return t->rec->slot == TURN_NO_SLOT;
+}
+
+static struct fair_row as_row(const struct flight_row *row)
+{
+	return (struct fair_row){
+		.user = row->user,
+		.decodes = row->kind == ROW_CONT,
+		.n_tokens = row->n_tokens,
+		.at = row->at,
+	};
+}
+
+static uint32_t as_rows(const struct flight *f, struct fair_row *rows)
+{
+	for (uint32_t i = 0; i < f->n_rows; i++)
+		rows[i] = as_row(&f->rows[i]);
+	return f->n_rows;
+}
+
+static void expect_flights(struct sched *s)
+{
+	struct fair_row rows[STEP_ROWS_MAX];
+
+	fair_expect_nothing(&s->fair);
+	for (uint32_t i = 0; i < s->n_flights; i++)
+		fair_expect(&s->pace, rows, as_rows(&s->flights[i], rows));
+}
+
+void choose_look(struct sched *s)
+{
+	expect_flights(s);
+	fair_look(&s->fair);
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (!t->paused)
+			fair_competes(t->user);
+	}
+	fair_looked(&s->fair);
+}
+
+void choose_charge(struct sched *s, const struct flight *f, uint32_t device_us)
+{
+	struct fair_row rows[STEP_ROWS_MAX];
+
+	fair_charge(&s->fair, &s->pace, rows, as_rows(f, rows), device_us);
+}
+
+static void count_places(struct sched *s)
+{
+	for (struct turn *t = s->first; t; t = t->next)
+		t->user->n_running = t->user->n_batch = t->user->n_pages = 0;
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (is_queued(t))
+			continue;
+		t->user->n_running++;
+		t->user->n_batch += t->rec->batch;
+		t->user->n_pages += t->rec->n_pages;
+	}
+}
+
+static bool may_take_own(const struct turn *t)
+{
+	return !t->rec->batch && t->user->n_batch > 0;
+}
+
+/* Whether the last slot is kept for a user that has none. */
+static bool is_reserved(const struct sched *s)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->n_slots; i++)
+		n += !s->slots[i];
+	return s->n_slots >= RESERVE_FROM_SLOTS && n <= 1;
+}
+
+bool choose_may_take_slot(const struct sched *s, const struct turn *t)
+{
+	return t->user->n_running == 0 || !is_reserved(s);
+}
+
+struct turn *choose_queued(struct sched *s, bool no_suspect)
+{
+	struct turn *best = NULL;
+
+	count_places(s);
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (!is_queued(t) || t->paused || (no_suspect && t->rec->n_faults > 0) ||
+		    (!choose_may_take_slot(s, t) && !may_take_own(t)))
+			continue;
+		if (!best || choose_before(t, best))
+			best = t;
+	}
+	return best;
+}
+
+/* What it takes to compute again what a turn loses with its place. */
+static double replay_us(const struct turn *t)
+{
+	const struct pace *p = &t->sched->pace;
+	const double token_us = p->token_us > 0 ? p->token_us : pace_decode_us(p, 1);
+	const double n = t->n_fed;
+
+	if (token_us <= 0)
+		return INFINITY; /* not known */
+	return n * (token_us + n / 2 * p->context_us / PACE_CONTEXT);
+}
+
+/* Whether @a is a better loser than @b: batch before interactive, then the cheapest. */
+static bool loses_before(const struct turn *a, const struct turn *b)
+{
+	if (a->rec->batch != b->rec->batch)
+		return a->rec->batch;
+	return replay_us(a) < replay_us(b);
+}
+
+struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us)
+{
+	struct turn *best = NULL;
+
+	count_places(s);
+	for (struct turn *i = s->first; i; i = i->next) {
+		const double wanted_us = TAKE_LEAD_US + TAKE_PRICES * (*paid_us + replay_us(i));
+
+		if (is_queued(i))
+			continue;
+		if (i->user == t->user
+			    ? !may_take_own(t) || !i->rec->batch
+			    : t->user->n_running > 0 || fair_lead_us(i->user, t->user) <= wanted_us)
+			continue;
+		if (!best || loses_before(i, best))
+			best = i;
+	}
+	if (best)
+		*paid_us += replay_us(best);
+	return best;
+}
+
+struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n_pages)
+{
+	struct turn *best = NULL;
+	double most = -1;
+
+	count_places(s);
+	t->user->n_pages += n_pages;
+	/* from the youngest on, so that of a user's turns the youngest is met first */
+	for (struct turn *i = s->last; i; i = i->prev) {
+		const double held = (double)i->user->n_pages / i->user->weight;
+
+		if (is_queued(i))
+			continue;
+		if (i->paused)
+			return i; /* its reader is behind anyway */
+		if (held > most) {
+			best = i;
+			most = held;
+		}
+	}
+	return best;
+}
+
+void choose_begin(struct sched *s)
+{
+	expect_flights(s);
+	s->least = NULL;
+	s->contended = false;
+}
+
+void choose_offer(struct turn *t)
+{
+	struct sched *s = t->sched;
+
+	s->contended |= s->least && t->user != s->least;
+	if (!s->least || fair_before(t->user, s->least))
+		s->least = t->user;
+}
+
+/* Who is ahead by more than a step of the least one's own would take leaves it one. */
+void choose_offered(struct sched *s)
+{
+	const double lone_us = pace_decode_us(&s->pace, 1);
+	const double most_us = lone_us > 0 ? MAX(lone_us, LEAD_LEAST_US) : INFINITY;
+
+	for (struct turn *t = s->first; t; t = t->next)
+		t->user->sits_out = s->least && fair_lead_us(t->user, s->least) > most_us;
+}
+
+bool choose_sits_out(const struct turn *t)
+{
+	return t->user->sits_out;
+}
+
+uint32_t choose_step_tokens(const struct sched *s)
+{
+	const double whole_us = s->pace.whole_us;
+
+	if (!s->contended || whole_us <= 0)
+		return UINT32_MAX;
+	return (uint32_t)MAX(STEP_US / whole_us, (double)PACE_TOKENS_LEAST);
+}
+
+void choose_fed(struct turn *t, uint32_t at, uint32_t n_tokens)
+{
+	const struct fair_row row = { .user = t->user, .n_tokens = n_tokens, .at = at };
+
+	fair_expect(&t->sched->pace, &row, 1);
+}
