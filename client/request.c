@@ -151,6 +151,8 @@ static void set_sampler(struct msg_generate *m, const struct steamd_generate *g)
 		MSG_SET(m, deadline_ms, g->deadline_ms);
 	if (g->detach)
 		MSG_SET(m, detach, true);
+	if (g->batch)
+		MSG_SET(m, class, span_of("batch"));
 }
 
 static void set_lists(struct msg_generate *m, const struct steamd_generate *g)

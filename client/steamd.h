@@ -175,6 +175,7 @@ struct steamd_generate {
 	const float *bias_values;
 	size_t n_bias; /* at most 1024 */
 	int detach;    /* goes on when this connection closes */
+	int batch;     /* nobody waits for it: behind the same user's other requests */
 };
 
 static inline void steamd_generate_init(struct steamd_generate *g)

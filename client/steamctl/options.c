@@ -62,6 +62,7 @@ enum kind {
 	STOP,
 	BIAS,
 	TOP,
+	CLASS,
 	HELP,
 	SHOW_VERSION,
 	PRINT_MAN,
@@ -118,6 +119,8 @@ static const struct option {
 	  "with --json: log-probabilities and the N best" },
 	{ "--deadline", NULL, "MS", SAMPLING | SCORE, COUNT, AT(g.deadline_ms), 1, 0x7fffffff,
 	  "give up after MS milliseconds" },
+	{ "--class", NULL, "CLASS", SAMPLING, CLASS, 0, 0, 0,
+	  "interactive, or batch, which waits behind it; batch unless stdout is a terminal" },
 	{ "--model", "-m", "NAME", SAMPLING, TEXT, AT(g.model), 0, 0, "insist on this model" },
 	{ "--no-special", NULL, NULL, TOKENIZE, FLAG, AT(no_special), 0, 0,
 	  "recognise no added token" },
@@ -323,6 +326,14 @@ static int add_bias(struct ctl *c, const char *value)
 	return -1;
 }
 
+static int set_class(struct ctl *c, const char *value)
+{
+	c->g.batch = strcmp(value, "batch") == 0;
+	if (!c->g.batch && strcmp(value, "interactive") != 0)
+		return fail(EXIT_USAGE, "--class is '%s'; interactive or batch is wanted", value);
+	return -1;
+}
+
 /* Returns -1 to go on, else an exit code. */
 static int apply(struct ctl *c, const struct option *o, const char *value,
 		 const struct command *command)
@@ -361,6 +372,8 @@ static int apply(struct ctl *c, const struct option *o, const char *value,
 		return -1;
 	case BIAS:
 		return add_bias(c, value);
+	case CLASS:
+		return set_class(c, value);
 	case HELP:
 		return print_help(command);
 	case SHOW_VERSION:
@@ -422,6 +435,7 @@ int options_read(int argc, char **argv, struct ctl *c, const struct command **re
 	bool only_words = false;
 
 	steamd_generate_init(&c->g);
+	c->g.batch = !isatty(STDOUT_FILENO); /* nobody sits there and waits */
 	c->think = -1;
 	c->words = calloc((size_t)argc + 1, sizeof(*c->words));
 	if (!c->words)

@@ -23,7 +23,7 @@
 #define TAKE_PRICES 2
 
 /* A step of prompts alone takes at most so long while several users have work. */
-#define STEP_US (US_PER_S / 2)
+#define STEP_US (US_PER_S * 4 / 10)
 
 /* Less is noise, and no step is worth to be computed for it alone. */
 #define LEAD_LEAST_US 1000.0
@@ -136,7 +136,7 @@ struct turn *choose_queued(struct sched *s, bool no_suspect)
 static double replay_us(const struct turn *t)
 {
 	const struct pace *p = &t->sched->pace;
-	const double token_us = p->token_us > 0 ? p->token_us : pace_decode_us(p, 1);
+	const double token_us = p->token_us > 0 ? p->token_us : p->whole_us;
 	const double n = t->n_fed;
 
 	if (token_us <= 0)

@@ -14,7 +14,7 @@
 #define STEAMD_VERSION "unknown"
 #endif
 
-static const char features[] = "resume cancel detach attached logprobs score chat";
+static const char features[] = "resume cancel detach attached logprobs score chat class";
 
 static void copy_name(char *to, size_t size, struct span from)
 {

@@ -160,6 +160,20 @@ static int fill_bias(const struct request *q, struct turn_record *rec, struct er
 	return 0;
 }
 
+static int fill_class(const struct request *q, struct turn_record *rec, struct err *err)
+{
+	const struct msg_generate *g = &q->msg.generate;
+
+	if (!g->has_class || span_is(g->class, "interactive"))
+		return 0;
+	if (!span_is(g->class, "batch"))
+		return err_set(err, -EINVAL,
+			       "generate.class is '%.*s'; interactive or batch is wanted",
+			       SPAN_ARG(g->class));
+	rec->batch = 1;
+	return 0;
+}
+
 static int fill_generate(const struct request *q, struct turn_record *rec, struct err *err)
 {
 	const struct msg_generate *g = &q->msg.generate;
@@ -175,6 +189,9 @@ static int fill_generate(const struct request *q, struct turn_record *rec, struc
 	if (r < 0)
 		return r;
 	r = fill_bias(q, rec, err);
+	if (r < 0)
+		return r;
+	r = fill_class(q, rec, err);
 	if (r < 0)
 		return r;
 	if (g->has_min_tokens && g->min_tokens > rec->max_tokens)

@@ -215,6 +215,168 @@ static void a_prompt_of_100000_tokens_and_a_stream_share_alike(void **state)
 	close_world(&w);
 }
 
+static void submit_batch(struct world *w, uid_t uid, uint32_t n_prompt, uint32_t max_tokens)
+{
+	struct turn *t = world_add(w, uid, n_prompt, max_tokens);
+
+	t->rec->batch = 1;
+	assert_int_equal(sched_submit(w->sched, t, NULL), 0);
+}
+
+static void a_question_comes_before_the_batch_of_its_own_user(void **state)
+{
+	struct world w;
+	struct turn *t;
+	uint64_t from_us;
+
+	(void)state;
+	open_world(&w, &two_cores, 2048);
+	for (uint32_t i = 0; i < 100; i++)
+		submit_batch(&w, FLOOD, 1000, 100);
+	world_run(&w, 300);
+	from_us = clock_us();
+	t = world_submit(&w, FLOOD, 20, 50);
+	run_until(&w, t, 21);
+	/* the steps in flight when it came, and those in which the others decode */
+	assert_true(clock_us() - from_us < 4 * US_PER_S);
+	run_until(&w, t, 70);
+	assert_true(w.n_ended < 100);
+	close_world(&w);
+}
+
+static void a_question_takes_the_place_of_its_own_users_batch(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	open_world(&w, &two_cores, 2048);
+	for (uint32_t i = 0; i < 40; i++)
+		submit_batch(&w, FLOOD, 20 + i, 1500);
+	world_run(&w, 300);
+	t = world_submit(&w, FLOOD, 20, 3);
+	world_run(&w, 6);
+	assert_int_equal(w.n_ended, 1);
+	assert_int_equal(t->rec->state, TURN_ENDED);
+	close_world(&w);
+}
+
+static void one_slot_is_kept_for_a_user_that_comes(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	open_world(&w, &two_cores, 2048);
+	flood(&w, 40, 20, 1000);
+	world_run(&w, 100);
+	t = world_submit(&w, SINGLE, 20, 10);
+	world_run(&w, 1);
+	assert_int_equal(t->rec->state, TURN_RUNNING); /* and nobody was put back for it */
+	for (uint32_t i = 0; i < 40; i++)
+		assert_false(w.t[i].replaying);
+	close_world(&w);
+}
+
+/* Where there is one slot, a long answer is put back for a user that waits, at a bounded price. */
+static void who_waits_takes_the_place_of_one_that_has_had_more(void **state)
+{
+	uint32_t n_put_back = 0, n_tokens = 0;
+	bool replayed[2] = { false, false };
+	struct world w;
+
+	(void)state;
+	clock_fake(1000000, 0);
+	world_open_context(&w, 2048, 256, 1, 512);
+	w.computer.cost = &two_cores;
+	world_submit(&w, FLOOD, 100, 1500);
+	world_submit(&w, SINGLE, 100, 1500);
+	world_submit(&w, 3, 100, 20);
+	while (w.n_ended < 3) {
+		world_run(&w, 1);
+		n_tokens += w.computer.n_tokens;
+		for (int i = 0; i < 2; i++) {
+			n_put_back += w.t[i].replaying && !replayed[i];
+			replayed[i] = w.t[i].replaying;
+		}
+	}
+	print_message("put back %u times in %.0f s; of %u tokens computed, %u were new\n",
+		      n_put_back, (double)clock_us() / 1e6, n_tokens, 3 * 100 + 2 * 1500 + 20);
+	assert_int_equal(w.ended_order[0], 2); /* it waited for neither */
+	assert_true(n_put_back >= 2);
+	for (int i = 0; i < 2; i++)
+		world_assert_text(&w, &w.t[i], 1500);
+	close_world(&w);
+}
+
+static void the_user_with_the_most_pages_loses_them_first(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	clock_fake(1000000, 0);
+	world_open_context(&w, 512, 64, 16, 512);
+	w.computer.cost = &two_cores;
+	flood(&w, 8, 60, 400); /* more than all pages */
+	world_run(&w, 20);
+	t = world_submit(&w, SINGLE, 60, 400);
+	while (w.n_ended == 0) {
+		world_run(&w, 1);
+		assert_false(t->replaying);
+	}
+	assert_int_equal(w.ended_order[0], 8);
+	world_run_all(&w);
+	for (int i = 0; i < 9; i++)
+		world_assert_text(&w, &w.t[i], w.t[i].rec->max_tokens);
+	world_assert_all_free(&w);
+	close_world(&w);
+}
+
+static void accounts_of_users_long_gone_make_room(void **state)
+{
+	const struct pace pace = { 0 };
+	struct fair *f = calloc(1, sizeof(*f));
+	struct fair_row row = { .n_tokens = 1 };
+
+	(void)state;
+	for (uid_t uid = 0; uid < 3 * FAIR_USERS_MAX; uid++) {
+		row.user = fair_enter(f, uid, "");
+		fair_charge(f, &pace, &row, 1, 1000);
+		fair_leave(row.user);
+	}
+	assert_int_equal(f->n_users, FAIR_USERS_MAX);
+	assert_non_null(fair_find(f, 3 * FAIR_USERS_MAX - 1));
+	assert_int_equal(f->measured_us, 3 * FAIR_USERS_MAX * 1000);
+	assert_int_equal(f->forgotten_us, 2 * FAIR_USERS_MAX * 1000);
+	free(f);
+}
+
+static void a_share_is_tokens_and_their_context(void **state)
+{
+	/* a token of a prompt takes 100 us and 50 more for every 4096 before it */
+	const struct pace pace = {
+		.step_us = 900, .rows_us = 800, .token_us = 100, .context_us = 50
+	};
+	struct fair *f = calloc(1, sizeof(*f));
+	struct fair_user *a = fair_enter(f, 1, "2:200"), *b = fair_enter(f, 2, "2:200");
+	const struct fair_row rows[] = {
+		{ .user = a, .decodes = true, .n_tokens = 1, .at = 0 },	   /* 2 of 5 of 1100 */
+		{ .user = b, .decodes = true, .n_tokens = 1, .at = 4096 }, /* 3 of 5 */
+		{ .user = b, .n_tokens = 10, .at = 8192 },		   /* 10 * 200 */
+	};
+
+	(void)state;
+	fair_charge(f, &pace, rows, 3, 6200); /* twice the 440 + 660 + 2000 that were expected */
+	assert_int_equal(lround(a->used_us), 880);
+	assert_int_equal(lround(b->used_us), 5320);
+	assert_int_equal(lround(a->vt), 880);
+	assert_int_equal(lround(b->vt), 2660);
+	assert_true(fair_before(a, b));
+	assert_int_equal(lround(fair_lead_us(b, a)), 3560); /* (2660 - 880) * 200 / 100 */
+	free(f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -226,6 +388,13 @@ int main(void)
 		cmocka_unit_test(weights_are_shares),
 		cmocka_unit_test(who_comes_after_an_hour_neither_starves_nor_is_starved),
 		cmocka_unit_test(a_prompt_of_100000_tokens_and_a_stream_share_alike),
+		cmocka_unit_test(a_question_comes_before_the_batch_of_its_own_user),
+		cmocka_unit_test(a_question_takes_the_place_of_its_own_users_batch),
+		cmocka_unit_test(one_slot_is_kept_for_a_user_that_comes),
+		cmocka_unit_test(who_waits_takes_the_place_of_one_that_has_had_more),
+		cmocka_unit_test(the_user_with_the_most_pages_loses_them_first),
+		cmocka_unit_test(accounts_of_users_long_gone_make_room),
+		cmocka_unit_test(a_share_is_tokens_and_their_context),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
