@@ -302,6 +302,7 @@ int steamd_start_query(struct steamd *s, enum steamd_query what,
 		[STEAMD_PS] = MSG_PS,
 		[STEAMD_MODELS] = MSG_MODELS,
 		[STEAMD_RELOAD] = MSG_RELOAD,
+		[STEAMD_LIMITS] = MSG_LIMITS,
 	};
 	struct msg m = { 0 };
 	const int r = handle_check(s, err);

@@ -203,7 +203,7 @@ enum steamd_flags {
 	STEAMD_SKIP_SPECIAL = 2, /* detokenize: leave them out */
 };
 
-enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD };
+enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD, STEAMD_LIMITS };
 
 /* Blocking calls. What they return in *ret is malloc'd and terminated: free() it. A signal does not end them. */
 
@@ -219,7 +219,10 @@ STEAMD_API int steamd_detokenize(struct steamd *s, const uint32_t *ids, size_t n
 /* The exact prompt that a conversation (JSON as steamd_generate.messages) becomes. */
 STEAMD_API int steamd_render(struct steamd *s, const char *json, size_t len, char **ret,
 			     size_t *ret_len, struct steamd_error *err);
-/* One JSON object. STEAMD_RELOAD reads the settings and the model again; administrators only. */
+/*
+ * One JSON object. STEAMD_LIMITS tells of one's own user, and administrators of
+ * all. STEAMD_RELOAD reads the settings and the model again; administrators only.
+ */
 STEAMD_API int steamd_query(struct steamd *s, enum steamd_query what, char **ret,
 			    struct steamd_error *err);
 /* Ends a turn by its number; of another user's: administrators only. -ENOENT: there is none. */

@@ -122,6 +122,8 @@ static const struct option {
 	{ "--class", NULL, "CLASS", SAMPLING, CLASS, 0, 0, 0,
 	  "interactive, or batch, which waits behind it; batch unless stdout is a terminal" },
 	{ "--model", "-m", "NAME", SAMPLING, TEXT, AT(g.model), 0, 0, "insist on this model" },
+	{ "--limits", NULL, NULL, STATUS, FLAG, AT(limits), 0, 0,
+	  "what one may have, and what one has now; administrators: of all users" },
 	{ "--no-special", NULL, NULL, TOKENIZE, FLAG, AT(no_special), 0, 0,
 	  "recognise no added token" },
 	{ "--skip-special", NULL, NULL, DETOKENIZE, FLAG, AT(skip_special), 0, 0,

@@ -40,7 +40,7 @@ struct ctl {
 	float bias_values[BIAS_MAX];
 	const char *system, *file, *tools, *label;
 	int think; /* -1: not said */
-	bool ids, no_special, skip_special;
+	bool ids, no_special, skip_special, limits;
 	uint32_t top, prompt_tokens, tokens, rounds;
 	char **words; /* what is left of the command line */
 	int n_words;

@@ -131,10 +131,11 @@ bool sched_grow(struct turn *t, uint64_t n_tokens)
 	if (wanted <= rec->n_pages)
 		return true;
 	n = wanted - rec->n_pages;
-	while (kvpool_free_pages(s->kv) < n) {
+	while (kvpool_free_pages(s->kv) < n || choose_exceeds(t, n)) {
 		struct turn *loser;
 
-		if (kvpool_free_pages(s->kv) + kvpool_dropped_pages(s->kv) >= n)
+		if (!choose_exceeds(t, n) &&
+		    kvpool_free_pages(s->kv) + kvpool_dropped_pages(s->kv) >= n)
 			return false; /* enough are on their way */
 		loser = choose_page_loser(s, t, n);
 		sched_put_back(loser);

@@ -117,14 +117,30 @@ bool choose_may_take_slot(const struct sched *s, const struct turn *t)
 	return t->user->n_running == 0 || !is_reserved(s);
 }
 
+/* A lone turn may have what it needs: more than it may have was refused when it came. */
+static bool exceeds(const struct turn *t, uint64_t n_pages, uint32_t max_pages)
+{
+	const uint32_t n_others = t->user->n_running - !is_queued(t);
+
+	return n_others > 0 && t->user->n_pages + n_pages > max_pages;
+}
+
+bool choose_exceeds(const struct turn *t, uint32_t n_pages)
+{
+	count_places(t->sched);
+	return exceeds(t, n_pages, sched_shares(t->sched).max_pages);
+}
+
 struct turn *choose_queued(struct sched *s, bool no_suspect)
 {
+	const uint32_t max_pages = sched_shares(s).max_pages;
 	struct turn *best = NULL;
 
 	count_places(s);
 	for (struct turn *t = s->first; t; t = t->next) {
 		if (!is_queued(t) || t->paused || (no_suspect && t->rec->n_faults > 0) ||
-		    (!choose_may_take_slot(s, t) && !may_take_own(t)))
+		    (!choose_may_take_slot(s, t) && !may_take_own(t)) ||
+		    exceeds(t, sched_pages(s, (uint64_t)sched_to_feed(t) + 1), max_pages))
 			continue;
 		if (!best || choose_before(t, best))
 			best = t;
@@ -176,19 +192,24 @@ struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us
 
 struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n_pages)
 {
+	const struct kv_shares shares = sched_shares(s);
 	struct turn *best = NULL;
 	double most = -1;
+	bool own;
 
 	count_places(s);
+	own = exceeds(t, n_pages, shares.max_pages);
 	t->user->n_pages += n_pages;
 	/* from the youngest on, so that of a user's turns the youngest is met first */
 	for (struct turn *i = s->last; i; i = i->prev) {
 		const double held = (double)i->user->n_pages / i->user->weight;
 
-		if (is_queued(i))
+		if (is_queued(i) || (own && i->user != t->user))
 			continue;
 		if (i->paused)
 			return i; /* its reader is behind anyway */
+		if (i->user != t->user && i->user->n_pages <= shares.min_pages)
+			continue;
 		if (held > most) {
 			best = i;
 			most = held;

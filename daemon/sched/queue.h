@@ -79,6 +79,8 @@ bool choose_may_take_slot(const struct sched *s, const struct turn *t);
  * @paid_us: what earlier ones given up for @t cost, 0 at first; grows.
  */
 struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us);
+/* Whether with @n_pages more for @t, which is not its user's only one with a place, the user would have too many. */
+bool choose_exceeds(const struct turn *t, uint32_t n_pages);
 /* Who gives pages to @t, which runs and needs @n_pages more; may be @t itself. */
 struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n_pages);
 /* A step is built: between the two, choose_offer() for all that may have a row. */

@@ -268,6 +268,13 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 		return err_set(err, -ENOSPC, "%llu tokens need %u KV pages; there are %u",
 			       (unsigned long long)n_tokens, sched_pages(s, n_tokens),
 			       MIN(kvpool_pages(s->kv), turns_max_pages(s->turns)));
+	if (sched_pages(s, n_tokens) > sched_shares(s).max_pages)
+		return err_set(err, -ENOSPC,
+			       "%llu tokens need %u KV pages; user %u may have %u of %u "
+			       "(MaxCachePerUser=%u)",
+			       (unsigned long long)n_tokens, sched_pages(s, n_tokens), rec->uid,
+			       sched_shares(s).max_pages, kvpool_pages(s->kv),
+			       s->settings->max_user_cache);
 	r = check_limits(s, rec, err);
 	if (r < 0)
 		return r;
@@ -570,4 +577,14 @@ uint64_t sched_deep_steps(const struct sched *s)
 const struct fair *sched_fair(const struct sched *s)
 {
 	return &s->fair;
+}
+
+struct kv_shares sched_shares(const struct sched *s)
+{
+	uint32_t n_users = 0;
+
+	for (uint32_t i = 0; i < s->fair.n_users; i++)
+		n_users += s->fair.users[i].n_turns > 0;
+	return shares_of(kvpool_pages(s->kv), n_users, s->settings->min_user_cache,
+			 s->settings->max_user_cache);
 }

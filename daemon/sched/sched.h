@@ -16,6 +16,7 @@
 
 #include "daemon/base/settings.h"
 #include "daemon/kv/kvpool.h"
+#include "daemon/kv/shares.h"
 #include "daemon/sched/executor.h"
 #include "daemon/session/turns.h"
 
@@ -58,7 +59,7 @@ struct sched *sched_free(struct sched *s);
  * Queues a turn whose record is complete (state OPEN; becomes QUEUED).
  *
  * Returns 0; -EAGAIN: queue or token limits of the uid or of all, with the
- * numbers; -ENOSPC: more pages than there are. The record is then still OPEN.
+ * numbers; -ENOSPC: more pages than there are, or than the uid may have. The record is then still OPEN.
  */
 int sched_submit(struct sched *s, struct turn *turn, struct err *err);
 /* Puts an adopted turn back (QUEUED or RUNNING in the record). */
@@ -88,6 +89,8 @@ bool sched_is_idle(const struct sched *s); /* nothing queued, running or in flig
 uint64_t sched_steps(const struct sched *s);	  /* pushed in this life */
 uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while another was in flight */
 
+/* Of the arena, for each of the users that have turns now. */
+struct kv_shares sched_shares(const struct sched *s);
 const struct fair *sched_fair(const struct sched *s);	  /* what each user has had */
 
 static inline void sched_freep(struct sched **s)

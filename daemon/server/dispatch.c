@@ -7,6 +7,7 @@
 
 #include "client/wire/codes.h"
 #include "daemon/base/log.h"
+#include "daemon/server/limits.h"
 #include "daemon/server/report.h"
 #include "daemon/server/stream.h"
 
@@ -14,7 +15,7 @@
 #define STEAMD_VERSION "unknown"
 #endif
 
-static const char features[] = "resume cancel detach attached logprobs score chat class";
+static const char features[] = "resume cancel detach attached logprobs score chat class limits";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -128,6 +129,12 @@ static int on_ps(struct request *q, struct err *err)
 	return reply_json(q, report_ps(q->server, q->peer));
 }
 
+static int on_limits(struct request *q, struct err *err)
+{
+	(void)err;
+	return reply_json(q, limits_report(q->peer));
+}
+
 static int on_models(struct request *q, struct err *err)
 {
 	(void)err;
@@ -198,6 +205,7 @@ static const struct {
 	{ MSG_MODELS, false, on_models },
 	{ MSG_RELOAD, false, on_reload },
 	{ MSG_CANCEL_TURN, false, on_cancel_turn },
+	{ MSG_LIMITS, false, on_limits },
 };
 
 static bool wants_descriptor(const struct msg *m)

@@ -333,6 +333,76 @@ static void the_user_with_the_most_pages_loses_them_first(void **state)
 	close_world(&w);
 }
 
+static uint32_t pages_of(const struct world *w, uid_t uid)
+{
+	return kvpool_user_pages(w->kv, uid);
+}
+
+static void a_user_has_no_more_pages_than_it_may(void **state)
+{
+	struct err err = { 0 };
+	struct world w;
+	uint32_t most = 0;
+
+	(void)state;
+	clock_fake(1000000, 0);
+	world_open_context(&w, 512, 64, 16, 512);
+	w.computer.cost = &two_cores;
+	settings_set(&w.settings, "MaxCachePerUser=25", "test", NULL);
+	assert_int_equal(sched_submit(w.sched, world_add(&w, FLOOD, 200, 57), &err), -ENOSPC);
+	assert_string_equal(err.text, "257 tokens need 17 KV pages; user 1 may have 16 of 64 "
+				      "(MaxCachePerUser=25)");
+	world_submit(&w, FLOOD, 200, 56);
+	for (int i = 0; i < 4; i++)
+		world_submit(&w, FLOOD, 40, 60);
+	world_submit(&w, SINGLE, 200, 50);
+	while (w.n_ended < 6) {
+		world_run(&w, 1);
+		most = MAX(most, pages_of(&w, FLOOD));
+		assert_false(w.t[6].replaying);
+	}
+	assert_true(most > 12 && most <= 16);
+	for (int i = 1; i < 7; i++)
+		world_assert_text(&w, &w.t[i], w.t[i].rec->max_tokens);
+	world_assert_all_free(&w);
+	close_world(&w);
+}
+
+/* User 2 has 4 times the pages that its weight gives it, and fewer than are its by right. */
+static void nobody_takes_pages_that_are_a_users_by_right(void **state)
+{
+	struct world w;
+
+	(void)state;
+	clock_fake(1000000, 0);
+	world_open_context(&w, 512, 64, 16, 512);
+	w.computer.cost = &two_cores;
+	settings_set(&w.settings, "UserWeights=2:1 1:10000", "test", NULL);
+	settings_set(&w.settings, "MinCachePerUser=25", "test", NULL);
+	world_submit(&w, SINGLE, 200, 50);
+	world_run(&w, 4);
+	flood(&w, 8, 60, 300);
+	while (w.n_ended < 9) {
+		world_run(&w, 1);
+		assert_false(w.t[0].replaying);
+	}
+	for (int i = 0; i < 9; i++)
+		world_assert_text(&w, &w.t[i], w.t[i].rec->max_tokens);
+	close_world(&w);
+}
+
+static void shares_of_the_arena(void **state)
+{
+	(void)state;
+	assert_int_equal(shares_of(1000, 0, 10, 100).min_pages, 100);
+	assert_int_equal(shares_of(1000, 1, 100, 100).min_pages, 1000);
+	assert_int_equal(shares_of(1000, 3, 100, 100).min_pages, 333);
+	assert_int_equal(shares_of(1000, 20, 10, 100).min_pages, 50);
+	assert_int_equal(shares_of(1000, 1, 10, 50).max_pages, 500);
+	assert_int_equal(shares_of(10, 1, 0, 1).max_pages, 1);
+	assert_int_equal(shares_of(UINT32_MAX, 1, 100, 100).max_pages, UINT32_MAX);
+}
+
 static void accounts_of_users_long_gone_make_room(void **state)
 {
 	const struct pace pace = { 0 };
@@ -393,6 +463,9 @@ int main(void)
 		cmocka_unit_test(one_slot_is_kept_for_a_user_that_comes),
 		cmocka_unit_test(who_waits_takes_the_place_of_one_that_has_had_more),
 		cmocka_unit_test(the_user_with_the_most_pages_loses_them_first),
+		cmocka_unit_test(a_user_has_no_more_pages_than_it_may),
+		cmocka_unit_test(nobody_takes_pages_that_are_a_users_by_right),
+		cmocka_unit_test(shares_of_the_arena),
 		cmocka_unit_test(accounts_of_users_long_gone_make_room),
 		cmocka_unit_test(a_share_is_tokens_and_their_context),
 	};
