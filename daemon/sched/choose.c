@@ -17,7 +17,8 @@
 /*
  * A user with nothing that runs takes the place of another's turn when that
  * user is ahead by this, and by so many times what computing the turn again
- * takes: so of all time at most a third goes to computing things again.
+ * takes: so of all time at most a third goes to computing things again. What
+ * takes half of FAIR_OWED_US to be computed again loses its place to nobody.
  */
 #define TAKE_LEAD_US US_PER_S
 #define TAKE_PRICES 2

@@ -73,15 +73,22 @@ void fair_competes(struct fair_user *u)
 	u->seen = true;
 }
 
+static double virtual(const struct fair_user *u, double us)
+{
+	return us * FAIR_WEIGHT / u->weight;
+}
+
 void fair_looked(struct fair *f)
 {
-	double least = INFINITY;
+	double least = INFINITY, most = 0;
 
 	for (uint32_t i = 0; i < f->n_users; i++) {
 		const struct fair_user *u = &f->users[i];
 
-		if (u->competes && u->seen)
-			least = MIN(least, now(u));
+		if (!u->competes || !u->seen)
+			continue;
+		least = MIN(least, now(u));
+		most = MAX(most, u->vt);
 	}
 	if (isfinite(least))
 		f->floor = MAX(f->floor, least);
@@ -90,6 +97,8 @@ void fair_looked(struct fair *f)
 
 		if (u->seen && !u->competes)
 			u->vt = MAX(u->vt, f->floor);
+		if (u->seen)
+			u->vt = MAX(u->vt, most - virtual(u, FAIR_OWED_US));
 		u->competes = u->seen;
 	}
 }
@@ -118,11 +127,6 @@ static double price(const struct pace *pace, const struct fair_row *rows, uint32
 		sum += ret[i];
 	}
 	return sum;
-}
-
-static double virtual(const struct fair_user *u, double us)
-{
-	return us * FAIR_WEIGHT / u->weight;
 }
 
 void fair_expect_nothing(struct fair *f)

@@ -12,8 +12,10 @@
  *
  * A user competes while it has a turn that is not paused. When one begins to,
  * its vt is raised to the least of those that do: time not used is not saved
- * up, and who comes pays for nothing that went before. Steps in flight count
- * at their expected price until they are measured.
+ * up, and who comes pays for nothing that went before. Who competes and has to
+ * wait all the same (for pages, for an executor that died) is owed the time, but
+ * no more than FAIR_OWED_US: nobody stands still longer for that. Steps in flight
+ * count at their expected price until they are measured.
  *
  * Accounts live as long as the broker: after its restart, all begin at 0.
  */
@@ -27,6 +29,7 @@
 
 #define FAIR_WEIGHT 100	    /* of a user that UserWeights does not name */
 #define FAIR_WEIGHT_MAX 10000 /* as settings.c checks it */
+#define FAIR_OWED_US 60e6
 #define FAIR_USERS_MAX 1024 /* at least TURNS_MAX, for those with turns; the others have been idle */
 
 /* One user's account. Of the fair's own array: pointers hold while the user has a turn or a row. */

@@ -422,6 +422,34 @@ static void accounts_of_users_long_gone_make_room(void **state)
 	free(f);
 }
 
+static void what_is_owed_is_owed_for_a_minute(void **state)
+{
+	const struct pace pace = { 0 };
+	struct fair *f = calloc(1, sizeof(*f));
+	struct fair_user *a = fair_enter(f, 1, ""), *b = fair_enter(f, 2, "2:50");
+	const struct fair_row row = { .user = a, .n_tokens = 1 };
+
+	(void)state;
+	for (int i = 0; i < 100; i++) {
+		fair_look(f);
+		fair_competes(a);
+		fair_competes(b);
+		fair_looked(f);
+		fair_charge(f, &pace, &row, 1, 10000000);
+	}
+	/* 1000 s were used; it has half the weight, and its time is worth twice as much */
+	assert_int_equal(lround(a->vt - b->vt), 120000000 + 10000000);
+	fair_look(f);
+	fair_competes(a);
+	fair_looked(f); /* does not wait any more */
+	fair_look(f);
+	fair_competes(a);
+	fair_competes(b);
+	fair_looked(f);
+	assert_int_equal(lround(a->vt - b->vt), 0);
+	free(f);
+}
+
 static void a_share_is_tokens_and_their_context(void **state)
 {
 	/* a token of a prompt takes 100 us and 50 more for every 4096 before it */
@@ -467,6 +495,7 @@ int main(void)
 		cmocka_unit_test(nobody_takes_pages_that_are_a_users_by_right),
 		cmocka_unit_test(shares_of_the_arena),
 		cmocka_unit_test(accounts_of_users_long_gone_make_room),
+		cmocka_unit_test(what_is_owed_is_owed_for_a_minute),
 		cmocka_unit_test(a_share_is_tokens_and_their_context),
 	};
 
