@@ -232,6 +232,7 @@ uint32_t sched_pages(const struct sched *s, uint64_t n_tokens)
 static int check_limits(const struct sched *s, const struct turn_record *rec, struct err *err)
 {
 	struct sched_counts all, own;
+	uint64_t left;
 
 	sched_count(s, (uid_t)-1, &all);
 	sched_count(s, rec->uid, &own);
@@ -246,6 +247,13 @@ static int check_limits(const struct sched *s, const struct turn_record *rec, st
 			       "%llu tokens are waiting; %u more would exceed MaxQueuedTokens=%u",
 			       (unsigned long long)all.queued_tokens, rec->n_prompt,
 			       s->settings->max_queued_tokens);
+	left = s->settings->max_queued_tokens - all.queued_tokens;
+	if (own.queued_tokens > 0 && own.queued_tokens >= left)
+		return err_set(err, -EAGAIN,
+			       "user %u has %llu tokens waiting; %llu of MaxQueuedTokens=%u are "
+			       "left, and nobody has more than that",
+			       rec->uid, (unsigned long long)own.queued_tokens,
+			       (unsigned long long)left, s->settings->max_queued_tokens);
 	return 0;
 }
 

@@ -159,6 +159,7 @@ static int on_reload(struct request *q, struct err *err)
 
 static int on_cancel_turn(struct request *q, struct err *err)
 {
+	static struct log_limit limit;
 	const uint64_t turn = q->msg.cancel_turn.turn;
 	struct stream *st = stream_find(q->server, turn);
 	struct msg m = { .type = MSG_DONE };
@@ -167,8 +168,9 @@ static int on_cancel_turn(struct request *q, struct err *err)
 	if (!st || st->ended || (st->turn.rec->uid != q->peer->uid && !peer_is_admin(q->peer)))
 		return err_set(err, -ENOENT, "no turn %llu of yours is running",
 			       (unsigned long long)turn);
-	log_info("turn %llu of uid %u: cancelled by uid %u", (unsigned long long)turn,
-		 st->turn.rec->uid, q->peer->uid);
+	if (log_allowed(&limit, 10))
+		log_info("turn %llu of uid %u: cancelled by uid %u", (unsigned long long)turn,
+			 st->turn.rec->uid, q->peer->uid);
 	stream_cancel(st);
 	request_done(q, &m);
 	return 0;

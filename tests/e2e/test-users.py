@@ -90,6 +90,30 @@ def what_goes_over_a_limit_is_refused_with_the_numbers():
             c.close()
 
 
+def two_that_flood_leave_turns_for_a_third():
+    need_root()
+    p = prompt("air", "t33")
+    with Daemon("air", "MaxRequestsPerUser=600", "MaxRequestsPerConnection=600", socket_mode="0666") as d:
+        clients = []
+        for uid, wanted in ((ALICE, 256), (BOB, 128), (4003, 64)):
+            w = connect(d, uid)
+            clients.append(w)
+            for i in range(1, wanted + 2):
+                w.send(wire.GENERATE, i, wire.request(p, 20000))
+            n = 0
+            while True:
+                kind, _, fields = w.receive()
+                n += kind == wire.ACCEPTED
+                if kind == wire.ERROR:
+                    break
+            assert n == wanted, (uid, n)
+            assert fields["code"] == "busy" and fields["text"] == (
+                f"user {uid} has {wanted} turns queued and running; {wanted} of 512 are left, and nobody has "
+                "more than that"), fields
+        for w in clients:
+            w.close()
+
+
 def a_turn_is_resumed_and_cancelled_by_nobody_else():
     need_root()
     p = prompt("air", "t33")
