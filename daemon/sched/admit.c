@@ -107,6 +107,8 @@ void sched_admit(struct sched *s)
 
 	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor))
 		return;
+	for (t = s->first; t; t = t->next)
+		t->waits = false;
 	choose_look(s);
 	while ((t = choose_queued(s, suspect_runs(s)))) {
 		const uint32_t slot = choose_may_take_slot(s, t) ? free_slot(s) : TURN_NO_SLOT;
@@ -116,8 +118,11 @@ void sched_admit(struct sched *s)
 			sched_finish(t, finish);
 		else if (slot != TURN_NO_SLOT && has_pages(s, t))
 			place(t, slot);
-		else if (!make_room(s, t, slot, &paid_us))
-			return;
+		else if (!make_room(s, t, slot, &paid_us)) {
+			if (choose_may_take_slot(s, t))
+				return;
+			t->waits = true; /* others may have the slot that is kept */
+		}
 	}
 }
 

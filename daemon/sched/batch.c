@@ -178,7 +178,7 @@ static void offer_rows(struct sched *s)
 	for (struct turn *t = s->first; t; t = t->next) {
 		if (is_running(t) && !t->paused && (left_to_feed(t) > 0 || can_decode(t)) &&
 		    covered(t) > 0)
-			choose_offer(t);
+			choose_offer(t, left_to_feed(t) == 0);
 	}
 	choose_offered(s);
 }

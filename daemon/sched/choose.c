@@ -15,11 +15,18 @@
 #define RESERVE_FROM_SLOTS 8
 
 /*
- * A user with nothing that runs takes the place of another's turn when that
- * user is ahead by this, and by so many times what computing the turn again
- * takes: so of all time at most a third goes to computing things again. What
- * takes half of FAIR_OWED_US to be computed again loses its place to nobody.
+ * A turn loses its place to one of another user in two cases.
+ *
+ * Its user has more slots than its share, and the other one fewer than its own:
+ * then as long as computing such turns again takes no more than a part in
+ * SHARE_PRICES of all time.
+ *
+ * The other user has nothing that runs, and this one is ahead of it by
+ * TAKE_LEAD_US and TAKE_PRICES times what computing the turn again takes: so of
+ * all time at most a third goes to computing things again. What takes half of
+ * FAIR_OWED_US to be computed again loses its place to nobody.
  */
+#define SHARE_PRICES 20
 #define TAKE_LEAD_US US_PER_S
 #define TAKE_PRICES 2
 
@@ -67,6 +74,32 @@ static void expect_flights(struct sched *s)
 		fair_expect(&s->pace, rows, as_rows(&s->flights[i], rows));
 }
 
+static uint32_t reserve(const struct sched *s)
+{
+	return s->n_slots >= RESERVE_FROM_SLOTS ? 1 : 0;
+}
+
+/* Slots by weight, of all users with turns that are not paused; everybody has one. */
+static uint32_t share_of_slots(const struct sched *s, const struct fair_user *u)
+{
+	const uint64_t n_slots = s->n_slots - reserve(s);
+	uint64_t weights = 0;
+
+	for (uint32_t i = 0; i < s->fair.n_users; i++)
+		weights += s->fair.users[i].competes ? s->fair.users[i].weight : 0;
+	return MAX((uint32_t)(weights > 0 ? n_slots * u->weight / weights : 0), 1u);
+}
+
+static void share_slots(struct sched *s)
+{
+	for (uint32_t i = 0; i < s->fair.n_users; i++) {
+		struct fair_user *u = &s->fair.users[i];
+
+		if (u->competes)
+			u->n_slots = share_of_slots(s, u);
+	}
+}
+
 void choose_look(struct sched *s)
 {
 	expect_flights(s);
@@ -76,6 +109,7 @@ void choose_look(struct sched *s)
 			fair_competes(t->user);
 	}
 	fair_looked(&s->fair);
+	share_slots(s);
 }
 
 void choose_charge(struct sched *s, const struct flight *f, uint32_t device_us)
@@ -110,7 +144,7 @@ static bool is_reserved(const struct sched *s)
 
 	for (uint32_t i = 0; i < s->n_slots; i++)
 		n += !s->slots[i];
-	return s->n_slots >= RESERVE_FROM_SLOTS && n <= 1;
+	return reserve(s) > 0 && n <= reserve(s);
 }
 
 bool choose_may_take_slot(const struct sched *s, const struct turn *t)
@@ -132,6 +166,15 @@ bool choose_exceeds(const struct turn *t, uint32_t n_pages)
 	return exceeds(t, n_pages, sched_shares(t->sched).max_pages);
 }
 
+/* Of two that wait for a slot: the one whose user has its share of them comes later. */
+static bool waits_before(const struct turn *a, const struct turn *b)
+{
+	const bool a_has = a->user->n_running >= a->user->n_slots;
+	const bool b_has = b->user->n_running >= b->user->n_slots;
+
+	return a_has != b_has ? b_has : choose_before(a, b);
+}
+
 struct turn *choose_queued(struct sched *s, bool no_suspect)
 {
 	const uint32_t max_pages = sched_shares(s).max_pages;
@@ -139,11 +182,11 @@ struct turn *choose_queued(struct sched *s, bool no_suspect)
 
 	count_places(s);
 	for (struct turn *t = s->first; t; t = t->next) {
-		if (!is_queued(t) || t->paused || (no_suspect && t->rec->n_faults > 0) ||
-		    (!choose_may_take_slot(s, t) && !may_take_own(t)) ||
+		if (!is_queued(t) || t->paused || t->waits ||
+		    (no_suspect && t->rec->n_faults > 0) ||
 		    exceeds(t, sched_pages(s, (uint64_t)sched_to_feed(t) + 1), max_pages))
 			continue;
-		if (!best || choose_before(t, best))
+		if (!best || waits_before(t, best))
 			best = t;
 	}
 	return best;
@@ -169,25 +212,38 @@ static bool loses_before(const struct turn *a, const struct turn *b)
 	return replay_us(a) < replay_us(b);
 }
 
+/* Whether @i gives its place to @t of another user; see above. */
+static bool gives_way(const struct sched *s, const struct turn *i, const struct turn *t,
+		      double paid_us)
+{
+	const struct fair_user *from = i->user, *to = t->user;
+	const double price_us = replay_us(i);
+
+	if (from->n_running > from->n_slots && to->n_running < to->n_slots &&
+	    (s->paid_us + price_us) * SHARE_PRICES <= s->fair.measured_us)
+		return true;
+	return to->n_running == 0 &&
+	       fair_lead_us(from, to) > TAKE_LEAD_US + TAKE_PRICES * (paid_us + price_us);
+}
+
 struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us)
 {
 	struct turn *best = NULL;
 
 	count_places(s);
 	for (struct turn *i = s->first; i; i = i->next) {
-		const double wanted_us = TAKE_LEAD_US + TAKE_PRICES * (*paid_us + replay_us(i));
-
 		if (is_queued(i))
 			continue;
-		if (i->user == t->user
-			    ? !may_take_own(t) || !i->rec->batch
-			    : t->user->n_running > 0 || fair_lead_us(i->user, t->user) <= wanted_us)
+		if (i->user == t->user ? !may_take_own(t) || !i->rec->batch
+				       : !gives_way(s, i, t, *paid_us))
 			continue;
 		if (!best || loses_before(i, best))
 			best = i;
 	}
-	if (best)
+	if (best && best->user != t->user) {
 		*paid_us += replay_us(best);
+		s->paid_us += replay_us(best);
+	}
 	return best;
 }
 
@@ -222,27 +278,39 @@ struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n
 void choose_begin(struct sched *s)
 {
 	expect_flights(s);
+	for (struct turn *t = s->first; t; t = t->next)
+		t->user->n_decoding = 0;
 	s->least = NULL;
 	s->contended = false;
 }
 
-void choose_offer(struct turn *t)
+void choose_offer(struct turn *t, bool decodes)
 {
 	struct sched *s = t->sched;
 
+	t->user->n_decoding += decodes;
 	s->contended |= s->least && t->user != s->least;
 	if (!s->least || fair_before(t->user, s->least))
 		s->least = t->user;
 }
 
-/* Who is ahead by more than a step of the least one's own would take leaves it one. */
+/*
+ * Who is ahead of the least one sits this step out, so that the other comes on.
+ * Not before it is ahead by a lone row's step, nor by half a step of its own
+ * rows: users that have had about the same decode together, which is cheaper
+ * than by turns, and come together again when they are out of step.
+ */
 void choose_offered(struct sched *s)
 {
 	const double lone_us = pace_decode_us(&s->pace, 1);
-	const double most_us = lone_us > 0 ? MAX(lone_us, LEAD_LEAST_US) : INFINITY;
 
-	for (struct turn *t = s->first; t; t = t->next)
-		t->user->sits_out = s->least && fair_lead_us(t->user, s->least) > most_us;
+	for (struct turn *t = s->first; t; t = t->next) {
+		const double own_us = pace_decode_us(&s->pace, t->user->n_decoding) / 2;
+		const double most_us = MAX(MAX(lone_us, own_us), LEAD_LEAST_US);
+
+		t->user->sits_out = s->least && lone_us > 0 &&
+				    fair_lead_us(t->user, s->least) > most_us;
+	}
 }
 
 bool choose_sits_out(const struct turn *t)

@@ -38,10 +38,12 @@ struct fair_user {
 	uint32_t weight, n_turns; /* queued and running */
 	bool competes, seen;	  /* seen: in this look, to compete from its end on */
 	bool sits_out;		  /* of the step being built */
+	uint32_t n_slots;	  /* its share of them while it competes */
 	double vt, pending;	  /* us at FAIR_WEIGHT; pending: of steps in flight, as expected */
 	double used_us;		  /* of the executor, as measured, since steamd started */
 	/* choose.c counts these anew whenever it chooses */
 	uint32_t n_running, n_batch, n_pages; /* turns with a slot, those of class batch, pages of all */
+	uint32_t n_decoding;		      /* rows that it could have in the step being built */
 };
 
 struct fair {

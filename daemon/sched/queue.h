@@ -42,6 +42,7 @@ struct sched {
 	struct fair fair;
 	struct fair_user *least; /* of those that may have a row in the step being built */
 	bool contended;		 /* they are more than one */
+	double paid_us;		 /* for turns put back because their users had more slots than their share */
 	uint32_t generation, deaths; /* of the executor, as last seen */
 	uint64_t ring_ino;	     /* of the executor's ring; 0: none */
 	bool unsettled;		     /* adopted turns may be at their end already */
@@ -85,7 +86,7 @@ bool choose_exceeds(const struct turn *t, uint32_t n_pages);
 struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n_pages);
 /* A step is built: between the two, choose_offer() for all that may have a row. */
 void choose_begin(struct sched *s);
-void choose_offer(struct turn *t);
+void choose_offer(struct turn *t, bool decodes);
 void choose_offered(struct sched *s);
 /* Whether @t has no row in this step, because its user is ahead of one that has work. */
 bool choose_sits_out(const struct turn *t);

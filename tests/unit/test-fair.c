@@ -178,6 +178,54 @@ static void weights_are_shares(void **state)
 	close_world(&w);
 }
 
+/* Short questions, long prompts, long answers, many at once and one: all for as long as it takes. */
+static void five_users_share_by_weight_whatever_they_ask(void **state)
+{
+	static const struct {
+		uint32_t n, n_prompt, max_tokens;
+		double share;
+	} users[] = {
+		{ 60, 20, 60, 100 }, { 30, 1000, 1, 200 }, { 8, 100, 900, 300 },
+		{ 1, 50, 1900, 50 }, { 60, 300, 40, 150 },
+	};
+	uint32_t n_tokens = 0, n_rows = 0, n_steps = 0;
+	double used[5], sum = 0;
+	struct world w;
+
+	(void)state;
+	open_world(&w, &two_cores, 2048);
+	settings_set(&w.settings, "UserWeights=11:200 12:300 13:50 14:150", "test", NULL);
+	for (uid_t i = 0; i < 5; i++) {
+		for (uint32_t k = 0; k < users[i].n; k++)
+			world_submit(&w, 10 + i, users[i].n_prompt + k, users[i].max_tokens);
+	}
+	while (clock_us() < 30 * US_PER_S)
+		world_run(&w, 1);
+	for (uid_t i = 0; i < 5; i++)
+		used[i] = -used_us(&w, 10 + i);
+	for (uint64_t from_us = clock_us(); clock_us() < from_us + 60 * US_PER_S;) {
+		world_run(&w, 1);
+		n_tokens += w.computer.n_tokens;
+		n_rows += w.computer.n_rows;
+		n_steps++;
+	}
+	print_message("%u tokens, %.1f rows a step\n", n_tokens, (double)n_rows / n_steps);
+	for (uid_t i = 0; i < 5; i++) {
+		struct sched_counts n;
+
+		sched_count(w.sched, 10 + i, &n);
+		assert_true(n.n_running > 0); /* it had work all the time */
+		used[i] += used_us(&w, 10 + i);
+		sum += used[i];
+	}
+	for (int i = 0; i < 5; i++) {
+		print_message("weight %.0f: %.1f %% of the time\n", users[i].share,
+			      100 * used[i] / sum);
+		assert_true(fabs(used[i] / sum - users[i].share / 800) <= 0.02);
+	}
+	close_world(&w);
+}
+
 /* Time that was not used is not saved up, and time that was used is not held against anybody. */
 static void who_comes_after_an_hour_neither_starves_nor_is_starved(void **state)
 {
@@ -275,6 +323,41 @@ static void one_slot_is_kept_for_a_user_that_comes(void **state)
 	assert_int_equal(t->rec->state, TURN_RUNNING); /* and nobody was put back for it */
 	for (uint32_t i = 0; i < 40; i++)
 		assert_false(w.t[i].replaying);
+	close_world(&w);
+}
+
+/* Who has most of the places gives back what is more than its share, and not all at once. */
+static void places_are_given_back_to_users_that_have_fewer(void **state)
+{
+	struct sched_counts n[2];
+	uint32_t n_put_back = 0;
+	bool replayed[40] = { false };
+	uint64_t from_us;
+	struct world w;
+
+	(void)state;
+	open_world(&w, &two_cores, 2048);
+	settings_set(&w.settings, "UserWeights=2:300", "test", NULL);
+	flood(&w, 40, 100, 1500);
+	while (clock_us() < 40 * US_PER_S)
+		world_run(&w, 1);
+	for (uint32_t i = 0; i < 40; i++)
+		world_submit(&w, SINGLE, 100, 1500);
+	for (from_us = clock_us(); clock_us() < from_us + 100 * US_PER_S;) {
+		world_run(&w, 1);
+		for (int i = 0; i < 40; i++) {
+			n_put_back += w.t[i].replaying && !replayed[i];
+			replayed[i] = w.t[i].replaying;
+		}
+	}
+	for (uid_t i = 0; i < 2; i++)
+		sched_count(w.sched, FLOOD + i, &n[i]);
+	print_message("%u of user 1 and %u of user 2 run, %u were put back\n", n[0].n_running,
+		      n[1].n_running, n_put_back);
+	assert_true(n[1].n_running >= 12 && n[1].n_running <= 23);
+	assert_int_equal(n[0].n_running + n[1].n_running, 31); /* and one is kept */
+	assert_int_equal(n_put_back, 31 - n[0].n_running);     /* each once */
+	assert_int_equal(w.n_ended, 0);
 	close_world(&w);
 }
 
@@ -484,11 +567,13 @@ int main(void)
 		cmocka_unit_test(a_flood_of_prompts_leaves_a_stream_its_share),
 		cmocka_unit_test(two_floods_of_prompts_share_alike),
 		cmocka_unit_test(weights_are_shares),
+		cmocka_unit_test(five_users_share_by_weight_whatever_they_ask),
 		cmocka_unit_test(who_comes_after_an_hour_neither_starves_nor_is_starved),
 		cmocka_unit_test(a_prompt_of_100000_tokens_and_a_stream_share_alike),
 		cmocka_unit_test(a_question_comes_before_the_batch_of_its_own_user),
 		cmocka_unit_test(a_question_takes_the_place_of_its_own_users_batch),
 		cmocka_unit_test(one_slot_is_kept_for_a_user_that_comes),
+		cmocka_unit_test(places_are_given_back_to_users_that_have_fewer),
 		cmocka_unit_test(who_waits_takes_the_place_of_one_that_has_had_more),
 		cmocka_unit_test(the_user_with_the_most_pages_loses_them_first),
 		cmocka_unit_test(a_user_has_no_more_pages_than_it_may),
