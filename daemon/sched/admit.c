@@ -107,8 +107,6 @@ void sched_admit(struct sched *s)
 
 	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor))
 		return;
-	for (t = s->first; t; t = t->next)
-		t->waits = false;
 	choose_look(s);
 	while ((t = choose_queued(s, suspect_runs(s)))) {
 		const uint32_t slot = choose_may_take_slot(s, t) ? free_slot(s) : TURN_NO_SLOT;
@@ -121,7 +119,7 @@ void sched_admit(struct sched *s)
 		else if (!make_room(s, t, slot, &paid_us)) {
 			if (choose_may_take_slot(s, t))
 				return;
-			t->waits = true; /* others may have the slot that is kept */
+			t->user->waits = true; /* others may have the slot that is kept */
 		}
 	}
 }

@@ -95,6 +95,7 @@ static void share_slots(struct sched *s)
 	for (uint32_t i = 0; i < s->fair.n_users; i++) {
 		struct fair_user *u = &s->fair.users[i];
 
+		u->waits = false;
 		if (u->competes)
 			u->n_slots = share_of_slots(s, u);
 	}
@@ -182,7 +183,7 @@ struct turn *choose_queued(struct sched *s, bool no_suspect)
 
 	count_places(s);
 	for (struct turn *t = s->first; t; t = t->next) {
-		if (!is_queued(t) || t->paused || t->waits ||
+		if (!is_queued(t) || t->paused || t->user->waits ||
 		    (no_suspect && t->rec->n_faults > 0) ||
 		    exceeds(t, sched_pages(s, (uint64_t)sched_to_feed(t) + 1), max_pages))
 			continue;

@@ -39,6 +39,7 @@ struct fair_user {
 	bool competes, seen;	  /* seen: in this look, to compete from its end on */
 	bool sits_out;		  /* of the step being built */
 	uint32_t n_slots;	  /* its share of them while it competes */
+	bool waits;		  /* for a slot, which none of its turns can have now */
 	double vt, pending;	  /* us at FAIR_WEIGHT; pending: of steps in flight, as expected */
 	double used_us;		  /* of the executor, as measured, since steamd started */
 	/* choose.c counts these anew whenever it chooses */

@@ -40,7 +40,6 @@ struct turn {
 	uint32_t n_in_flight;	    /* steps that name it */
 	uint64_t last_pushed;	    /* id of the newest of them */
 	uint32_t cleared_at;	    /* a suspect (rec->n_faults) until it has so many ids */
-	bool waits;		    /* queued: others are to be looked at first */
 	bool paused, sampling;	    /* sampling: all that is known was fed, CONT rows follow */
 	bool replaying, untold;	    /* fed again after its KV was lost; on_state is still to be called */
 };
