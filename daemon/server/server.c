@@ -469,6 +469,9 @@ static void let_streams_go(struct server *s)
 		if (st->request)
 			st->request->stream = NULL;
 		st->request = NULL;
+		if (!st->left)
+			st->user->n_left++; /* who stays until the stream is freed */
+		st->left = true;
 	}
 }
 
