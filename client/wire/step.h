@@ -18,7 +18,7 @@
 #include "client/wire/err.h"
 
 #define STEP_MAGIC 0x31706574736d7473ull /* "stmstep1" */
-#define STEP_VERSION 1
+#define STEP_VERSION 2
 #define STEP_RING_SLOTS 4		  /* a power of two, at least the depth */
 #define STEP_DEPTH_MAX 2		  /* steps in flight */
 #define STEP_ROWS_MAX 64
@@ -29,7 +29,11 @@
 #define STEP_STOP_IDS_MAX 32
 #define STEP_BIAS_MAX 1024
 
-enum step_kind { STEP_DECODE = 1, STEP_MIXED }; /* DECODE: CONT rows only */
+enum step_kind {
+	STEP_DECODE = 1, /* CONT rows only */
+	STEP_MIXED,
+	STEP_MOVE,	 /* no rows: the payload is struct step_move[n_rows] */
+};
 
 enum row_kind {
 	ROW_FEED = 1, /* tokens, and the position of the first */
@@ -40,6 +44,7 @@ enum row_flags {
 	ROW_SAMPLE = 1,	  /* sample after the last token of the row */
 	ROW_LOGPROBS = 2, /* with ROW_SAMPLE: log-probability of the sample and of the n_top best */
 	ROW_SCORE = 4,	  /* FEED: log-probability of targets[i] after token i, and the n_top best */
+	ROW_KNOWN = 8,	  /* FEED: the pages hold the tokens' KV already; nothing is computed */
 };
 
 /*
@@ -47,7 +52,8 @@ enum row_flags {
  * are multiples of 4, sampler_off and bias_off of 8; 0: none.
  *
  * A FEED at 0 opens the slot afresh and carries a sampler. A FEED below the
- * slot's length cuts the slot there first. A CONT after a sampled stop id, or
+ * slot's length cuts the slot there first. A ROW_KNOWN has no other flag, and
+ * its tokens do not count to a step's. A CONT after a sampled stop id, or
  * for a slot without a sample, does nothing (RESULT_IGNORED).
  */
 struct row {
@@ -86,6 +92,31 @@ struct step {
 	uint32_t payload_bytes;
 };
 
+#define STEP_MOVES_MAX 64
+#define STEP_NO_PAGE UINT32_MAX
+
+/*
+ * One page's KV copied, cleared or summed. Those of a step are done in order;
+ * the sums are taken when all are done. A sum is the XXH3-128 of
+ * the first n_tokens positions' bytes, in the order of the page's layout.
+ *
+ *	from == to		only the sum
+ *	from == STEP_NO_PAGE	@to becomes zeros, all of it; the sum is 0
+ *	else			the first n_tokens positions are copied, and summed in @to
+ */
+struct step_move {
+	uint32_t from, to;
+	uint32_t n_tokens; /* 1 up to the page's */
+	uint32_t pad;
+};
+_Static_assert(sizeof(struct step_move) == 16, "struct step_move is shared");
+
+/* The result of each, in order: the payload of a STEP_MOVE's result. */
+struct step_moved {
+	uint64_t sum[2]; /* low, high */
+};
+_Static_assert(sizeof(struct step_moved) == 16, "struct step_moved is shared");
+
 enum result_flags {
 	RESULT_SAMPLED = 1, /* tokens[0..n_tokens) were sampled */
 	RESULT_STOPPED = 2, /* the last of them is a stop id */
@@ -112,7 +143,7 @@ struct step_result {
 	uint64_t id;
 	int32_t error;	    /* 0, or a negative errno: the executor leaves after writing it */
 	uint32_t device_us; /* time the step took */
-	uint16_t n_rows, pad;
+	uint16_t n_rows, kind; /* the step's */
 	uint32_t payload_bytes;
 };
 

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/exec/moves.h"
 #include "daemon/exec/order.h"
 #include "daemon/exec/sample/sampler.h"
 
@@ -33,6 +34,7 @@ struct wanted {
 struct exec {
 	struct dev *dev;
 	struct model *model;
+	struct kv_cache kv;
 	struct order_limits limits;
 	uint32_t max_batch_tokens;
 	struct slot *slots;
@@ -96,6 +98,7 @@ int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv
 	if (!e)
 		return err_wrap(err, -ENOMEM, "cannot allocate the executor");
 	e->dev = dev;
+	e->kv = *kv;
 	e->max_batch_tokens = limits->max_batch_tokens;
 	e->limits = (struct order_limits){
 		.n_slots = limits->n_slots,
@@ -138,6 +141,16 @@ struct exec *exec_free(struct exec *e)
 static bool has_flag(const struct order *o, enum row_flags flag)
 {
 	return o->row.flags & flag;
+}
+
+/* Tokens that a row adds to the batch. */
+static uint32_t computed_by(const struct exec *e, uint32_t i)
+{
+	const struct order *o = &e->orders[i];
+
+	if (e->ignored[i] || has_flag(o, ROW_KNOWN))
+		return 0;
+	return o->row.kind == ROW_FEED ? o->row.n_tokens : 1;
 }
 
 static bool does_nothing(const struct slot *s, const struct order *o)
@@ -210,7 +223,7 @@ static int admit_all(struct exec *e, const struct step *step, size_t *ret_bytes,
 			return err_wrap(err, r, "step %llu", (unsigned long long)step->id);
 		e->ignored[i] = does_nothing(&e->slots[o->row.slot], o);
 		e->results[i] = (struct row_result){ .slot = o->row.slot };
-		n_tokens += o->row.kind == ROW_FEED ? o->row.n_tokens : !e->ignored[i];
+		n_tokens += computed_by(e, i);
 	}
 	if (n_tokens > e->max_batch_tokens)
 		return err_set(err, -EBADMSG, "step %llu has %u tokens; at most %u are allowed",
@@ -277,9 +290,11 @@ static int apply(struct exec *e, uint32_t i)
 	if (r < 0)
 		return r;
 	memcpy(s->tokens + at, tokens, n * sizeof(*tokens));
-	memcpy(e->ids + e->n_tokens, tokens, n * sizeof(*tokens));
 	s->has_sample = s->stopped = false;
+	if (computed_by(e, i) == 0)
+		return 0;
 
+	memcpy(e->ids + e->n_tokens, tokens, n * sizeof(*tokens));
 	e->seqs[e->n_seqs] = (struct seq){
 		.first = e->n_tokens,
 		.n_tokens = n,
@@ -379,13 +394,15 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 		if (r < 0)
 			return r;
 	}
-	r = model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out, e->n_wanted,
-			  NULL);
-	if (r < 0)
-		return r;
-	r = finish(e, room);
-	if (r < 0)
-		return r;
+	if (e->n_tokens > 0) {
+		r = model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
+				  e->n_wanted, NULL);
+		if (r < 0)
+			return r;
+		r = finish(e, room);
+		if (r < 0)
+			return r;
+	}
 
 	for (uint32_t i = 0; i < n_rows; i++) {
 		e->results[i].length = e->slots[e->orders[i].row.slot].length;
@@ -393,6 +410,19 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 			e->results[i].flags = RESULT_IGNORED;
 	}
 	memcpy(room, e->results, n_rows * sizeof(*e->results));
+	return 0;
+}
+
+static int run_moves(struct exec *e, const struct step *step, void *room, size_t *ret_bytes,
+		     struct err *err)
+{
+	int r;
+
+	r = order_read_moves(step, e->payload, &e->limits, err);
+	if (r < 0)
+		return r;
+	moves_run(e->dev, &e->kv, (const struct step_move *)e->payload, step->n_rows, room);
+	*ret_bytes = step->n_rows * sizeof(struct step_moved);
 	return 0;
 }
 
@@ -405,6 +435,8 @@ static int run_step(struct exec *e, const struct step *step, const void *payload
 		return err_set(err, -EBADMSG, "step %llu has %u bytes",
 			       (unsigned long long)step->id, step->payload_bytes);
 	memcpy(e->payload, payload, step->payload_bytes);
+	if (step->kind == STEP_MOVE)
+		return run_moves(e, step, room, ret_bytes, err);
 	r = order_read(step, e->payload, &e->limits, e->orders, err);
 	if (r < 0)
 		return r;
@@ -430,6 +462,7 @@ int exec_step(struct exec *e, const struct step *step, const void *payload, void
 		.error = r,
 		.device_us = MIN(clock_us() - begun, UINT32_MAX),
 		.n_rows = r < 0 ? 0 : step->n_rows,
+		.kind = step->kind,
 		.payload_bytes = r < 0 ? 0 : bytes,
 	};
 	return r;

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <stdarg.h>
 
-#define ROW_FLAGS (ROW_SAMPLE | ROW_LOGPROBS | ROW_SCORE)
+#define ROW_FLAGS (ROW_SAMPLE | ROW_LOGPROBS | ROW_SCORE | ROW_KNOWN)
 
 struct reading {
 	const struct step *step;
@@ -110,7 +110,7 @@ static int read_feed(const struct reading *rd, struct order *o)
 
 	if (rd->step->kind == STEP_DECODE)
 		return refuse(rd, "a FEED in a DECODE step");
-	if (row->n_tokens == 0 || row->n_tokens > STEP_TOKENS_MAX)
+	if (row->n_tokens == 0 || (row->n_tokens > STEP_TOKENS_MAX && !(row->flags & ROW_KNOWN)))
 		return refuse(rd, "a FEED of %u tokens; 1 to %u are allowed", row->n_tokens,
 			      STEP_TOKENS_MAX);
 	if (row->at > rd->limits->max_context || row->n_tokens > rd->limits->max_context - row->at)
@@ -144,6 +144,8 @@ static int read_row(const struct reading *rd, struct order *o)
 		return refuse(rd, "flags are 0x%x", row->flags);
 	if ((row->flags & ROW_LOGPROBS) && (!(row->flags & ROW_SAMPLE) || (row->flags & ROW_SCORE)))
 		return refuse(rd, "ROW_LOGPROBS goes with ROW_SAMPLE and without ROW_SCORE");
+	if ((row->flags & ROW_KNOWN) && (row->flags != ROW_KNOWN || row->kind != ROW_FEED))
+		return refuse(rd, "ROW_KNOWN in kind %u with flags 0x%x", row->kind, row->flags);
 	if (row->n_top > STEP_TOP_MAX)
 		return refuse(rd, "n_top is %u; at most %u is allowed", row->n_top, STEP_TOP_MAX);
 
@@ -190,6 +192,30 @@ int order_read(const struct step *step, const void *payload, const struct order_
 		r = read_row(&rd, o);
 		if (r < 0)
 			return r;
+	}
+	return 0;
+}
+
+int order_read_moves(const struct step *step, const void *payload,
+		     const struct order_limits *limits, struct err *err)
+{
+	const struct step_move *moves = payload;
+
+	if (step->n_rows > STEP_MOVES_MAX || step->payload_bytes > STEP_PAYLOAD_BYTES ||
+	    step->n_rows * sizeof(*moves) > step->payload_bytes)
+		return err_set(err, -EBADMSG, "step %llu has %u moves in %u bytes",
+			       (unsigned long long)step->id, step->n_rows, step->payload_bytes);
+	for (uint32_t i = 0; i < step->n_rows; i++) {
+		const struct step_move *m = &moves[i];
+
+		if (m->to >= limits->n_pages ||
+		    (m->from >= limits->n_pages && m->from != STEP_NO_PAGE) || m->n_tokens == 0 ||
+		    m->n_tokens > limits->page_tokens)
+			return err_set(err, -EBADMSG,
+				       "step %llu, move %u: %u tokens of page %u to page %u; there "
+				       "are %u pages of %u",
+				       (unsigned long long)step->id, i, m->n_tokens, m->from, m->to,
+				       limits->n_pages, limits->page_tokens);
 	}
 	return 0;
 }

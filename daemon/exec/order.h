@@ -28,3 +28,7 @@ struct order {
  */
 int order_read(const struct step *step, const void *payload, const struct order_limits *limits,
 	       struct order *ret, struct err *err);
+
+/* The same for the moves of a STEP_MOVE: all pages and token counts exist. */
+int order_read_moves(const struct step *step, const void *payload,
+		     const struct order_limits *limits, struct err *err);

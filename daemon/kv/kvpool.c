@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -21,21 +22,25 @@ enum page_state {
 struct page {
 	uint64_t busy_until; /* id of the newest step that names it; 0: none */
 	uid_t uid;
-	uint32_t state; /* enum page_state */
+	uint32_t n_holders;
+	uint8_t state; /* enum page_state; TAKEN: held or kept */
+	bool kept;
 };
 
 struct kvpool {
 	int memfd;
+	uint64_t page_bytes;
 	uint32_t n_pages, page_tokens;
 	uint32_t n_free, lowest_free; /* no free page is below lowest_free */
-	uint64_t done;		      /* all steps up to this one are */
-	kv_page *dropped;	      /* those in state DROPPED */
+	uint32_t n_unheld;
+	uint64_t done;	  /* all steps up to this one are */
+	kv_page *dropped; /* those in state DROPPED */
 	uint32_t n_dropped;
 	struct page pages[];
 };
 
-static int book_new(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvpool **ret,
-		    struct err *err)
+static int book_new(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens,
+		    struct kvpool **ret, struct err *err)
 {
 	struct kvpool *pool = calloc(1, sizeof(*pool) + (size_t)n_pages * sizeof(*pool->pages));
 
@@ -47,6 +52,7 @@ static int book_new(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kv
 	}
 	pool->memfd = memfd;
 	pool->n_pages = n_pages;
+	pool->page_bytes = page_bytes;
 	pool->page_tokens = page_tokens;
 	pool->n_free = n_pages;
 	*ret = pool;
@@ -71,7 +77,7 @@ int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, stru
 		return err_wrap(err, -errno, "cannot make a KV arena of %llu bytes",
 				(unsigned long long)bytes);
 
-	r = book_new(memfd, n_pages, page_tokens, ret, err);
+	r = book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
 	if (r < 0)
 		return r;
 	steal_fd(&memfd);
@@ -93,7 +99,7 @@ int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page
 	seals = fcntl(memfd, F_GET_SEALS);
 	if (seals < 0 || (seals & SEALS) != SEALS)
 		return err_set(err, -EBADMSG, "the KV arena is not sealed against resizing");
-	return book_new(memfd, n_pages, page_tokens, ret, err);
+	return book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
 }
 
 struct kvpool *kvpool_free(struct kvpool *pool)
@@ -111,9 +117,9 @@ int kvpool_fd(const struct kvpool *pool)
 	return pool->memfd;
 }
 
-static void hold(struct kvpool *pool, kv_page id, uid_t uid)
+static void take(struct kvpool *pool, kv_page id, uid_t uid)
 {
-	pool->pages[id] = (struct page){ .uid = uid, .state = PAGE_TAKEN };
+	pool->pages[id] = (struct page){ .uid = uid, .n_holders = 1, .state = PAGE_TAKEN };
 	pool->n_free--;
 }
 
@@ -134,26 +140,31 @@ int kvpool_take(struct kvpool *pool, uid_t uid, uint32_t n, kv_page *ret)
 		assert(id < pool->n_pages);
 		if (pool->pages[id].state != PAGE_FREE)
 			continue;
-		hold(pool, id, uid);
+		take(pool, id, uid);
 		ret[i++] = id;
 	}
 	pool->lowest_free = id;
 	return 0;
 }
 
+static bool may_claim(const struct kvpool *pool, kv_page id)
+{
+	return id < pool->n_pages && (pool->pages[id].state == PAGE_FREE || pool->pages[id].kept);
+}
+
 int kvpool_claim(struct kvpool *pool, uid_t uid, const kv_page *pages, uint32_t n)
 {
 	uint32_t i;
 
-	for (i = 0; i < n; i++) {
-		if (pages[i] >= pool->n_pages || pool->pages[pages[i]].state != PAGE_FREE)
-			break;
-		hold(pool, pages[i], uid);
+	for (i = 0; i < n && may_claim(pool, pages[i]); i++) {
+		if (pool->pages[pages[i]].kept)
+			kvpool_hold(pool, &pages[i], 1);
+		else
+			take(pool, pages[i], uid);
 	}
 	if (i == n)
 		return 0;
-	while (i-- > 0)
-		let_go(pool, pages[i]);
+	kvpool_drop(pool, pages, i);
 	return -EINVAL;
 }
 
@@ -194,19 +205,83 @@ void kvpool_idle(struct kvpool *pool)
 	free_dropped(pool);
 }
 
+/* Nobody holds it and nothing keeps it. */
+static void leave(struct kvpool *pool, kv_page id)
+{
+	if (pool->pages[id].busy_until <= pool->done) {
+		let_go(pool, id);
+		return;
+	}
+	pool->pages[id].state = PAGE_DROPPED;
+	pool->dropped[pool->n_dropped++] = id;
+}
+
+void kvpool_hold(struct kvpool *pool, const kv_page *pages, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct page *page = &pool->pages[pages[i]];
+
+		assert(pages[i] < pool->n_pages && page->state == PAGE_TAKEN);
+		pool->n_unheld -= page->n_holders++ == 0;
+	}
+}
+
 void kvpool_drop(struct kvpool *pool, const kv_page *pages, uint32_t n)
 {
 	for (uint32_t i = 0; i < n; i++) {
-		const kv_page id = pages[i];
+		struct page *page = &pool->pages[pages[i]];
 
-		assert(id < pool->n_pages && pool->pages[id].state == PAGE_TAKEN);
-		if (pool->pages[id].busy_until <= pool->done) {
-			let_go(pool, id);
+		assert(pages[i] < pool->n_pages && page->state == PAGE_TAKEN && page->n_holders);
+		if (--page->n_holders > 0)
 			continue;
-		}
-		pool->pages[id].state = PAGE_DROPPED;
-		pool->dropped[pool->n_dropped++] = id;
+		if (page->kept)
+			pool->n_unheld++;
+		else
+			leave(pool, pages[i]);
 	}
+}
+
+void kvpool_keep(struct kvpool *pool, kv_page id)
+{
+	assert(id < pool->n_pages && pool->pages[id].n_holders > 0 && !pool->pages[id].kept);
+	pool->pages[id].kept = true;
+}
+
+void kvpool_discard(struct kvpool *pool, kv_page id)
+{
+	assert(id < pool->n_pages && pool->pages[id].kept);
+	pool->pages[id].kept = false;
+	if (pool->pages[id].n_holders > 0)
+		return;
+	pool->n_unheld--;
+	leave(pool, id);
+}
+
+void kvpool_restore(struct kvpool *pool, uid_t uid, kv_page id)
+{
+	assert(id < pool->n_pages && pool->pages[id].state == PAGE_FREE);
+	take(pool, id, uid);
+	kvpool_keep(pool, id);
+	kvpool_drop(pool, &id, 1);
+}
+
+bool kvpool_is_free(const struct kvpool *pool, kv_page id)
+{
+	return pool->pages[id].state == PAGE_FREE;
+}
+
+int kvpool_punch(struct kvpool *pool, kv_page id)
+{
+	assert(kvpool_is_free(pool, id));
+	return fallocate(pool->memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)(id * pool->page_bytes), (off_t)pool->page_bytes) < 0
+		       ? -errno
+		       : 0;
+}
+
+uint32_t kvpool_holders(const struct kvpool *pool, kv_page id)
+{
+	return pool->pages[id].n_holders;
 }
 
 uint32_t kvpool_pages(const struct kvpool *pool)
@@ -227,6 +302,11 @@ uint32_t kvpool_free_pages(const struct kvpool *pool)
 uint32_t kvpool_dropped_pages(const struct kvpool *pool)
 {
 	return pool->n_dropped;
+}
+
+uint32_t kvpool_unheld_pages(const struct kvpool *pool)
+{
+	return pool->n_unheld;
 }
 
 uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid)

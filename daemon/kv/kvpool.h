@@ -1,10 +1,12 @@
 /*
  * The pages of the KV cache: one memfd (the arena), and who has which page.
- * Only the broker allocates page ids. A page named in a step is busy until the
- * step's result has been taken; dropped earlier, it is free only then.
+ * Only the broker allocates page ids. Several may hold a page; one that is
+ * kept stays when nobody holds it. A page named in a step is busy until the
+ * step's result has been taken; let go of earlier, it is free only then.
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -30,19 +32,32 @@ int kvpool_fd(const struct kvpool *pool);
 
 /* Takes @n pages for @uid, lowest free ids first, or none: -EAGAIN. */
 int kvpool_take(struct kvpool *pool, uid_t uid, uint32_t n, kv_page *ret);
-/* Marks pages as taken when a turn is adopted. -EINVAL: out of range or taken already. */
+/* Marks pages as taken when a turn is adopted; kept ones are held. -EINVAL: out of range or taken already. */
 int kvpool_claim(struct kvpool *pool, uid_t uid, const kv_page *pages, uint32_t n);
 /* Named in step @step_id: not free before kvpool_step_done() of it or a later one. */
 void kvpool_busy(struct kvpool *pool, const kv_page *pages, uint32_t n, uint64_t step_id);
 void kvpool_step_done(struct kvpool *pool, uint64_t step_id);
 /* The executor is gone: nothing is busy. */
 void kvpool_idle(struct kvpool *pool);
+/* Another holds them: each is taken or kept. */
+void kvpool_hold(struct kvpool *pool, const kv_page *pages, uint32_t n);
+/* One that held them does so no longer. */
 void kvpool_drop(struct kvpool *pool, const kv_page *pages, uint32_t n);
+/* @page, which is taken, outlives those who hold it, until kvpool_discard(). */
+void kvpool_keep(struct kvpool *pool, kv_page page);
+void kvpool_discard(struct kvpool *pool, kv_page page);
+/* Marks a free page as kept, when an arena is adopted. */
+void kvpool_restore(struct kvpool *pool, uid_t uid, kv_page page);
+bool kvpool_is_free(const struct kvpool *pool, kv_page page);
+/* Gives a free page's memory back to the machine; it reads as zeros. 0 or fallocate's error. */
+int kvpool_punch(struct kvpool *pool, kv_page page);
+uint32_t kvpool_holders(const struct kvpool *pool, kv_page page);
 
 uint32_t kvpool_pages(const struct kvpool *pool);
 uint32_t kvpool_page_tokens(const struct kvpool *pool);
 uint32_t kvpool_free_pages(const struct kvpool *pool);	  /* takeable now */
 uint32_t kvpool_dropped_pages(const struct kvpool *pool); /* free once their steps are done */
+uint32_t kvpool_unheld_pages(const struct kvpool *pool);  /* kept, and nobody holds them */
 uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid);
 
 static inline void kvpool_freep(struct kvpool **pool)

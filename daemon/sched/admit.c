@@ -1,6 +1,7 @@
 /* Who gets a slot and pages, and who has to give them back. */
 #include <stdatomic.h>
 
+#include "client/wire/ownership.h"
 #include "daemon/sched/queue.h"
 
 static bool is_queued(const struct turn *t)
@@ -57,8 +58,48 @@ static uint64_t wanted_pages(const struct sched *s, const struct turn *t)
 	return sched_pages(s, (uint64_t)sched_to_feed(t) + 1);
 }
 
+/* What a queued turn would find. A text to be scored is computed from its beginning. */
+static void look(const struct sched *s, struct turn *t, struct kvcache_found *ret)
+{
+	*ret = (struct kvcache_found){ 0 };
+	if (t->rec->score)
+		return;
+	t->root = kvcache_root(s->cache, t->rec->uid, t->rec->label);
+	kvcache_look(s->cache, t->root, turn_ids(s->turns, t->rec), t->rec->n_ids - 1, ret);
+}
+
+static uint32_t common_tokens(const struct sched *s, struct turn *a, struct turn *b)
+{
+	const uint32_t *x = turn_ids(s->turns, a->rec), *y = turn_ids(s->turns, b->rec);
+	const uint32_t n = MIN(a->rec->n_ids, b->rec->n_ids - 1);
+	uint32_t i = 0;
+
+	while (i < n && x[i] == y[i])
+		i++;
+	return i;
+}
+
+/* Whether a running turn is about to leave whole pages behind that @t would compute too. */
+static bool soon_found(const struct sched *s, struct turn *t, const struct kvcache_found *found)
+{
+	const uint32_t page_tokens = kvpool_page_tokens(s->kv);
+
+	for (struct turn *r = s->first; r && !t->rec->score; r = r->next) {
+		uint32_t n;
+
+		if (is_queued(r) || r->paused || r->rec->score || !chain_equal(r->root, t->root))
+			continue;
+		n = common_tokens(s, r, t) / page_tokens * page_tokens;
+		if (n > found->n_tokens &&
+		    (r->rec->n_kv < n || kvcache_is_sealing(s->cache, r->root)))
+			return true;
+	}
+	return false;
+}
+
 /* Whether the pages not yet promised to running turns hold what is known of @t. */
-static bool has_pages(const struct sched *s, const struct turn *t)
+static bool has_pages(const struct sched *s, const struct turn *t,
+		      const struct kvcache_found *found)
 {
 	uint64_t wanted = wanted_pages(s, t);
 
@@ -69,7 +110,25 @@ static bool has_pages(const struct sched *s, const struct turn *t)
 	}
 	/* a lone turn at the context's end wants one page more than it will use */
 	return MIN(wanted, (uint64_t)kvpool_pages(s->kv)) <=
-	       (uint64_t)kvpool_free_pages(s->kv) + kvpool_dropped_pages(s->kv);
+	       (uint64_t)kvcache_available(s->cache) + found->n_pages - found->n_unheld;
+}
+
+/* Puts what there is of its text into its table. */
+static void hold(struct sched *s, struct turn *t)
+{
+	struct turn_record *rec = t->rec;
+
+	t->held = (struct kvcache_held){ .source = KV_PAGE_NONE };
+	if (!rec->score)
+		rec->n_pages = kvcache_hold(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
+					    rec->n_ids - 1, turn_page_table(s->turns, rec),
+					    &t->held);
+	t->n_known = t->held.n_tokens;
+	t->settling = t->n_known > 0;
+	if (!t->replaying)
+		rec->n_cached = t->n_known;
+	rec->n_recomputed += t->n_lost > t->n_known ? t->n_lost - t->n_known : 0;
+	t->n_lost = 0;
 }
 
 static void place(struct turn *t, uint32_t slot)
@@ -78,6 +137,7 @@ static void place(struct turn *t, uint32_t slot)
 
 	t->n_fed = t->n_pages_sent = t->n_in_flight = 0;
 	t->sampling = false;
+	hold(s, t);
 	t->rec->slot = (uint16_t)slot;
 	t->rec->ring_ino = s->ring_ino;
 	s->slots[slot] = t;
@@ -100,6 +160,27 @@ static bool make_room(struct sched *s, const struct turn *t, uint32_t slot, doub
 	return loser != NULL;
 }
 
+bool sched_settle(struct sched *s)
+{
+	bool any = false;
+
+	for (struct turn *t = s->first; t; t = t->next) {
+		int r;
+
+		if (!t->settling)
+			continue;
+		r = kvcache_settle(s->cache, turn_page_table(s->turns, t->rec), &t->held,
+				   &t->chain);
+		if (r == 0)
+			continue;
+		t->settling = false;
+		if (r < 0)
+			sched_put_back(t);
+		any |= r < 0;
+	}
+	return any;
+}
+
 void sched_admit(struct sched *s)
 {
 	double paid_us = 0;
@@ -107,14 +188,25 @@ void sched_admit(struct sched *s)
 
 	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor))
 		return;
+	for (t = s->first; t; t = t->next)
+		t->waits = false;
 	choose_look(s);
 	while ((t = choose_queued(s, suspect_runs(s)))) {
 		const uint32_t slot = choose_may_take_slot(s, t) ? free_slot(s) : TURN_NO_SLOT;
 		const enum turn_finish finish = sched_verdict(t);
+		struct kvcache_found found;
 
-		if (finish != FINISH_NONE)
+		if (finish != FINISH_NONE) {
 			sched_finish(t, finish);
-		else if (slot != TURN_NO_SLOT && has_pages(s, t))
+			continue;
+		}
+		look(s, t, &found);
+		t->waits = soon_found(s, t, &found) ||
+			   choose_exceeds(t, (uint32_t)wanted_pages(s, t) -
+						     (found.n_pages - found.n_unheld));
+		if (t->waits)
+			continue;
+		if (slot != TURN_NO_SLOT && has_pages(s, t, &found))
 			place(t, slot);
 		else if (!make_room(s, t, slot, &paid_us)) {
 			if (choose_may_take_slot(s, t))
@@ -134,18 +226,18 @@ bool sched_grow(struct turn *t, uint64_t n_tokens)
 	if (wanted <= rec->n_pages)
 		return true;
 	n = wanted - rec->n_pages;
-	while (kvpool_free_pages(s->kv) < n || choose_exceeds(t, n)) {
+	while (kvpool_free_pages(s->kv) + kvpool_unheld_pages(s->kv) < n || choose_exceeds(t, n)) {
 		struct turn *loser;
 
 		if (!choose_exceeds(t, n) &&
-		    kvpool_free_pages(s->kv) + kvpool_dropped_pages(s->kv) >= n)
+		    (kvcache_available(s->cache) >= n || kvcache_is_moving(s->cache)))
 			return false; /* enough are on their way */
 		loser = choose_page_loser(s, t, n);
 		sched_put_back(loser);
 		if (loser == t)
 			return false;
 	}
-	if (kvpool_take(s->kv, rec->uid, n, turn_page_table(s->turns, rec) + rec->n_pages) < 0)
+	if (kvcache_take(s->cache, rec->uid, n, turn_page_table(s->turns, rec) + rec->n_pages) < 0)
 		return false;
 	rec->n_pages = wanted; /* after the ids: a later life believes only these */
 	return true;

@@ -5,7 +5,8 @@
 #include "daemon/base/clock.h"
 #include "daemon/sched/queue.h"
 
-#define PREFILL_SHARE 4 /* of a step's tokens, one in so many is kept for prompts that wait */
+#define KNOWN_TOKENS 16384 /* in one row: nothing is computed, but their ids take room */
+#define PREFILL_SHARE 4	   /* of a step's tokens, one in so many is kept for prompts that wait */
 
 struct batch {
 	struct sched *s;
@@ -28,6 +29,12 @@ static uint32_t left_to_feed(const struct turn *t)
 	const uint32_t known = sched_to_feed(t);
 
 	return t->sampling || t->n_fed >= known ? 0 : known - t->n_fed;
+}
+
+/* Tokens that were found in the cache and that the slot is still to be told. */
+static uint32_t left_to_tell(const struct turn *t)
+{
+	return t->n_fed < t->n_known ? t->n_known - t->n_fed : 0;
 }
 
 static bool can_decode(const struct turn *t)
@@ -103,6 +110,8 @@ static void put_feed(struct batch *b, const struct turn *t, struct row *row, uin
 	row->n_tokens = (uint16_t)n;
 	row->at = t->n_fed;
 	row->tokens_off = put(b, ids, n * sizeof(*ids));
+	if (left_to_tell(t) > 0)
+		row->flags = ROW_KNOWN;
 	if (t->rec->score) {
 		row->flags = ROW_SCORE;
 		row->n_top = t->rec->n_top;
@@ -118,6 +127,7 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 {
 	struct flight *f = b->flight;
 	struct row row = { .kind = ROW_CONT, .slot = t->rec->slot };
+	const bool is_known = left_to_tell(t) > 0;
 
 	if (f->n_rows == STEP_ROWS_MAX || t->rec->n_pages - t->n_pages_sent > UINT16_MAX ||
 	    b->used + row_bytes(t, is_cont ? 0 : n_tokens) > STEP_PAYLOAD_BYTES)
@@ -144,10 +154,10 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	f->n_rows++;
 	if (is_cont)
 		f->load.n_decoding++;
-	else
+	else if (!is_known)
 		pace_add(&f->load, t->n_fed, n_tokens);
 	t->n_fed += n_tokens;
-	b->n_tokens -= n_tokens;
+	b->n_tokens -= is_known ? 0 : n_tokens;
 	return true;
 }
 
@@ -161,10 +171,10 @@ static void grant_pages(struct batch *b)
 	for (t = s->first; t; t = t->next) {
 		uint32_t n = left_to_feed(t);
 
-		if (!is_running(t) || t->paused || (n == 0 && !can_decode(t)))
+		if (!is_running(t) || t->paused || t->settling || (n == 0 && !can_decode(t)))
 			continue;
 		*(n > 0 ? &b->feeds : &b->decodes) = true;
-		n = n > 0 ? MIN(n, step_tokens) : 1;
+		n = n > 0 ? left_to_tell(t) + MIN(n - left_to_tell(t), step_tokens) : 1;
 		if (n > covered(t))
 			sched_grow(t, (uint64_t)t->n_fed +
 					      n); /* if not, it gets what it has pages for */
@@ -176,8 +186,8 @@ static void offer_rows(struct sched *s)
 {
 	choose_begin(s);
 	for (struct turn *t = s->first; t; t = t->next) {
-		if (is_running(t) && !t->paused && (left_to_feed(t) > 0 || can_decode(t)) &&
-		    covered(t) > 0)
+		if (is_running(t) && !t->paused && !t->settling &&
+		    (left_to_feed(t) > 0 || can_decode(t)) && covered(t) > 0)
 			choose_offer(t, left_to_feed(t) == 0);
 	}
 	choose_offered(s);
@@ -215,8 +225,8 @@ static struct turn *next_feeding(const struct batch *b)
 	struct turn *best = NULL;
 
 	for (struct turn *t = b->s->first; t; t = t->next) {
-		if (!is_running(t) || t->paused || left_to_feed(t) == 0 || covered(t) == 0 ||
-		    has_row(b->flight, t) || choose_sits_out(t))
+		if (!is_running(t) || t->paused || t->settling || left_to_feed(t) == 0 ||
+		    covered(t) == 0 || has_row(b->flight, t) || choose_sits_out(t))
 			continue;
 		if (!best || choose_before(t, best))
 			best = t;
@@ -241,11 +251,14 @@ static void add_feeding(struct batch *b)
 	while (b->n_tokens > 0 && (t = next_feeding(b))) {
 		uint32_t n = MIN(MIN(left_to_feed(t), covered(t)), b->n_tokens);
 
-		if (paced)
+		if (left_to_tell(t) > 0)
+			n = MIN(left_to_tell(t), (uint32_t)KNOWN_TOKENS);
+		else if (paced)
 			n = pace_take(&budget, t->n_fed, n);
 		if (n == 0 || !add_row(b, t, n, false))
 			return;
-		choose_fed(t, t->n_fed - n, n);
+		if (t->n_fed > t->n_known)
+			choose_fed(t, t->n_fed - n, n); /* what was found costs nothing */
 	}
 }
 
@@ -274,6 +287,26 @@ static void publish(struct batch *b, struct ring *ring)
 	}
 }
 
+/* What the cache wants to have done to its pages; before the rows that come after. */
+static bool push_moves(struct sched *s, struct ring *ring)
+{
+	struct flight *f = &s->flights[s->n_flights];
+	void *payload = ring_stage(ring);
+	struct step step = { .kind = STEP_MOVE };
+
+	if (!payload)
+		return false;
+	step.n_rows = (uint16_t)kvcache_moves(s->cache, payload, STEP_MOVES_MAX);
+	if (step.n_rows == 0)
+		return false;
+	step.payload_bytes = step.n_rows * sizeof(struct step_move);
+	f->n_rows = step.n_rows;
+	f->is_move = true;
+	f->id = ring_push(ring, &step);
+	s->n_flights++;
+	return true;
+}
+
 static bool push_one(struct sched *s, struct ring *ring)
 {
 	const uint32_t n_tokens = MIN(s->settings->batch_tokens, (uint32_t)STEP_TOKENS_MAX);
@@ -287,9 +320,12 @@ static bool push_one(struct sched *s, struct ring *ring)
 
 	if (!b.payload)
 		return false;
-	b.flight->n_rows = 0;
-	b.flight->load = (struct pace_load){ 0 };
 	grant_pages(&b);
+	if (push_moves(s, ring))
+		return true;
+	b.flight->n_rows = 0;
+	b.flight->is_move = false;
+	b.flight->load = (struct pace_load){ 0 };
 	offer_rows(s);
 	add_decoding(&b, b.feeds ? n_tokens / PREFILL_SHARE : 0);
 	add_feeding(&b);

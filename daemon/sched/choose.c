@@ -3,6 +3,7 @@
  * interactive before batch, then the oldest.
  */
 #include <math.h>
+#include <string.h>
 
 #include "client/wire/ownership.h"
 #include "daemon/base/clock.h"
@@ -53,16 +54,20 @@ static struct fair_row as_row(const struct flight_row *row)
 	return (struct fair_row){
 		.user = row->user,
 		.decodes = row->kind == ROW_CONT,
-		.n_tokens = row->n_tokens,
+		.n_tokens = row->flags & ROW_KNOWN
+				    ? 0
+				    : row->n_tokens, /* what was found costs nothing */
 		.at = row->at,
 	};
 }
 
 static uint32_t as_rows(const struct flight *f, struct fair_row *rows)
 {
-	for (uint32_t i = 0; i < f->n_rows; i++)
+	const uint32_t n = f->is_move ? 0 : f->n_rows; /* moves are nobody's */
+
+	for (uint32_t i = 0; i < n; i++)
 		rows[i] = as_row(&f->rows[i]);
-	return f->n_rows;
+	return n;
 }
 
 static void expect_flights(struct sched *s)
@@ -122,8 +127,10 @@ void choose_charge(struct sched *s, const struct flight *f, uint32_t device_us)
 
 static void count_places(struct sched *s)
 {
-	for (struct turn *t = s->first; t; t = t->next)
+	for (struct turn *t = s->first; t; t = t->next) {
 		t->user->n_running = t->user->n_batch = t->user->n_pages = 0;
+		t->user->is_exact = false;
+	}
 	for (struct turn *t = s->first; t; t = t->next) {
 		if (is_queued(t))
 			continue;
@@ -131,6 +138,34 @@ static void count_places(struct sched *s)
 		t->user->n_batch += t->rec->batch;
 		t->user->n_pages += t->rec->n_pages;
 	}
+}
+
+/* Whether it was not seen before. */
+static bool see(struct sched *s, kv_page page)
+{
+	const uint64_t bit = 1ull << page % 64;
+	const bool is_new = !(s->page_seen[page / 64] & bit);
+
+	s->page_seen[page / 64] |= bit;
+	return is_new;
+}
+
+/* Counts a page that several of a user's turns share once. */
+static void count_exactly(struct sched *s, struct fair_user *u)
+{
+	const size_t n_words = (kvpool_pages(s->kv) + 63) / 64;
+
+	if (u->is_exact)
+		return;
+	memset(s->page_seen, 0, n_words * sizeof(*s->page_seen));
+	u->n_pages = 0;
+	for (struct turn *t = s->first; t; t = t->next) {
+		const kv_page *table = turn_page_table(s->turns, t->rec);
+
+		for (uint32_t i = 0; t->user == u && i < t->rec->n_pages; i++)
+			u->n_pages += see(s, table[i]);
+	}
+	u->is_exact = true;
 }
 
 static bool may_take_own(const struct turn *t)
@@ -158,7 +193,10 @@ static bool exceeds(const struct turn *t, uint64_t n_pages, uint32_t max_pages)
 {
 	const uint32_t n_others = t->user->n_running - !is_queued(t);
 
-	return n_others > 0 && t->user->n_pages + n_pages > max_pages;
+	if (n_others == 0 || t->user->n_pages + n_pages <= max_pages)
+		return false;
+	count_exactly(t->sched, t->user);
+	return t->user->n_pages + n_pages > max_pages;
 }
 
 bool choose_exceeds(const struct turn *t, uint32_t n_pages)
@@ -178,14 +216,12 @@ static bool waits_before(const struct turn *a, const struct turn *b)
 
 struct turn *choose_queued(struct sched *s, bool no_suspect)
 {
-	const uint32_t max_pages = sched_shares(s).max_pages;
 	struct turn *best = NULL;
 
 	count_places(s);
 	for (struct turn *t = s->first; t; t = t->next) {
-		if (!is_queued(t) || t->paused || t->user->waits ||
-		    (no_suspect && t->rec->n_faults > 0) ||
-		    exceeds(t, sched_pages(s, (uint64_t)sched_to_feed(t) + 1), max_pages))
+		if (!is_queued(t) || t->paused || t->waits || t->user->waits ||
+		    (no_suspect && t->rec->n_faults > 0))
 			continue;
 		if (!best || waits_before(t, best))
 			best = t;
@@ -193,16 +229,20 @@ struct turn *choose_queued(struct sched *s, bool no_suspect)
 	return best;
 }
 
-/* What it takes to compute again what a turn loses with its place. */
+/*
+ * What it takes to compute again what a turn loses with its place: what is in
+ * no sealed page. The others are found again, unless somebody needs them too.
+ */
 static double replay_us(const struct turn *t)
 {
 	const struct pace *p = &t->sched->pace;
 	const double token_us = p->token_us > 0 ? p->token_us : p->whole_us;
-	const double n = t->n_fed;
+	const uint32_t n_sealed = t->chain.n_pages * kvpool_page_tokens(t->sched->kv);
+	const double n = t->n_fed > n_sealed ? t->n_fed - n_sealed : 0;
 
 	if (token_us <= 0)
 		return INFINITY; /* not known */
-	return n * (token_us + n / 2 * p->context_us / PACE_CONTEXT);
+	return n * (token_us + (n_sealed + n / 2) * p->context_us / PACE_CONTEXT);
 }
 
 /* Whether @a is a better loser than @b: batch before interactive, then the cheapest. */
@@ -257,6 +297,8 @@ struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n
 
 	count_places(s);
 	own = exceeds(t, n_pages, shares.max_pages);
+	for (struct turn *i = s->first; i; i = i->next)
+		count_exactly(s, i->user);
 	t->user->n_pages += n_pages;
 	/* from the youngest on, so that of a user's turns the youngest is met first */
 	for (struct turn *i = s->last; i; i = i->prev) {

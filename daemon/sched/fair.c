@@ -124,6 +124,8 @@ static double price(const struct pace *pace, const struct fair_row *rows, uint32
 	token_us = MAX(n_decoding > 0 ? pace->token_us : pace->whole_us, 1.0);
 	for (uint32_t i = 0; i < n; i++) {
 		ret[i] *= rows[i].decodes ? decode_us / decoding : token_us;
+		ret[i] = MAX(ret[i],
+			     1.0); /* of tokens that were there already, only their telling */
 		sum += ret[i];
 	}
 	return sum;

@@ -43,8 +43,10 @@ struct fair_user {
 	double vt, pending;	  /* us at FAIR_WEIGHT; pending: of steps in flight, as expected */
 	double used_us;		  /* of the executor, as measured, since steamd started */
 	/* choose.c counts these anew whenever it chooses */
-	uint32_t n_running, n_batch, n_pages; /* turns with a slot, those of class batch, pages of all */
-	uint32_t n_decoding;		      /* rows that it could have in the step being built */
+	uint32_t n_running, n_batch; /* turns with a slot, those of class batch */
+	uint32_t n_pages;	     /* of all of them; shared ones count as often, unless is_exact */
+	bool is_exact;
+	uint32_t n_decoding; /* rows that it could have in the step being built */
 };
 
 struct fair {

@@ -60,7 +60,8 @@ void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us
 {
 	if (load->n_decoding == 0) {
 		/* nobody waited: a step of any size, whose prices say nothing of small ones */
-		learn_whole(p, (double)device_us / load->n_tokens);
+		if (load->n_tokens > 0)
+			learn_whole(p, (double)device_us / load->n_tokens);
 		return;
 	}
 	if (load->n_tokens == 0) {

@@ -17,6 +17,7 @@ struct flight_row {
 struct flight {
 	uint64_t id;
 	uint32_t n_rows;
+	bool is_move; /* then rows are none of a turn's */
 	struct pace_load load;
 	struct flight_row rows[STEP_ROWS_MAX];
 };
@@ -24,7 +25,8 @@ struct flight {
 struct sched {
 	sd_event *loop;
 	const struct settings *settings;
-	struct kvpool *kv;
+	struct kvcache *cache;
+	struct kvpool *kv; /* the cache's */
 	struct turns *turns;
 	struct executor *executor;
 	void (*on_applied)(void *userdata);
@@ -42,6 +44,7 @@ struct sched {
 	struct fair fair;
 	struct fair_user *least; /* of those that may have a row in the step being built */
 	bool contended;		 /* they are more than one */
+	uint64_t *page_seen;	 /* a bit a page, for counting */
 	double paid_us;		 /* for turns put back because their users had more slots than their share */
 	uint32_t generation, deaths; /* of the executor, as last seen */
 	uint64_t ring_ino;	     /* of the executor's ring; 0: none */
@@ -63,6 +66,9 @@ uint32_t sched_budget(const struct turn *turn);	 /* tokens that may be sampled i
 uint32_t sched_to_feed(const struct turn *turn); /* tokens known that the executor must have */
 /* How it ends by what its record holds; FINISH_NONE: not yet. */
 enum turn_finish sched_verdict(const struct turn *turn);
+
+/* What the turn's slot has computed is worth finding again; @tail: it computes no more. */
+void sched_seal(struct turn *turn, bool tail);
 
 /* choose.c */
 /* Who competes now: before any of the others of an event. */
@@ -96,6 +102,8 @@ uint32_t choose_step_tokens(const struct sched *s);
 void choose_fed(struct turn *t, uint32_t at, uint32_t n_tokens);
 
 /* admit.c */
+/* Turns whose pages were being made sure of go on, or are put back; returns whether any was. */
+bool sched_settle(struct sched *s);
 void sched_admit(struct sched *s);
 /* Makes the page table reach @n_tokens; preempts if it must. False: not now, or the turn itself was put back. */
 bool sched_grow(struct turn *turn, uint64_t n_tokens);

@@ -129,10 +129,12 @@ static void apply_turn(const struct applied *a, struct turn *t)
 		return;
 	}
 	if (!apply_record(a, t->rec)) {
+		sched_seal(t, false);
 		if (s->slots[slot] == t && t->on_state)
 			t->on_state(t); /* a prompt has come further */
 		return;
 	}
+	sched_seal(t, false);
 	t->replaying = false;
 	if (t->rec->n_ids >= t->cleared_at)
 		t->rec->n_faults = 0;
@@ -183,16 +185,19 @@ static bool apply_row(struct applied *a)
 static bool check_result(struct sched *s, const struct step_result *result,
 			 const struct flight *flight)
 {
+	const size_t each = result->kind == STEP_MOVE ? sizeof(struct step_moved)
+						      : sizeof(struct row_result);
 	char why[160];
 
 	if (result->error != 0)
 		snprintf(why, sizeof(why), "step %llu failed: %s", (unsigned long long)result->id,
 			 strerror(result->error < 0 ? -result->error : result->error));
 	else if (result->n_rows > STEP_ROWS_MAX || result->payload_bytes > STEP_RESULT_BYTES ||
-		 result->n_rows * sizeof(struct row_result) > result->payload_bytes)
+		 result->n_rows * each > result->payload_bytes)
 		snprintf(why, sizeof(why), "result of step %llu: %u rows in %u bytes",
 			 (unsigned long long)result->id, result->n_rows, result->payload_bytes);
-	else if (flight && (flight->id != result->id || flight->n_rows != result->n_rows))
+	else if (flight && (flight->id != result->id || flight->n_rows != result->n_rows ||
+			    flight->is_move != (result->kind == STEP_MOVE)))
 		snprintf(why, sizeof(why),
 			 "result of step %llu with %u rows; step %llu with %u is the oldest",
 			 (unsigned long long)result->id, result->n_rows,
@@ -226,7 +231,10 @@ static bool apply_oldest(struct sched *s)
 	if (!check_result(s, &result, flight))
 		return false;
 
-	for (uint32_t i = 0; i < result.n_rows; i++) {
+	/* moves of an earlier life: what they were for is asked for again */
+	if (result.kind == STEP_MOVE && flight)
+		kvcache_moved(s->cache, payload, result.n_rows);
+	for (uint32_t i = 0; i < result.n_rows && result.kind != STEP_MOVE; i++) {
 		struct applied a = {
 			.s = s,
 			.step_id = result.id,
@@ -240,7 +248,7 @@ static bool apply_oldest(struct sched *s)
 			return false;
 	}
 	/* all effects are stored: only now may the result be forgotten */
-	if (flight) {
+	if (flight && !flight->is_move) {
 		choose_charge(s, flight, result.device_us);
 		pace_learn(&s->pace, &flight->load, result.device_us);
 	}

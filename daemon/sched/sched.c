@@ -69,16 +69,21 @@ int sched_new(sd_event *loop, const struct sched_options *options, struct sched 
 		return -ENOMEM;
 	s->loop = sd_event_ref(loop);
 	s->settings = options->settings;
-	s->kv = options->kv;
+	s->cache = options->kv;
+	s->kv = kvcache_pool(options->kv);
 	s->turns = options->turns;
 	s->executor = options->executor;
 	s->on_applied = options->on_applied;
 	s->userdata = options->userdata;
 	s->n_slots = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
+	s->page_seen = calloc((kvpool_pages(s->kv) + 63) / 64, sizeof(*s->page_seen));
+	if (!s->page_seen)
+		return -ENOMEM;
 	r = sd_event_add_defer(loop, &s->pump, on_pump, s);
 	if (r < 0)
 		return r;
-	sd_event_source_set_enabled(s->pump, SD_EVENT_OFF);
+	/* an adopted ring may hold results of moves, of which no turn waits for any */
+	pump_later(s);
 	*ret = steal(s);
 	return 0;
 }
@@ -98,6 +103,7 @@ struct sched *sched_free(struct sched *s)
 	sd_event_source_disable_unref(s->pump);
 	sd_event_source_disable_unref(s->timer);
 	sd_event_unref(s->loop);
+	free(s->page_seen);
 	free(s);
 	return NULL;
 }
@@ -147,12 +153,27 @@ static void give_up_places(struct turn *t)
 	if (rec->slot < s->n_slots && s->slots[rec->slot] == t)
 		s->slots[rec->slot] = NULL;
 	forget_flights(s, t);
-	kvpool_drop(s->kv, turn_page_table(s->turns, rec), rec->n_pages);
+	if (t->settling)
+		kvcache_unsettle(s->cache, &t->held);
+	else if (rec->slot != TURN_NO_SLOT)
+		sched_seal(t, true);
+	kvcache_drop(s->cache, turn_page_table(s->turns, rec), rec->n_pages);
 	rec->n_pages = 0;
 	rec->slot = TURN_NO_SLOT;
 	t->n_in_flight = 0;
-	t->n_fed = t->n_pages_sent = 0;
-	t->sampling = false;
+	t->n_fed = t->n_known = t->n_pages_sent = 0;
+	t->sampling = t->settling = false;
+	t->chain = (struct kvcache_chain){ 0 };
+}
+
+void sched_seal(struct turn *t, bool tail)
+{
+	struct sched *s = t->sched;
+	struct turn_record *rec = t->rec;
+
+	if (!rec->score && rec->n_kv > 0)
+		kvcache_seal(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
+			     turn_page_table(s->turns, rec), rec->n_kv, tail, &t->chain);
 }
 
 static void forget_kv(struct turn_record *rec)
@@ -165,6 +186,7 @@ static void forget_kv(struct turn_record *rec)
 void sched_put_back(struct turn *t)
 {
 	set_state(t->rec, TURN_QUEUED);
+	t->n_lost = MAX(t->n_lost, t->rec->n_kv);
 	give_up_places(t);
 	forget_kv(t->rec);
 	t->replaying = t->untold = true;
@@ -295,10 +317,11 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 			rec->n_prompt == 1; /* the first token has no log-probability */
 	turn_logprobs(s->turns, rec)[0] = NAN;
 	forget_kv(rec);
-	t->n_fed = t->n_pages_sent = t->n_in_flight = 0;
+	t->n_fed = t->n_known = t->n_pages_sent = t->n_in_flight = 0;
+	t->chain = (struct kvcache_chain){ 0 };
 	t->last_pushed = 0;
-	t->cleared_at = 0;
-	t->sampling = t->replaying = false;
+	t->cleared_at = t->n_lost = 0;
+	t->sampling = t->replaying = t->settling = false;
 	link_turn(s, t);
 	set_state(rec, TURN_QUEUED);
 	pump_later(s);
@@ -315,7 +338,8 @@ static bool take_place(struct sched *s, struct turn *t)
 	if (atomic_load(&rec->state) != TURN_RUNNING || !executor_is_adopted(s->executor) ||
 	    s->ring_ino == 0 || rec->ring_ino != s->ring_ino || rec->slot >= s->n_slots ||
 	    s->slots[rec->slot] || rec->n_pages * sizeof(kv_page) > STEP_PAYLOAD_BYTES / 2 ||
-	    kvpool_claim(s->kv, rec->uid, turn_page_table(s->turns, rec), rec->n_pages) < 0)
+	    kvcache_claim(s->cache, t->root, rec->uid, turn_page_table(s->turns, rec), rec->n_pages,
+			  rec->n_kv) < 0)
 		return false;
 	s->slots[rec->slot] = t;
 	return true;
@@ -325,6 +349,7 @@ static bool take_place(struct sched *s, struct turn *t)
 static void resume_place(struct turn *t)
 {
 	t->n_fed = t->rec->n_kv;
+	t->n_known = 0;
 	t->n_pages_sent = 0; /* the slot may have missed the last ones */
 	t->sampling = t->rec->sampled != 0;
 }
@@ -344,15 +369,19 @@ int sched_adopt(struct sched *s, struct turn *t, struct err *err)
 	s->unsettled = true;
 	t->n_in_flight = 0;
 	t->last_pushed = 0;
+	t->chain = (struct kvcache_chain){ 0 };
+	t->settling = false;
 	link_turn(s, t);
+	t->root = kvcache_root(s->cache, rec->uid, rec->label);
 	if (take_place(s, t)) {
 		resume_place(t);
 	} else {
 		set_state(rec, TURN_QUEUED);
+		t->n_lost = rec->n_kv;
 		rec->n_pages = 0; /* not claimed, so nothing to drop */
 		rec->slot = TURN_NO_SLOT;
 		forget_kv(rec);
-		t->n_fed = t->n_pages_sent = 0;
+		t->n_fed = t->n_known = t->n_pages_sent = 0;
 		t->sampling = false;
 		t->replaying = true;
 	}
@@ -497,6 +526,7 @@ static void restart_turns(struct sched *s, bool died)
 	s->done = 0;
 	for (uint32_t i = 0; i < STEP_ROWS_MAX; i++)
 		s->slot_busy[i] = 0;
+	kvcache_executor_lost(s->cache);
 	kvpool_idle(s->kv);
 	if (in_flight)
 		end_faulty(s, s->deaths < DEATHS_MAX ? FAULTS_MAX : 1);
@@ -540,6 +570,8 @@ void sched_executor_changed(struct sched *s)
 		end_settled(s);
 	keep_deadlines(s);
 	sched_admit(s);
+	if (sched_settle(s))
+		pump_later(s);
 	sched_push(s);
 	tell_put_back(s);
 }

@@ -15,7 +15,7 @@
 #pragma once
 
 #include "daemon/base/settings.h"
-#include "daemon/kv/kvpool.h"
+#include "daemon/kv/kvcache.h"
 #include "daemon/kv/shares.h"
 #include "daemon/sched/executor.h"
 #include "daemon/session/turns.h"
@@ -36,17 +36,24 @@ struct turn {
 	struct turns *turns;	    /* where its record is, once it was submitted */
 	struct turn *next, *prev;   /* accepted before it, after it */
 	uint32_t n_fed;		    /* tokens whose KV the executor has or is about to have */
+	uint32_t n_known;	    /* of those, found in the cache */
+	uint32_t n_lost;	    /* that it had when it was put back */
+	struct kv_hash root;	    /* of its namespace */
+	struct kvcache_chain chain;
+	struct kvcache_held held;
+	bool settling;		    /* what is held is not sure yet: no rows */
 	uint32_t n_pages_sent;	    /* of its page table, to the slot */
 	uint32_t n_in_flight;	    /* steps that name it */
 	uint64_t last_pushed;	    /* id of the newest of them */
 	uint32_t cleared_at;	    /* a suspect (rec->n_faults) until it has so many ids */
+	bool waits;		    /* queued: another computes what it wants, or its user has pages enough */
 	bool paused, sampling;	    /* sampling: all that is known was fed, CONT rows follow */
 	bool replaying, untold;	    /* fed again after its KV was lost; on_state is still to be called */
 };
 
 struct sched_options {
 	const struct settings *settings; /* outlives the scheduler; limits are read as needed */
-	struct kvpool *kv;		 /* these three outlive it too */
+	struct kvcache *kv;		 /* these three outlive it too */
 	struct turns *turns;
 	struct executor *executor;
 	void (*on_applied)(void *userdata); /* after on_tokens of all that results were for; or NULL */

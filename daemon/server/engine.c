@@ -25,11 +25,15 @@ static uint32_t wanted_context(const struct settings *s, const struct config *c,
 	return s->context;
 }
 
+/* The reference instruction set keeps KV in F32, all others in BF16. */
+static uint32_t element_bytes(const struct settings *s)
+{
+	return strcmp(s->isa, "ref") == 0 ? 4 : 2;
+}
+
 int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram_bytes,
 		  struct engine_plan *ret, struct err *err)
 {
-	/* the reference instruction set keeps KV in F32, all others in BF16 */
-	const uint32_t element_bytes = strcmp(s->isa, "ref") == 0 ? 4 : 2;
 	struct engine_plan plan = { .page_tokens = s->page_tokens };
 	uint64_t bytes = s->kv_cache_size, n_pages;
 	const uint32_t context = wanted_context(s, c, &plan);
@@ -39,7 +43,7 @@ int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram
 		return err_set(err, -EINVAL, "PageTokens=%u is not a multiple of 8",
 			       plan.page_tokens);
 
-	plan.page_bytes = config_kv_bytes(c, element_bytes) * plan.page_tokens;
+	plan.page_bytes = config_kv_bytes(c, element_bytes(s)) * plan.page_tokens;
 	if (bytes == 0)
 		bytes = MIN(whole * plan.page_bytes, ram_bytes / 4);
 	n_pages = bytes / plan.page_bytes;
@@ -120,19 +124,6 @@ static void adopt_turns(struct engine *e, int stored_fd)
 	e->turns = turns_free(e->turns);
 }
 
-static void adopt_arena(struct engine *e, int arena_fd)
-{
-	struct err err = { 0 };
-	int r;
-
-	r = kvpool_adopt(arena_fd, e->plan.n_pages, e->plan.page_bytes, e->plan.page_tokens, &e->kv,
-			 &err);
-	if (r < 0) {
-		log_warning("the stored KV arena is not taken over: %s", err.text);
-		close(arena_fd);
-	}
-}
-
 /*
  * What the stored executor was configured with. Arena, turns and executor are
  * taken over only by a broker that would configure them exactly so.
@@ -156,39 +147,58 @@ static int store_configuration(const struct control_configure *now, struct err *
 	return fdstore_put("exec-config", fd, 0);
 }
 
-static void adopt_memory(struct engine *e)
-{
-	const int arena_fd = fdstore_take("arena"), stored_fd = fdstore_take("turns");
-
-	if (arena_fd >= 0)
-		adopt_arena(e, arena_fd);
-	if (stored_fd >= 0)
-		adopt_turns(e, stored_fd);
-}
-
-/* Makes what was not adopted, and stores it. */
-static int make_memory(struct engine *e, struct err *err)
+static int store(const char *name, int fd, struct err *err)
 {
 	int r;
 
-	if (!e->kv) {
-		r = kvpool_new(e->plan.n_pages, e->plan.page_bytes, e->plan.page_tokens, &e->kv,
-			       err);
-		if (r < 0)
-			return r;
-		fdstore_remove("arena");
-		r = fdstore_put("arena", kvpool_fd(e->kv), 0);
-		if (r < 0)
-			return err_set(err, r, "cannot store the KV arena: %s", strerror(-r));
-	}
+	fdstore_remove(name);
+	r = fdstore_put(name, fd, 0);
+	return r < 0 ? err_set(err, r, "cannot store '%s': %s", name, strerror(-r)) : 0;
+}
+
+/* The KV cache of the stored arena and directory, or a new one, which is stored. */
+static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct err *err)
+{
+	const struct kvcache_options options = {
+		.n_pages = e->plan.n_pages,
+		.page_tokens = e->plan.page_tokens,
+		.page_bytes = e->plan.page_bytes,
+		.element_bytes = element_bytes(e->options.settings),
+		.arena_fd = adopt ? fdstore_take("arena") : -1,
+		.dir_fd = adopt ? fdstore_take("kvdir") : -1,
+	};
+	struct err lost = { 0 };
+	int r;
+
+	r = kvcache_new(&options, &e->kv, &lost, err);
+	if (r < 0)
+		return r;
+	if (lost.text[0])
+		log_warning("the stored KV cache is not taken over: %s", lost.text);
+	*ret_adopted = options.arena_fd >= 0 && options.dir_fd >= 0 && !lost.text[0];
+	if (*ret_adopted)
+		return 0;
+	r = store("arena", kvcache_arena_fd(e->kv), err);
+	return r < 0 ? r : store("kvdir", kvcache_dir_fd(e->kv), err);
+}
+
+/* Makes what is not adopted, and stores it. */
+static int make_memory(struct engine *e, bool adopt, bool *ret_same_arena, struct err *err)
+{
+	const int turns_stored = adopt ? fdstore_take("turns") : -1;
+	int r;
+
+	if (turns_stored >= 0)
+		adopt_turns(e, turns_stored);
+	r = make_cache(e, adopt, ret_same_arena, err);
+	if (r < 0)
+		return r;
 	if (!e->turns) {
 		r = turns_new(e->plan.max_context, e->plan.pages_per_turn, &e->turns, err);
 		if (r < 0)
 			return r;
-		fdstore_remove("turns");
-		r = fdstore_put("turns", turns_fd(e->turns), 0);
-		if (r < 0)
-			return err_set(err, r, "cannot store the turns: %s", strerror(-r));
+		*ret_same_arena = false;
+		return store("turns", turns_fd(e->turns), err);
 	}
 	return 0;
 }
@@ -237,7 +247,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	_cleanup_(engine_freep) struct engine *e = calloc(1, sizeof(*e));
 	struct executor_options executor = { 0 };
 	struct sched_options sched = { .settings = options->settings };
-	bool same_arena;
+	bool fits, same_arena = false;
 	int r;
 
 	if (!e)
@@ -248,12 +258,10 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 		return r;
 
 	configure(options->settings, &e->plan, model->dir, &executor.configure);
-	if (stored_fits(&executor.configure))
-		adopt_memory(e);
-	else
+	fits = stored_fits(&executor.configure);
+	if (!fits)
 		fdstore_discard_rest(); /* an executor of an earlier life sees the end of its socket */
-	same_arena = e->kv && e->turns;
-	r = make_memory(e, err);
+	r = make_memory(e, fits, &same_arena, err);
 	if (r < 0)
 		return r;
 	r = store_configuration(&executor.configure, err);
@@ -262,7 +270,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 
 	executor.unit_socket = options->unit_socket;
 	executor.program = options->program;
-	executor.arena_fd = kvpool_fd(e->kv);
+	executor.arena_fd = kvcache_arena_fd(e->kv);
 	executor.on_state = on_executor_state;
 	executor.on_results = on_executor_results;
 	executor.userdata = e;
@@ -298,10 +306,11 @@ struct engine *engine_free(struct engine *e, bool stop)
 	sched_free(e->sched);
 	executor_free(e->executor);
 	turns_free(e->turns);
-	kvpool_free(e->kv);
+	kvcache_free(e->kv);
 	if (stop) {
 		fdstore_remove("turns");
 		fdstore_remove("arena");
+		fdstore_remove("kvdir");
 		fdstore_remove("exec-config");
 	}
 	free(e);

@@ -27,7 +27,7 @@ struct engine_plan {
 struct engine {
 	struct engine_options options;
 	struct engine_plan plan;
-	struct kvpool *kv;
+	struct kvcache *kv;
 	struct turns *turns;
 	struct executor *executor;
 	struct sched *sched;

@@ -147,11 +147,20 @@ static const char *shared_huge_pages(char line[128])
 static json_t *describe_kv(const struct engine *e)
 {
 	json_t *o = json_object();
+	struct kvcache_counts n;
 	char line[128];
 
 	put(o, "huge_pages", json_string(shared_huge_pages(line)));
-	put(o, "pages", integer(kvpool_pages(e->kv)));
-	put(o, "free_pages", integer(kvpool_free_pages(e->kv)));
+	put(o, "pages", integer(kvpool_pages(kvcache_pool(e->kv))));
+	kvcache_count(e->kv, &n);
+	put(o, "free_pages", integer(n.n_free));
+	put(o, "held_pages", integer(n.n_held));
+	put(o, "kept_pages", integer(n.n_kept));
+	put(o, "found_tokens", integer(n.n_found_tokens));
+	put(o, "sealed_pages", integer(n.n_sealed));
+	put(o, "evicted_pages", integer(n.n_evicted));
+	put(o, "damaged_pages", integer(n.n_damaged));
+	put(o, "cleared_pages", integer(n.n_cleared));
 	put(o, "page_tokens", integer(e->plan.page_tokens));
 	put(o, "page_bytes", integer(e->plan.page_bytes));
 	put(o, "bytes", integer(e->plan.n_pages * e->plan.page_bytes));

@@ -202,7 +202,7 @@ static void fill_done(struct stream *st, struct msg_done *d)
 	const struct turn_record *rec = st->turn.rec;
 
 	MSG_SET(d, n_prompt, rec->n_prompt);
-	MSG_SET(d, n_cached, 0);
+	MSG_SET(d, n_cached, rec->n_cached);
 	if (rec->first_token_us >= rec->accepted_us && rec->first_token_us > 0) {
 		MSG_SET(d, prefill_us, rec->first_token_us - rec->accepted_us);
 		if (rec->ended_us >= rec->first_token_us)

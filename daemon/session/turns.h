@@ -13,7 +13,7 @@
 #include "client/wire/step.h"
 
 #define TURNS_MAGIC 0x31736e7275746d73ull /* "smturns1" */
-#define TURNS_VERSION 1
+#define TURNS_VERSION 2
 #define TURNS_MAX 512		/* records; queued and running ones */
 #define TURN_STOP_BYTES 4096
 #define TURN_STRING_ARGS_BYTES 8192
@@ -63,6 +63,8 @@ struct turn_record {
 	uint32_t max_tokens;	    /* sampled ones */
 	uint32_t n_pages;
 	uint32_t n_faults;	    /* executor deaths while in flight, since it last came past one */
+	uint32_t n_cached;	    /* prompt tokens whose KV was there when it was first admitted */
+	uint32_t n_recomputed;	    /* tokens computed again after their KV was lost */
 	uint16_t slot, n_top;	    /* slot: TURN_NO_SLOT while queued */
 	uint8_t score, logprobs, detach, chat_layout; /* chat_layout: enum of daemon/text/chat.h, 0 for raw text */
 	uint8_t thinking, in_reasoning, ignore_eos, batch; /* batch: the class; else interactive */

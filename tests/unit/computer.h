@@ -53,6 +53,7 @@ struct computer {
 	size_t kv_bytes;
 	struct computer_slot slots[STEP_ROWS_MAX];
 	uint64_t n_steps, n_rows_of_slot[STEP_ROWS_MAX];
+	uint64_t n_moves, n_computed; /* tokens */
 	uint32_t n_rows, n_tokens; /* of the newest step */
 	uint64_t poison_seeds; /* bit i: the turn whose seed is i kills the executor */
 	uint32_t poison_at;    /* when it computes this position */
@@ -123,7 +124,6 @@ static inline int computer_configure(struct computer *c, int fd)
 	c->kv_bytes = (size_t)st.st_size;
 	c->kv = mmap(NULL, c->kv_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fds[0], 0);
 	assert(c->kv != MAP_FAILED);
-	memset(c->kv, 0xee, c->kv_bytes); /* nothing of an earlier life is of use */
 	close(fds[0]);
 	c->fd = fd;
 	memset(c->slots, 0, sizeof(c->slots));
@@ -200,6 +200,39 @@ static inline void computer_sample(struct computer *c, struct computer_slot *s, 
 		r->flags |= RESULT_STOPPED;
 }
 
+/* The sum of the first positions of a page: any that a changed token changes. */
+static inline void computer_sum(const uint32_t *page, uint32_t n, uint64_t ret[2])
+{
+	ret[0] = 1469598103934665603ull;
+	for (uint32_t i = 0; i < n; i++)
+		ret[0] = (ret[0] ^ page[i]) * 1099511628211ull;
+	ret[1] = n;
+}
+
+/* Returns the bytes of the results at @out. */
+static inline uint32_t computer_moves(struct computer *c, const struct step *step, const void *in,
+				      void *out)
+{
+	const uint32_t page_tokens = c->configure.page_tokens;
+	const struct step_move *moves = in;
+	struct step_moved *moved = out;
+
+	for (uint32_t i = 0; i < step->n_rows; i++) {
+		uint32_t *to = c->kv + moves[i].to * page_tokens;
+
+		assert(moves[i].to < c->configure.n_pages && moves[i].n_tokens > 0 &&
+		       moves[i].n_tokens <= page_tokens);
+		assert(moves[i].from < c->configure.n_pages || moves[i].from == STEP_NO_PAGE);
+		if (moves[i].from == STEP_NO_PAGE)
+			memset(to, 0, page_tokens * 4);
+		else if (moves[i].from != moves[i].to)
+			memcpy(to, c->kv + moves[i].from * page_tokens, moves[i].n_tokens * 4);
+		computer_sum(to, moves[i].n_tokens, moved[i].sum);
+		c->n_moves++;
+	}
+	return step->n_rows * sizeof(*moved);
+}
+
 static inline void computer_row(struct computer *c, const char *in, const struct row *row, char *out,
 				uint32_t *out_bytes, struct row_result *r)
 {
@@ -232,7 +265,11 @@ static inline void computer_row(struct computer *c, const char *in, const struct
 		assert(row->n_tokens > 0 && row->at <= s->length);
 		s->length = row->at;
 		for (uint32_t i = 0; i < row->n_tokens; i++) {
-			*computer_at(c, s, s->length++) = tokens[i];
+			/* what is said to be known must be there already */
+			if (row->flags & ROW_KNOWN)
+				assert(*computer_at(c, s, s->length++) == tokens[i]);
+			else
+				*computer_at(c, s, s->length++) = tokens[i];
 			if (row->flags & ROW_SCORE)
 				predicted[i] = computer_hash(c, s, s->length);
 		}
@@ -286,7 +323,7 @@ static inline uint32_t computer_step_us(const struct computer *c, const uint32_t
 	return (uint32_t)us;
 }
 
-/* Does the oldest step; returns 0 if there is none. */
+/* Does the oldest step; returns 0 if there is none, 2 if it only moved pages. */
 static inline int computer_step(struct computer *c)
 {
 	const void *in;
@@ -297,13 +334,19 @@ static inline int computer_step(struct computer *c)
 
 	if (!step)
 		return 0;
+	result.id = step->id;
+	result.kind = step->kind;
+	result.n_rows = step->n_rows;
+	if (step->kind == STEP_MOVE) {
+		result.payload_bytes = computer_moves(c, step, in, ring_result_room(&c->ring));
+		ring_done(&c->ring, &result);
+		return 2;
+	}
 	if (c->poison_seeds != 0 && computer_is_poisoned(c, step, in)) {
 		computer_die(c);
 		return 0;
 	}
 	out = ring_result_room(&c->ring);
-	result.id = step->id;
-	result.n_rows = step->n_rows;
 	result.payload_bytes = step->n_rows * sizeof(struct row_result);
 	c->n_rows = step->n_rows;
 	c->n_tokens = 0;
@@ -316,7 +359,10 @@ static inline int computer_step(struct computer *c)
 		memcpy(out + i * sizeof(r), &r, sizeof(r));
 		c->row_slots[i] = row->slot;
 		c->row_tokens[i] = row->kind == ROW_CONT ? 1 : row->n_tokens;
+		if (row->flags & ROW_KNOWN)
+			c->row_tokens[i] = 0;
 		c->n_tokens += c->row_tokens[i];
+		c->n_computed += c->row_tokens[i];
 		c->n_rows_of_slot[row->slot]++;
 	}
 	assert(c->n_tokens <= c->configure.max_batch_tokens);

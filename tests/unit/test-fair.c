@@ -418,7 +418,13 @@ static void the_user_with_the_most_pages_loses_them_first(void **state)
 
 static uint32_t pages_of(const struct world *w, uid_t uid)
 {
-	return kvpool_user_pages(w->kv, uid);
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < w->n_turns; i++) {
+		if (w->t[i].sched && w->t[i].rec->uid == uid)
+			n += w->t[i].rec->n_pages;
+	}
+	return n;
 }
 
 static void a_user_has_no_more_pages_than_it_may(void **state)
@@ -447,6 +453,38 @@ static void a_user_has_no_more_pages_than_it_may(void **state)
 	assert_true(most > 12 && most <= 16);
 	for (int i = 1; i < 7; i++)
 		world_assert_text(&w, &w.t[i], w.t[i].rec->max_tokens);
+	world_assert_all_free(&w);
+	close_world(&w);
+}
+
+/* Ten questions about one text: its pages count once. */
+static void what_turns_share_counts_once(void **state)
+{
+	struct world w;
+	uint32_t most = 0;
+
+	(void)state;
+	clock_fake(1000000, 0);
+	world_open_context(&w, 512, 64, 16, 512);
+	w.computer.cost = &two_cores;
+	settings_set(&w.settings, "MaxCachePerUser=75", "test", NULL);
+	for (int i = 0; i < 10; i++) {
+		struct turn *t = world_add(&w, FLOOD, 400, 20);
+
+		memcpy(turn_ids(w.turns, t->rec), turn_ids(w.turns, w.t[0].rec), 390 * 4);
+		assert_int_equal(sched_submit(w.sched, t, NULL), 0);
+	}
+	while (w.n_ended < 10) {
+		struct sched_counts n;
+
+		world_run(&w, 1);
+		sched_count(w.sched, FLOOD, &n);
+		most = MAX(most, n.n_running);
+	}
+	/* 25 and 9 times two or three; a first time without the 25 */
+	assert_true(most >= 8);
+	for (int i = 0; i < 10; i++)
+		world_assert_text(&w, &w.t[i], 20);
 	world_assert_all_free(&w);
 	close_world(&w);
 }
@@ -577,6 +615,7 @@ int main(void)
 		cmocka_unit_test(who_waits_takes_the_place_of_one_that_has_had_more),
 		cmocka_unit_test(the_user_with_the_most_pages_loses_them_first),
 		cmocka_unit_test(a_user_has_no_more_pages_than_it_may),
+		cmocka_unit_test(what_turns_share_counts_once),
 		cmocka_unit_test(nobody_takes_pages_that_are_a_users_by_right),
 		cmocka_unit_test(shares_of_the_arena),
 		cmocka_unit_test(accounts_of_users_long_gone_make_room),

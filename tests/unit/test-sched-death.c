@@ -79,8 +79,11 @@ static void at_the_third_death_in_a_row_all_suspects_end(void **state)
 	/* the third back-off is not waited for */
 	world_run_all(&w);
 	assert_int_equal(executor_deaths(w.executor), 3);
-	for (int i = 0; i < 4; i++)
-		assert_int_equal(w.t[i].rec->finish, FINISH_FAULT);
+	for (int i = 0; i < 4; i++) {
+		/* those in flight then; the third step had no room beside one that clears pages */
+		if (i != 2)
+			assert_int_equal(w.t[i].rec->finish, FINISH_FAULT);
+	}
 	assert_int_equal(w.t[4].rec->finish, FINISH_NONE); /* it was never computed */
 	world_close(&w);
 }

@@ -73,7 +73,7 @@ static void new_executor(struct world *w)
 	struct err err = { 0 };
 	struct executor_options o = {
 		.unit_socket = w->computer.path,
-		.arena_fd = kvpool_fd(w->kv),
+		.arena_fd = kvcache_arena_fd(w->cache),
 		.on_state = on_executor,
 		.on_results = on_executor,
 		.userdata = w,
@@ -89,10 +89,27 @@ static void new_executor(struct world *w)
 	assert_int_equal(executor_new(w->loop, &o, &w->executor, &err), 0);
 }
 
+static void new_cache(struct world *w, int arena_fd, int dir_fd)
+{
+	const struct kvcache_options o = {
+		.n_pages = w->n_pages,
+		.page_tokens = WORLD_PAGE_TOKENS,
+		.page_bytes = WORLD_PAGE_TOKENS * 4,
+		.element_bytes = 2,
+		.arena_fd = arena_fd,
+		.dir_fd = dir_fd,
+	};
+	struct err lost = { 0 }, err = { 0 };
+
+	assert_int_equal(kvcache_new(&o, &w->cache, &lost, &err), 0);
+	assert_string_equal(lost.text, "");
+	w->kv = kvcache_pool(w->cache);
+}
+
 static void new_sched(struct world *w)
 {
 	const struct sched_options o = {
-		.settings = &w->settings, .kv = w->kv, .turns = w->turns, .executor = w->executor
+		.settings = &w->settings, .kv = w->cache, .turns = w->turns, .executor = w->executor
 	};
 
 	assert_int_equal(sched_new(w->loop, &o, &w->sched), 0);
@@ -113,8 +130,7 @@ void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uin
 	assert_int_equal(sd_event_new(&w->loop), 0);
 	manager_open(&w->manager);
 	computer_open(&w->computer);
-	assert_int_equal(
-		kvpool_new(n_pages, WORLD_PAGE_TOKENS * 4, WORLD_PAGE_TOKENS, &w->kv, &err), 0);
+	new_cache(w, -1, -1);
 	assert_int_equal(turns_new(context, context / WORLD_PAGE_TOKENS + 1, &w->turns, &err), 0);
 	new_executor(w);
 	new_sched(w);
@@ -134,7 +150,7 @@ void world_close(struct world *w)
 	executor_free(w->executor);
 	computer_close(&w->computer);
 	turns_free(w->turns);
-	kvpool_free(w->kv);
+	kvcache_free(w->cache);
 	manager_close(&w->manager);
 	settings_deinit(&w->settings);
 	sd_event_unref(w->loop);
@@ -155,15 +171,16 @@ static bool turn_loop(struct world *w)
 void world_run(struct world *w, uint64_t n_steps)
 {
 	uint32_t still = 0;
+	int did;
 
 	while (still < 20) {
 		still = turn_loop(w) ? 0 : still + 1;
 		if (n_steps == 0)
 			continue;
-		if (computer_step(&w->computer)) {
+		did = computer_step(&w->computer);
+		if (did > 0)
 			still = 0;
-			n_steps--;
-		}
+		n_steps -= did == 1;
 	}
 }
 
@@ -219,8 +236,10 @@ void world_assert_all_free(struct world *w)
 {
 	world_run(w, UINT64_MAX);
 	assert_true(sched_is_idle(w->sched));
-	assert_int_equal(kvpool_free_pages(w->kv), w->n_pages);
+	assert_int_equal(kvpool_free_pages(w->kv) + kvpool_unheld_pages(w->kv), w->n_pages);
 	assert_int_equal(kvpool_dropped_pages(w->kv), 0);
+	assert_false(kvcache_is_moving(w->cache));
+	kvcache_check(w->cache);
 }
 
 void world_restart_broker(struct world *w)
@@ -228,7 +247,8 @@ void world_restart_broker(struct world *w)
 	struct ring ring;
 	struct err err = { 0 };
 	struct turn_record *rec;
-	int control_fd, turns_fd_copy = dup(turns_fd(w->turns)), arena_fd = dup(kvpool_fd(w->kv));
+	int control_fd, turns_fd_copy = dup(turns_fd(w->turns));
+	int arena_fd = dup(kvcache_arena_fd(w->cache)), dir_fd = dup(kvcache_dir_fd(w->cache));
 
 	manager_read(&w->manager);
 	w->sched = sched_free(w->sched);
@@ -236,13 +256,11 @@ void world_restart_broker(struct world *w)
 	forget(w);
 	w->executor = executor_free(w->executor);
 	w->turns = turns_free(w->turns);
-	w->kv = kvpool_free(w->kv);
+	w->cache = kvcache_free(w->cache);
 	memset(w->t, 0, sizeof(w->t));
 	w->n_ended = 0;
 
-	assert_int_equal(kvpool_adopt(arena_fd, w->n_pages, WORLD_PAGE_TOKENS * 4,
-				      WORLD_PAGE_TOKENS, &w->kv, &err),
-			 0);
+	new_cache(w, arena_fd, dir_fd);
 	assert_int_equal(turns_adopt(turns_fd_copy, &w->turns, &err), 0);
 	new_executor(w);
 	control_fd = manager_get(&w->manager, "exec-ctl");

@@ -22,7 +22,8 @@
 struct world {
 	sd_event *loop;
 	struct settings settings;
-	struct kvpool *kv;
+	struct kvcache *cache;
+	struct kvpool *kv; /* the cache's */
 	struct turns *turns;
 	struct executor *executor;
 	struct sched *sched;
@@ -45,7 +46,7 @@ void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uin
 			uint32_t batch_tokens);
 void world_close(struct world *w);
 
-/* Runs until nothing moves any more, or the computer has done @n_steps more. */
+/* Runs until nothing moves any more, or the computer has done @n_steps more; those that only move pages do not count. */
 void world_run(struct world *w, uint64_t n_steps);
 void world_run_all(struct world *w);
 
@@ -63,5 +64,5 @@ void world_restart_broker(struct world *w);
 
 /* The turn sampled @n_sampled tokens, those that the toy model says after its prompt. */
 void world_assert_text(struct world *w, struct turn *t, uint32_t n_sampled);
-/* Runs all; then nobody has anything. */
+/* Runs all; then nobody holds anything, and the books of pages agree. */
 void world_assert_all_free(struct world *w);

@@ -1,0 +1,55 @@
+/* Both hashes are over fixed fields one after the other, so that no two inputs run together. */
+#include "daemon/kv/chain.h"
+
+#include <string.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#define LABEL_MAX 64
+
+struct root_input {
+	char purpose[16];
+	uint32_t layout, element_bytes;
+	uint64_t fingerprint[2];
+	uint32_t uid, pad;
+	char label[LABEL_MAX];
+};
+_Static_assert(sizeof(struct root_input) == 112, "the input has no gaps");
+
+struct page_input {
+	struct kv_hash root, parent;
+	uint32_t n_tokens, pad;
+};
+_Static_assert(sizeof(struct page_input) == 40, "the input has no gaps");
+
+struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes, uid_t uid,
+			  const char *label)
+{
+	struct root_input in = {
+		.purpose = "steamd-kv",
+		.layout = CHAIN_LAYOUT,
+		.element_bytes = element_bytes,
+		.fingerprint = { fingerprint[0], fingerprint[1] },
+		.uid = uid,
+	};
+	XXH128_hash_t h;
+
+	memcpy(in.label, label, strnlen(label, LABEL_MAX - 1));
+	h = XXH3_128bits(&in, sizeof(in));
+	return (struct kv_hash){ h.low64, h.high64 };
+}
+
+struct kv_hash chain_next(struct kv_hash root, struct kv_hash parent, const uint32_t *tokens,
+			  uint32_t n_tokens)
+{
+	const struct page_input in = { .root = root, .parent = parent, .n_tokens = n_tokens };
+	XXH3_state_t state;
+	XXH128_hash_t h;
+
+	XXH3_INITSTATE(&state);
+	XXH3_128bits_reset(&state);
+	XXH3_128bits_update(&state, &in, sizeof(in));
+	XXH3_128bits_update(&state, tokens, n_tokens * sizeof(*tokens));
+	h = XXH3_128bits_digest(&state);
+	return (struct kv_hash){ h.low64, h.high64 };
+}

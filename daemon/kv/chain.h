@@ -1,0 +1,35 @@
+/*
+ * What a page of KV is the KV of: a hash over its namespace, all tokens before
+ * it and its own. A hash finds; the tokens themselves are compared before
+ * anything is served.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+struct kv_hash {
+	uint64_t lo, hi;
+};
+
+#define CHAIN_LAYOUT 1 /* of a page's bytes, and of what they mean; another number is another KV */
+
+/*
+ * The root of a namespace: XXH3-128 of "steamd-kv", CHAIN_LAYOUT, @element_bytes
+ * of one K or V, the model's fingerprint, @uid and @label.
+ */
+struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes, uid_t uid,
+			  const char *label);
+
+/*
+ * The hash of a page with @n_tokens tokens (1 up to a page's) behind the page
+ * with hash @parent, which is the root itself for a first page.
+ */
+struct kv_hash chain_next(struct kv_hash root, struct kv_hash parent, const uint32_t *tokens,
+			  uint32_t n_tokens);
+
+static inline bool chain_equal(struct kv_hash a, struct kv_hash b)
+{
+	return a.lo == b.lo && a.hi == b.hi;
+}

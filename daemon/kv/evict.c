@@ -1,0 +1,110 @@
+/*
+ * Who loses a page: the uid that has most sealed, and of its pages the one
+ * that costs least to lose: few tokens, long not used, seldom found. Only
+ * leaves go, so that what stays can be reached; never a page that is held.
+ */
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/kv/kvcache-parts.h"
+
+#define GONE_MIN 1024u /* nodes kept for explanations at least */
+
+static uint32_t pages_of(const struct kvcache *c, uid_t uid)
+{
+	for (uint32_t i = 0; i < c->n_owners; i++) {
+		if (c->owners[i].uid == uid)
+			return c->owners[i].n_pages;
+	}
+	return 0;
+}
+
+static double worth(const struct prefix_node *node, uint64_t now_us)
+{
+	const double age_s = now_us > node->used_us ? (double)(now_us - node->used_us) / 1e6 : 0;
+
+	return (double)node->n_tokens * (1.0 + node->hits) / (1.0 + age_s);
+}
+
+static bool may_go(const struct kvcache *c, const struct prefix_node *node)
+{
+	return node && node->n_paged_children == 0 && node->trust != PREFIX_PENDING &&
+	       kvpool_holders(c->pool, node->page) == 0;
+}
+
+static struct prefix_node *cheapest(const struct kvcache *c, uint64_t now_us)
+{
+	struct prefix_node *best = NULL;
+	uint32_t best_pages = 0;
+	double best_worth = 0;
+
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		struct prefix_node *node = c->by_page[page];
+		uint32_t pages;
+		double w;
+
+		if (!may_go(c, node))
+			continue;
+		pages = best && node->uid == best->uid ? best_pages : pages_of(c, node->uid);
+		w = worth(node, now_us);
+		if (best && (pages < best_pages || (pages == best_pages && w >= best_worth)))
+			continue;
+		best = node;
+		best_pages = pages;
+		best_worth = w;
+	}
+	return best;
+}
+
+uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
+{
+	const uint64_t now_us = clock_us();
+	uint32_t i;
+
+	(void)uid;
+	for (i = 0; i < n; i++) {
+		struct prefix_node *node = cheapest(c, now_us);
+
+		if (!node)
+			break;
+		kvcache_forget(c, node, PREFIX_EVICTED);
+		c->counts.n_evicted++;
+	}
+	evict_gone(c);
+	return i;
+}
+
+void evict_gone(struct kvcache *c)
+{
+	const uint32_t most = MAX(GONE_MIN, c->options.n_pages) + c->options.n_pages;
+	struct prefix_node *node = prefix_next(c->prefix, NULL), *next;
+
+	for (; node && prefix_nodes(c->prefix) > most; node = next) {
+		next = prefix_next(c->prefix, node);
+		if (node->page == KV_PAGE_NONE && LIST_EMPTY(&node->children))
+			prefix_remove(c->prefix, node);
+	}
+}
+
+/* Returns the bytes that the machine has back: those of free pages that had memory. */
+static uint64_t punch_free(struct kvcache *c, uint64_t bytes)
+{
+	uint64_t freed = 0;
+
+	for (kv_page page = 0; page < c->options.n_pages && freed < bytes; page++) {
+		if (!kvpool_is_free(c->pool, page) || kvdir_owner(c->dir, page) == KVDIR_NOBODY ||
+		    kvpool_punch(c->pool, page) < 0)
+			continue;
+		kvdir_punched(c->dir, page);
+		freed += c->options.page_bytes;
+	}
+	return freed;
+}
+
+uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes)
+{
+	uint64_t freed = punch_free(c, bytes);
+
+	while (freed < bytes && evict_pages(c, 0, 1) > 0)
+		freed += punch_free(c, bytes - freed);
+	return freed;
+}

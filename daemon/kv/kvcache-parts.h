@@ -1,0 +1,62 @@
+/* What the parts of the KV cache share. */
+#pragma once
+
+#include <sys/queue.h>
+
+#include "daemon/kv/kvcache.h"
+#include "daemon/kv/kvdir.h"
+#include "daemon/kv/prefix.h"
+
+enum move_purpose {
+	MOVE_SEAL,  /* the sum, and with it a new sealed page */
+	MOVE_CHECK, /* the sum, to be compared */
+	MOVE_COPY,  /* of a page's beginning, for a turn that diverges in it */
+	MOVE_CLEAR, /* before another uid writes to it */
+};
+
+/* A move and what it is for. Holds its page from beginning to end, but MOVE_CLEAR, and MOVE_COPY its source. */
+struct move {
+	TAILQ_ENTRY(move) link;
+	struct step_move order;
+	enum move_purpose purpose;
+	uid_t uid;
+	uint32_t generation;		   /* CLEAR */
+	struct kv_hash root, parent, hash; /* SEAL; CHECK: hash */
+	uint32_t n_tokens, tokens[];	   /* SEAL */
+};
+TAILQ_HEAD(moves, move);
+
+/* Pages that a uid has sealed. */
+struct owner {
+	uid_t uid;
+	uint32_t n_pages;
+};
+
+struct kvcache {
+	struct kvcache_options options;
+	struct kvpool *pool;
+	struct kvdir *dir;
+	struct prefix *prefix;
+	struct prefix_node **by_page; /* [n_pages]; NULL: not sealed */
+	struct moves waiting, under_way;
+	struct owner *owners;
+	uint32_t n_owners;
+	struct kvcache_counts counts; /* those that only rise */
+};
+
+/* kvcache.c: a sealed page found or lost for its node; holds and the directory are the caller's. */
+int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page);
+/* The node's KV is gone: out of index, directory and pool. */
+void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gone why);
+
+/* moves.c */
+int moves_clear(struct kvcache *c, kv_page page, uid_t uid);
+int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens);
+/* Marks the node PENDING. */
+int moves_check(struct kvcache *c, struct prefix_node *node);
+void moves_free(struct kvcache *c);
+
+/* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
+uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);
+/* Nodes without KV are kept for explanations; no more than some. */
+void evict_gone(struct kvcache *c);

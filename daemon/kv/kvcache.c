@@ -1,0 +1,432 @@
+/* The cache's life, and turns that hold, take and drop pages. */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/kv/kvcache-parts.h"
+
+static struct owner *owner_of(struct kvcache *c, uid_t uid)
+{
+	struct owner *owners;
+
+	for (uint32_t i = 0; i < c->n_owners; i++) {
+		if (c->owners[i].uid == uid)
+			return &c->owners[i];
+	}
+	owners = reallocarray(c->owners, c->n_owners + 1, sizeof(*owners));
+	if (!owners)
+		return NULL;
+	c->owners = owners;
+	owners[c->n_owners] = (struct owner){ .uid = uid };
+	return &owners[c->n_owners++];
+}
+
+int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page)
+{
+	struct owner *owner = owner_of(c, node->uid);
+
+	if (!owner)
+		return -ENOMEM;
+	owner->n_pages++;
+	prefix_set_page(c->prefix, node, page);
+	c->by_page[page] = node;
+	return 0;
+}
+
+void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gone why)
+{
+	const kv_page page = node->page;
+
+	assert(page != KV_PAGE_NONE);
+	owner_of(c, node->uid)->n_pages--;
+	prefix_set_page(c->prefix, node, KV_PAGE_NONE);
+	node->gone = why;
+	node->trust = PREFIX_UNCHECKED;
+	c->by_page[page] = NULL;
+	kvdir_drop(c->dir, page);
+	kvpool_discard(c->pool, page);
+}
+
+/* Puts an adopted page into the index; false: what is before it is not there, or it is not what it says. */
+static bool restore(struct kvcache *c, kv_page page, const struct kvdir_page *p)
+{
+	struct prefix_node *parent, *node;
+
+	if (!chain_equal(p->hash, chain_next(p->root, p->parent, p->tokens, p->n_tokens)))
+		return false;
+	parent = p->depth == 1 ? prefix_space(c->prefix, p->root, p->uid)
+			       : prefix_find(c->prefix, p->parent);
+	if (!parent || !chain_equal(parent->hash, p->parent) ||
+	    !chain_equal(parent->root, p->root) || parent->uid != p->uid ||
+	    parent->depth + 1 != p->depth ||
+	    (p->depth > 1 && parent->n_tokens != c->options.page_tokens))
+		return false;
+	node = prefix_add(c->prefix, parent, p->hash, p->tokens, p->n_tokens);
+	if (!node || node->page != KV_PAGE_NONE || kvcache_own(c, node, page) < 0)
+		return false;
+	memcpy(node->sum, p->sum, sizeof(node->sum));
+	node->used_us = p->used_us;
+	node->hits = p->hits;
+	kvpool_restore(c->pool, p->uid, page);
+	return true;
+}
+
+struct by_depth {
+	uint32_t depth;
+	kv_page page;
+};
+
+static int compare_depth(const void *a, const void *b)
+{
+	const struct by_depth *x = a, *y = b;
+
+	return x->depth < y->depth ? -1 : x->depth > y->depth;
+}
+
+/* Parents first. */
+static int restore_all(struct kvcache *c)
+{
+	const uint32_t n_pages = c->options.n_pages;
+	_cleanup_(freep) struct by_depth *sealed = calloc(n_pages, sizeof(*sealed));
+	struct kvdir_page p;
+	uint32_t n = 0;
+
+	if (!sealed)
+		return -ENOMEM;
+	for (kv_page page = 0; page < n_pages; page++) {
+		if (kvdir_get(c->dir, page, &p))
+			sealed[n++] = (struct by_depth){ p.depth, page };
+	}
+	qsort(sealed, n, sizeof(*sealed), compare_depth);
+	for (uint32_t i = 0; i < n; i++) {
+		kvdir_get(c->dir, sealed[i].page, &p);
+		if (restore(c, sealed[i].page, &p))
+			continue;
+		kvdir_drop(c->dir, sealed[i].page);
+		c->counts.n_damaged++;
+	}
+	return 0;
+}
+
+static void adopt(struct kvcache *c, struct err *ret_lost)
+{
+	const struct kvcache_options *o = &c->options;
+	uint32_t bad = 0;
+	int r;
+
+	r = kvdir_adopt(o->dir_fd, o->n_pages, o->page_tokens, &c->dir, &bad, ret_lost);
+	if (r >= 0) {
+		c->options.dir_fd = -1;
+		r = kvpool_adopt(o->arena_fd, o->n_pages, o->page_bytes, o->page_tokens, &c->pool,
+				 ret_lost);
+	}
+	if (r >= 0) {
+		c->options.arena_fd = -1;
+		c->counts.n_damaged += bad;
+		return;
+	}
+	c->dir = kvdir_free(c->dir);
+}
+
+static int make(struct kvcache *c, struct err *err)
+{
+	const struct kvcache_options *o = &c->options;
+	int r;
+
+	r = kvpool_new(o->n_pages, o->page_bytes, o->page_tokens, &c->pool, err);
+	return r < 0 ? r : kvdir_new(o->n_pages, o->page_tokens, &c->dir, err);
+}
+
+int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
+		struct err *err)
+{
+	_cleanup_(kvcache_freep) struct kvcache *c = calloc(1, sizeof(*c));
+	struct err ignored = { 0 };
+	int r;
+
+	if (!c) {
+		closep(&(int){ options->arena_fd });
+		closep(&(int){ options->dir_fd });
+		return err_set(err, -ENOMEM, "out of memory");
+	}
+	c->options = *options;
+	TAILQ_INIT(&c->waiting);
+	TAILQ_INIT(&c->under_way);
+	if (options->arena_fd >= 0 && options->dir_fd >= 0)
+		adopt(c, ret_lost ? ret_lost : &ignored);
+	r = c->pool ? 0 : make(c, err);
+	if (r < 0)
+		return r;
+	c->by_page = calloc(options->n_pages, sizeof(struct prefix_node *));
+	if (!c->by_page || prefix_new(options->page_tokens, 2 * options->n_pages, &c->prefix) < 0 ||
+	    restore_all(c) < 0)
+		return err_set(err, -ENOMEM, "no memory to keep book of %u KV pages",
+			       options->n_pages);
+	*ret = steal(c);
+	return 0;
+}
+
+struct kvcache *kvcache_free(struct kvcache *c)
+{
+	if (!c)
+		return NULL;
+	moves_free(c);
+	prefix_free(c->prefix);
+	kvpool_free(c->pool);
+	kvdir_free(c->dir);
+	if (c->options.arena_fd >= 0)
+		close(c->options.arena_fd);
+	if (c->options.dir_fd >= 0)
+		close(c->options.dir_fd);
+	free(c->by_page);
+	free(c->owners);
+	free(c);
+	return NULL;
+}
+
+int kvcache_arena_fd(const struct kvcache *c)
+{
+	return kvpool_fd(c->pool);
+}
+
+int kvcache_dir_fd(const struct kvcache *c)
+{
+	return kvdir_fd(c->dir);
+}
+
+struct kvpool *kvcache_pool(struct kvcache *c)
+{
+	return c->pool;
+}
+
+void kvcache_set_model(struct kvcache *c, const uint64_t fingerprint[2])
+{
+	uint64_t before[2];
+
+	kvdir_model(c->dir, before);
+	if (memcmp(before, fingerprint, sizeof(before)) == 0)
+		return;
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		if (c->by_page[page])
+			kvcache_forget(c, c->by_page[page], PREFIX_MODEL_CHANGED);
+	}
+	kvdir_set_model(c->dir, fingerprint);
+}
+
+struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *label)
+{
+	uint64_t fingerprint[2];
+
+	kvdir_model(c->dir, fingerprint);
+	return chain_root(fingerprint, c->options.element_bytes, uid, label);
+}
+
+void kvcache_look(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
+		  struct kvcache_found *ret)
+{
+	struct prefix_match m;
+
+	prefix_match(c->prefix, root, ids, n, &m);
+	*ret = (struct kvcache_found){
+		.n_tokens = m.n_pages * c->options.page_tokens + m.part_tokens,
+		.n_pages = m.n_pages,
+	};
+	for (const struct prefix_node *node = m.last; node && node->parent; node = node->parent)
+		ret->n_unheld += kvpool_holders(c->pool, node->page) == 0;
+}
+
+static void touch(struct kvcache *c, struct prefix_node *node)
+{
+	node->used_us = clock_us();
+	node->hits += node->hits < UINT32_MAX;
+	kvdir_touch(c->dir, node->page, node->used_us);
+	if (node->trust == PREFIX_UNCHECKED)
+		moves_check(c, node); /* if there is no memory for it, settling tries again */
+}
+
+/* Holds the page to be copied from, and takes the one to be copied to. */
+static void hold_part(struct kvcache *c, uid_t uid, const struct prefix_match *m, kv_page *table,
+		      struct kvcache_held *ret)
+{
+	const kv_page source = m->part->page;
+
+	kvpool_hold(c->pool, &source, 1);
+	if (kvcache_take(c, uid, 1, &table[ret->n_pages]) < 0) {
+		kvcache_drop(c, &source, 1);
+		return;
+	}
+	touch(c, m->part);
+	ret->source = source;
+	ret->source_tokens = m->part_tokens;
+	ret->n_tokens += m->part_tokens;
+}
+
+uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		      uint32_t n, kv_page *table, struct kvcache_held *ret)
+{
+	struct prefix_match m;
+
+	prefix_match(c->prefix, root, ids, n, &m);
+	*ret = (struct kvcache_held){
+		.n_tokens = m.n_pages * c->options.page_tokens,
+		.n_pages = m.n_pages,
+		.source = KV_PAGE_NONE,
+	};
+	for (struct prefix_node *node = m.last; node && node->parent; node = node->parent) {
+		table[node->depth - 1] = node->page;
+		kvpool_hold(c->pool, &node->page, 1);
+		touch(c, node);
+	}
+	if (m.part)
+		hold_part(c, uid, &m, table, ret);
+	c->counts.n_found_tokens += ret->n_tokens;
+	return ret->n_pages + (ret->source != KV_PAGE_NONE);
+}
+
+/* 1: its bytes are what its sum says; 0: not known yet; -EBADMSG: it was found to be damaged. */
+static int is_sure(struct kvcache *c, kv_page page)
+{
+	struct prefix_node *node = c->by_page[page];
+
+	if (!node)
+		return -EBADMSG;
+	if (node->trust == PREFIX_UNCHECKED)
+		moves_check(c, node);
+	return node->trust == PREFIX_CHECKED;
+}
+
+int kvcache_settle(struct kvcache *c, const kv_page *table, struct kvcache_held *held,
+		   struct kvcache_chain *chain)
+{
+	int sure = 1, r;
+
+	for (uint32_t i = 0; i < held->n_pages && sure >= 0; i++) {
+		r = is_sure(c, table[i]);
+		sure = r < 0 ? r : MIN(sure, r);
+	}
+	if (held->source != KV_PAGE_NONE && sure >= 0) {
+		r = is_sure(c, held->source);
+		sure = r < 0 ? r : MIN(sure, r);
+	}
+	if (sure == 0)
+		return 0;
+	if (sure > 0 && held->source != KV_PAGE_NONE &&
+	    moves_copy(c, held->source, table[held->n_pages], held->source_tokens) < 0)
+		return 0;
+	if (sure > 0) {
+		chain->n_pages = held->n_pages;
+		chain->hash = held->n_pages ? c->by_page[table[held->n_pages - 1]]->hash
+					    : (struct kv_hash){ 0 };
+	}
+	kvcache_unsettle(c, held);
+	return sure;
+}
+
+void kvcache_unsettle(struct kvcache *c, struct kvcache_held *held)
+{
+	if (held->source == KV_PAGE_NONE)
+		return;
+	kvcache_drop(c, &held->source, 1);
+	held->source = KV_PAGE_NONE;
+}
+
+int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret)
+{
+	const uint32_t n_free = kvpool_free_pages(c->pool);
+	int r;
+
+	if (n > n_free)
+		evict_pages(c, uid, n - n_free);
+	r = kvpool_take(c->pool, uid, n, ret);
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < n && r >= 0; i++) {
+		if (kvdir_open(c->dir, ret[i], uid))
+			r = moves_clear(c, ret[i], uid);
+	}
+	if (r < 0)
+		kvcache_drop(c, ret, n);
+	return r < 0 ? -EAGAIN : 0;
+}
+
+uint32_t kvcache_available(const struct kvcache *c)
+{
+	return kvpool_free_pages(c->pool) + kvpool_dropped_pages(c->pool) +
+	       kvpool_unheld_pages(c->pool);
+}
+
+void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n)
+{
+	kvpool_drop(c->pool, pages, n);
+	for (uint32_t i = 0; i < n; i++) {
+		if (!c->by_page[pages[i]] && kvpool_holders(c->pool, pages[i]) == 0)
+			kvdir_drop(c->dir, pages[i]);
+	}
+}
+
+/* Whether page @i of a turn's table can be the sealed one that it is. */
+static bool may_share(const struct kvcache *c, const struct prefix_node *node, struct kv_hash root,
+		      uint32_t i, uint32_t n_kv)
+{
+	return chain_equal(node->root, root) && node->depth == i + 1 &&
+	       node->n_tokens == c->options.page_tokens &&
+	       (uint64_t)(i + 1) * c->options.page_tokens <= n_kv;
+}
+
+int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_page *table,
+		  uint32_t n, uint32_t n_kv)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const struct prefix_node *node;
+		uint32_t owner;
+
+		if (table[i] >= c->options.n_pages)
+			return -EINVAL;
+		node = c->by_page[table[i]];
+		owner = kvdir_owner(c->dir, table[i]);
+		if (node ? !may_share(c, node, root, i, n_kv)
+			 : owner != uid && owner != KVDIR_MIXED)
+			return -EINVAL;
+	}
+	if (kvpool_claim(c->pool, uid, table, n) < 0)
+		return -EINVAL;
+	/* a page that was still to be cleared has been by now: the order came before the turn's */
+	for (uint32_t i = 0; i < n; i++) {
+		if (!c->by_page[table[i]] && kvdir_open(c->dir, table[i], uid))
+			kvdir_cleared(c->dir, table[i], uid, kvdir_generation(c->dir, table[i]));
+	}
+	return 0;
+}
+
+void kvcache_count(const struct kvcache *c, struct kvcache_counts *ret)
+{
+	*ret = c->counts;
+	ret->n_pages = c->options.n_pages;
+	ret->n_free = kvpool_free_pages(c->pool) + kvpool_dropped_pages(c->pool);
+	ret->n_kept = kvpool_unheld_pages(c->pool);
+	ret->n_held = ret->n_pages - ret->n_free - ret->n_kept;
+}
+
+void kvcache_check(const struct kvcache *c)
+{
+	uint32_t n_paged = 0, n_owned = 0;
+
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		const struct prefix_node *node = c->by_page[page];
+		struct kvdir_page p;
+
+		assert(kvdir_get(c->dir, page, &p) == (node != NULL));
+		if (!node)
+			continue;
+		n_paged++;
+		assert(node->page == page && node->uid == p.uid && p.n_tokens == node->n_tokens);
+		assert(chain_equal(p.hash, node->hash) && chain_equal(p.root, node->root));
+		assert(memcmp(p.tokens, node->tokens, p.n_tokens * sizeof(*p.tokens)) == 0);
+	}
+	for (uint32_t i = 0; i < c->n_owners; i++)
+		n_owned += c->owners[i].n_pages;
+	assert(n_owned == n_paged);
+}

@@ -1,0 +1,127 @@
+/*
+ * The KV cache: pages for turns, and what earlier turns left in them. A turn
+ * holds the pages of its table; pages that are full, and the last one when it
+ * ends, are sealed: summed by the executor, noted in the directory, found by
+ * later turns of the same namespace. Sealed pages are never written again.
+ *
+ * What has to be done to pages (summing, copying, clearing) are moves: the
+ * owner takes them with kvcache_moves(), has the executor do them in order, and
+ * gives back the sums.
+ */
+#pragma once
+
+#include "client/wire/step.h"
+#include "daemon/kv/chain.h"
+#include "daemon/kv/kvpool.h"
+
+struct kvcache;
+
+struct kvcache_options {
+	uint32_t n_pages, page_tokens;
+	uint64_t page_bytes;
+	uint32_t element_bytes; /* of one K or V */
+	int arena_fd, dir_fd;	/* of an earlier life, both or none (-1); taken in any case */
+};
+
+/*
+ * Makes arena and directory, or takes both over. What cannot be taken over is
+ * made afresh, and *@ret_lost says why (""; it is no failure). Pages taken over
+ * are found again; they are summed before they are served.
+ * Returns 0 or a negative errno with a sentence.
+ */
+int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
+		struct err *err);
+struct kvcache *kvcache_free(struct kvcache *c);
+int kvcache_arena_fd(const struct kvcache *c);
+int kvcache_dir_fd(const struct kvcache *c);
+struct kvpool *kvcache_pool(struct kvcache *c); /* to count, and to name in steps */
+
+/* The model whose KV it is from now on; of another one's nothing is served. */
+void kvcache_set_model(struct kvcache *c, const uint64_t fingerprint[2]);
+struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *label);
+
+/* What there is of a text. */
+struct kvcache_found {
+	uint32_t n_tokens; /* whose KV need not be computed */
+	uint32_t n_pages;  /* whole ones, to be shared */
+	uint32_t n_unheld; /* of these, held by nobody now */
+};
+void kvcache_look(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
+		  struct kvcache_found *ret);
+/* Whether pages of this namespace are being sealed: a look will soon find more. */
+bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root);
+/* Whether any move is to be done: what it holds can soon be had. */
+bool kvcache_is_moving(const struct kvcache *c);
+
+/* How far the pages of a turn are chained. Zeroed, it is at the beginning. */
+struct kvcache_chain {
+	struct kv_hash hash;
+	uint32_t n_pages;
+};
+
+/* A turn's hold on what was found, until it is settled. */
+struct kvcache_held {
+	uint32_t n_tokens, n_pages;
+	kv_page source;		/* to be copied to the page after those, or KV_PAGE_NONE */
+	uint32_t source_tokens; /* of it */
+};
+
+/*
+ * Holds what there is of the first @n of @ids: puts the shared pages into
+ * @table, and the one to be copied to, if there is one and a page is to be had.
+ * Nothing may be read or fed before kvcache_settle() said so.
+ *
+ * Returns the pages in @table: ret->n_pages, or one more.
+ */
+uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		      uint32_t n, kv_page *table, struct kvcache_held *ret);
+/*
+ * Returns 1 when all that is held is sure, and the copy queued: the first
+ * held->n_tokens are there for every step pushed after the moves now queued;
+ * 0: not yet; -EBADMSG: something was not what it should be: drop all and hold
+ * again. After 1 or failure the source is let go of.
+ */
+int kvcache_settle(struct kvcache *c, const kv_page *table, struct kvcache_held *held,
+		   struct kvcache_chain *chain);
+/* Lets go of the source; the table's pages are dropped by whoever holds them. */
+void kvcache_unsettle(struct kvcache *c, struct kvcache_held *held);
+
+/* Takes @n pages, evicting what costs least; all or none: -EAGAIN. */
+int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret);
+/* Pages that could be had by now, or when steps under way are done. */
+uint32_t kvcache_available(const struct kvcache *c);
+void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n);
+/* Holds the pages of a turn of an earlier life, which has @n_kv tokens in them. -EINVAL: they cannot be its. */
+int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_page *table,
+		  uint32_t n, uint32_t n_kv);
+
+/*
+ * Queues the sealing of what a turn's table holds: its whole pages below @n_kv
+ * tokens, from @chain on, and with @tail what is in the next one.
+ */
+void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		  const kv_page *table, uint32_t n_kv, bool tail, struct kvcache_chain *chain);
+
+/* Takes the oldest moves that are to be done: at most @max. They are then under way. */
+uint32_t kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max);
+/* The oldest @n of those under way were done. */
+void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n);
+/* The executor is gone, with the moves: sealed pages are to be summed again, others are nobody's. */
+void kvcache_executor_lost(struct kvcache *c);
+
+/* Gives up pages that nobody holds, those that cost least first; returns the bytes given back to the machine. */
+uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes);
+
+struct kvcache_counts {
+	uint32_t n_pages, n_free, n_held, n_kept; /* kept: sealed, found, and held by nobody */
+	uint64_t n_found_tokens, n_sealed, n_evicted, n_damaged, n_cleared;
+};
+void kvcache_count(const struct kvcache *c, struct kvcache_counts *ret);
+
+/* Asserts that the books agree with each other: for tests. */
+void kvcache_check(const struct kvcache *c);
+
+static inline void kvcache_freep(struct kvcache **c)
+{
+	*c = kvcache_free(*c);
+}

@@ -1,0 +1,285 @@
+/* Moves wait, are under way, and end: first in, first out. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/kv/kvcache-parts.h"
+
+static struct move *push(struct kvcache *c, enum move_purpose purpose, struct step_move order,
+			 const uint32_t *tokens, uint32_t n_tokens)
+{
+	struct move *m = calloc(1, sizeof(*m) + n_tokens * sizeof(*tokens));
+
+	if (!m)
+		return NULL;
+	m->purpose = purpose;
+	m->order = order;
+	m->n_tokens = n_tokens;
+	if (n_tokens > 0)
+		memcpy(m->tokens, tokens, n_tokens * sizeof(*tokens));
+	TAILQ_INSERT_TAIL(&c->waiting, m, link);
+	return m;
+}
+
+/* The page that it holds. */
+static const kv_page *held_page(const struct move *m)
+{
+	switch (m->purpose) {
+	case MOVE_CLEAR:
+		return NULL;
+	case MOVE_COPY:
+		return &m->order.from;
+	default:
+		return &m->order.to;
+	}
+}
+
+int moves_clear(struct kvcache *c, kv_page page, uid_t uid)
+{
+	const struct step_move order = { STEP_NO_PAGE, page, c->options.page_tokens, 0 };
+	struct move *m = push(c, MOVE_CLEAR, order, NULL, 0);
+
+	if (!m)
+		return -ENOMEM;
+	m->uid = uid;
+	m->generation = kvdir_generation(c->dir, page);
+	return 0;
+}
+
+int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
+{
+	const struct step_move order = { from, to, n_tokens, 0 };
+
+	if (!push(c, MOVE_COPY, order, NULL, 0))
+		return -ENOMEM;
+	kvpool_hold(c->pool, &from, 1);
+	return 0;
+}
+
+int moves_check(struct kvcache *c, struct prefix_node *node)
+{
+	const struct step_move order = { node->page, node->page, node->n_tokens, 0 };
+	struct move *m = push(c, MOVE_CHECK, order, NULL, 0);
+
+	if (!m)
+		return -ENOMEM;
+	m->hash = node->hash;
+	kvpool_hold(c->pool, &node->page, 1);
+	node->trust = PREFIX_PENDING;
+	return 0;
+}
+
+static void queue_seal(struct kvcache *c, const struct move *what, kv_page page,
+		       const uint32_t *tokens, uint32_t n_tokens)
+{
+	const struct step_move order = { page, page, n_tokens, 0 };
+	struct move *m = push(c, MOVE_SEAL, order, tokens, n_tokens);
+
+	if (!m)
+		return; /* then it will not be found */
+	m->uid = what->uid;
+	m->root = what->root;
+	m->parent = what->parent;
+	m->hash = what->hash;
+	kvpool_hold(c->pool, &page, 1);
+}
+
+void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		  const kv_page *table, uint32_t n_kv, bool tail, struct kvcache_chain *chain)
+{
+	const uint32_t page_tokens = c->options.page_tokens;
+	struct move what = { .uid = uid, .root = root };
+	uint32_t left;
+
+	if (chain->n_pages == 0)
+		chain->hash = root;
+	for (; chain->n_pages < n_kv / page_tokens; chain->n_pages++) {
+		const uint32_t *tokens = ids + (size_t)chain->n_pages * page_tokens;
+		const kv_page page = table[chain->n_pages];
+
+		what.parent = chain->hash;
+		what.hash = chain->hash = chain_next(root, chain->hash, tokens, page_tokens);
+		if (!c->by_page[page])
+			queue_seal(c, &what, page, tokens, page_tokens);
+	}
+	left = n_kv % page_tokens;
+	if (!tail || left == 0 || c->by_page[table[chain->n_pages]])
+		return;
+	what.parent = chain->hash;
+	ids += (size_t)chain->n_pages * page_tokens;
+	what.hash = chain_next(root, chain->hash, ids, left);
+	queue_seal(c, &what, table[chain->n_pages], ids, left);
+}
+
+/* Whether all of @a's tokens are the beginning of @b's. */
+static bool begins(const struct prefix_node *a, const struct prefix_node *b)
+{
+	return a->n_tokens <= b->n_tokens &&
+	       memcmp(a->tokens, b->tokens, a->n_tokens * sizeof(*a->tokens)) == 0;
+}
+
+/* What a longer page holds too need not be kept. Returns false if the longer one was there before @node. */
+static bool supersede(struct kvcache *c, struct prefix_node *node)
+{
+	struct prefix_node *other, *next;
+
+	for (other = LIST_FIRST(&node->parent->children); other; other = next) {
+		next = LIST_NEXT(other, sibling);
+		if (other == node || other->page == KV_PAGE_NONE)
+			continue;
+		if (begins(node, other))
+			return false;
+		if (!begins(other, node) || kvpool_holders(c->pool, other->page) > 0)
+			continue;
+		kvcache_forget(c, other, PREFIX_EVICTED);
+		if (LIST_EMPTY(&other->children))
+			prefix_remove(c->prefix, other);
+	}
+	return true;
+}
+
+static struct prefix_node *node_for(struct kvcache *c, const struct move *m)
+{
+	struct prefix_node *parent;
+
+	parent = chain_equal(m->parent, m->root) ? prefix_space(c->prefix, m->root, m->uid)
+						 : prefix_find(c->prefix, m->parent);
+	if (!parent || (parent->parent && parent->page == KV_PAGE_NONE))
+		return NULL;
+	return prefix_add(c->prefix, parent, m->hash, m->tokens, m->n_tokens);
+}
+
+static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2])
+{
+	const kv_page page = m->order.to;
+	struct prefix_node *node = node_for(c, m);
+	struct kvdir_page entry;
+
+	if (!node || node->page != KV_PAGE_NONE || c->by_page[page])
+		return; /* what is before it was given up, or another turn was first */
+	if (!supersede(c, node) || kvcache_own(c, node, page) < 0) {
+		if (LIST_EMPTY(&node->children))
+			prefix_remove(c->prefix, node);
+		return;
+	}
+	memcpy(node->sum, sum, sizeof(node->sum));
+	node->used_us = clock_us();
+	node->trust = PREFIX_CHECKED;
+	entry = (struct kvdir_page){
+		.uid = m->uid,
+		.n_tokens = m->n_tokens,
+		.depth = node->depth,
+		.hits = node->hits,
+		.hash = m->hash,
+		.parent = m->parent,
+		.root = m->root,
+		.sum = { sum[0], sum[1] },
+		.used_us = node->used_us,
+		.tokens = m->tokens,
+	};
+	kvdir_seal(c->dir, page, &entry);
+	kvpool_keep(c->pool, page);
+	c->counts.n_sealed++;
+}
+
+static void checked(struct kvcache *c, const struct move *m, const uint64_t sum[2])
+{
+	struct prefix_node *node = c->by_page[m->order.to];
+
+	if (!node || !chain_equal(node->hash, m->hash))
+		return;
+	if (memcmp(node->sum, sum, sizeof(node->sum)) == 0) {
+		node->trust = PREFIX_CHECKED;
+		return;
+	}
+	c->counts.n_damaged++;
+	kvcache_forget(c, node, PREFIX_DAMAGED);
+}
+
+static void end(struct kvcache *c, struct move *m)
+{
+	const kv_page *held = held_page(m);
+
+	if (held)
+		kvcache_drop(c, held, 1);
+	free(m);
+}
+
+uint32_t kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max)
+{
+	struct move *m;
+	uint32_t n = 0;
+
+	while (n < max && (m = TAILQ_FIRST(&c->waiting))) {
+		TAILQ_REMOVE(&c->waiting, m, link);
+		TAILQ_INSERT_TAIL(&c->under_way, m, link);
+		ret[n++] = m->order;
+	}
+	return n;
+}
+
+void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		struct move *m = TAILQ_FIRST(&c->under_way);
+
+		if (!m)
+			return;
+		TAILQ_REMOVE(&c->under_way, m, link);
+		if (m->purpose == MOVE_SEAL)
+			sealed(c, m, sums[i].sum);
+		else if (m->purpose == MOVE_CHECK)
+			checked(c, m, sums[i].sum);
+		else if (m->purpose == MOVE_CLEAR)
+			kvdir_cleared(c->dir, m->order.to, m->uid, m->generation);
+		c->counts.n_cleared += m->purpose == MOVE_CLEAR;
+		end(c, m);
+	}
+}
+
+void moves_free(struct kvcache *c)
+{
+	struct move *m;
+
+	TAILQ_CONCAT(&c->under_way, &c->waiting, link);
+	while ((m = TAILQ_FIRST(&c->under_way))) {
+		TAILQ_REMOVE(&c->under_way, m, link);
+		free(m);
+	}
+}
+
+void kvcache_executor_lost(struct kvcache *c)
+{
+	struct move *m;
+
+	TAILQ_CONCAT(&c->under_way, &c->waiting, link);
+	while ((m = TAILQ_FIRST(&c->under_way))) {
+		TAILQ_REMOVE(&c->under_way, m, link);
+		end(c, m);
+	}
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		if (c->by_page[page])
+			c->by_page[page]->trust = PREFIX_UNCHECKED;
+	}
+}
+
+bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root)
+{
+	const struct moves *both[] = { &c->waiting, &c->under_way };
+	const struct move *m;
+
+	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
+		TAILQ_FOREACH(m, both[i], link) {
+			if (m->purpose == MOVE_SEAL && chain_equal(m->root, root))
+				return true;
+		}
+	}
+	return false;
+}
+
+bool kvcache_is_moving(const struct kvcache *c)
+{
+	return !TAILQ_EMPTY(&c->waiting) || !TAILQ_EMPTY(&c->under_way);
+}
