@@ -227,7 +227,7 @@ static void a_result_is_applied_once_when_the_broker_dies_over_it(void **state)
 		three_turns(&w);
 		w.remember_at_step = n;
 		world_run(&w, n);
-		n_deaths += w.ring_memory != NULL;
+		n_deaths += w.remembered != NULL;
 		world_restart_broker(&w);
 		world_run_all(&w);
 		assert_three_turns(&w);
