@@ -242,3 +242,60 @@ int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err
 		r = steamd_start_cancel_turn(s, turn, &h, &request, err);
 	return finish(s, &c, r, request, err);
 }
+
+/* For the calls that give JSON to whom wants it. */
+static int finish_json(struct steamd *s, struct call *c, int started, uint64_t request, char **ret,
+		       struct steamd_error *err)
+{
+	const int r = finish(s, c, started, request, err);
+
+	if (r < 0)
+		return r;
+	if (!c->json)
+		return no_result(err, "JSON");
+	if (ret)
+		*ret = steal(c->json);
+	return 0;
+}
+
+int steamd_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,
+		 char **ret, struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { .owner = handler };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_sleep(s, rung, &h, &request, err);
+	return finish_json(s, &c, r, request, ret, err);
+}
+
+int steamd_wake(struct steamd *s, const struct steamd_handler *handler, char **ret,
+		struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { .owner = handler };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_wake(s, &h, &request, err);
+	return finish_json(s, &c, r, request, ret, err);
+}
+
+int steamd_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
+		 const struct steamd_handler *handler, char **ret, struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { .owner = handler };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_yield(s, bytes, pid, &h, &request, err);
+	return finish_json(s, &c, r, request, ret, err);
+}

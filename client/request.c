@@ -327,6 +327,43 @@ int steamd_start_cancel_turn(struct steamd *s, uint64_t turn, const struct steam
 	return start(s, &m, NULL, handler, ret, err);
 }
 
+int steamd_start_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,
+		       uint64_t *ret, struct steamd_error *err)
+{
+	struct msg m = { .type = MSG_SLEEP };
+	const int r = handle_check(s, err);
+
+	if (r < 0)
+		return r;
+	if (rung)
+		MSG_SET(&m.sleep, rung, span_of(rung));
+	return start(s, &m, NULL, handler, ret, err);
+}
+
+int steamd_start_wake(struct steamd *s, const struct steamd_handler *handler, uint64_t *ret,
+		      struct steamd_error *err)
+{
+	struct msg m = { .type = MSG_WAKE };
+	const int r = handle_check(s, err);
+
+	return r < 0 ? r : start(s, &m, NULL, handler, ret, err);
+}
+
+int steamd_start_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
+		       const struct steamd_handler *handler, uint64_t *ret,
+		       struct steamd_error *err)
+{
+	struct msg m = { .type = MSG_YIELD };
+	const int r = handle_check(s, err);
+
+	if (r < 0)
+		return r;
+	MSG_SET(&m.yield, bytes, bytes);
+	if (pid)
+		MSG_SET(&m.yield, pid, pid);
+	return start(s, &m, NULL, handler, ret, err);
+}
+
 int steamd_cancel(struct steamd *s, uint64_t request)
 {
 	struct msg m = { .type = MSG_CANCEL, .id = request };

@@ -106,7 +106,7 @@ struct steamd_delta {
 };
 
 struct steamd_progress {
-	const char *state; /* loading, queued, prefill, restarting, or reconnecting */
+	const char *state; /* loading, queued, prefill, restarting, or reconnecting; of sleep: busy, parking, leaving, yielded */
 	const char *text;  /* for a person; "" if none */
 	uint32_t done, total;
 };
@@ -229,6 +229,27 @@ STEAMD_API int steamd_query(struct steamd *s, enum steamd_query what, char **ret
 STEAMD_API int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err);
 
 /*
+ * Sleep: administrators only, but for waking. Each gives a JSON object in *ret,
+ * if that is not NULL; @handler's on_progress says what is waited for, and may
+ * be left out with the rest of it (NULL).
+ *
+ * steamd_sleep()	once nothing is to be computed: down to at least @rung,
+ *			"parked" (NULL) or "gone"; returns when it is there
+ * steamd_wake()	up; returns when the model is ready. Ends all leases
+ * steamd_yield()	gives memory back until @bytes are free, or all that can be.
+ *			@pid: returns then; it stays free until that process ends.
+ *			0: on_progress says "yielded" then; returns at a wake-up, or
+ *			with the connection
+ */
+STEAMD_API int steamd_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,
+			    char **ret, struct steamd_error *err);
+STEAMD_API int steamd_wake(struct steamd *s, const struct steamd_handler *handler, char **ret,
+			   struct steamd_error *err);
+STEAMD_API int steamd_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
+			    const struct steamd_handler *handler, char **ret,
+			    struct steamd_error *err);
+
+/*
  * The non-blocking form. Each start copies what it is given, queues a request
  * and writes its number to *ret (NULL allowed); how it ends is told to
  * on_end(). Returns 0, or a negative errno and then no callback will come:
@@ -258,6 +279,15 @@ STEAMD_API int steamd_start_query(struct steamd *s, enum steamd_query what,
 STEAMD_API int steamd_start_cancel_turn(struct steamd *s, uint64_t turn,
 					const struct steamd_handler *handler, uint64_t *ret,
 					struct steamd_error *err);
+
+STEAMD_API int steamd_start_sleep(struct steamd *s, const char *rung,
+				  const struct steamd_handler *handler, uint64_t *ret,
+				  struct steamd_error *err);
+STEAMD_API int steamd_start_wake(struct steamd *s, const struct steamd_handler *handler,
+				 uint64_t *ret, struct steamd_error *err);
+STEAMD_API int steamd_start_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
+				  const struct steamd_handler *handler, uint64_t *ret,
+				  struct steamd_error *err);
 
 /* Asks for the end of a request of this handle; on_end() follows. 0, also if it ended already. */
 STEAMD_API int steamd_cancel(struct steamd *s, uint64_t request);

@@ -24,7 +24,10 @@ enum bit {
 	CANCEL = 1024,
 	RELOAD = 2048,
 	BENCH = 4096,
-	ANY = 8191,
+	SLEEP = 1 << 24,
+	WAKE = 1 << 25,
+	YIELD = 1 << 26,
+	ANY = 8191 | SLEEP | WAKE | YIELD,
 	SAMPLING = ASK | CHAT | COMPLETE,
 };
 
@@ -47,6 +50,11 @@ const struct command commands[] = {
 	{ "cancel", "TURN…", "end requests by the numbers that ps shows", CANCEL, run_cancel,
 	  false },
 	{ "reload", "", "read the settings and the model again", RELOAD, run_reload, false },
+	{ "sleep", "[RUNG]", "give memory back now: parked (the weights) or gone (the executor)",
+	  SLEEP, run_sleep, false },
+	{ "wake", "", "load what sleeps, and end all leases", WAKE, run_wake, false },
+	{ "yield", "SIZE", "free SIZE bytes (K, M, G, T) and keep them free until Ctrl-C", YIELD,
+	  run_yield, false },
 	{ "bench", "", "tokens a second, and how much of the machine's limit that is", BENCH,
 	  run_bench, false },
 };
@@ -128,6 +136,8 @@ static const struct option {
 	  "recognise no added token" },
 	{ "--skip-special", NULL, NULL, DETOKENIZE, FLAG, AT(skip_special), 0, 0,
 	  "leave special tokens out" },
+	{ "--for-pid", NULL, "PID", YIELD, COUNT, AT(pid), 1, 0x7fffffff,
+	  "keep them free until this process ends, and return at once" },
 	{ "--prompt-tokens", NULL, "N", BENCH, COUNT, AT(prompt_tokens), 1, 1 << 20,
 	  "length of the prompt (512)" },
 	{ "--tokens", NULL, "N", BENCH, COUNT, AT(tokens), 2, 1 << 20,

@@ -41,6 +41,7 @@ struct ctl {
 	const char *system, *file, *tools, *label;
 	int think; /* -1: not said */
 	bool ids, no_special, skip_special, limits;
+	uint32_t pid; /* --for-pid; 0: none */
 	uint32_t top, prompt_tokens, tokens, rounds;
 	char **words; /* what is left of the command line */
 	int n_words;
@@ -71,6 +72,9 @@ int run_models(struct ctl *c);
 int run_cancel(struct ctl *c);
 int run_reload(struct ctl *c);
 int run_bench(struct ctl *c);
+int run_sleep(struct ctl *c);
+int run_wake(struct ctl *c);
+int run_yield(struct ctl *c);
 
 /* options.c. Returns -1 to go on with *@ret_command, or an exit code. */
 int options_read(int argc, char **argv, struct ctl *c, const struct command **ret_command);

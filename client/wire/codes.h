@@ -16,6 +16,7 @@
 	CODE(BUSY, "busy", 75, "a limit is reached; try again later")                              \
 	CODE(UNAVAILABLE, "unavailable", 75, "the model is not being served now")                  \
 	CODE(MODEL_REFUSED, "model-refused", 78, "the model's files were refused")                 \
+	CODE(MODEL_CHANGED, "model-changed", 78, "the model's files changed while it slept; reload takes them as they are") \
 	CODE(EXEC_FAULT, "exec-fault", 70, "the executor died twice while computing this request") \
 	CODE(DEADLINE, "deadline", 124, "the request's deadline passed before its first token")    \
 	CODE(NO_MEMORY, "no-memory", 71, "the daemon is out of memory")                            \

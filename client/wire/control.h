@@ -7,6 +7,17 @@
  *				rings, bell down, bell up (SCM_RIGHTS, in this order)
  *	executor -> broker	CONTROL_PROGRESS while it loads, then CONTROL_READY
  *				or CONTROL_REFUSED (then it exits)
+ *	broker -> executor	CONTROL_PARK: finish the steps pushed before it, then
+ *				give the weights' memory back. Process, threads, slots
+ *				and the mapped arena stay
+ *	executor -> broker	CONTROL_PARKED
+ *	broker -> executor	CONTROL_WAKE: load the weights again, from the checkpoint
+ *				that they were loaded from
+ *	executor -> broker	CONTROL_PROGRESS, then CONTROL_READY or CONTROL_REFUSED
+ *
+ * Either order may come twice, and is answered by what is the case then: a
+ * broker that takes over repeats the last one. No order is sent before the
+ * answer to the one before it.
  *
  * End of file is the death signal, both ways: an executor that reads it leaves
  * with _exit(70).
@@ -15,11 +26,21 @@
 
 #include <stdint.h>
 
-#define CONTROL_VERSION 2
+#define CONTROL_VERSION 3
 #define CONTROL_FD 3
 #define CONTROL_PATH_MAX 4096
 
-enum control_kind { CONTROL_CONFIGURE = 1, CONTROL_PROGRESS, CONTROL_READY, CONTROL_REFUSED };
+#define CONTROL_FINGERPRINT_BYTES 16 /* see daemon/exec/weights/fingerprint.h */
+
+enum control_kind {
+	CONTROL_CONFIGURE = 1,
+	CONTROL_PROGRESS,
+	CONTROL_READY,
+	CONTROL_REFUSED,
+	CONTROL_PARK,
+	CONTROL_PARKED,
+	CONTROL_WAKE,
+};
 
 struct control_configure {
 	uint32_t kind, version;
@@ -29,6 +50,7 @@ struct control_configure {
 	uint32_t n_slots, max_context;		/* slots are numbered from 0; tokens in one slot */
 	uint32_t max_batch_tokens;		/* of one step, at most STEP_TOKENS_MAX */
 	uint32_t n_threads;			/* 0: see dev_open() */
+	uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES]; /* that the checkpoint must have; all 0: any */
 	char isa[32];				/* auto, ref, portable, avx2, avx512, avx512bf16 */
 	char model[CONTROL_PATH_MAX];		/* directory of the checkpoint */
 };
@@ -45,12 +67,23 @@ struct control_ready {
 	uint64_t read_bytes_per_second; /* by its threads, of its weights, just after the load */
 	uint64_t load_us;
 	uint64_t huge_bytes;	   /* of the executor that are in huge pages */
+	uint64_t resident_bytes;   /* of the executor's own memory, weights included; not the arena */
+	uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES]; /* of the checkpoint as it was loaded */
 	char isa[32];		   /* the one in use */
 	char device[64];	   /* processor's name */
 };
 
+struct control_order { /* CONTROL_PARK, CONTROL_WAKE */
+	uint32_t kind, pad;
+};
+
+struct control_parked {
+	uint32_t kind, pad;
+	uint64_t freed_bytes, resident_bytes; /* of the executor's own memory */
+};
+
 struct control_refused {
 	uint32_t kind;
-	int32_t error;		   /* negative errno; -EBADMSG, -ENOTSUP: the model's fault */
+	int32_t error;		   /* negative errno; -EBADMSG, -ENOTSUP: the model's fault; -ESTALE: another model */
 	char text[1024];
 };

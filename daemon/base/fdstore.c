@@ -51,6 +51,17 @@ int fdstore_take(const char *name)
 	return -1;
 }
 
+int fdstore_take_next(const char *prefix, char *name, size_t size)
+{
+	for (int i = 0; i < received.n; i++) {
+		if (received.fds[i] < 0 || strncmp(received.names[i], prefix, strlen(prefix)) != 0)
+			continue;
+		snprintf(name, size, "%s", received.names[i]);
+		return steal_fd(&received.fds[i]);
+	}
+	return -1;
+}
+
 /* Removing is by name: not if one of that name is in use. */
 static bool was_taken(const char *name)
 {

@@ -487,15 +487,18 @@ int exec_drain(struct exec *e, struct ring *ring, struct err *err)
 	return n;
 }
 
-int exec_run(struct exec *e, struct ring *ring, struct err *err)
+int exec_run(struct exec *e, struct ring *ring, const _Atomic uint32_t *interrupt, struct err *err)
 {
 	uint64_t rung;
 	int r;
 
 	for (;;) {
+		/* looked at first: steps that were pushed before it was set are done before it counts */
+		const bool interrupted = atomic_load(interrupt) != 0;
+
 		r = exec_drain(e, ring, err);
-		if (r < 0)
-			return r;
+		if (r < 0 || interrupted)
+			return MIN(r, 0);
 		if (read(ring->down_fd, &rung, sizeof(rung)) < 0 && errno != EINTR &&
 		    errno != EAGAIN)
 			return err_wrap(err, -errno, "cannot wait for the step ring's bell");

@@ -37,9 +37,11 @@ int exec_step(struct exec *e, const struct step *step, const void *payload, void
 
 /*
  * Runs the steps of @ring in order, sleeping on its doorbell when there are
- * none. Returns only on failure, after the result that tells it was written.
+ * none. Returns 0 when *@interrupt is not 0 and the steps pushed before that
+ * are done; who sets it rings the bell. Else only on failure, after the result
+ * that tells it was written.
  */
-int exec_run(struct exec *e, struct ring *ring, struct err *err);
+int exec_run(struct exec *e, struct ring *ring, const _Atomic uint32_t *interrupt, struct err *err);
 
 /* The same until no step waits: for tests. Returns the steps done, or what exec_run() does. */
 int exec_drain(struct exec *e, struct ring *ring, struct err *err);

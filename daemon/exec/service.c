@@ -6,6 +6,8 @@
 #include <malloc.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -31,7 +33,10 @@ struct service {
 	struct weights *weights;
 	struct exec *exec;
 	uint64_t load_began_us;
+	uint64_t read_bytes_per_second; /* measured once */
 	uint32_t percent_told;
+	_Atomic uint32_t
+		order; /* of the broker, not yet obeyed; written by the watching thread, taken by the main one */
 };
 
 static void deinit(struct service *s)
@@ -118,15 +123,34 @@ static int receive(struct service *s, struct err *err)
 	return 0;
 }
 
-/* The broker's end closing is the only way it can tell us that it is gone. */
+/*
+ * Orders are rung in by the bell of the steps, so that the main thread waits
+ * for both with one read. The broker's end closing is the only way it can tell
+ * us that it is gone.
+ */
 static void *watch(void *userdata)
 {
-	const int fd = *(int *)userdata;
-	struct pollfd p = { .fd = fd, .events = POLLIN | POLLRDHUP };
+	const uint64_t one = 1;
+	struct service *s = userdata;
+	struct pollfd p = { .fd = s->control_fd, .events = POLLIN };
+	struct control_order order;
+	ssize_t n;
 
-	while (poll(&p, 1, -1) < 0 && errno == EINTR)
-		;
-	_exit(SERVICE_EXIT_FAULT);
+	for (;;) {
+		n = recv(s->control_fd, &order, sizeof(order), MSG_DONTWAIT | MSG_TRUNC);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+			poll(&p, 1, -1);
+			continue;
+		}
+		if (n <= 0)
+			_exit(SERVICE_EXIT_FAULT);
+		if (n != sizeof(order) ||
+		    (order.kind != CONTROL_PARK && order.kind != CONTROL_WAKE))
+			_exit(SERVICE_EXIT_PROTOCOL);
+		atomic_store(&s->order, order.kind);
+		if (write(s->ring.down_fd, &one, sizeof(one)) < 0)
+			_exit(SERVICE_EXIT_FAULT);
+	}
 }
 
 static int start_watching(struct service *s, struct err *err)
@@ -137,7 +161,7 @@ static int start_watching(struct service *s, struct err *err)
 
 	pthread_attr_init(&attr);
 	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-	r = pthread_create(&thread, &attr, watch, &s->control_fd);
+	r = pthread_create(&thread, &attr, watch, s);
 	pthread_attr_destroy(&attr);
 	return r ? err_wrap(err, -r, "cannot start a thread") : 0;
 }
@@ -209,6 +233,36 @@ static int map_arena(struct service *s, struct err *err)
 	return 0;
 }
 
+static int map_ring(struct service *s, struct err *err)
+{
+	const int r = ring_map(s->fds[1], s->fds[2], s->fds[3], &s->ring, err);
+
+	if (r < 0)
+		return r == -EBADMSG ? -EPROTO : r; /* EBADMSG would be the model's fault */
+	s->fds[1] = s->fds[2] = s->fds[3] = -1;
+	return 0;
+}
+
+/* The model that the broker's sessions are of, if it knows one. */
+static int check_fingerprint(const struct service *s, struct err *err)
+{
+	static const uint8_t any[CONTROL_FINGERPRINT_BYTES];
+	const uint8_t *wanted = s->configure.fingerprint;
+
+	if (memcmp(wanted, any, sizeof(any)) == 0 ||
+	    memcmp(wanted, fingerprint_whole(s->weights->fingerprint), sizeof(any)) == 0)
+		return 0;
+	return err_set(err, -ESTALE, "'%s' is not the model that was loaded before",
+		       s->configure.model);
+}
+
+/* The headers of a large model are tens of megabytes, and nobody reads them again. */
+static void close_checkpoint(struct service *s)
+{
+	s->checkpoint = checkpoint_free(s->checkpoint);
+	malloc_trim(0);
+}
+
 static int prepare(struct service *s, struct err *err)
 {
 	const struct control_configure *c = &s->configure;
@@ -219,11 +273,6 @@ static int prepare(struct service *s, struct err *err)
 	};
 	enum isa isa;
 	int r;
-
-	r = ring_map(s->fds[1], s->fds[2], s->fds[3], &s->ring, err);
-	if (r < 0)
-		return r == -EBADMSG ? -EPROTO : r; /* EBADMSG would be the model's fault */
-	s->fds[1] = s->fds[2] = s->fds[3] = -1;
 
 	if (isa_parse(c->isa, &isa) < 0)
 		return err_set(err, -EINVAL, "there is no instruction set '%s'", c->isa);
@@ -241,9 +290,10 @@ static int prepare(struct service *s, struct err *err)
 	r = weights_load(s->checkpoint, s->dev, on_progress, s, &s->weights, err);
 	if (r < 0)
 		return r;
-	/* the headers of a large model are tens of megabytes, and nobody reads them again */
-	s->checkpoint = checkpoint_free(s->checkpoint);
-	malloc_trim(0);
+	r = check_fingerprint(s, err);
+	if (r < 0)
+		return r;
+	close_checkpoint(s);
 	return exec_new(s->dev, s->weights, &s->kv, &limits, &s->exec, err);
 }
 
@@ -267,17 +317,23 @@ static void read_device_name(char *ret, size_t size)
 	}
 }
 
-/* Bytes of this process that the kernel put into huge pages: weights, activations, scratch. */
-static uint64_t huge_bytes(void)
+/* The number behind @key in a file of /proc with lines in kB, in bytes. */
+static uint64_t read_kib(const char *path, const char *key)
 {
-	_cleanup_(fclosep) FILE *f = fopen("/proc/self/smaps_rollup", "re");
-	unsigned long long kib;
+	_cleanup_(fclosep) FILE *f = fopen(path, "re");
+	const size_t len = strlen(key);
 	char line[512];
 
 	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "AnonHugePages: %llu kB", &kib) == 1)
-			return kib * 1024;
+		if (strncmp(line, key, len) == 0)
+			return strtoull(line + len, NULL, 10) * 1024;
 	return 0;
+}
+
+/* Weights, activations, scratch; the arena is shared and the broker's. */
+static uint64_t resident_bytes(void)
+{
+	return read_kib("/proc/self/status", "RssAnon:");
 }
 
 static int tell_ready(struct service *s, struct err *err)
@@ -288,13 +344,18 @@ static int tell_ready(struct service *s, struct err *err)
 		.n_threads = dev_threads(s->dev),
 		.weight_bytes = s->weights->bytes,
 		.decode_bytes = s->weights->decode_bytes,
-		.read_bytes_per_second = readrate_measure(s->dev, s->weights->memory,
-							  s->weights->bytes),
 		.load_us = load_us,
-		.huge_bytes = huge_bytes(),
+		.huge_bytes = read_kib("/proc/self/smaps_rollup", "AnonHugePages:"),
+		.resident_bytes = resident_bytes(),
 	};
 	int r;
 
+	if (s->read_bytes_per_second == 0)
+		s->read_bytes_per_second = readrate_measure(s->dev, s->weights->memory,
+							    s->weights->bytes);
+	ready.read_bytes_per_second = s->read_bytes_per_second;
+	memcpy(ready.fingerprint, fingerprint_whole(s->weights->fingerprint),
+	       sizeof(ready.fingerprint));
 	snprintf(ready.isa, sizeof(ready.isa), "%s", isa_name(dev_isa(s->dev)));
 	read_device_name(ready.device, sizeof(ready.device));
 	r = send_packet(s, &ready, sizeof(ready));
@@ -318,6 +379,7 @@ static int exit_code(int r)
 	case ENOTDIR:
 	case EACCES:
 	case EIO:
+	case ESTALE:
 		return SERVICE_EXIT_MODEL;
 	case EPROTO:
 	case EINVAL:
@@ -330,6 +392,90 @@ static int exit_code(int r)
 	}
 }
 
+static void begin_load(struct service *s)
+{
+	s->load_began_us = clock_us();
+	s->percent_told = UINT32_MAX;
+}
+
+static int wake(struct service *s, struct err *err)
+{
+	int r;
+
+	begin_load(s);
+	r = checkpoint_open(s->configure.model, &s->checkpoint, err);
+	if (r < 0)
+		return r;
+	r = weights_reload(s->weights, s->checkpoint, on_progress, s, err);
+	if (r == -ESTALE)
+		err_wrap(err, r, "'%s' is not the model that was loaded before",
+			 s->configure.model);
+	close_checkpoint(s);
+	return r;
+}
+
+static int tell_parked(const struct service *s, uint64_t before_bytes, struct err *err)
+{
+	struct control_parked parked = {
+		.kind = CONTROL_PARKED,
+		.resident_bytes = resident_bytes(),
+	};
+	int r;
+
+	parked.freed_bytes = before_bytes -
+			     MIN(before_bytes, parked.resident_bytes); /* 0 if it came twice */
+	r = send_packet(s, &parked, sizeof(parked));
+	return r < 0 ? err_wrap(err, r, "cannot tell the broker that the weights are gone") : 0;
+}
+
+/* Without weights, until the order to wake. */
+static int stay_parked(struct service *s, struct err *err)
+{
+	uint64_t rung, before_bytes = resident_bytes();
+	uint32_t order = CONTROL_PARK;
+	int r;
+
+	weights_drop(s->weights);
+	malloc_trim(0);
+	while (order != CONTROL_WAKE) {
+		if (order == CONTROL_PARK) {
+			r = tell_parked(s, before_bytes, err);
+			if (r < 0)
+				return r;
+			before_bytes = 0;
+		}
+		if (read(s->ring.down_fd, &rung, sizeof(rung)) < 0 && errno != EINTR &&
+		    errno != EAGAIN)
+			return err_wrap(err, -errno, "cannot wait for the step ring's bell");
+		order = atomic_exchange(&s->order, 0);
+	}
+	return wake(s, err);
+}
+
+/* Steps and orders, until one fails. Returns the exit code. */
+static int run(struct service *s, struct err *err)
+{
+	int r;
+
+	for (;;) {
+		r = tell_ready(s, err);
+		if (r < 0)
+			return exit_code(r);
+		do {
+			r = exec_run(s->exec, &s->ring, &s->order, err);
+			if (r < 0)
+				return SERVICE_EXIT_FAULT;
+		} while (atomic_load(&s->order) == 0);
+		if (atomic_exchange(&s->order, 0) != CONTROL_PARK)
+			continue; /* to wake up what is awake: it is told so */
+		r = stay_parked(s, err);
+		if (r < 0) {
+			tell_refused(s, err, r);
+			return exit_code(r);
+		}
+	}
+}
+
 static int serve(struct service *s, struct err *err)
 {
 	int r;
@@ -337,22 +483,17 @@ static int serve(struct service *s, struct err *err)
 	r = receive(s, err);
 	if (r < 0)
 		return exit_code(r);
-	s->load_began_us = clock_us();
-	s->percent_told = UINT32_MAX;
-	r = start_watching(s, err);
-	if (r < 0)
-		return exit_code(r);
-	r = prepare(s, err);
+	begin_load(s);
+	r = map_ring(s, err);
+	if (r == 0)
+		r = start_watching(s, err);
+	if (r == 0)
+		r = prepare(s, err);
 	if (r < 0) {
 		tell_refused(s, err, r);
 		return exit_code(r);
 	}
-	r = tell_ready(s, err);
-	if (r < 0)
-		return exit_code(r);
-
-	exec_run(s->exec, &s->ring, err);
-	return SERVICE_EXIT_FAULT;
+	return run(s, err);
 }
 
 int service_run(int control_fd, struct err *err)

@@ -1,6 +1,7 @@
 /*
  * The executor's life as a process: configured over its control socket, loads
- * the checkpoint, runs steps, leaves when the broker is gone.
+ * the checkpoint, runs steps, gives the weights back and loads them again when
+ * it is told to, leaves when the broker is gone.
  */
 #pragma once
 
@@ -17,8 +18,9 @@ enum service_exit {
 
 /*
  * Serves the broker at the other end of @control_fd (see client/wire/control.h)
- * until something fails. From the configuration on a thread watches the socket
- * and leaves the process with SERVICE_EXIT_FAULT at its end.
+ * until something fails. From the configuration on a thread reads the socket,
+ * rings the steps' bell at an order, and leaves the process with
+ * SERVICE_EXIT_FAULT at its end.
  *
  * Returns the exit code, with a sentence in @err; the broker has been told of
  * a refusal.

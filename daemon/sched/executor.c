@@ -1,20 +1,18 @@
-/* The executor's life: start, control packets, death, back-off, parking and adoption. */
+/* The executor's life: start, control packets, sleep, death, back-off, parking and adoption. */
 #include "daemon/sched/executor.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 #include "client/wire/ownership.h"
 #include "daemon/base/clock.h"
 #include "daemon/base/fdstore.h"
 #include "daemon/sched/child.h"
-
-#define CONFIGURE_FDS 4
+#include "daemon/sched/contact.h"
+#include "daemon/sched/execrecord.h"
 
 struct executor {
 	sd_event *loop;
@@ -26,7 +24,11 @@ struct executor {
 	pid_t pid;
 	uint32_t generation, deaths;
 	bool adopted, dying;
-	struct control_ready ready;
+	bool wake_wanted, leave_wanted; /* once it is parked, or gone */
+	int record_fd;
+	struct execrecord record;
+	uint64_t began_us; /* the load under way; 0: not known */
+	int refusal;
 	struct control_progress progress;
 	char text[ERR_TEXT_MAX];
 	uint64_t retry_at_us;
@@ -39,6 +41,10 @@ static const char *const state_names[] = {
 	[EXECUTOR_READY] = "ready",
 	[EXECUTOR_BACKOFF] = "waiting",
 	[EXECUTOR_REFUSED] = "model-refused",
+	[EXECUTOR_PARKING] = "parking",
+	[EXECUTOR_PARKED] = "parked",
+	[EXECUTOR_LEAVING] = "leaving",
+	[EXECUTOR_GONE] = "gone",
 };
 
 /* Seconds before the start that follows so many deaths in a row; the last is for all more. */
@@ -59,38 +65,34 @@ static void unpark(void)
 		fdstore_remove(parked_names[i]);
 }
 
+static void set_record(struct executor *e, enum execrecord_state state)
+{
+	e->record.state = state;
+	execrecord_write(e->record_fd, &e->record);
+}
+
 static void park(struct executor *e)
 {
 	unpark();
 	fdstore_put("ring", e->ring.memfd, 0);
 	fdstore_put("ring-down", e->ring.down_fd, 0);
 	fdstore_put("ring-up", e->ring.up_fd, 0);
+	e->record.state = EXECRECORD_LOADING;
+	closep(&e->record_fd);
+	e->record_fd = execrecord_new(&e->record);
 	fdstore_put("exec-ctl", e->control_fd, 1); /* last: without it the others are no executor */
 }
 
-/* What a later broker cannot ask again: the READY packet is read only once. */
-static void park_ready(const struct control_ready *ready)
+static bool takes_results(const struct executor *e)
 {
-	_cleanup_(closep) int fd = memfd_create("steamd-ready", MFD_CLOEXEC);
-
-	if (fd >= 0 && pwrite(fd, ready, sizeof(*ready), 0) == (ssize_t)sizeof(*ready)) {
-		fdstore_remove("exec-ready");
-		fdstore_put("exec-ready", fd, 0);
-	}
+	return e->state == EXECUTOR_READY || e->state == EXECUTOR_PARKING ||
+	       e->state == EXECUTOR_LEAVING;
 }
 
-static bool unpark_ready(struct control_ready *ret)
+static void take_results(struct executor *e)
 {
-	_cleanup_(closep) int fd = fdstore_take("exec-ready");
-	struct control_ready ready;
-
-	if (fd < 0 || pread(fd, &ready, sizeof(ready), 0) != (ssize_t)sizeof(ready) ||
-	    ready.kind != CONTROL_READY)
-		return false;
-	ready.isa[sizeof(ready.isa) - 1] = '\0';
-	ready.device[sizeof(ready.device) - 1] = '\0';
-	*ret = ready;
-	return true;
+	if (takes_results(e) && e->options.on_results)
+		e->options.on_results(e, e->options.userdata);
 }
 
 static int on_tell(sd_event_source *source, void *userdata)
@@ -100,8 +102,7 @@ static int on_tell(sd_event_source *source, void *userdata)
 	(void)source;
 	if (e->options.on_state)
 		e->options.on_state(e, e->options.userdata);
-	if (e->state == EXECUTOR_READY && e->options.on_results)
-		e->options.on_results(e, e->options.userdata);
+	take_results(e);
 	return 0;
 }
 
@@ -121,7 +122,7 @@ int executor_new(sd_event *loop, const struct executor_options *options, struct 
 		return err_set(err, -ENOMEM, "out of memory");
 	e->loop = sd_event_ref(loop);
 	e->options = *options;
-	e->control_fd = -1;
+	e->control_fd = e->record_fd = -1;
 	e->ring = (struct ring){ .memfd = -1, .down_fd = -1, .up_fd = -1 };
 	r = sd_event_add_defer(loop, &e->tell, on_tell, e);
 	if (r < 0)
@@ -155,7 +156,7 @@ static void end(struct executor *e)
 		unpark();
 	}
 	detach(e);
-	e->adopted = false;
+	e->adopted = e->wake_wanted = e->leave_wanted = false;
 	e->state = EXECUTOR_OFF;
 }
 
@@ -164,25 +165,11 @@ struct executor *executor_free(struct executor *e)
 	if (!e)
 		return NULL;
 	detach(e);
+	closep(&e->record_fd);
 	sd_event_source_disable_unref(e->tell);
 	sd_event_unref(e->loop);
 	free(e);
 	return NULL;
-}
-
-static int connect_unit(const char *path, struct err *err)
-{
-	struct sockaddr_un to = { .sun_family = AF_UNIX };
-	_cleanup_(closep) int fd = -1;
-
-	if (strlen(path) >= sizeof(to.sun_path))
-		return err_set(err, -ENAMETOOLONG, "the executor's socket '%s' has a path too long",
-			       path);
-	memcpy(to.sun_path, path, strlen(path));
-	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof(to)) < 0)
-		return err_wrap(err, -errno, "cannot reach the executor at '%s'", path);
-	return steal_fd(&fd);
 }
 
 static int on_child_end(void *userdata);
@@ -206,32 +193,20 @@ static int fork_child(struct executor *e, struct err *err)
 
 static int send_configure(struct executor *e, struct err *err)
 {
-	const int fds[CONFIGURE_FDS] = { e->options.arena_fd, e->ring.memfd, e->ring.down_fd,
-					 e->ring.up_fd };
-	union {
-		struct cmsghdr align;
-		char bytes[CMSG_SPACE(sizeof(fds))];
-	} control = { 0 };
+	const int fds[CONTACT_FDS] = { e->options.arena_fd, e->ring.memfd, e->ring.down_fd,
+				       e->ring.up_fd };
 	struct control_configure configure = e->options.configure;
-	struct iovec iov = { &configure, sizeof(configure) };
-	struct msghdr m = {
-		.msg_iov = &iov,
-		.msg_iovlen = 1,
-		.msg_control = control.bytes,
-		.msg_controllen = sizeof(control.bytes),
-	};
-	struct cmsghdr *c = CMSG_FIRSTHDR(&m);
+	const struct control_ready *before = executor_known(e);
+	int r;
 
-	c->cmsg_level = SOL_SOCKET;
-	c->cmsg_type = SCM_RIGHTS;
-	c->cmsg_len = CMSG_LEN(sizeof(fds));
-	memcpy(CMSG_DATA(c), fds, sizeof(fds));
-	if (sendmsg(e->control_fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)sizeof(configure))
-		return 0;
+	/* what is stored and cached belongs to the model that was served until now */
+	if (before)
+		memcpy(configure.fingerprint, before->fingerprint, sizeof(configure.fingerprint));
+	r = contact_configure(e->control_fd, &configure, fds);
 	/* a child that is gone already is told of by its end, which says more */
-	if (e->child && (errno == EPIPE || errno == ECONNRESET))
+	if (r == 0 || (e->child && (r == -EPIPE || r == -ECONNRESET)))
 		return 0;
-	return err_wrap(err, -errno, "cannot configure the executor");
+	return err_wrap(err, r, "cannot configure the executor");
 }
 
 static int on_control(sd_event_source *source, int fd, uint32_t revents, void *userdata);
@@ -252,6 +227,13 @@ static int watch(struct executor *e)
 	return sd_event_add_io(e->loop, &e->bell, e->ring.up_fd, EPOLLIN | EPOLLET, on_bell, e);
 }
 
+static void begin_loading(struct executor *e)
+{
+	e->state = EXECUTOR_LOADING;
+	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
+	e->began_us = clock_us();
+}
+
 static int start(struct executor *e, struct err *err)
 {
 	int r;
@@ -259,7 +241,7 @@ static int start(struct executor *e, struct err *err)
 	r = ring_new(&e->ring, err);
 	if (r < 0)
 		return r;
-	e->control_fd = e->options.unit_socket ? connect_unit(e->options.unit_socket, err)
+	e->control_fd = e->options.unit_socket ? contact_unit(e->options.unit_socket, err)
 					       : fork_child(e, err);
 	if (e->control_fd < 0) {
 		r = e->control_fd;
@@ -274,8 +256,7 @@ static int start(struct executor *e, struct err *err)
 		return r;
 	e->generation++;
 	e->adopted = false;
-	e->state = EXECUTOR_LOADING;
-	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
+	begin_loading(e);
 	park(e);
 	tell(e);
 	return 0;
@@ -301,15 +282,39 @@ static int on_retry(sd_event_source *source, uint64_t usec, void *userdata)
 	return 0;
 }
 
+/* Ended on purpose, or while it was not needed. What it was is remembered. */
+static void go(struct executor *e)
+{
+	const bool wake = e->wake_wanted;
+
+	end(e);
+	e->state = EXECUTOR_GONE;
+	set_record(e, EXECRECORD_GONE);
+	execrecord_park(e->record_fd);
+	if (wake)
+		start_or_die(e);
+	else
+		tell(e);
+}
+
+static bool is_going_to_sleep(const struct executor *e)
+{
+	return e->state == EXECUTOR_PARKING || e->state == EXECUTOR_PARKED ||
+	       e->state == EXECUTOR_LEAVING;
+}
+
 static void on_death(struct executor *e, const char *why)
 {
 	uint32_t wait_s;
 
 	/* what it finished is good: results are taken before the ring goes */
 	e->dying = true;
-	if (e->state == EXECUTOR_READY && e->options.on_results)
-		e->options.on_results(e, e->options.userdata);
+	take_results(e);
 	e->dying = false;
+	if (is_going_to_sleep(e)) {
+		go(e); /* it had little to lose, and nobody waits for it */
+		return;
+	}
 	if (why != e->text)
 		snprintf(e->text, sizeof(e->text), "%s", why);
 	end(e);
@@ -324,25 +329,157 @@ static void on_death(struct executor *e, const char *why)
 	tell(e);
 }
 
+/* Whether what is wanted may be had later: a model that was served is not refused for that. */
+static bool may_pass(const struct executor *e, int error)
+{
+	return executor_known(e) &&
+	       (error == -ENOMEM || error == -EAGAIN || error == -EMFILE || error == -ENFILE);
+}
+
 static void on_refused(struct executor *e, const struct control_refused *refused)
 {
 	snprintf(e->text, sizeof(e->text), "%.*s",
 		 (int)strnlen(refused->text, sizeof(refused->text)), refused->text);
+	if (may_pass(e, refused->error)) {
+		on_death(e, e->text);
+		return;
+	}
 	end(e);
+	e->refusal = refused->error < 0 ? refused->error : -EBADMSG;
 	e->state = EXECUTOR_REFUSED;
 	tell(e);
 }
 
-static void on_ready(struct executor *e, const struct control_ready *ready)
+/* Before it is taken off the socket: a broker that dies in between finds both. */
+static void note_ready(struct executor *e, const struct control_ready *ready)
+{
+	const bool woke = e->record.state == EXECRECORD_WAKING;
+	struct execrecord_price *price = woke ? &e->record.parked : &e->record.gone;
+
+	if (e->state != EXECUTOR_LOADING)
+		return;
+	e->record.ready = *ready;
+	e->record.ready.isa[sizeof(ready->isa) - 1] = '\0';
+	e->record.ready.device[sizeof(ready->device) - 1] = '\0';
+	e->record.gone.freed_bytes = ready->resident_bytes;
+	if (e->began_us)
+		price->return_us = MAX(clock_us() - e->began_us, 1);
+	set_record(e, EXECRECORD_READY);
+}
+
+static void on_ready(struct executor *e)
 {
 	if (e->state != EXECUTOR_LOADING)
-		return; /* told twice: it was stored and then read again by the next broker */
-	e->ready = *ready;
-	e->ready.isa[sizeof(e->ready.isa) - 1] = '\0';
-	e->ready.device[sizeof(e->ready.device) - 1] = '\0';
+		return; /* told twice: it was noted and then read again by the next broker */
 	e->text[0] = '\0';
+	e->began_us = 0;
 	e->state = EXECUTOR_READY;
 	tell(e);
+}
+
+static void give_order(struct executor *e, enum control_kind kind)
+{
+	const struct control_order order = { .kind = kind };
+
+	if (send(e->control_fd, &order, sizeof(order), MSG_NOSIGNAL | MSG_DONTWAIT) ==
+	    (ssize_t)sizeof(order))
+		return;
+	/* one that is gone is told of by its end, which says more */
+	if (errno != EPIPE && errno != ECONNRESET)
+		executor_fail(e, "the executor takes no order");
+}
+
+static void order_wake(struct executor *e)
+{
+	e->wake_wanted = false;
+	set_record(e, EXECRECORD_WAKING);
+	begin_loading(e);
+	tell(e);
+	give_order(e, CONTROL_WAKE);
+}
+
+static void on_parked(struct executor *e, const struct control_parked *parked)
+{
+	if (e->state != EXECUTOR_PARKING)
+		return;	 /* the answer to an order that an earlier broker gave, too */
+	take_results(e); /* the last ones came before the answer */
+	if (e->state != EXECUTOR_PARKING)
+		return;
+	if (parked->freed_bytes > 0)
+		e->record.parked.freed_bytes = parked->freed_bytes;
+	e->state = EXECUTOR_PARKED;
+	set_record(e, EXECRECORD_PARKED);
+	if (e->leave_wanted)
+		go(e);
+	else if (e->wake_wanted)
+		order_wake(e);
+	else
+		tell(e);
+}
+
+int executor_park(struct executor *e)
+{
+	if (e->state != EXECUTOR_READY)
+		return -EAGAIN;
+	e->state = EXECUTOR_PARKING;
+	set_record(e, EXECRECORD_PARKING);
+	tell(e);
+	give_order(e, CONTROL_PARK);
+	return 0;
+}
+
+/* The steps in flight are over. */
+static void leave_when_drained(struct executor *e)
+{
+	if (e->state == EXECUTOR_LEAVING && ring_in_flight(&e->ring) == 0)
+		go(e);
+}
+
+int executor_leave(struct executor *e)
+{
+	switch (e->state) {
+	case EXECUTOR_READY:
+		e->state = EXECUTOR_LEAVING;
+		tell(e);
+		leave_when_drained(e);
+		return 0;
+	case EXECUTOR_PARKING:
+		e->leave_wanted = true;
+		e->wake_wanted = false;
+		return 0;
+	case EXECUTOR_LEAVING:
+		e->wake_wanted = false;
+		return 0;
+	case EXECUTOR_LOADING:
+	case EXECUTOR_PARKED:
+	case EXECUTOR_BACKOFF:
+		e->wake_wanted = false;
+		go(e);
+		return 0;
+	case EXECUTOR_GONE:
+		return 0;
+	default:
+		return -EAGAIN;
+	}
+}
+
+void executor_wake(struct executor *e)
+{
+	switch (e->state) {
+	case EXECUTOR_PARKED:
+		order_wake(e);
+		return;
+	case EXECUTOR_PARKING:
+	case EXECUTOR_LEAVING:
+		e->wake_wanted = true;
+		e->leave_wanted = false;
+		return;
+	case EXECUTOR_GONE:
+		start_or_die(e);
+		return;
+	default:
+		return;
+	}
 }
 
 union packet {
@@ -350,6 +487,7 @@ union packet {
 	struct control_progress progress;
 	struct control_ready ready;
 	struct control_refused refused;
+	struct control_parked parked;
 };
 
 static ssize_t receive(struct executor *e, union packet *packet, int flags)
@@ -395,9 +533,8 @@ static bool handle_packet(struct executor *e)
 		on_death(e, "the executor closed its socket");
 		return false;
 	}
-	/* stored before it is taken off the socket: a broker that dies in between reads it again */
 	if ((size_t)n == sizeof(packet.ready) && packet.kind == CONTROL_READY)
-		park_ready(&packet.ready);
+		note_ready(e, &packet.ready);
 	n = receive(e, &packet, 0);
 
 	if ((size_t)n == sizeof(packet.progress) && packet.kind == CONTROL_PROGRESS) {
@@ -407,7 +544,11 @@ static bool handle_packet(struct executor *e)
 		return true;
 	}
 	if ((size_t)n == sizeof(packet.ready) && packet.kind == CONTROL_READY) {
-		on_ready(e, &packet.ready);
+		on_ready(e);
+		return true;
+	}
+	if ((size_t)n == sizeof(packet.parked) && packet.kind == CONTROL_PARKED) {
+		on_parked(e, &packet.parked);
 		return true;
 	}
 	if ((size_t)n == sizeof(packet.refused) && packet.kind == CONTROL_REFUSED) {
@@ -447,8 +588,8 @@ static int on_bell(sd_event_source *source, int fd, uint32_t revents, void *user
 	struct executor *e = userdata;
 
 	(void)source, (void)fd, (void)revents;
-	if (e->state == EXECUTOR_READY && e->options.on_results)
-		e->options.on_results(e, e->options.userdata);
+	take_results(e);
+	leave_when_drained(e);
 	return 0;
 }
 
@@ -477,6 +618,38 @@ static bool has_ended(int control_fd)
 	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL));
 }
 
+static void take_record(struct executor *e)
+{
+	closep(&e->record_fd);
+	e->record_fd = execrecord_take(&e->record);
+}
+
+/* Where it is by the record. An order that may not have been sent is sent again. */
+static void adopt_state(struct executor *e)
+{
+	if (e->record_fd < 0)
+		e->record_fd = execrecord_new(&(struct execrecord){ .state = EXECRECORD_LOADING });
+	switch (e->record_fd < 0 ? 0 : e->record.state) {
+	case EXECRECORD_READY:
+		e->state = EXECUTOR_READY;
+		break;
+	case EXECRECORD_PARKED:
+		e->state = EXECUTOR_PARKED;
+		break;
+	case EXECRECORD_PARKING:
+		e->state = EXECUTOR_PARKING;
+		give_order(e, CONTROL_PARK);
+		break;
+	case EXECRECORD_WAKING:
+		e->state = EXECUTOR_LOADING;
+		give_order(e, CONTROL_WAKE);
+		break;
+	default:
+		e->state = EXECUTOR_LOADING;
+		break;
+	}
+}
+
 int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err)
 {
 	int r;
@@ -499,7 +672,18 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 	e->adopted = true;
 	e->deaths = 0;
 	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
-	e->state = unpark_ready(&e->ready) ? EXECUTOR_READY : EXECUTOR_LOADING;
+	take_record(e);
+	adopt_state(e);
+	tell(e);
+	return 0;
+}
+
+int executor_adopt_gone(struct executor *e)
+{
+	take_record(e);
+	if (e->record.state != EXECRECORD_GONE)
+		return -ENOENT;
+	e->state = EXECUTOR_GONE;
 	tell(e);
 	return 0;
 }
@@ -522,12 +706,27 @@ enum executor_state executor_state(const struct executor *e)
 
 struct ring *executor_ring(struct executor *e)
 {
-	return e->state == EXECUTOR_READY ? &e->ring : NULL;
+	return takes_results(e) ? &e->ring : NULL;
 }
 
 const struct control_ready *executor_ready(const struct executor *e)
 {
-	return e->state == EXECUTOR_READY ? &e->ready : NULL;
+	return e->state == EXECUTOR_READY ? &e->record.ready : NULL;
+}
+
+const struct control_ready *executor_known(const struct executor *e)
+{
+	return e->record.ready.kind == CONTROL_READY ? &e->record.ready : NULL;
+}
+
+const struct execrecord *executor_record(const struct executor *e)
+{
+	return &e->record;
+}
+
+int executor_refusal(const struct executor *e)
+{
+	return e->state == EXECUTOR_REFUSED ? e->refusal : 0;
 }
 
 const struct control_progress *executor_progress(const struct executor *e)
@@ -554,7 +753,7 @@ uint32_t executor_generation(const struct executor *e)
 
 bool executor_is_dying(const struct executor *e)
 {
-	return e->dying;
+	return e->dying || e->state == EXECUTOR_PARKING || e->state == EXECUTOR_LEAVING;
 }
 
 bool executor_is_adopted(const struct executor *e)

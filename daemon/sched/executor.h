@@ -1,7 +1,12 @@
 /*
  * The executor as the broker sees it: started (forked with a socketpair, or
- * by connecting to its unit's socket), configured, watched, started again when
- * it dies, adopted when the broker was. Never blocks the loop.
+ * by connecting to its unit's socket), configured, watched, put to sleep and
+ * woken, started again when it dies, adopted when the broker was. Never blocks
+ * the loop.
+ *
+ * Once it was ready, the model it had is the only one it may come back with:
+ * one that changed on disk meanwhile is refused (-ESTALE) until a new object is
+ * made. What may pass, such as a want of memory, is a death instead.
  */
 #pragma once
 
@@ -10,6 +15,7 @@
 
 #include "client/wire/control.h"
 #include "client/wire/step.h"
+#include "daemon/sched/execrecord.h"
 
 enum executor_state {
 	EXECUTOR_OFF,	   /* never started, or told to stop */
@@ -17,6 +23,10 @@ enum executor_state {
 	EXECUTOR_READY,
 	EXECUTOR_BACKOFF,  /* died too often: waits, see executor_retry_us() */
 	EXECUTOR_REFUSED,  /* the model's files were refused; until executor_start() again */
+	EXECUTOR_PARKING,  /* ends its steps, then gives the weights back; nothing new is pushed */
+	EXECUTOR_PARKED,
+	EXECUTOR_LEAVING,  /* ends its steps, then leaves; nothing new is pushed */
+	EXECUTOR_GONE,	   /* left on purpose: executor_wake() starts it */
 };
 
 struct executor;
@@ -49,18 +59,42 @@ void executor_stop(struct executor *e); /* ends it: a parked one too */
  */
 int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err);
 
+/*
+ * The executor left before its broker did, on purpose, by the record that was
+ * parked: 0, and it is GONE. Else -ENOENT; what the record knows of the model
+ * holds nevertheless.
+ */
+int executor_adopt_gone(struct executor *e);
+
+/*
+ * Sleep. Steps in flight are finished first, and their results taken; turns
+ * keep slots and pages in a parked one, and lose them in one that is gone.
+ * State follows as events. A death on the way is no death: it is GONE then.
+ *
+ * executor_park()	weights go, the rest stays. -EAGAIN unless READY
+ * executor_leave()	all of it goes, whatever it is doing. -EAGAIN if OFF or REFUSED
+ * executor_wake()	back to READY by way of LOADING; at once, or after what is
+ *			under way. Nothing to do: nothing is done
+ */
+int executor_park(struct executor *e);
+int executor_leave(struct executor *e);
+void executor_wake(struct executor *e);
+
 /* It computed nonsense or failed a step: ends it and counts a death, which says @why. */
 void executor_fail(struct executor *e, const char *why);
 
 enum executor_state executor_state(const struct executor *e);
-const char *executor_state_name(enum executor_state state); /* "off", "loading", "ready", "waiting", "model-refused" */
-struct ring *executor_ring(struct executor *e);		    /* NULL unless READY */
+const char *executor_state_name(enum executor_state state); /* "off", "loading", "ready", "waiting", "model-refused", … */
+struct ring *executor_ring(struct executor *e);		    /* NULL unless READY, PARKING or LEAVING */
 const struct control_ready *executor_ready(const struct executor *e); /* NULL unless READY */
+const struct control_ready *executor_known(const struct executor *e); /* what it last said, asleep too; NULL: never */
+const struct execrecord *executor_record(const struct executor *e);   /* what sleep freed and cost, as last measured */
+int executor_refusal(const struct executor *e);		    /* the errno of REFUSED; else 0 */
 const struct control_progress *executor_progress(const struct executor *e); /* of the load under way */
 const char *executor_text(const struct executor *e);	    /* why it was refused or died; "" */
 uint64_t executor_retry_us(const struct executor *e);	    /* until the next start; 0: none planned */
 uint32_t executor_generation(const struct executor *e);	    /* rises with every start */
-bool executor_is_dying(const struct executor *e);	    /* its last results are being taken */
+bool executor_is_dying(const struct executor *e);	    /* only its last results are being taken */
 bool executor_is_adopted(const struct executor *e);	    /* of an earlier life: steps of that may be in its ring */
 uint32_t executor_deaths(const struct executor *e);	    /* consecutive; see executor_proved() */
 void executor_proved(struct executor *e);		    /* a request was completed: deaths = 0 */

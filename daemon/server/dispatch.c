@@ -9,13 +9,14 @@
 #include "daemon/base/log.h"
 #include "daemon/server/limits.h"
 #include "daemon/server/report.h"
+#include "daemon/server/sleep.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
 #endif
 
-static const char features[] = "resume cancel detach attached logprobs score chat class limits";
+static const char features[] = "resume cancel detach attached logprobs score chat sleep class limits";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -207,6 +208,9 @@ static const struct {
 	{ MSG_MODELS, false, on_models },
 	{ MSG_RELOAD, false, on_reload },
 	{ MSG_CANCEL_TURN, false, on_cancel_turn },
+	{ MSG_SLEEP, false, sleep_on_sleep },
+	{ MSG_WAKE, false, sleep_on_wake },
+	{ MSG_YIELD, false, sleep_on_yield },
 	{ MSG_LIMITS, false, on_limits },
 };
 

@@ -88,8 +88,13 @@ static void configure(const struct settings *s, const struct engine_plan *plan, 
 static void on_executor_state(struct executor *executor, void *userdata)
 {
 	struct engine *e = userdata;
+	const struct control_ready *ready = executor_ready(executor);
+	uint64_t fingerprint[2];
 
-	(void)executor;
+	if (ready) {
+		memcpy(fingerprint, ready->fingerprint, sizeof(fingerprint));
+		kvcache_set_model(e->kv, fingerprint);
+	}
 	if (e->sched)
 		sched_executor_changed(e->sched);
 	e->options.on_state(e->options.userdata);
@@ -287,7 +292,8 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	if (r < 0)
 		return err_set(err, r, "cannot make the scheduler: %s", strerror(-r));
 
-	if (!adopt_executor(e, same_arena)) {
+	if (!adopt_executor(e, same_arena) &&
+	    !(same_arena && executor_adopt_gone(e->executor) == 0)) {
 		r = executor_start(e->executor, NULL, err);
 		if (r < 0)
 			return r;

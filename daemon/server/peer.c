@@ -29,6 +29,7 @@ static const struct {
 	{ EAGAIN, CODE_BUSY, true },
 	{ EHOSTDOWN, CODE_UNAVAILABLE, true },
 	{ ENOEXEC, CODE_MODEL_REFUSED, false },
+	{ ESTALE, CODE_MODEL_CHANGED, false },
 	{ EFAULT, CODE_EXEC_FAULT, true },
 	{ ETIME, CODE_DEADLINE, true },
 	{ ENOMEM, CODE_NO_MEMORY, true },

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/server/sleep.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
@@ -19,6 +20,15 @@ static void put(json_t *object, const char *key, json_t *value)
 static json_t *integer(uint64_t value)
 {
 	return json_integer((json_int_t)value);
+}
+
+static json_t *hex(const uint8_t *data, size_t n)
+{
+	char text[64] = "";
+
+	for (size_t i = 0; i < n && 2 * i + 2 < sizeof(text); i++)
+		snprintf(text + 2 * i, 3, "%02x", data[i]);
+	return json_string(text);
 }
 
 static char *dump(json_t *object)
@@ -105,6 +115,7 @@ static json_t *describe_warnings(const struct server *s)
 static json_t *describe_executor(const struct engine *e)
 {
 	const struct control_ready *ready = executor_ready(e->executor);
+	const struct control_ready *known = executor_known(e->executor);
 	const struct control_progress *progress = executor_progress(e->executor);
 	json_t *o = json_object();
 
@@ -128,6 +139,8 @@ static json_t *describe_executor(const struct engine *e)
 		put(o, "read_bytes_per_second", integer(ready->read_bytes_per_second));
 		put(o, "load_ms", integer(ready->load_us / US_PER_MS));
 	}
+	if (known)
+		put(o, "fingerprint", hex(known->fingerprint, sizeof(known->fingerprint)));
 	return o;
 }
 
@@ -223,6 +236,7 @@ char *report_status(const struct server *s)
 		put(o, "kv", describe_kv(s->engine));
 		put(o, "load", describe_load(s));
 	}
+	put(o, "power", sleep_describe(s));
 	put(o, "limits", describe_limits(s));
 	put(o, "warnings", describe_warnings(s));
 	return dump(o);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/server/sleep.h"
 #include "daemon/server/stream.h"
 
 static bool wants_turn(const struct request *q)
@@ -131,6 +132,7 @@ void request_free(struct request *q)
 	if (q->is_waiting)
 		TAILQ_REMOVE(&s->waiting, q, wait);
 	q->is_waiting = false;
+	sleep_forget(q);
 	leave_peer(q);
 	if (st) {
 		q->stream = NULL;

@@ -35,6 +35,8 @@ struct request {
 	int result;
 	struct err err;
 
+	struct nap *nap; /* sleep, wake, yield: see sleep.h */
+
 	/* generate, score, resume */
 	struct stream *stream;
 	bool limited;	 /* credit counts */

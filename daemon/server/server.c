@@ -14,7 +14,9 @@
 #include "client/wire/codes.h"
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/power/power.h"
 #include "daemon/server/health.h"
+#include "daemon/server/sleep.h"
 #include "daemon/server/stream.h"
 
 struct user *server_user(struct server *s, uid_t uid)
@@ -71,12 +73,22 @@ bool server_is_busy(const struct server *s)
 {
 	if (s->opening || (s->worker && worker_waiting(s->worker) > 0)) /* none: at the end */
 		return true;
-	return s->engine && (executor_state(s->engine->executor) == EXECUTOR_LOADING ||
-			     !sched_is_idle(s->engine->sched));
+	if (!s->engine)
+		return false;
+	switch (executor_state(s->engine->executor)) {
+	case EXECUTOR_LOADING:
+	case EXECUTOR_PARKING:
+	case EXECUTOR_LEAVING:
+		return true;
+	default:
+		return !sched_is_idle(s->engine->sched);
+	}
 }
 
 void server_busy_changed(struct server *s)
 {
+	if (s->power)
+		power_look(s->power);
 	if (s->health && server_is_busy(s))
 		health_busy(s->health);
 }
@@ -94,6 +106,11 @@ enum server_state server_state(const struct server *s)
 		return SERVER_LOADING;
 	case EXECUTOR_REFUSED:
 		return SERVER_REFUSED;
+	case EXECUTOR_PARKING:
+	case EXECUTOR_PARKED:
+	case EXECUTOR_LEAVING:
+	case EXECUTOR_GONE:
+		return SERVER_ASLEEP;
 	default:
 		return SERVER_WAITING;
 	}
@@ -101,7 +118,8 @@ enum server_state server_state(const struct server *s)
 
 const char *server_state_name(enum server_state state)
 {
-	static const char *const names[] = { "loading", "ready", "waiting", "model-refused" };
+	static const char *const names[] = { "loading", "ready", "waiting", "model-refused",
+					     "asleep" };
 
 	return names[state];
 }
@@ -110,6 +128,12 @@ int server_refuses(const struct server *s, struct err *err)
 {
 	const struct executor *e = s->engine ? s->engine->executor : NULL;
 
+	if (s->refusal.code == -ESTALE)
+		return err_set(
+			err, -ESTALE,
+			"the model changed on disk while it slept: %s; 'steamctl reload' takes "
+			"it as it is now",
+			s->refusal.text);
 	if (s->refusal.code)
 		return err_set(err, -ENOEXEC, "the model is refused: %s", s->refusal.text);
 	/* one that starts again at once is worth waiting for */
@@ -128,17 +152,19 @@ static void refuse(struct server *s, int code, const char *text)
 {
 	struct stream *st, *next;
 	struct err err = { 0 };
+	int r;
 
 	err_set(&s->refusal, code, "%s", text);
 	log_error("model '%s' is refused: %s", s->settings->model, text);
 	health_status(s->health, "Model refused: %s", text);
-	server_refuses(s, &err);
+	r = server_refuses(s, &err);
 	for (st = TAILQ_FIRST(&s->streams); st; st = next) {
 		next = TAILQ_NEXT(st, link);
-		stream_fail(st, -ENOEXEC, &err);
+		stream_fail(st, r, &err);
 	}
 	request_resume_waiting(s);
-	if (s->options.foreground)
+	power_look(s->power);
+	if (s->options.foreground && !s->was_ready)
 		sd_event_exit(s->loop, SERVER_EXIT_REFUSED);
 }
 
@@ -155,6 +181,7 @@ static void became_ready(struct server *s)
 	if (!s->was_ready && s->options.on_ready)
 		s->options.on_ready(s->options.userdata);
 	s->was_ready = true;
+	s->waking = false;
 }
 
 static void show_loading(struct server *s)
@@ -184,11 +211,16 @@ static void on_engine_state(void *userdata)
 		show_loading(s);
 		break;
 	case SERVER_WAITING:
+		s->waking = false;
 		health_status(s->health, "Waiting to start the executor again: %s",
 			      executor_text(s->engine->executor));
 		break;
+	case SERVER_ASLEEP:
+		s->waking = true;
+		break;
 	case SERVER_REFUSED:
-		refuse(s, -EBADMSG, executor_text(s->engine->executor));
+		refuse(s, executor_refusal(s->engine->executor),
+		       executor_text(s->engine->executor));
 		return;
 	}
 	TAILQ_FOREACH(st, &s->streams, link)
@@ -198,7 +230,10 @@ static void on_engine_state(void *userdata)
 
 static void on_engine_applied(void *userdata)
 {
-	peer_release(userdata);
+	struct server *s = userdata;
+
+	peer_release(s);
+	power_look(s->power);
 }
 
 static int start_engine(struct server *s, struct err *err)
@@ -218,6 +253,7 @@ static int start_engine(struct server *s, struct err *err)
 		return r;
 	if (s->engine->plan.warning[0])
 		log_warning("%s", s->engine->plan.warning);
+	power_set_executor(s->power, s->engine->executor);
 	if (s->engine->adopted)
 		stream_adopt_all(s);
 	return 0;
@@ -245,11 +281,13 @@ static void opening_done(void *userdata)
 	int r = o->result;
 
 	s->opening = false;
-	if (r >= 0 && o->model) {
+	if (r >= 0 && o->model && !s->leaving) {
 		s->model = steal(o->model);
 		r = start_engine(s, &o->err);
 	}
-	if (r < 0) {
+	if (s->leaving) {
+		/* what is parked is for the next broker: it is neither adopted nor judged */
+	} else if (r < 0) {
 		refuse(s, r, o->err.text[0] ? o->err.text : strerror(-r));
 	} else if (s->engine) {
 		on_engine_state(s);
@@ -279,6 +317,7 @@ static void unload(struct server *s)
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
 		stream_abandon(st, -EHOSTDOWN, &err);
+	power_set_executor(s->power, NULL);
 	s->engine = engine_free(s->engine, true);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
@@ -331,6 +370,13 @@ static void on_kept(const char *key, enum setting_reload needs, void *userdata)
 	json_array_append_new(userdata, json_pack("{s:s, s:s}", "key", key, "needs", what));
 }
 
+/* What changed in its sleep would be refused at the next wake-up: a reload takes it as it is. */
+static bool changed_asleep(const struct server *s)
+{
+	return server_state(s) == SERVER_ASLEEP && s->model &&
+	       textmodel_stamp(s->model->dir) != s->model->stamp;
+}
+
 int server_reload(struct server *s, char **ret, struct err *err)
 {
 	_cleanup_(settings_deinit) struct settings next = { 0 };
@@ -355,7 +401,8 @@ int server_reload(struct server *s, char **ret, struct err *err)
 	}
 	find_admin_group(s);
 	log_set_level(log_level_of(s->settings->log_level));
-	if (s->refusal.code)
+	power_look(s->power);
+	if (s->refusal.code || changed_asleep(s))
 		r = server_load(s, err);
 	log_info("settings reloaded: %d changed, %zu kept", n, json_array_size(kept));
 	answer = json_pack("{s:i, s:o, s:s}", "applied", n, "kept", kept, "state",
@@ -455,6 +502,9 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 		r = health_new(s, &s->health);
 	if (r < 0)
 		return err_set(err, r, "cannot set up the event loop: %s", strerror(-r));
+	r = sleep_open(s, err);
+	if (r < 0)
+		return r;
 	find_admin_group(s);
 	*ret = steal(s);
 	return 0;
@@ -482,10 +532,12 @@ struct server *server_free(struct server *s)
 
 	if (!s)
 		return NULL;
+	s->leaving = true;
 	let_streams_go(s);
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
+	s->power = power_free(s->power);
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);

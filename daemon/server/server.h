@@ -19,6 +19,7 @@
 #define SERVER_KEEP_US (600 * 1000000ull)     /* an ended turn that nobody reads */
 
 struct peer;
+struct power;
 struct request;
 struct stream;
 
@@ -41,7 +42,7 @@ struct user {
 	LIST_ENTRY(user) link;
 };
 
-enum server_state { SERVER_LOADING, SERVER_READY, SERVER_WAITING, SERVER_REFUSED };
+enum server_state { SERVER_LOADING, SERVER_READY, SERVER_WAITING, SERVER_REFUSED, SERVER_ASLEEP };
 
 struct server {
 	sd_event *loop;
@@ -51,7 +52,9 @@ struct server {
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
-	bool opening, was_ready;
+	bool opening, was_ready, leaving;
+	bool waking;		 /* it loads because it slept, not because something died */
+	struct power *power;
 	char boot_id[33];
 	uint64_t started_us;
 	gid_t admin_gid;	 /* (gid_t)-1: there is no such group */
@@ -93,14 +96,15 @@ int server_add(struct server *s, int fd);
 
 /*
  * Reads the settings again and applies what can change. Where the model was
- * refused, it is tried again with the new settings.
+ * refused, it is tried again with the new settings; where it sleeps and its
+ * files changed, it is loaded as they are now.
  *
  * *@ret: malloc'd JSON object {"applied":n,"kept":[{"key":…,"needs":…}]}.
  */
 int server_reload(struct server *s, char **ret, struct err *err);
 
 enum server_state server_state(const struct server *s);
-const char *server_state_name(enum server_state state); /* loading, ready, waiting, model-refused */
+const char *server_state_name(enum server_state state); /* loading, ready, waiting, model-refused, asleep */
 
 /* Why nothing is computed now: the code for codes.h in *@ret_code, 0: it is, or a wait will do. */
 int server_refuses(const struct server *s, struct err *err);

@@ -342,7 +342,9 @@ void stream_progress(struct stream *st)
 		return;
 	if (executor_state(e) != EXECUTOR_READY) {
 		progress = executor_state(e) == EXECUTOR_LOADING ? executor_progress(e) : NULL;
-		request_progress(st->request, st->server->was_ready ? "restarting" : "loading",
+		request_progress(st->request,
+				 st->server->was_ready && !st->server->waking ? "restarting"
+									      : "loading",
 				 progress ? progress->percent : 0, 100);
 	} else if (available(st) == 0 && st->turn.replaying) {
 		request_progress(st->request, "restarting", 0, 0);

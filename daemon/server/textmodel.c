@@ -1,11 +1,14 @@
 /* Opening the text side of a model, and the layers that its defaults come from. */
 #include "daemon/server/textmodel.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "daemon/base/digest.h"
 #include "daemon/exec/weights/checkpoint.h"
 
 static void add_stop_id(struct textmodel *m, uint32_t id)
@@ -108,6 +111,7 @@ int textmodel_open(const char *dir, struct textmodel **ret, struct err *err)
 	if (r < 0)
 		return err_set(err, r, "out of memory");
 
+	m->stamp = textmodel_stamp(m->dir); /* before anything is read */
 	r = checkpoint_open(m->dir, &c, err);
 	if (r < 0)
 		return r;
@@ -130,6 +134,35 @@ int textmodel_open(const char *dir, struct textmodel **ret, struct err *err)
 
 	*ret = steal(m);
 	return 0;
+}
+
+static void closedirp(DIR **d)
+{
+	if (*d)
+		closedir(*d);
+}
+
+uint64_t textmodel_stamp(const char *dir)
+{
+	_cleanup_(closedirp) DIR *d = opendir(dir);
+	struct dirent *entry;
+	struct stat st;
+	uint64_t sum = 0;
+
+	while (d && (entry = readdir(d))) {
+		if (entry->d_name[0] == '.' || fstatat(dirfd(d), entry->d_name, &st, 0) < 0)
+			continue;
+		const uint64_t facts[] = { st.st_dev,
+					   st.st_ino,
+					   (uint64_t)st.st_size,
+					   (uint64_t)st.st_mtim.tv_sec,
+					   (uint64_t)st.st_mtim.tv_nsec,
+					   digest_of(entry->d_name, strlen(entry->d_name), 0).low };
+
+		/* a sum, for directories have no order */
+		sum += digest_of(facts, sizeof(facts), 0).low;
+	}
+	return sum;
 }
 
 struct textmodel *textmodel_free(struct textmodel *m)

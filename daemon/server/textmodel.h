@@ -35,6 +35,7 @@ struct textmodel_defaults {
 
 struct textmodel {
 	char *dir, *base; /* base: the directory's last part */
+	uint64_t stamp;	  /* textmodel_stamp() when it was opened */
 	struct config config;
 	struct generation_config generation;
 	uint64_t file_bytes, parameters, active_parameters;
@@ -55,6 +56,9 @@ struct textmodel {
  */
 int textmodel_open(const char *dir, struct textmodel **ret, struct err *err);
 struct textmodel *textmodel_free(struct textmodel *m);
+
+/* Changes when a file in @dir is written, replaced, added or removed; from names, sizes and times alone. */
+uint64_t textmodel_stamp(const char *dir);
 
 /* The layout in force: setting ChatTemplate, or the one detected. *@ret_warning: NULL or a sentence. */
 enum chat_layout textmodel_layout(const struct textmodel *m, const struct settings *s,

@@ -14,7 +14,7 @@
 #include <sys/wait.h>
 
 #define START_MS 30000
-#define ENVIRONMENT_MORE 4
+#define ENVIRONMENT_MORE 5
 
 extern char **environ;
 
@@ -114,7 +114,8 @@ static void stop_listening(struct broker *b)
 
 static bool is_overridden(const char *variable)
 {
-	static const char *const names[] = { "NOTIFY_SOCKET=", "WATCHDOG_", "XDG_RUNTIME_DIR=" };
+	static const char *const names[] = { "NOTIFY_SOCKET=", "WATCHDOG_",
+					     "XDG_RUNTIME_DIR=", "MEMORY_PRESSURE_" };
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		if (strncmp(variable, names[i], strlen(names[i])) == 0)
@@ -154,6 +155,8 @@ static int spawn(struct broker *b, const struct broker_options *o)
 	}
 	env[kept++] = notify;
 	env[kept++] = runtime;
+	/* nothing sleeps because the machine that measures is short of memory */
+	env[kept++] = "MEMORY_PRESSURE_WATCH=/dev/null";
 	if (o->watchdog_ms)
 		env[kept++] = watchdog;
 

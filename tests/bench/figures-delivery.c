@@ -131,7 +131,8 @@ static int measure_cpu_together(struct bench *b, const struct bench_figure *f, s
 	return 0;
 }
 
-static int measure_wakeups(struct bench *b, const struct bench_figure *f, struct err *err)
+static int measure_wakeups_on(const char *rung, struct bench *b, const struct bench_figure *f,
+			      struct err *err)
 {
 	_cleanup_(freep) char *program = bench_built("steamd");
 	const char *model;
@@ -142,7 +143,7 @@ static int measure_wakeups(struct bench *b, const struct bench_figure *f, struct
 		return -ENOMEM;
 	r = bench_model_dir(b, &model, err);
 	if (r == 0)
-		r = wakeups_count(program, model, f->n, &w, err);
+		r = wakeups_count(program, model, rung, f->n, &w, err);
 	if (r < 0)
 		return r;
 	bench_print(b, &(struct bench_row){
@@ -152,6 +153,21 @@ static int measure_wakeups(struct bench *b, const struct bench_figure *f, struct
 			       .kind = LIMIT_NONE,
 		       });
 	return 0;
+}
+
+static int measure_wakeups(struct bench *b, const struct bench_figure *f, struct err *err)
+{
+	return measure_wakeups_on("quiet", b, f, err);
+}
+
+static int measure_wakeups_parked(struct bench *b, const struct bench_figure *f, struct err *err)
+{
+	return measure_wakeups_on("parked", b, f, err);
+}
+
+static int measure_wakeups_gone(struct bench *b, const struct bench_figure *f, struct err *err)
+{
+	return measure_wakeups_on("gone", b, f, err);
 }
 
 const struct bench_figure figures_delivery[] = {
@@ -164,5 +180,9 @@ const struct bench_figure figures_delivery[] = {
 	{ "broker-cpu-b1", "the same, one client: mostly its wake-up", measure_cpu, 1, true },
 	{ "wakeups", "of broker and executor, a second, while nobody asks", measure_wakeups,
 	  WAKEUPS_SECONDS, true },
+	{ "wakeups-parked", "the same, with the weights given back", measure_wakeups_parked,
+	  WAKEUPS_SECONDS, true },
+	{ "wakeups-gone", "the same of the broker alone, when the executor has left",
+	  measure_wakeups_gone, WAKEUPS_SECONDS, true },
 	{ 0 },
 };

@@ -91,14 +91,18 @@ static void a_program_that_is_not_steamd_is_named(void **state)
 
 static void nobody_wakes_up_while_nobody_asks(void **state)
 {
-	struct wakeups w = { 1, 1 };
+	static const char *const rungs[] = { "quiet", "parked", "gone" };
 	struct err err = { 0 };
 
 	(void)state;
-	if (wakeups_count(program, model, 2, &w, &err) < 0)
-		fail_msg("%s", err.text);
-	assert_int_equal(w.broker, 0);
-	assert_int_equal(w.executor, 0);
+	for (size_t i = 0; i < ARRAY_SIZE(rungs); i++) {
+		struct wakeups w = { 1, 1 };
+
+		if (wakeups_count(program, model, rungs[i], 2, &w, &err) < 0)
+			fail_msg("%s: %s", rungs[i], err.text);
+		assert_int_equal(w.broker, 0);
+		assert_int_equal(w.executor, 0);
+	}
 }
 
 int main(void)

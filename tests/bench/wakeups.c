@@ -57,11 +57,13 @@ static int count_switches(pid_t pid, uint64_t *ret, struct err *err)
 	return 0;
 }
 
+/* @executor	0: it is gone */
 static int count_both(pid_t broker, pid_t executor, struct wakeups *ret, struct err *err)
 {
 	const int r = count_switches(broker, &ret->broker, err);
 
-	return r < 0 ? r : count_switches(executor, &ret->executor, err);
+	ret->executor = 0;
+	return r < 0 || executor == 0 ? r : count_switches(executor, &ret->executor, err);
 }
 
 /* Returns when the model is there and one token came. */
@@ -89,8 +91,8 @@ static int find_executor(struct steamd *s, pid_t *ret, struct steamd_error *erro
 	return r;
 }
 
-static int count(struct broker *b, struct steamd *s, uint32_t seconds, struct wakeups *ret,
-		 struct err *err)
+static int count(struct broker *b, struct steamd *s, const char *rung, uint32_t seconds,
+		 struct wakeups *ret, struct err *err)
 {
 	struct steamd_error error = { 0 };
 	struct wakeups before, after;
@@ -98,6 +100,8 @@ static int count(struct broker *b, struct steamd *s, uint32_t seconds, struct wa
 	int r;
 
 	r = ask_once(s, &error);
+	if (r >= 0)
+		r = steamd_sleep(s, rung, NULL, NULL, &error);
 	if (r >= 0)
 		r = find_executor(s, &executor, &error);
 	if (r < 0)
@@ -115,8 +119,8 @@ static int count(struct broker *b, struct steamd *s, uint32_t seconds, struct wa
 	return 0;
 }
 
-int wakeups_count(const char *program, const char *model, uint32_t seconds, struct wakeups *ret,
-		  struct err *err)
+int wakeups_count(const char *program, const char *model, const char *rung, uint32_t seconds,
+		  struct wakeups *ret, struct err *err)
 {
 	const struct broker_options options = {
 		.program = program,
@@ -134,7 +138,7 @@ int wakeups_count(const char *program, const char *model, uint32_t seconds, stru
 	r = steamd_open(broker_socket(b), "bench", NULL, &s, &error);
 	if (r < 0)
 		return err_set(err, r, "%s", error.text);
-	r = count(b, s, seconds, ret, err);
+	r = count(b, s, rung, seconds, ret, err);
 	steamd_close(s);
 	return r;
 }

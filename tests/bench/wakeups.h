@@ -13,9 +13,10 @@ struct wakeups {
 
 /*
  * Starts @program with its own executor and @model, under a watchdog, asks for
- * one token, stays connected, and after WAKEUPS_SETTLE_MS counts for @seconds
- * how often a thread was put on a processor. Returns 0 or a negative errno
- * with a sentence.
+ * one token, sends it to sleep on @rung ("quiet", "parked", "gone": then there
+ * is no executor to count), stays connected, and after WAKEUPS_SETTLE_MS counts
+ * for @seconds how often a thread was put on a processor. Returns 0 or a
+ * negative errno with a sentence.
  */
-int wakeups_count(const char *program, const char *model, uint32_t seconds, struct wakeups *ret,
-		  struct err *err);
+int wakeups_count(const char *program, const char *model, const char *rung, uint32_t seconds,
+		  struct wakeups *ret, struct err *err);

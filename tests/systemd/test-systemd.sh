@@ -193,6 +193,24 @@ quiet=$(prop steamd.service MainPID)
 sleep 7
 check "a quiet service outlives its watchdog time" [ "$(prop steamd.service MainPID)" = "$quiet" ]
 check "systemctl reload works" inside systemctl reload steamd.service
+
+# --- asleep
+before=$(executor_pid)
+check "it sleeps, and says so" sh -c "$(declare -f inside ctl); pid1=$pid1; ctl sleep parked"
+check "the status text tells of it" sh -c "echo '$(prop steamd.service StatusText)' | grep -q '^Asleep (parked): '"
+inside systemctl restart steamd.service
+check "a restarted broker finds it parked" wait_for 10 sh -c "$(declare -f inside ctl); pid1=$pid1; ctl status | grep -Eq '^  rung +parked'"
+check "and the next answer is the one of before" [ "$(answer "$n")" = "$want" ]
+check "by the same executor" [ "$(executor_pid)" = "$before" ]
+check "it leaves" sh -c "$(declare -f inside ctl); pid1=$pid1; ctl sleep gone"
+check "the executor's unit is gone without a failure" wait_for 10 sh -c "$(declare -f inside); pid1=$pid1
+	[ -z \"\$(inside systemctl list-units --plain --no-legend 'steamd-exec-cpu@*' | grep -v inactive)\" ]"
+inside systemctl restart steamd.service
+check "a restarted broker leaves it so" wait_for 10 sh -c "$(declare -f inside ctl); pid1=$pid1; ctl status | grep -Eq '^  rung +gone'"
+check "no executor was started for that" [ -z "$(executor_pid)" ]
+check "and the next answer is the one of before, again" [ "$(answer "$n")" = "$want" ]
+check "the sandbox lets it watch memory pressure" sh -c "$(declare -f inside ctl); pid1=$pid1
+	[ ! -e /proc/pressure/memory ] || ctl status | grep -Eq '^  memory_pressure +/'"
 check "stop ends the executor too" sh -c \
 	"nsenter -t $pid1 -m -u -i -p -C -- systemctl stop steamd.service; sleep 1; ! pgrep -f steamd-exec-cpu --ns $pid1 --nslist pid"
 check "nothing crashed" sh -c "! grep -E 'status=11|SEGV|assert' '$root/console'"

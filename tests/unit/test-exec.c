@@ -390,6 +390,115 @@ static void a_sample_comes_with_its_log_probability(void **state)
 	assert_true(at[0] == at[3] && at[3] >= at[4] && at[0] < 0);
 }
 
+/* The results of a step of moves. */
+static const struct step_moved *move(struct bench *b, const struct step_move *moves, uint32_t n)
+{
+	const struct step step = { .kind = STEP_MOVE,
+				   .n_rows = (uint16_t)n,
+				   .payload_bytes = n * sizeof(*moves) };
+	const struct step_result *result;
+	const void *payload;
+	struct err err = { 0 };
+
+	memcpy(ring_stage(&b->ring), moves, n * sizeof(*moves));
+	ring_push(&b->ring, &step);
+	assert_int_equal(exec_drain(b->exec, &b->ring, &err), 1);
+	result = ring_result(&b->ring, &payload);
+	assert_int_equal(result->kind, STEP_MOVE);
+	assert_int_equal(result->n_rows, n);
+	assert_int_equal(result->payload_bytes, n * sizeof(struct step_moved));
+	memcpy(b->room, payload, result->payload_bytes);
+	ring_take(&b->ring);
+	return (const struct step_moved *)b->room;
+}
+
+/* What a slot finds in copied pages gives the bits that computing them gives. */
+static void a_slot_goes_on_from_pages_that_are_known(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	const struct step_move moves[] = { { 0, 6, 7, 0 } };
+	float computed, known;
+	struct row *row;
+
+	begin(b);
+	row = feed(b, 0, 0, prompt, N_PROMPT, ROW_SAMPLE | ROW_LOGPROBS);
+	open_with(b, row, &s);
+	run(b);
+	memcpy(&computed, b->room + b->rows[0].logprobs_off, sizeof(computed));
+
+	move(b, moves, 1);
+	begin(b);
+	row = feed(b, 1, 0, prompt, 7, ROW_KNOWN);
+	open_with(b, row, &s);
+	run(b);
+	assert_int_equal(b->rows[0].length, 7);
+	assert_int_equal(b->rows[0].flags, 0);
+	begin(b);
+	feed(b, 1, 7, prompt + 7, N_PROMPT - 7, ROW_SAMPLE | ROW_LOGPROBS);
+	run(b);
+	memcpy(&known, b->room + b->rows[0].logprobs_off, sizeof(known));
+	assert_int_equal(b->rows[0].length, N_PROMPT);
+	assert_memory_equal(&known, &computed, sizeof(known));
+}
+
+static void moves_copy_clear_and_sum(void **state)
+{
+	struct bench *b = *state;
+	const size_t bytes = kv_page_bytes(&b->rig.kv);
+	char *base = b->rig.kv.base;
+	const struct step_move first[] = { { 3, 3, 5, 0 }, { 3, 4, 5, 0 }, { 3, 3, 6, 0 } };
+	const struct step_move second[] = { { STEP_NO_PAGE, 4, 1, 0 }, { 3, 3, 5, 0 } };
+	const struct step_moved *moved;
+	struct step_moved before[3];
+
+	for (size_t i = 0; i < bytes; i++)
+		base[3 * bytes + i] = (char)(i * 31 + i / 256);
+	memset(base + 4 * bytes, 0x55, bytes);
+	memcpy(before, move(b, first, 3), sizeof(before));
+	assert_memory_equal(&before[0], &before[1], sizeof(before[0]));
+	assert_memory_not_equal(&before[0], &before[2], sizeof(before[0]));
+
+	/* beyond the tokens that are summed nothing matters, within them every byte does */
+	base[4 * bytes - 1] ^= 1;
+	moved = move(b, second, 2);
+	assert_memory_equal(&moved[1], &before[0], sizeof(before[0]));
+	base[3 * bytes] ^= 1;
+	moved = move(b, second, 2);
+	assert_memory_not_equal(&moved[1], &before[0], sizeof(before[0]));
+	for (size_t i = 0; i < bytes; i++)
+		assert_int_equal(base[4 * bytes + i], 0);
+}
+
+static void malformed_moves_are_named(void **state)
+{
+	struct bench *b = *state;
+	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
+	const struct step_move bad[] = {
+		{ 0, N_PAGES, 1, 0 },
+		{ N_PAGES, 0, 1, 0 },
+		{ 0, 1, 0, 0 },
+		{ 0, 1, b->rig.kv.page_tokens + 1, 0 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++) {
+		const struct step step = { .kind = STEP_MOVE,
+					   .n_rows = 1,
+					   .payload_bytes = sizeof(bad[i]) };
+		struct err err = { 0 };
+
+		memcpy(ring_stage(&b->ring), &bad[i], sizeof(bad[i]));
+		ring_push(&b->ring, &step);
+		assert_int_equal(exec_drain(b->exec, &b->ring, &err), -EBADMSG);
+		assert_non_null(strstr(err.text, "move 0: "));
+		take(b);
+		exec_free(b->exec);
+		assert_int_equal(
+			exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL),
+			0);
+	}
+}
+
 /* Each change makes the good step a malformed one. */
 static void expect_malformed(struct bench *b, void (*spoil)(struct bench *b, struct row *row),
 			     const char *text)
@@ -437,7 +546,8 @@ SPOIL(pages_with_a_gap, row->page_at = 1; row->n_pages = 5)
 SPOIL(no_pages, row->n_pages = 0)
 SPOIL(feed_beyond_the_length, row->at = 3)
 SPOIL(unknown_kind, row->kind = 3)
-SPOIL(unknown_flag, row->flags |= 8)
+SPOIL(unknown_flag, row->flags |= 16)
+SPOIL(known_and_sampled, row->flags |= ROW_KNOWN)
 SPOIL(score_without_targets, row->flags = ROW_SCORE)
 SPOIL(too_many_top, row->flags |= ROW_LOGPROBS; row->n_top = STEP_TOP_MAX + 1)
 SPOIL(same_slot_twice, *add(b, ROW_CONT, 0, ROW_SAMPLE) = (struct row){ .kind = ROW_CONT })
@@ -467,8 +577,9 @@ static void malformed_steps_are_named_and_touch_nothing(void **state)
 	expect_malformed(b, pages_with_a_gap, "pages from 1 on, but slot 0 has 0");
 	expect_malformed(b, no_pages, "no page for position 9");
 	expect_malformed(b, feed_beyond_the_length, "a FEED at 3, but slot 0 has 0 tokens");
+	expect_malformed(b, known_and_sampled, "ROW_KNOWN in kind 1 with flags 0x9");
 	expect_malformed(b, unknown_kind, "kind 3");
-	expect_malformed(b, unknown_flag, "flags are 0x9");
+	expect_malformed(b, unknown_flag, "flags are 0x11");
 	expect_malformed(b, score_without_targets, "targets_off is 0");
 	expect_malformed(b, too_many_top, "n_top is 21; at most 20 is allowed");
 	expect_malformed(b, same_slot_twice, "slot 0 has row 0 already");
@@ -645,6 +756,10 @@ int main(void)
 						setup, teardown),
 		cmocka_unit_test_setup_teardown(a_sample_comes_with_its_log_probability, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(a_slot_goes_on_from_pages_that_are_known, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(moves_copy_clear_and_sum, setup, teardown),
+		cmocka_unit_test_setup_teardown(malformed_moves_are_named, setup, teardown),
 		cmocka_unit_test_setup_teardown(malformed_steps_are_named_and_touch_nothing, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(a_process_loads_computes_and_leaves_with_its_broker,

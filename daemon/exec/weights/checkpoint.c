@@ -93,14 +93,13 @@ int checkpoint_read_text(const char *dir, const char *name, size_t bytes_max, ch
 
 static int read_config(struct checkpoint *c, struct err *err)
 {
-	_cleanup_(freep) char *text = NULL;
-	size_t len;
 	int r;
 
-	r = checkpoint_read_text(c->dir, "config.json", CONFIG_TEXT_MAX, &text, &len, err);
+	r = checkpoint_read_text(c->dir, "config.json", CONFIG_TEXT_MAX, &c->config_text,
+				 &c->config_len, err);
 	if (r < 0)
 		return r;
-	r = config_parse(text, len, &c->config, err);
+	r = config_parse(c->config_text, c->config_len, &c->config, err);
 	return r < 0 ? err_wrap(err, r, "'%s/config.json'", c->dir) : 0;
 }
 
@@ -693,6 +692,7 @@ struct checkpoint *checkpoint_free(struct checkpoint *c)
 	for (uint32_t i = 0; i < c->n_files; i++)
 		st_file_close(c->files[i]);
 	free(c->files);
+	free(c->config_text);
 	free(c->dir);
 	free(c);
 	return NULL;

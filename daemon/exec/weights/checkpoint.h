@@ -39,6 +39,8 @@ struct ck_layer {
 
 struct checkpoint {
 	char *dir;
+	char *config_text;	 /* config.json as it was read */
+	size_t config_len;
 	struct config config;
 	struct generation_config generation;
 	struct st_file **files;

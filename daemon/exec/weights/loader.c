@@ -30,6 +30,7 @@ struct loader {
 	const struct load_plan *plan;
 	const struct checkpoint *c;
 	struct dev *dev;
+	struct fingerprint *fingerprint;
 	struct direct *files; /* [c->n_files] */
 	struct run *runs;
 	size_t n_runs, run_bytes, piece_bytes; /* of the largest */
@@ -147,7 +148,7 @@ static int load_run(struct loader *l, const struct run *run, void *room, void *p
 		const struct piece *p = &l->plan->pieces[i];
 
 		*ret_piece = i;
-		r = piece_load(p, l->dev, &have, piece_room, err);
+		r = piece_load(p, l->dev, &have, piece_room, l->fingerprint, err);
 		if (r < 0)
 			return r;
 		l->done_bytes += p->bytes;
@@ -216,11 +217,13 @@ static void run_threads(struct loader *l)
 }
 
 int load_plan_run(struct load_plan *plan, const struct checkpoint *c, struct dev *dev,
-		  weights_progress_fn progress, void *userdata, struct err *err)
+		  struct fingerprint *fingerprint, weights_progress_fn progress, void *userdata,
+		  struct err *err)
 {
 	struct loader l = { .plan = plan,
 			    .c = c,
 			    .dev = dev,
+			    .fingerprint = fingerprint,
 			    .progress = progress,
 			    .userdata = userdata,
 			    .lock = PTHREAD_MUTEX_INITIALIZER };

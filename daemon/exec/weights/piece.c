@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "daemon/exec/weights/fingerprint.h"
 #include "kernels/linear.h"
 
 #define NEAR_BYTES 65536u /* scales that far behind the codes are read along with them */
@@ -111,7 +112,7 @@ static int find(const struct window *have, const struct st_file *file, const str
 }
 
 static int load_vector(const struct piece *p, const struct window *have, void *room,
-		       struct err *err)
+		       struct fingerprint *fingerprint, struct err *err)
 {
 	const struct st_tensor *t = p->vector.t;
 	const size_t n = t->bytes / dtype_bytes(t->type);
@@ -123,6 +124,7 @@ static int load_vector(const struct piece *p, const struct window *have, void *r
 	r = find(have, p->vector.file, t, room, &values, err);
 	if (r < 0)
 		return r;
+	fingerprint_add(fingerprint, p->vector.file, t->offset, values, t->bytes, t->bytes);
 	for (size_t i = 0; i < n; i++) {
 		to[i] = widen(values, t->type, i);
 		if (!isfinite(to[i]))
@@ -153,8 +155,16 @@ static int check_shape(const struct ck_linear *w, const struct window *have, str
 	return 0;
 }
 
+/* @t is the piece's part of a tensor: as many rows. */
+static void add_rows(struct fingerprint *fingerprint, const struct piece *p,
+		     const struct st_file *file, const struct st_tensor *t, const void *data)
+{
+	fingerprint_add(fingerprint, file, t->offset, data, t->bytes,
+			t->bytes / p->rows * FINGERPRINT_ROWS);
+}
+
 static int load_matrix(const struct piece *p, struct dev *dev, const struct window *have,
-		       char *room, struct err *err)
+		       char *room, struct fingerprint *fingerprint, struct err *err)
 {
 	const struct ck_linear *w = p->w;
 	const struct st_tensor codes = codes_of(p);
@@ -178,7 +188,9 @@ static int load_matrix(const struct piece *p, struct dev *dev, const struct wind
 		r = find(have, w->scales.file, &scales, room + codes.bytes, &src.scales, err);
 		if (r < 0 || (p->first == 0 && (r = check_shape(w, have, err)) < 0))
 			return r;
+		add_rows(fingerprint, p, w->scales.file, &scales, src.scales);
 	}
+	add_rows(fingerprint, p, file_of(p), &codes, src.data);
 	weight_touch(dev, &to, p->first, w->rows);
 	r = op_repack(dev, &to, &src, &i);
 	if (r == -EDOM)
@@ -191,7 +203,8 @@ static int load_matrix(const struct piece *p, struct dev *dev, const struct wind
 }
 
 int piece_load(const struct piece *p, struct dev *dev, const struct window *have, void *room,
-	       struct err *err)
+	       struct fingerprint *fingerprint, struct err *err)
 {
-	return p->w ? load_matrix(p, dev, have, room, err) : load_vector(p, have, room, err);
+	return p->w ? load_matrix(p, dev, have, room, fingerprint, err)
+		    : load_vector(p, have, room, fingerprint, err);
 }

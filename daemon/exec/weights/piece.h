@@ -7,6 +7,7 @@
 #include "daemon/exec/weights/checkpoint.h"
 
 struct dev;
+struct fingerprint;
 
 struct piece {
 	const struct ck_linear *w; /* a matrix, or */
@@ -37,8 +38,9 @@ struct extent piece_extent(const struct piece *p);
  * Packs or widens @p and checks its values. What @have does not hold is read.
  *
  * room		p->bytes, for what is read
+ * fingerprint	gets what was loaded
  *
  * Returns 0, or what weights_load() says of bad or missing values.
  */
 int piece_load(const struct piece *p, struct dev *dev, const struct window *have, void *room,
-	       struct err *err);
+	       struct fingerprint *fingerprint, struct err *err);

@@ -10,6 +10,8 @@
 #define STRIP_ROWS 16
 #define PIECE_BYTES (4u << 20) /* of a matrix, read and packed by one thread */
 
+_Static_assert(STRIP_ROWS % FINGERPRINT_ROWS == 0, "a fingerprint does not know pieces");
+
 struct layout {
 	const struct checkpoint *c;
 	struct dev *dev;
@@ -236,7 +238,7 @@ static int make_layers(struct weights *w)
 	return 0;
 }
 
-static int make_memory(struct layout *l, struct err *err)
+static int reserve(struct layout *l, struct err *err)
 {
 	struct weights *w = l->w;
 	int r;
@@ -250,18 +252,51 @@ static int make_memory(struct layout *l, struct err *err)
 	if (!w->memory)
 		return err_set(err, -ENOMEM, "no addresses for %zu bytes of weights",
 			       w->reserved_bytes);
+	return 0;
+}
+
+/* Puts memory behind the addresses and the checkpoint into it. */
+static int fill(struct layout *l, weights_progress_fn progress, void *userdata,
+		struct fingerprint *fingerprint, struct err *err)
+{
+	struct weights *w = l->w;
+	int r;
+
 	r = dev_back(l->dev, w->memory, w->reserved_bytes);
 	if (r < 0)
 		return err_set(err, r, "no memory for %zu bytes of weights", w->reserved_bytes);
-	return lay_all(l, err);
+	r = lay_all(l, err);
+	if (r < 0)
+		return r;
+	if (progress)
+		progress(0, l->plan.total_bytes, userdata);
+	r = load_plan_run(&l->plan, l->c, l->dev, fingerprint, progress, userdata, err);
+	if (r < 0)
+		return r;
+	r = check_files(l->c, err);
+	if (r < 0)
+		return r;
+	fingerprint_finish(fingerprint);
+	if (w->fingerprint) {
+		r = fingerprint_compare(w->fingerprint, fingerprint, err);
+		if (r < 0)
+			return r;
+	}
+	r = dev_seal(l->dev, w->memory, w->reserved_bytes);
+	if (r < 0)
+		return err_wrap(err, r, "cannot make %zu bytes of weights read-only",
+				w->reserved_bytes);
+	if (progress)
+		progress(l->plan.total_bytes, l->plan.total_bytes, userdata);
+	return 0;
 }
 
 int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_fn progress,
 		 void *userdata, struct weights **ret, struct err *err)
 {
 	_cleanup_(weights_freep) struct weights *w = calloc(1, sizeof(*w));
+	_cleanup_(fingerprint_freep) struct fingerprint *fingerprint = NULL;
 	struct layout l = { .c = c, .dev = dev, .w = w };
-	uint64_t total;
 	int r;
 
 	if (!w)
@@ -272,28 +307,45 @@ int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_f
 	if (r == 0)
 		r = check_files(c, err);
 	if (r == 0)
-		r = make_memory(&l, err);
-	if (r == 0) {
-		if (progress)
-			progress(0, l.plan.total_bytes, userdata);
-		r = load_plan_run(&l.plan, c, dev, progress, userdata, err);
-		if (r == 0)
-			r = check_files(c, err);
-	}
-	total = l.plan.total_bytes;
+		r = fingerprint_new(c, &fingerprint);
+	if (r == 0)
+		r = reserve(&l, err);
+	if (r == 0)
+		r = fill(&l, progress, userdata, fingerprint, err);
 	load_plan_deinit(&l.plan);
 	if (r < 0)
 		return r;
 
+	w->fingerprint = steal(fingerprint);
 	w->decode_bytes = decode_bytes(w);
-	r = dev_seal(dev, w->memory, w->reserved_bytes);
-	if (r < 0)
-		return err_wrap(err, r, "cannot make %zu bytes of weights read-only",
-				w->reserved_bytes);
-	if (progress)
-		progress(total, total, userdata);
 	*ret = steal(w);
 	return 0;
+}
+
+void weights_drop(struct weights *w)
+{
+	dev_unback(w->dev, w->memory, w->reserved_bytes);
+}
+
+int weights_reload(struct weights *w, const struct checkpoint *c, weights_progress_fn progress,
+		   void *userdata, struct err *err)
+{
+	_cleanup_(fingerprint_freep) struct fingerprint *fingerprint = NULL;
+	struct layout l = { .c = c, .dev = w->dev, .w = w };
+	int r;
+
+	r = fingerprint_new(c, &fingerprint);
+	if (r < 0)
+		return r;
+	/* the same headers, so the same places */
+	r = fingerprint_compare(w->fingerprint, fingerprint, err);
+	if (r < 0)
+		return r;
+	r = fill(&l, progress, userdata, fingerprint, err);
+	load_plan_deinit(&l.plan);
+	if (r < 0)
+		weights_drop(w);
+	return r;
 }
 
 struct weights *weights_free(struct weights *w)
@@ -307,6 +359,7 @@ struct weights *weights_free(struct weights *w)
 	}
 	if (w->memory)
 		dev_unback(w->dev, w->memory, w->reserved_bytes);
+	fingerprint_free(w->fingerprint);
 	free(w->layers);
 	free(w);
 	return NULL;

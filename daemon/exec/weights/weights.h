@@ -6,6 +6,7 @@
 #pragma once
 
 #include "daemon/exec/weights/checkpoint.h"
+#include "daemon/exec/weights/fingerprint.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 
@@ -26,6 +27,7 @@ struct weights {
 	struct layer_weights *layers;
 	uint64_t bytes;		   /* resident */
 	uint64_t decode_bytes;	   /* read per decoded token at batch 1 */
+	struct fingerprint *fingerprint; /* of what was loaded; finished */
 	void *memory;
 	size_t reserved_bytes;
 	struct dev *dev;	   /* outlives the weights */
@@ -37,7 +39,7 @@ typedef void (*weights_progress_fn)(uint64_t done_bytes, uint64_t total_bytes, v
 /*
  * Loads @c with as many threads as @dev has and a few more. The files are
  * statx'ed before and after; staging memory is bounded (8 MiB a thread, or one
- * run of 16 rows), never a whole file.
+ * run of 16 rows), never a whole file. The fingerprint is made on the way.
  *
  * Returns 0; -EBADMSG naming file and tensor: NaN, infinite, zero or negative
  * scales, non-finite norms or biases, weight_shape that disagrees, a file that
@@ -46,6 +48,22 @@ typedef void (*weights_progress_fn)(uint64_t done_bytes, uint64_t total_bytes, v
 int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_fn progress,
 		 void *userdata, struct weights **ret, struct err *err);
 struct weights *weights_free(struct weights *w);
+
+/*
+ * Gives the memory back and keeps the addresses: whoever points at the weights
+ * need not be told, but may not look until weights_reload().
+ */
+void weights_drop(struct weights *w);
+/*
+ * Loads them again, as weights_load() did, to where they stood. @c must be the
+ * checkpoint that they were loaded from, or a copy of it.
+ *
+ * Returns 0, or what weights_load() does, or -ESTALE with what differs: found
+ * from the headers before anything is read, else from the contents. After a
+ * failure they are dropped, as before.
+ */
+int weights_reload(struct weights *w, const struct checkpoint *c, weights_progress_fn progress,
+		   void *userdata, struct err *err);
 
 static inline void weights_freep(struct weights **w)
 {

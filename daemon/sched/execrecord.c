@@ -1,0 +1,54 @@
+/* One struct in a memfd. */
+#include "daemon/sched/execrecord.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/fdstore.h"
+
+#define EXECRECORD_NAME "exec-ready"
+#define EXECRECORD_VERSION (CONTROL_VERSION << 8 | 1)
+
+void execrecord_park(int fd)
+{
+	fdstore_remove(EXECRECORD_NAME);
+	if (fd >= 0)
+		fdstore_put(EXECRECORD_NAME, fd, 0);
+}
+
+int execrecord_new(const struct execrecord *record)
+{
+	const int fd = memfd_create("steamd-ready", MFD_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	execrecord_write(fd, record);
+	execrecord_park(fd);
+	return fd;
+}
+
+/* What cannot be written is as if it had not been: a later broker asks, or starts afresh. */
+void execrecord_write(int fd, const struct execrecord *record)
+{
+	struct execrecord copy = *record;
+
+	copy.version = EXECRECORD_VERSION;
+	if (fd >= 0)
+		(void)!pwrite(fd, &copy, sizeof(copy), 0);
+}
+
+int execrecord_take(struct execrecord *ret)
+{
+	_cleanup_(closep) int fd = fdstore_take(EXECRECORD_NAME);
+	struct execrecord record;
+
+	if (fd < 0 || pread(fd, &record, sizeof(record), 0) != (ssize_t)sizeof(record) ||
+	    record.version != EXECRECORD_VERSION || record.state < EXECRECORD_LOADING ||
+	    record.state > EXECRECORD_GONE)
+		return -1;
+	record.ready.isa[sizeof(record.ready.isa) - 1] = '\0';
+	record.ready.device[sizeof(record.ready.device) - 1] = '\0';
+	*ret = record;
+	return steal_fd(&fd);
+}
