@@ -298,10 +298,8 @@ int steamd_start_query(struct steamd *s, enum steamd_query what,
 		       struct steamd_error *err)
 {
 	static const enum msg_type types[] = {
-		[STEAMD_STATUS] = MSG_STATUS,
-		[STEAMD_PS] = MSG_PS,
-		[STEAMD_MODELS] = MSG_MODELS,
-		[STEAMD_RELOAD] = MSG_RELOAD,
+		[STEAMD_STATUS] = MSG_STATUS, [STEAMD_PS] = MSG_PS,
+		[STEAMD_MODELS] = MSG_MODELS, [STEAMD_RELOAD] = MSG_RELOAD,
 		[STEAMD_LIMITS] = MSG_LIMITS,
 	};
 	struct msg m = { 0 };

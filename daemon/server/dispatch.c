@@ -16,7 +16,8 @@
 #define STEAMD_VERSION "unknown"
 #endif
 
-static const char features[] = "resume cancel detach attached logprobs score chat sleep class limits";
+static const char features[] =
+	"resume cancel detach attached logprobs score chat sleep class limits";
 
 static void copy_name(char *to, size_t size, struct span from)
 {

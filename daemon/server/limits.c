@@ -40,7 +40,8 @@ static void put_cache(json_t *o, const struct engine *e, uid_t uid)
 	const struct kv_shares shares = sched_shares(e->sched);
 
 	put(o, "cache_pages",
-	    json_pack("{s:o, s:o, s:o}", "used", integer(kvpool_user_pages(kvcache_pool(e->kv), uid)), "least",
+	    json_pack("{s:o, s:o, s:o}", "used",
+		      integer(kvpool_user_pages(kvcache_pool(e->kv), uid)), "least",
 		      integer(shares.min_pages), "limit", integer(shares.max_pages)));
 }
 
