@@ -2,9 +2,9 @@
  * How many pages of the arena are one user's by right, and how many it may
  * have: settings in percent, and how many users there are to share it.
  *
- * While a user has no more than min_pages, another's turns take none of them:
- * neither what its turns hold nor what they left to be found again. Beyond that,
- * the user that has the most by its weight loses first.
+ * While a user's turns hold no more than min_pages, none of them is put back for
+ * those of another. Beyond that, the user that has the most by its weight loses
+ * first. What turns left to be found again is in kvcache.h.
  */
 #pragma once
 
