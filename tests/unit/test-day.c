@@ -55,8 +55,8 @@ static struct day {
 	bool asleep, bits_flip, was_killed;
 	uint64_t n_prompt_tokens, n_sampled;
 	struct counted {
-		uint32_t restarts, inside, kills, sleeps, flips, cancels, deadlines, faults, pauses,
-			lengths;
+		uint32_t restarts, inside, kills, parks, leaves, flips, cancels, deadlines, faults,
+			pauses, lengths;
 	} n;
 	uint64_t n_evicted, n_damaged, n_found; /* of caches that are gone */
 } day;
@@ -384,7 +384,10 @@ static void die_inside(struct world *w)
 /* The third death in a row would be waited for, on the real clock. */
 static void kill_executor(struct world *w)
 {
-	if (executor_state(w->executor) != EXECUTOR_READY || executor_deaths(w->executor) > 0)
+	const enum executor_state state = executor_state(w->executor);
+
+	if ((state != EXECUTOR_READY && state != EXECUTOR_PARKED) ||
+	    executor_deaths(w->executor) > 0)
 		return;
 	if (day.bits_flip && one_in(3))
 		flip_bit(w);
@@ -393,22 +396,45 @@ static void kill_executor(struct world *w)
 	day.n.kills++;
 }
 
+/* The toy executor does as it was told: the orders of sleep are not steps. */
+static bool obey(struct world *w)
+{
+	const struct control_parked parked = { .kind = CONTROL_PARKED, .freed_bytes = 1 };
+	struct control_order order;
+
+	if (executor_state(w->executor) == EXECUTOR_READY || w->computer.fd < 0 ||
+	    recv(w->computer.fd, &order, sizeof(order), MSG_DONTWAIT) != sizeof(order))
+		return false;
+	while (computer_step(&w->computer))
+		;
+	if (order.kind == CONTROL_PARK)
+		assert_int_equal(send(w->computer.fd, &parked, sizeof(parked), 0), sizeof(parked));
+	else
+		computer_ready(&w->computer);
+	return true;
+}
+
+/* Parked or gone, whatever is running; some pages go as well. */
 static void go_to_sleep(struct world *w)
 {
-	if (day.asleep || !sched_is_idle(w->sched))
+	if (executor_state(w->executor) != EXECUTOR_READY)
 		return;
-	if (one_in(2))
+	if (one_in(4))
 		kvcache_yield(w->cache, (uint64_t)random_below(PAGES) * WORLD_PAGE_TOKENS * 4);
-	executor_stop(w->executor);
+	if (one_in(2)) {
+		assert_int_equal(executor_park(w->executor), 0);
+		day.n.parks++;
+	} else {
+		assert_int_equal(executor_leave(w->executor), 0);
+		day.n.leaves++;
+	}
 	day.asleep = true;
-	day.n.sleeps++;
 }
 
 static void wake_up(struct world *w)
 {
-	if (!day.asleep)
-		return;
-	assert_int_equal(executor_start(w->executor, NULL, NULL), 0);
+	if (day.asleep)
+		executor_wake(w->executor);
 	day.asleep = false;
 }
 
@@ -433,6 +459,8 @@ static void something_happens(struct world *w)
 		cancel(w);
 	if (one_in(60))
 		stall_or_read(w);
+	if (one_in(2000))
+		go_to_sleep(w);
 }
 
 /* Until @until_us, or all is done. */
@@ -441,7 +469,7 @@ static void live(struct world *w, uint64_t until_us)
 	uint32_t still = 0;
 
 	while (clock_us() < until_us) {
-		if (world_turn(w)) {
+		if (obey(w) || world_turn(w)) {
 			still = 0;
 			assert_all(w);
 			something_happens(w);
@@ -449,8 +477,12 @@ static void live(struct world *w, uint64_t until_us)
 		}
 		if (++still < 3)
 			continue;
+		if (day.asleep && day.u.n_open > 0)
+			wake_up(w); /* for those that run */
 		if (one_in(8))
 			go_to_sleep(w);
+		if (one_in(40))
+			kill_executor(w); /* asleep, too */
 		clock_advance(until_us - clock_us());
 	}
 }
@@ -509,16 +541,17 @@ static void live_a_day(uint64_t seed)
 	print_message("  %.1f h: %u whole answers, %u cancelled, %u too late, %u ended by two "
 		      "deaths; %u restarts, %u "
 		      "of them inside a result, %u deaths, "
-		      "%u sleeps, %u bits flipped and %u pages not believed, %u stalled readers\n",
+		      "%u times parked and %u gone, %u bits flipped and %u pages not believed, %u "
+		      "stalled readers\n",
 		      clock_us() / 3.6e9, day.n.lengths, day.n.cancels, day.n.deadlines,
-		      day.n.faults, day.n.restarts, day.n.inside, day.n.kills, day.n.sleeps,
-		      day.n.flips, (uint32_t)day.n_damaged, day.n.pauses);
+		      day.n.faults, day.n.restarts, day.n.inside, day.n.kills, day.n.parks,
+		      day.n.leaves, day.n.flips, (uint32_t)day.n_damaged, day.n.pauses);
 	print_message("  %llu tokens of prompts, %llu sampled; %llu computed; %llu pages evicted\n",
 		      (unsigned long long)day.n_prompt_tokens, (unsigned long long)day.n_sampled,
 		      (unsigned long long)n_computed, (unsigned long long)day.n_evicted);
 	/* the day was what it is meant to be */
 	assert_true(day.n.inside > 0 && day.n.restarts > day.n.inside && day.n.kills > 0 &&
-		    day.n.sleeps > 0);
+		    day.n.parks > 0 && day.n.leaves > 0);
 	assert_true(day.n_evicted > 0 && day.n.cancels > 0 && day.n.pauses > 0);
 	assert_true(n_computed < day.n_prompt_tokens / 2 + day.n_sampled);
 	world_close(w);
