@@ -11,8 +11,8 @@ struct call {
 	bool ended;
 	int r;
 	struct steamd_error err;
-	char *text, *json;
-	size_t text_len;
+	char *text, *json, *data;
+	size_t text_len, data_len;
 	uint32_t *ids;
 	size_t n_ids;
 };
@@ -21,6 +21,7 @@ static void call_deinit(struct call *c)
 {
 	free(c->text);
 	free(c->json);
+	free(c->data);
 	free(c->ids);
 }
 
@@ -70,6 +71,8 @@ static void on_end(void *userdata, const struct steamd_result *result,
 	c->text = copy(result->text, result->text_len, &ok);
 	c->text_len = result->text_len;
 	c->json = copy(result->json, result->json_len, &ok);
+	c->data = copy(result->data, result->data_len, &ok);
+	c->data_len = result->data_len;
 	c->ids = copy(result->ids, result->n_ids * sizeof(*result->ids), &ok);
 	c->n_ids = result->n_ids;
 	if (!ok)
@@ -298,4 +301,25 @@ int steamd_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
 	if (r == 0)
 		r = steamd_start_yield(s, bytes, pid, &h, &request, err);
 	return finish_json(s, &c, r, request, ret, err);
+}
+
+int steamd_session(struct steamd *s, enum steamd_session_verb verb, const struct steamd_session *q,
+		   char **ret, size_t *ret_len, struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { 0 };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_session(s, verb, q, &h, &request, err);
+	r = finish(s, &c, r, request, err);
+	if (r < 0)
+		return r;
+	if (!c.json && !c.data)
+		return no_result(err, "an object");
+	*ret_len = c.json ? strlen(c.json) : c.data_len;
+	*ret = c.json ? steal(c.json) : steal(c.data);
+	return 0;
 }

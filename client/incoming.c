@@ -25,6 +25,8 @@ void handle_end(struct steamd *s, struct handle_request *q, const struct steamd_
 		.n_completion = q->next_index,
 		.turn = q->turn,
 		.seed = q->seed,
+		.session = "",
+		.not_saved = "",
 	};
 
 	while (*at != q)
@@ -231,6 +233,8 @@ static int on_done(struct steamd *s, struct handle_request *q, const struct msg_
 		.decode_us = m->decode_us,
 		.turn = q->turn,
 		.seed = q->seed,
+		.session_turn = m->session_turn,
+		.saved = m->saved,
 	};
 	char *at;
 
@@ -239,7 +243,8 @@ static int on_done(struct steamd *s, struct handle_request *q, const struct msg_
 			       "done.ids has %zu bytes, which is no whole number of ids",
 			       m->ids.len);
 	at = scratch(s, m->ids.len + m->text.len + m->json.len + m->finish.len +
-				m->stop_string.len + 4);
+				m->stop_string.len + m->session.len + m->not_saved.len +
+				m->data.len + 7);
 	if (!at)
 		return err_set(err, -ENOMEM, "out of memory");
 	result.ids = lay_array(&at, m->has_ids, m->ids);
@@ -250,6 +255,10 @@ static int on_done(struct steamd *s, struct handle_request *q, const struct msg_
 	result.json_len = m->json.len;
 	result.finish = m->has_finish ? lay_text(&at, m->finish) : NULL;
 	result.stop_string = m->has_stop_string ? lay_text(&at, m->stop_string) : NULL;
+	result.session = lay_text(&at, m->session);
+	result.not_saved = lay_text(&at, m->not_saved);
+	result.data = m->has_data ? lay_text(&at, m->data) : NULL;
+	result.data_len = m->data.len;
 	handle_end(s, q, &result, NULL);
 	return 0;
 }
@@ -266,6 +275,7 @@ static int errno_of_code(struct span code)
 		{ CODE_NO_CHAT, -ENOTSUP },    { CODE_BUSY, -EAGAIN },
 		{ CODE_UNAVAILABLE, -EAGAIN }, { CODE_MODEL_REFUSED, -ENOTSUP },
 		{ CODE_DEADLINE, -ETIME },     { CODE_NO_MEMORY, -ENOMEM },
+		{ CODE_DAMAGED, -EUCLEAN },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
@@ -311,6 +321,8 @@ static void on_cancelled(struct steamd *s, struct handle_request *q, const struc
 		.n_completion = m->has_n_completion ? m->n_completion : q->next_index,
 		.turn = q->turn,
 		.seed = q->seed,
+		.session = "",
+		.not_saved = "",
 	};
 	struct steamd_error e;
 

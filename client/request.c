@@ -209,6 +209,10 @@ int steamd_start_generate(struct steamd *s, const struct steamd_generate *given,
 	}
 	if (g.model)
 		MSG_SET(&m.generate, model, span_of(g.model));
+	if (g.session) {
+		MSG_SET(&m.generate, session, span_of(g.session));
+		MSG_SET(&m.generate, session_create, !!g.session_create);
+	}
 	set_sampler(&m.generate, &g);
 	set_lists(&m.generate, &g);
 	MSG_SET(&m.generate, credit, s->window);
@@ -311,6 +315,126 @@ int steamd_start_query(struct steamd *s, enum steamd_query what,
 		return refuse(err, "there is no such query");
 	m.type = types[what];
 	return start(s, &m, NULL, handler, ret, err);
+}
+
+/* Which name, number or file a verb wants; NULL: it has all. */
+static const char *find_missing(enum steamd_session_verb verb, const struct steamd_session *q)
+{
+	const bool of_one = verb != STEAMD_SESSION_LIST && verb != STEAMD_SESSION_NEW &&
+			    verb != STEAMD_SESSION_IMPORT && verb != STEAMD_SESSION_GC;
+
+	if (of_one && !q->session)
+		return "a session's name or id is wanted";
+	if ((verb == STEAMD_SESSION_FORK || verb == STEAMD_SESSION_RENAME) && !q->name)
+		return "a new name is wanted";
+	if (verb == STEAMD_SESSION_REWIND && q->turn == STEAMD_UNSET)
+		return "the number of the last turn to keep is wanted";
+	if (verb == STEAMD_SESSION_GC && q->days == STEAMD_UNSET)
+		return "a number of days is wanted";
+	if (verb == STEAMD_SESSION_IMPORT && !q->data)
+		return "a file's bytes are wanted";
+	return NULL;
+}
+
+static void fill_new(struct msg_session_new *m, const struct steamd_session *q)
+{
+	if (q->name)
+		MSG_SET(m, session, span_of(q->name));
+	SET_NUMBER(m, q, temperature);
+	SET_NUMBER(m, q, top_p);
+	SET_NUMBER(m, q, min_p);
+	SET_NUMBER(m, q, repetition_penalty);
+	SET_NUMBER(m, q, frequency_penalty);
+	SET_NUMBER(m, q, presence_penalty);
+	SET_UINT(m, q, top_k);
+}
+
+/* Returns whether there is such a verb. */
+static bool fill_session(struct msg *m, enum steamd_session_verb verb,
+			 const struct steamd_session *q)
+{
+	const struct span session = span_of(q->session);
+
+	switch (verb) {
+	case STEAMD_SESSION_LIST:
+		m->type = MSG_SESSION_LIST;
+		return true;
+	case STEAMD_SESSION_SHOW:
+		m->type = MSG_SESSION_SHOW;
+		MSG_SET(&m->session_show, session, session);
+		return true;
+	case STEAMD_SESSION_NEW:
+		m->type = MSG_SESSION_NEW;
+		fill_new(&m->session_new, q);
+		return true;
+	case STEAMD_SESSION_FORK:
+		m->type = MSG_SESSION_FORK;
+		MSG_SET(&m->session_fork, session, session);
+		MSG_SET(&m->session_fork, name, span_of(q->name));
+		SET_UINT(&m->session_fork, q, turn);
+		return true;
+	case STEAMD_SESSION_REWIND:
+		m->type = MSG_SESSION_REWIND;
+		MSG_SET(&m->session_rewind, session, session);
+		MSG_SET(&m->session_rewind, turn, q->turn);
+		return true;
+	case STEAMD_SESSION_RENAME:
+		m->type = MSG_SESSION_RENAME;
+		MSG_SET(&m->session_rename, session, session);
+		MSG_SET(&m->session_rename, name, span_of(q->name));
+		return true;
+	case STEAMD_SESSION_PIN:
+	case STEAMD_SESSION_UNPIN:
+		m->type = MSG_SESSION_PIN;
+		MSG_SET(&m->session_pin, session, session);
+		MSG_SET(&m->session_pin, pinned, verb == STEAMD_SESSION_PIN);
+		return true;
+	case STEAMD_SESSION_RM:
+		m->type = MSG_SESSION_RM;
+		MSG_SET(&m->session_rm, session, session);
+		return true;
+	case STEAMD_SESSION_EXPORT:
+		m->type = MSG_SESSION_EXPORT;
+		MSG_SET(&m->session_export, session, session);
+		return true;
+	case STEAMD_SESSION_IMPORT:
+		m->type = MSG_SESSION_IMPORT;
+		MSG_SET(&m->session_import, data, bytes_of(q->data, q->data_len, 1));
+		if (q->name)
+			MSG_SET(&m->session_import, name, span_of(q->name));
+		return true;
+	case STEAMD_SESSION_GC:
+		m->type = MSG_SESSION_GC;
+		MSG_SET(&m->session_gc, days, q->days);
+		return true;
+	}
+	return false;
+}
+
+int steamd_start_session(struct steamd *s, enum steamd_session_verb verb,
+			 const struct steamd_session *given, const struct steamd_handler *handler,
+			 uint64_t *ret, struct steamd_error *err)
+{
+	struct steamd_session q;
+	struct msg m = { 0 };
+	struct body body;
+	int r;
+
+	r = handle_check(s, err);
+	if (r < 0)
+		return r;
+	steamd_session_init(&q);
+	if (given && (given->struct_bytes < offsetof(struct steamd_session, temperature) ||
+		      given->struct_bytes > sizeof(q)))
+		return refuse(err, "struct steamd_session is not from steamd_session_init()");
+	if (given)
+		memcpy(&q, given, given->struct_bytes);
+	if (find_missing(verb, &q))
+		return refuse(err, find_missing(verb, &q));
+	if (!fill_session(&m, verb, &q))
+		return refuse(err, "there is no such verb");
+	body = BODY(&m.session_import, data, false);
+	return start(s, &m, verb == STEAMD_SESSION_IMPORT ? &body : NULL, handler, ret, err);
 }
 
 int steamd_start_cancel_turn(struct steamd *s, uint64_t turn, const struct steamd_handler *handler,

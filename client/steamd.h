@@ -123,6 +123,16 @@ struct steamd_result {
 	uint32_t n_prompt, n_cached, n_completion;
 	uint64_t prefill_us, decode_us;
 	uint64_t turn, seed; /* 0 if it was never accepted */
+	/*
+	 * A session's turn: the session's id ("" if it was none), the turn's number
+	 * in it, whether it survives a power cut, and if not, why.
+	 */
+	const char *session;
+	uint32_t session_turn;
+	int saved;
+	const char *not_saved;
+	const void *data; /* of STEAMD_SESSION_EXPORT, or NULL */
+	size_t data_len;
 };
 
 /*
@@ -176,6 +186,12 @@ struct steamd_generate {
 	size_t n_bias; /* at most 1024 */
 	int detach;    /* goes on when this connection closes */
 	int batch;     /* nobody waits for it: behind the same user's other requests */
+	/*
+	 * A session of this uid and label, by name or id: messages holds what is new,
+	 * the daemon knows the rest, and keeps the turn when it ends. NULL: none.
+	 */
+	const char *session;
+	int session_create; /* makes the session if there is none */
 };
 
 static inline void steamd_generate_init(struct steamd_generate *g)
@@ -205,6 +221,43 @@ enum steamd_flags {
 
 enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD, STEAMD_LIMITS };
 
+/* What can be done with a session; see struct steamd_session for what each wants. */
+enum steamd_session_verb {
+	STEAMD_SESSION_LIST,   /* nothing */
+	STEAMD_SESSION_SHOW,   /* session */
+	STEAMD_SESSION_NEW,    /* name or NULL; sampler defaults of its turns */
+	STEAMD_SESSION_FORK,   /* session, name of the copy, turn: the last one copied */
+	STEAMD_SESSION_REWIND, /* session, turn: the last one kept; 0: none */
+	STEAMD_SESSION_RENAME, /* session, name */
+	STEAMD_SESSION_PIN,    /* session: is spared by GC */
+	STEAMD_SESSION_UNPIN,  /* session */
+	STEAMD_SESSION_RM,     /* session */
+	STEAMD_SESSION_EXPORT, /* session; gives bytes, not JSON */
+	STEAMD_SESSION_IMPORT, /* data; name or NULL: as the file says */
+	STEAMD_SESSION_GC,     /* days: removes what is not pinned and was not used for so long */
+};
+
+struct steamd_session {
+	size_t struct_bytes; /* set by steamd_session_init() */
+	const char *session; /* name or id */
+	const char *name;
+	uint32_t turn, days; /* STEAMD_UNSET: not given */
+	const void *data;
+	size_t data_len;
+	double temperature, top_p, min_p;
+	double repetition_penalty, frequency_penalty, presence_penalty;
+	uint32_t top_k;
+};
+
+static inline void steamd_session_init(struct steamd_session *q)
+{
+	memset(q, 0, sizeof(*q));
+	q->struct_bytes = sizeof(*q);
+	q->turn = q->days = q->top_k = STEAMD_UNSET;
+	q->temperature = q->top_p = q->min_p = NAN;
+	q->repetition_penalty = q->frequency_penalty = q->presence_penalty = NAN;
+}
+
 /* Blocking calls. What they return in *ret is malloc'd and terminated: free() it. A signal does not end them. */
 
 /* Answers; @handler may leave out on_end. Returns 0 when the answer is complete. */
@@ -225,6 +278,14 @@ STEAMD_API int steamd_render(struct steamd *s, const char *json, size_t len, cha
  */
 STEAMD_API int steamd_query(struct steamd *s, enum steamd_query what, char **ret,
 			    struct steamd_error *err);
+/*
+ * Sessions of this uid and the handle's label. *ret is one JSON object, or the
+ * file of an export; what it says was done survives a power cut. Another's
+ * session and one that does not exist are the same -ENOENT.
+ */
+STEAMD_API int steamd_session(struct steamd *s, enum steamd_session_verb verb,
+			      const struct steamd_session *q, char **ret, size_t *ret_len,
+			      struct steamd_error *err);
 /* Ends a turn by its number; of another user's: administrators only. -ENOENT: there is none. */
 STEAMD_API int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err);
 
@@ -276,6 +337,10 @@ STEAMD_API int steamd_start_render(struct steamd *s, const char *json, size_t le
 STEAMD_API int steamd_start_query(struct steamd *s, enum steamd_query what,
 				  const struct steamd_handler *handler, uint64_t *ret,
 				  struct steamd_error *err);
+STEAMD_API int steamd_start_session(struct steamd *s, enum steamd_session_verb verb,
+				    const struct steamd_session *q,
+				    const struct steamd_handler *handler, uint64_t *ret,
+				    struct steamd_error *err);
 STEAMD_API int steamd_start_cancel_turn(struct steamd *s, uint64_t turn,
 					const struct steamd_handler *handler, uint64_t *ret,
 					struct steamd_error *err);

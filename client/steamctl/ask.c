@@ -61,6 +61,7 @@ static int send(struct ctl *c, json_t *conversation, struct answer_text *ret)
 		return fail(EXIT_LOCAL, "out of memory");
 	c->g.messages = text;
 	c->g.messages_len = strlen(text);
+	c->g.session_create = 1;
 	r = generate(c, ret);
 	c->g.messages = NULL;
 	return r;
@@ -197,6 +198,10 @@ static int take_line(struct ctl *c, json_t *conversation, const char *line)
 
 	if (strcmp(line, "/exit") == 0 || strcmp(line, "/quit") == 0)
 		return EXIT_OK;
+	if (strcmp(line, "/clear") == 0 && c->g.session) {
+		fputs("a session keeps its turns; see steamctl session rewind\n", stderr);
+		return -1;
+	}
 	if (strcmp(line, "/clear") == 0) {
 		while (json_array_size(messages) > (c->system ? 1u : 0u))
 			json_array_remove(messages, json_array_size(messages) - 1);
@@ -214,7 +219,9 @@ static int take_line(struct ctl *c, json_t *conversation, const char *line)
 	add_message(messages, "user", text, len);
 	r = send(c, conversation, &answer);
 	/* what was seen of a stopped answer stays part of the conversation */
-	if (r == EXIT_OK || (r == EXIT_INTERRUPTED && answer.content_len))
+	if (c->g.session && (r == EXIT_OK || r == EXIT_INTERRUPTED))
+		json_array_clear(messages); /* the daemon knows them */
+	else if (r == EXIT_OK || (r == EXIT_INTERRUPTED && answer.content_len))
 		keep_answer(messages, &answer);
 	else
 		json_array_remove(messages, json_array_size(messages) - 1);

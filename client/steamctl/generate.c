@@ -211,6 +211,10 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 	if (r->stop_string)
 		json_object_set_new(line, "stop_string", json_string(r->stop_string));
 	json_object_set_new(line, "usage", usage_json(r));
+	if (r->session[0])
+		json_object_set_new(line, "session",
+				    json_pack("{s:s, s:i, s:b}", "id", r->session, "turn",
+					      (int)r->session_turn, "saved", r->saved));
 	/* a seed of the user's own may not fit JSON's integers */
 	if (r->seed <= INT64_MAX)
 		json_object_set_new(line, "seed", json_integer((json_int_t)r->seed));
@@ -234,6 +238,8 @@ static void on_end(void *userdata, const struct steamd_result *r, const struct s
 		run->exit_code = fail_with(err);
 	else if (run->c->json && (!print_last(run, r) || fflush(stdout) != 0))
 		run->exit_code = EXIT_PIPE;
+	if (!err && r->session[0] && !r->saved)
+		fprintf(stderr, "steamctl: the turn is not saved: %s\n", r->not_saved);
 	/* an answer ends its line: a shell's prompt comes next */
 	if (!run->c->json && !run->pipe_closed && run->last && run->last != '\n') {
 		fputc('\n', stdout);

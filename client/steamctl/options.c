@@ -24,10 +24,11 @@ enum bit {
 	CANCEL = 1024,
 	RELOAD = 2048,
 	BENCH = 4096,
+	SESSION = 1 << 16,
 	SLEEP = 1 << 24,
 	WAKE = 1 << 25,
 	YIELD = 1 << 26,
-	ANY = 8191 | SLEEP | WAKE | YIELD,
+	ANY = 0x7fffffff,
 	SAMPLING = ASK | CHAT | COMPLETE,
 };
 
@@ -44,6 +45,9 @@ const struct command commands[] = {
 	{ "detokenize", "[ID… | -]", "token ids (a JSON array) to text", DETOKENIZE, run_detokenize,
 	  false },
 	{ "render", "[-]", "a conversation (JSON) to the exact prompt", RENDER, run_render, false },
+	{ "session", "VERB [NAME]…",
+	  "list, show, new, fork, rewind, rename, pin, unpin, rm, export, import, gc", SESSION,
+	  run_session, false },
 	{ "status", "", "what is served, from where, how it is", STATUS, run_status, false },
 	{ "ps", "", "requests: one's own; those of others as totals", PS, run_ps, false },
 	{ "models", "", "names of the model in service", MODELS, run_models, false },
@@ -92,6 +96,13 @@ static const struct option {
 	{ "--file", "-f", "FILE", ASK | COMPLETE | SCORE | TOKENIZE | DETOKENIZE | RENDER, TEXT,
 	  AT(file), 0, 0, "put the text of FILE behind the words" },
 	{ "--system", "-s", "TEXT", ASK | CHAT, TEXT, AT(system), 0, 0, "the system message" },
+	{ "--session", "-S", "NAME", ASK | CHAT, TEXT, AT(g.session), 0, 0,
+	  "go on with this session, which is made on first use; its turns are kept" },
+	{ "--turn", NULL, "N", SESSION, COUNT, AT(turn), 0, 0x7fffffff,
+	  "fork: the last turn that is copied" },
+	{ "--days", NULL, "N", SESSION, COUNT, AT(days), 0, 36500,
+	  "gc: remove what is not pinned and was not used for N days (90)" },
+	{ "--names", NULL, NULL, SESSION, FLAG, AT(names), 0, 0, "list: names only, one a line" },
 	{ "--tools", NULL, "FILE", ASK | CHAT, TEXT, AT(tools), 0, 0,
 	  "a JSON array of tools; calls are printed as JSON" },
 	{ "--think", NULL, NULL, ASK | CHAT, FLAG, AT(think), 0, 0, "reason before answering" },
@@ -102,20 +113,20 @@ static const struct option {
 	  "longest answer" },
 	{ "--min-tokens", NULL, "N", SAMPLING, COUNT, AT(g.min_tokens), 0, 0x7fffffff,
 	  "no stop id before that" },
-	{ "--temperature", "-t", "T", SAMPLING | BENCH, REAL, AT(g.temperature), 0, 1e6,
+	{ "--temperature", "-t", "T", SAMPLING | BENCH | SESSION, REAL, AT(g.temperature), 0, 1e6,
 	  "0: always the likeliest" },
-	{ "--top-p", NULL, "P", SAMPLING, REAL, AT(g.top_p), 0, 1,
+	{ "--top-p", NULL, "P", SAMPLING | SESSION, REAL, AT(g.top_p), 0, 1,
 	  "keep the likeliest up to this mass" },
-	{ "--min-p", NULL, "P", SAMPLING, REAL, AT(g.min_p), 0, 1,
+	{ "--min-p", NULL, "P", SAMPLING | SESSION, REAL, AT(g.min_p), 0, 1,
 	  "drop what is less likely than P times the best" },
-	{ "--top-k", NULL, "K", SAMPLING, COUNT, AT(g.top_k), 0, 0x7fffffff,
+	{ "--top-k", NULL, "K", SAMPLING | SESSION, COUNT, AT(g.top_k), 0, 0x7fffffff,
 	  "keep the K likeliest; 0: all" },
-	{ "--repetition-penalty", NULL, "R", SAMPLING, REAL, AT(g.repetition_penalty), 1e-3, 1e6,
-	  "1: none" },
-	{ "--frequency-penalty", NULL, "F", SAMPLING, REAL, AT(g.frequency_penalty), -1e6, 1e6,
-	  "0: none" },
-	{ "--presence-penalty", NULL, "F", SAMPLING, REAL, AT(g.presence_penalty), -1e6, 1e6,
-	  "0: none" },
+	{ "--repetition-penalty", NULL, "R", SAMPLING | SESSION, REAL, AT(g.repetition_penalty),
+	  1e-3, 1e6, "1: none" },
+	{ "--frequency-penalty", NULL, "F", SAMPLING | SESSION, REAL, AT(g.frequency_penalty), -1e6,
+	  1e6, "0: none" },
+	{ "--presence-penalty", NULL, "F", SAMPLING | SESSION, REAL, AT(g.presence_penalty), -1e6,
+	  1e6, "0: none" },
 	{ "--seed", NULL, "N", SAMPLING, SEED, 0, 0, 0, "the same seed gives the same answer" },
 	{ "--stop", NULL, "TEXT", SAMPLING, STOP, 0, 0, 0,
 	  "end the answer before TEXT; up to 16 times" },
@@ -191,6 +202,10 @@ static int print_help(const struct command *command)
 	if (command) {
 		printf("usage: steamctl %s [OPTION]… %s\n\n%s\n\n", command->name,
 		       command->arguments, command->help);
+		if (command->bit == SESSION) {
+			session_print_verbs(false);
+			printf("\nNAME is a session's name or id.\n\n");
+		}
 		print_options(command->bit);
 		return EXIT_OK;
 	}
@@ -209,8 +224,7 @@ static int print_help(const struct command *command)
 	return EXIT_OK;
 }
 
-/* troff reads a leading dash as a hyphen and a leading dot as a request. */
-static void print_troff(const char *text)
+void print_troff(const char *text)
 {
 	for (; *text; text++) {
 		if (*text == '-')
@@ -248,6 +262,9 @@ static int print_man(void)
 		print_troff(options[i].help);
 		putchar('\n');
 	}
+	printf(".SH SESSIONS\nA session is a conversation that steamd keeps. The verbs of\n.BR "
+	       "session :\n");
+	session_print_verbs(true);
 	printf(".SH EXIT STATUS\n");
 	for (size_t i = 0; i < ARRAY_SIZE(own_exits); i++)
 		printf(".TP\n%d\n%s\n", own_exits[i].code, own_exits[i].meaning);
@@ -282,7 +299,13 @@ static int print_completion(void)
 		printf("%s ", commands[i].name);
 	printf("\" -- \"$cur\")) ;;\n\tesac\n\tcase ${COMP_WORDS[COMP_CWORD-1]} in\n"
 	       "\t--socket | --file | -f | --tools) COMPREPLY=($(compgen -f -- \"$cur\")) "
-	       ";;\n\tesac\n}\n"
+	       ";;\n\t--session | -S | show | fork | rewind | rename | pin | unpin | rm | "
+	       "export)\n\t\t[[ $command == @(ask|chat|session) ]] &&\n\t\t\tCOMPREPLY=($(compgen "
+	       "-W "
+	       "\"$(steamctl session list --names 2>/dev/null)\" -- \"$cur\")) ;;\n"
+	       "\tsession) COMPREPLY=($(compgen -W \"list show new fork rewind rename pin unpin rm "
+	       "export import gc\" -- \"$cur\")) ;;\n"
+	       "\timport) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n\tesac\n}\n"
 	       "complete -F _steamctl steamctl\n");
 	return EXIT_OK;
 }
@@ -449,6 +472,7 @@ int options_read(int argc, char **argv, struct ctl *c, const struct command **re
 	steamd_generate_init(&c->g);
 	c->g.batch = !isatty(STDOUT_FILENO); /* nobody sits there and waits */
 	c->think = -1;
+	c->turn = c->days = STEAMD_UNSET;
 	c->words = calloc((size_t)argc + 1, sizeof(*c->words));
 	if (!c->words)
 		return fail(EXIT_LOCAL, "out of memory");

@@ -40,8 +40,9 @@ struct ctl {
 	float bias_values[BIAS_MAX];
 	const char *system, *file, *tools, *label;
 	int think; /* -1: not said */
-	bool ids, no_special, skip_special, limits;
-	uint32_t pid; /* --for-pid; 0: none */
+	bool ids, no_special, skip_special, names, limits;
+	uint32_t pid;	     /* --for-pid; 0: none */
+	uint32_t turn, days; /* STEAMD_UNSET: not said */
 	uint32_t top, prompt_tokens, tokens, rounds;
 	char **words; /* what is left of the command line */
 	int n_words;
@@ -75,6 +76,12 @@ int run_bench(struct ctl *c);
 int run_sleep(struct ctl *c);
 int run_wake(struct ctl *c);
 int run_yield(struct ctl *c);
+int run_session(struct ctl *c);
+
+/* options.c: troff reads a leading dash as a hyphen and a leading dot as a request. */
+void print_troff(const char *text);
+/* session.c: a row for each verb; @man: as troff. */
+void session_print_verbs(bool man);
 
 /* options.c. Returns -1 to go on with *@ret_command, or an exit code. */
 int options_read(int argc, char **argv, struct ctl *c, const struct command **ret_command);

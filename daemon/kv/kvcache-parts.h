@@ -5,6 +5,7 @@
 
 #include "daemon/kv/kvcache.h"
 #include "daemon/kv/kvdir.h"
+#include "daemon/kv/kvdisk.h"
 #include "daemon/kv/prefix.h"
 
 enum move_purpose {
@@ -14,13 +15,12 @@ enum move_purpose {
 	MOVE_CLEAR, /* before another uid writes to it */
 };
 
-/* A move and what it is for. Holds its page from beginning to end, but MOVE_CLEAR, and MOVE_COPY its source. */
+/* A move and what it is for. Holds its page from beginning to end; MOVE_COPY its source. */
 struct move {
 	TAILQ_ENTRY(move) link;
 	struct step_move order;
 	enum move_purpose purpose;
 	uid_t uid;
-	uint32_t generation;		   /* CLEAR */
 	struct kv_hash root, parent, hash; /* SEAL; CHECK: hash */
 	uint32_t n_tokens, tokens[];	   /* SEAL */
 };
@@ -34,6 +34,8 @@ struct owner {
 
 struct kvcache {
 	struct kvcache_options options;
+	struct kvdisk *disk; /* or NULL */
+	char *arena;	     /* mapped if there is a disk */
 	struct kvpool *pool;
 	struct kvdir *dir;
 	struct prefix *prefix;
@@ -55,6 +57,15 @@ int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens);
 /* Marks the node PENDING. */
 int moves_check(struct kvcache *c, struct prefix_node *node);
 void moves_free(struct kvcache *c);
+
+/* tiers.c: pages between arena and disk. */
+void tiers_write(struct kvcache *c, struct prefix_node *node); /* a whole page that was sealed */
+/* How many whole pages of what follows @m are on disk: ids are those after what @m found. */
+uint32_t tiers_look(const struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
+		    const uint32_t *ids, uint32_t n);
+/* Has them read, into pages put at @table; returns how many, each held. */
+uint32_t tiers_hold(struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
+		    const uint32_t *ids, uint32_t n, kv_page *table);
 
 /* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);

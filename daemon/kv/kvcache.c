@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "client/wire/ownership.h"
 #include "daemon/base/clock.h"
@@ -175,6 +176,8 @@ struct kvcache *kvcache_free(struct kvcache *c)
 		return NULL;
 	moves_free(c);
 	prefix_free(c->prefix);
+	if (c->arena)
+		munmap(c->arena, c->options.n_pages * c->options.page_bytes);
 	kvpool_free(c->pool);
 	kvdir_free(c->dir);
 	if (c->options.arena_fd >= 0)
@@ -224,16 +227,30 @@ struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *labe
 	return chain_root(fingerprint, c->options.element_bytes, uid, label);
 }
 
-void kvcache_look(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
-		  struct kvcache_found *ret)
+/* What is on disk is found from its namespace on, which an earlier life knew. */
+static void match(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		  uint32_t n, struct prefix_match *ret)
+{
+	prefix_match(c->prefix, root, ids, n, ret);
+	if (!ret->last && c->disk)
+		ret->last = prefix_space(c->prefix, root, uid);
+}
+
+void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		  uint32_t n, struct kvcache_found *ret)
 {
 	struct prefix_match m;
+	uint32_t n_disk;
 
-	prefix_match(c->prefix, root, ids, n, &m);
+	match(c, root, uid, ids, n, &m);
 	*ret = (struct kvcache_found){
 		.n_tokens = m.n_pages * c->options.page_tokens + m.part_tokens,
 		.n_pages = m.n_pages,
 	};
+	n_disk = tiers_look(c, root, &m, ids + m.n_pages * c->options.page_tokens,
+			    n - m.n_pages * c->options.page_tokens);
+	if (n_disk > 0)
+		ret->n_tokens = (m.n_pages + n_disk) * c->options.page_tokens;
 	for (const struct prefix_node *node = m.last; node && node->parent; node = node->parent)
 		ret->n_unheld += kvpool_holders(c->pool, node->page) == 0;
 }
@@ -268,8 +285,9 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 		      uint32_t n, kv_page *table, struct kvcache_held *ret)
 {
 	struct prefix_match m;
+	uint32_t n_disk;
 
-	prefix_match(c->prefix, root, ids, n, &m);
+	match(c, root, uid, ids, n, &m);
 	*ret = (struct kvcache_held){
 		.n_tokens = m.n_pages * c->options.page_tokens,
 		.n_pages = m.n_pages,
@@ -280,7 +298,12 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 		kvpool_hold(c->pool, &node->page, 1);
 		touch(c, node);
 	}
-	if (m.part)
+	n_disk = tiers_hold(c, root, &m, ids + ret->n_tokens, n - ret->n_tokens,
+			    table + ret->n_pages);
+	ret->n_pages += n_disk;
+	ret->n_tokens += n_disk * c->options.page_tokens;
+	ret->n_disk_tokens = n_disk * c->options.page_tokens;
+	if (m.part && n_disk == 0)
 		hold_part(c, uid, &m, table, ret);
 	c->counts.n_found_tokens += ret->n_tokens;
 	return ret->n_pages + (ret->source != KV_PAGE_NONE);
@@ -396,7 +419,7 @@ int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_pa
 	/* a page that was still to be cleared has been by now: the order came before the turn's */
 	for (uint32_t i = 0; i < n; i++) {
 		if (!c->by_page[table[i]] && kvdir_open(c->dir, table[i], uid))
-			kvdir_cleared(c->dir, table[i], uid, kvdir_generation(c->dir, table[i]));
+			kvdir_cleared(c->dir, table[i], uid);
 	}
 	return 0;
 }
@@ -418,10 +441,10 @@ void kvcache_check(const struct kvcache *c)
 		const struct prefix_node *node = c->by_page[page];
 		struct kvdir_page p;
 
-		assert(kvdir_get(c->dir, page, &p) == (node != NULL));
-		if (!node)
+		n_paged += node != NULL;
+		assert(kvdir_get(c->dir, page, &p) == (node && !node->loading));
+		if (!node || node->loading)
 			continue;
-		n_paged++;
 		assert(node->page == page && node->uid == p.uid && p.n_tokens == node->n_tokens);
 		assert(chain_equal(p.hash, node->hash) && chain_equal(p.root, node->root));
 		assert(memcmp(p.tokens, node->tokens, p.n_tokens * sizeof(*p.tokens)) == 0);

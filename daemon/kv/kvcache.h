@@ -40,14 +40,23 @@ struct kvpool *kvcache_pool(struct kvcache *c); /* to count, and to name in step
 void kvcache_set_model(struct kvcache *c, const uint64_t fingerprint[2]);
 struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *label);
 
+/*
+ * The disk behind the arena, or NULL: pages that are sealed are written to it,
+ * and found there again. It outlives the cache, or the next call. 0 or mmap's error.
+ */
+struct kvdisk;
+int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk);
+/* Its files have been looked into: what is in the arena and not on it is written now. */
+void kvcache_disk_ready(struct kvcache *c);
+
 /* What there is of a text. */
 struct kvcache_found {
 	uint32_t n_tokens; /* whose KV need not be computed */
 	uint32_t n_pages;  /* whole ones, to be shared */
 	uint32_t n_unheld; /* of these, held by nobody now */
 };
-void kvcache_look(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
-		  struct kvcache_found *ret);
+void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		  uint32_t n, struct kvcache_found *ret);
 /* Whether pages of this namespace are being sealed: a look will soon find more. */
 bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root);
 /* Whether any move is to be done: what it holds can soon be had. */
@@ -62,6 +71,7 @@ struct kvcache_chain {
 /* A turn's hold on what was found, until it is settled. */
 struct kvcache_held {
 	uint32_t n_tokens, n_pages;
+	uint32_t n_disk_tokens; /* of those, being read from disk */
 	kv_page source;		/* to be copied to the page after those, or KV_PAGE_NONE */
 	uint32_t source_tokens; /* of it */
 };
@@ -115,6 +125,7 @@ uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes);
 struct kvcache_counts {
 	uint32_t n_pages, n_free, n_held, n_kept; /* kept: sealed, found, and held by nobody */
 	uint64_t n_found_tokens, n_sealed, n_evicted, n_damaged, n_cleared;
+	uint64_t n_written, n_read; /* pages, to disk and from it */
 };
 void kvcache_count(const struct kvcache *c, struct kvcache_counts *ret);
 

@@ -237,16 +237,11 @@ bool kvdir_open(struct kvdir *d, uint32_t page, uid_t uid)
 	return others;
 }
 
-uint32_t kvdir_generation(const struct kvdir *d, uint32_t page)
-{
-	return entry_at(d, page)->generation;
-}
-
-void kvdir_cleared(struct kvdir *d, uint32_t page, uid_t uid, uint32_t generation)
+void kvdir_cleared(struct kvdir *d, uint32_t page, uid_t uid)
 {
 	struct entry *e = entry_at(d, page);
 
-	if (state_of(e) == ENTRY_OPEN && e->generation == generation)
+	if (state_of(e) == ENTRY_OPEN)
 		e->owner = uid;
 }
 

@@ -56,10 +56,8 @@ void kvdir_set_model(struct kvdir *d, const uint64_t fingerprint[2]);
  * first, for another's bytes are in it: then it is KVDIR_MIXED until kvdir_cleared().
  */
 bool kvdir_open(struct kvdir *d, uint32_t page, uid_t uid);
-/* Rises each time @page is opened. */
-uint32_t kvdir_generation(const struct kvdir *d, uint32_t page);
-/* It was cleared for @uid; of no effect if it was opened again since @generation. */
-void kvdir_cleared(struct kvdir *d, uint32_t page, uid_t uid, uint32_t generation);
+/* It was cleared for @uid; of no effect if it is open no more. */
+void kvdir_cleared(struct kvdir *d, uint32_t page, uid_t uid);
 /* A page that is not in use has no memory any more. */
 void kvdir_punched(struct kvdir *d, uint32_t page);
 /* @page was opened and has been written; @p->tokens is copied. */

@@ -27,8 +27,6 @@ static struct move *push(struct kvcache *c, enum move_purpose purpose, struct st
 static const kv_page *held_page(const struct move *m)
 {
 	switch (m->purpose) {
-	case MOVE_CLEAR:
-		return NULL;
 	case MOVE_COPY:
 		return &m->order.from;
 	default:
@@ -44,7 +42,7 @@ int moves_clear(struct kvcache *c, kv_page page, uid_t uid)
 	if (!m)
 		return -ENOMEM;
 	m->uid = uid;
-	m->generation = kvdir_generation(c->dir, page);
+	kvpool_hold(c->pool, &page, 1);
 	return 0;
 }
 
@@ -182,6 +180,7 @@ static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2
 	kvdir_seal(c->dir, page, &entry);
 	kvpool_keep(c->pool, page);
 	c->counts.n_sealed++;
+	tiers_write(c, node);
 }
 
 static void checked(struct kvcache *c, const struct move *m, const uint64_t sum[2])
@@ -200,10 +199,7 @@ static void checked(struct kvcache *c, const struct move *m, const uint64_t sum[
 
 static void end(struct kvcache *c, struct move *m)
 {
-	const kv_page *held = held_page(m);
-
-	if (held)
-		kvcache_drop(c, held, 1);
+	kvcache_drop(c, held_page(m), 1);
 	free(m);
 }
 
@@ -233,7 +229,7 @@ void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n)
 		else if (m->purpose == MOVE_CHECK)
 			checked(c, m, sums[i].sum);
 		else if (m->purpose == MOVE_CLEAR)
-			kvdir_cleared(c->dir, m->order.to, m->uid, m->generation);
+			kvdir_cleared(c->dir, m->order.to, m->uid);
 		c->counts.n_cleared += m->purpose == MOVE_CLEAR;
 		end(c, m);
 	}
@@ -260,7 +256,7 @@ void kvcache_executor_lost(struct kvcache *c)
 		end(c, m);
 	}
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
-		if (c->by_page[page])
+		if (c->by_page[page] && !c->by_page[page]->loading)
 			c->by_page[page]->trust = PREFIX_UNCHECKED;
 	}
 }

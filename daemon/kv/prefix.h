@@ -34,6 +34,7 @@ struct prefix_node {
 	uint32_t uid, n_tokens, depth, hits;
 	uint32_t n_paged_children; /* with a page of the arena */
 	uint8_t trust, gone;
+	bool loading; /* from disk; trust is PENDING */
 	uint32_t tokens[];
 };
 

@@ -543,9 +543,10 @@ void segments_file_forget(struct segments *s, struct segments_file *f, uint32_t 
 		segments_file_drop(s, f, false, why);
 		return;
 	}
-	r = empty_slot(s, f, slot);
-	if (r == 0 && f->footer)
-		r = write_footer(s, f);
+	/* the footer first: it never names what is not there */
+	r = f->footer ? write_footer(s, f) : 0;
+	if (r == 0)
+		r = empty_slot(s, f, slot);
 	if (r < 0)
 		segments_file_fail(s, f);
 }

@@ -214,9 +214,9 @@ int segments_scan(struct segments *s, struct err *err)
 		return 0;
 	}
 	r = read_file(s, f, &st);
-	if (r == -ENOMEM)
-		return err_set(err, r, "no memory to look into '%s/%s'", s->dir,
-			       segments_file_name(f).text);
+	if (segments_is_passing(r))
+		return err_set(err, r, "cannot look into '%s/%s': %s", s->dir,
+			       segments_file_name(f).text, strerror(-r));
 	if (r < 0) {
 		f->state = SEGMENT_FOREIGN;
 		return 1;

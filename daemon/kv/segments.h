@@ -109,7 +109,8 @@ struct segments *segments_free(struct segments *s);
  * record; never a payload. Files that are not ours or not sound are counted
  * and left for eviction. Between two calls, records found can be read.
  *
- * Returns 1 if there are more files, 0 if there are no more, or -ENOMEM.
+ * Returns 1 if there may be more files, 0 if there are no more, or -ENOMEM,
+ * -EMFILE, …: not now, the next call tries the same file again.
  */
 int segments_scan(struct segments *s, struct err *err);
 

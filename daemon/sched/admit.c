@@ -65,7 +65,8 @@ static void look(const struct sched *s, struct turn *t, struct kvcache_found *re
 	if (t->rec->score)
 		return;
 	t->root = kvcache_root(s->cache, t->rec->uid, t->rec->label);
-	kvcache_look(s->cache, t->root, turn_ids(s->turns, t->rec), t->rec->n_ids - 1, ret);
+	kvcache_look(s->cache, t->root, t->rec->uid, turn_ids(s->turns, t->rec), t->rec->n_ids - 1,
+		     ret);
 }
 
 static uint32_t common_tokens(const struct sched *s, struct turn *a, struct turn *b)
@@ -126,7 +127,7 @@ static void hold(struct sched *s, struct turn *t)
 	t->n_known = t->held.n_tokens;
 	t->settling = t->n_known > 0;
 	if (!t->replaying)
-		rec->n_cached = t->n_known;
+		rec->n_cached = t->n_known, rec->n_cached_disk = t->held.n_disk_tokens;
 	rec->n_recomputed += t->n_lost > t->n_known ? t->n_lost - t->n_known : 0;
 	t->n_lost = 0;
 }

@@ -158,6 +158,42 @@ static int open_loop(sd_event **ret)
 	return r;
 }
 
+/* A folder of one's own, and those above it; what cannot be made is told by who wants to use it. */
+static void make_folders(char *path)
+{
+	for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+		*slash = '\0';
+		mkdir(path, 0700);
+		*slash = '/';
+	}
+	mkdir(path, 0700);
+}
+
+/*
+ * Where state is kept: StateDirectory=, else what systemd made for the unit,
+ * else the user's folder for state. NULL: nowhere.
+ */
+static char *find_state_dir(const struct settings *settings)
+{
+	const char *systemd = getenv("STATE_DIRECTORY"), *xdg = getenv("XDG_STATE_HOME"),
+		   *home = getenv("HOME");
+	char *path = NULL;
+	int r = 0;
+
+	if (settings->state_directory[0])
+		path = strdup(settings->state_directory);
+	else if (systemd && systemd[0] == '/')
+		path = strndup(systemd, strcspn(systemd, ":"));
+	else if (xdg && xdg[0] == '/')
+		r = asprintf(&path, "%s/steamd", xdg);
+	else if (home && home[0] == '/')
+		r = asprintf(&path, "%s/.local/state/steamd", home);
+	if (r < 0 || !path)
+		return NULL;
+	make_folders(path);
+	return path;
+}
+
 static void loopp(sd_event **loop)
 {
 	sd_event_unref(*loop);
@@ -180,11 +216,13 @@ static void keep_no_cores(void)
 static int serve(const struct options *o, struct settings *settings, struct err *err)
 {
 	_cleanup_(loopp) sd_event *loop = NULL;
+	_cleanup_(freep) char *state_dir = find_state_dir(settings);
 	_cleanup_(server_freep) struct server *server = NULL;
 	char program[PATH_MAX], unit_socket[PATH_MAX];
 	struct server_options options = {
 		.settings = settings,
 		.program = program,
+		.state_dir = state_dir,
 		.foreground = !getenv("NOTIFY_SOCKET"),
 		.reread = read_settings,
 		.on_ready = on_ready,
@@ -196,10 +234,6 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 		keep_no_cores();
 	find_executor(program, sizeof(program));
 	options.unit_socket = find_unit_socket(unit_socket, sizeof(unit_socket));
-	if (settings->state_directory[0] && mkdir(settings->state_directory, 0700) < 0 &&
-	    errno != EEXIST)
-		return err_set(err, -errno, "cannot make '%s': %s", settings->state_directory,
-			       strerror(errno));
 
 	fdstore_init();
 	r = open_loop(&loop);

@@ -10,6 +10,7 @@
 #include "daemon/server/limits.h"
 #include "daemon/server/report.h"
 #include "daemon/server/sleep.h"
+#include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
@@ -17,7 +18,7 @@
 #endif
 
 static const char features[] =
-	"resume cancel detach attached logprobs score chat sleep class limits";
+	"resume cancel detach attached logprobs score chat sessions sleep class limits";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -212,6 +213,17 @@ static const struct {
 	{ MSG_SLEEP, false, sleep_on_sleep },
 	{ MSG_WAKE, false, sleep_on_wake },
 	{ MSG_YIELD, false, sleep_on_yield },
+	{ MSG_SESSION_LIST, true, sessions_handle },
+	{ MSG_SESSION_SHOW, true, sessions_handle },
+	{ MSG_SESSION_NEW, true, sessions_handle },
+	{ MSG_SESSION_FORK, true, sessions_handle },
+	{ MSG_SESSION_REWIND, true, sessions_handle },
+	{ MSG_SESSION_RENAME, true, sessions_handle },
+	{ MSG_SESSION_PIN, true, sessions_handle },
+	{ MSG_SESSION_RM, true, sessions_handle },
+	{ MSG_SESSION_EXPORT, true, sessions_handle },
+	{ MSG_SESSION_IMPORT, true, sessions_handle },
+	{ MSG_SESSION_GC, true, sessions_handle },
 	{ MSG_LIMITS, false, on_limits },
 };
 
@@ -228,6 +240,8 @@ static bool wants_descriptor(const struct msg *m)
 		return m->detokenize.has_attached;
 	case MSG_RENDER:
 		return m->render.has_attached;
+	case MSG_SESSION_IMPORT:
+		return m->session_import.has_attached;
 	default:
 		return false;
 	}

@@ -1,5 +1,6 @@
 /* From a request and its ids to a turn: the budget, the sampler, the stops. */
 #include <errno.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,6 +50,21 @@ static int in_range(const char *name, double value, double low, double high, str
 		       high);
 }
 
+/* What the session says where the request says nothing. */
+static void overlay_session(const struct request *q, struct textmodel_defaults *d)
+{
+	json_t *said = q->begun.session ? json_loads(q->begun.defaults, 0, NULL) : NULL;
+	const json_t *value;
+
+#define ONE(member, key, builtin)                                                                  \
+	value = json_object_get(said, #member);                                                    \
+	if (json_is_number(value))                                                                 \
+		d->member = (struct textmodel_default){ json_number_value(value), "session" };
+	TEXTMODEL_SAMPLERS(ONE)
+#undef ONE
+	json_decref(said);
+}
+
 static int fill_sampling(const struct request *q, struct step_sampler *p, struct err *err)
 {
 	const struct msg_generate *g = &q->msg.generate;
@@ -56,6 +72,7 @@ static int fill_sampling(const struct request *q, struct step_sampler *p, struct
 	int r = 0;
 
 	textmodel_defaults(q->model, q->server->settings, &d);
+	overlay_session(q, &d);
 	p->temperature = g->has_temperature ? g->temperature : d.temperature.value;
 	p->top_p = g->has_top_p ? g->top_p : d.top_p.value;
 	p->min_p = g->has_min_p ? g->min_p : d.min_p.value;
@@ -234,6 +251,8 @@ static int fill(const struct request *q, struct turns *turns, struct turn_record
 	rec->slot = TURN_NO_SLOT;
 	rec->stop_id = UINT32_MAX;
 	rec->n_prompt = rec->n_ids = (uint32_t)q->ids.n;
+	rec->session = q->begun.session;
+	rec->session_turn = q->begun.turn;
 	rec->sampler.n_prompt = rec->n_prompt;
 	rec->sampler.vocab_real = q->model->vocab_real;
 	rec->sampler.repetition = 1;

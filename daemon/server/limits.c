@@ -69,6 +69,7 @@ static json_t *describe_user(const struct server *s, uid_t uid)
 	put_limit(o, "requests", user ? user->n_requests + user->n_left : 0, t->max_user_requests);
 	put_limit(o, "request_bytes", user ? user->held_bytes : 0, SERVER_USER_HELD_BYTES_MAX);
 	put_limit(o, "queued_tokens", counts.queued_tokens, t->max_user_queued_tokens);
+	put(o, "sessions", json_pack("{s:o}", "limit", integer(t->max_user_sessions)));
 	if (s->engine)
 		put_cache(o, s->engine, uid);
 	if (t->user_disk_quota > 0)

@@ -34,6 +34,11 @@ static const struct {
 	{ ETIME, CODE_DEADLINE, true },
 	{ ENOMEM, CODE_NO_MEMORY, true },
 	{ EPROTO, CODE_BAD_STATE, false },
+	{ EBUSY, CODE_BUSY, true },
+	{ EDQUOT, CODE_BUSY, false },
+	{ EEXIST, CODE_BAD_REQUEST, false },
+	{ EUCLEAN, CODE_DAMAGED, false },
+	{ ENODEV, CODE_UNAVAILABLE, false },
 };
 
 static const char *describe(int r, bool *ret_retryable)

@@ -6,6 +6,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/server/sleep.h"
+#include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 
 #ifndef STEAMD_VERSION
@@ -191,6 +192,7 @@ static json_t *describe_limits(const struct server *s)
 	put(o, "requests_per_user", integer(t->max_user_requests));
 	put(o, "queued_tokens", integer(t->max_queued_tokens));
 	put(o, "queued_tokens_per_user", integer(t->max_user_queued_tokens));
+	put(o, "sessions_per_user", integer(t->max_user_sessions));
 	put(o, "frame_bytes", integer(t->max_frame));
 	put(o, "prompt_bytes", integer(t->max_prompt_bytes));
 	put(o, "batch", integer(t->max_batch));
@@ -237,6 +239,7 @@ char *report_status(const struct server *s)
 		put(o, "load", describe_load(s));
 	}
 	put(o, "power", sleep_describe(s));
+	put(o, "sessions", sessions_describe(s->sessions));
 	put(o, "limits", describe_limits(s));
 	put(o, "warnings", describe_warnings(s));
 	return dump(o);

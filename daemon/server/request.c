@@ -8,6 +8,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/server/sleep.h"
+#include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 
 static bool wants_turn(const struct request *q)
@@ -79,6 +80,7 @@ int request_new(struct peer *p, const struct msg *m, struct span payload, bool h
 	q->server = p->server;
 	q->peer = p;
 	q->user = p->user;
+	memcpy(q->label, p->label, sizeof(q->label));
 	q->id = m->id;
 	q->msg = *m;
 	q->attached_fd = -1;
@@ -111,6 +113,7 @@ static void drop_input(struct request *q)
 	free(q->string_args);
 	q->string_args = NULL;
 	q->string_args_len = 0;
+	store_begun_deinit(&q->begun);
 	closep(&q->attached_fd);
 	q->attached_fd = -1;
 }
@@ -141,6 +144,8 @@ void request_free(struct request *q)
 	}
 	if (q->in_worker)
 		return; /* the job's end comes back here */
+	if (q->begun.session)
+		sessions_abort(s, q->begun.session, q->begun.turn);
 	drop_input(q);
 	q->user->n_requests--;
 	server_user_drop(q->user);
@@ -316,7 +321,6 @@ static int check_sources(const struct request *q, struct err *err)
 static int begin_work(struct request *q, struct err *err)
 {
 	struct server *s = q->server;
-	const char *warning;
 	int r;
 
 	if (q->msg.type == MSG_GENERATE && q->msg.generate.has_model &&
@@ -329,9 +333,24 @@ static int begin_work(struct request *q, struct err *err)
 		if (r < 0)
 			return r;
 	}
+	if (q->msg.type == MSG_GENERATE && q->msg.generate.has_session)
+		return sessions_begin(q, err);
+	return request_start(q, err);
+}
+
+int request_start(struct request *q, struct err *err)
+{
+	struct server *s = q->server;
+	const char *warning;
+	int r;
+
+	if (!s->model)
+		return err_set(err, -EHOSTDOWN, "the model is being loaded again");
 	q->model = s->model;
 	q->layout = textmodel_layout(s->model, s->settings, &warning);
-	if (q->held_bytes + q->attached_bytes <= REQUEST_INLINE_BYTES) {
+	if (q->held_bytes + q->attached_bytes + q->begun.conversation_len +
+		    q->begun.n_ids * sizeof(*q->begun.ids) <=
+	    REQUEST_INLINE_BYTES) {
 		request_work(q);
 		worked(q);
 		return 0;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "daemon/server/peer.h"
+#include "daemon/session/store.h"
 #include "daemon/text/tokenizer.h"
 
 #define REQUEST_INLINE_BYTES (16u << 10) /* shorter inputs are worked on by the loop itself */
@@ -13,6 +14,7 @@ struct request {
 	struct server *server;
 	struct peer *peer; /* NULL: the client is gone, the job still runs */
 	struct user *user;
+	char label[64]; /* the peer's */
 	TAILQ_ENTRY(request) link, wait;
 	uint64_t id;
 	uint64_t received_us;
@@ -36,6 +38,7 @@ struct request {
 	struct err err;
 
 	struct nap *nap; /* sleep, wake, yield: see sleep.h */
+	struct store_begun begun; /* generate: the session's turn, until there is a stream; session 0: none */
 
 	/* generate, score, resume */
 	struct stream *stream;
@@ -54,6 +57,8 @@ void request_free(struct request *q);
 
 /* Does the text work, at once or on the worker, or waits for the model; then replies or submits. */
 int request_begin(struct request *q, struct err *err);
+/* The same from the text work on; the model is open. */
+int request_start(struct request *q, struct err *err);
 /* The model is open, or refused: those that waited for it go on. */
 void request_resume_waiting(struct server *s);
 /* Tells those that wait how the load goes. */

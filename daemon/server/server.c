@@ -17,7 +17,9 @@
 #include "daemon/power/power.h"
 #include "daemon/server/health.h"
 #include "daemon/server/sleep.h"
+#include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/text/spans.h"
 
 struct user *server_user(struct server *s, uid_t uid)
 {
@@ -254,6 +256,7 @@ static int start_engine(struct server *s, struct err *err)
 	if (s->engine->plan.warning[0])
 		log_warning("%s", s->engine->plan.warning);
 	power_set_executor(s->power, s->engine->executor);
+	sessions_settle(s);
 	if (s->engine->adopted)
 		stream_adopt_all(s);
 	return 0;
@@ -499,6 +502,10 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = worker_new(loop, &s->worker);
 	if (r >= 0)
+		r = spans_new(&s->spans);
+	if (r >= 0)
+		r = sessions_new(s, options->state_dir, &s->sessions);
+	if (r >= 0)
 		r = health_new(s, &s->health);
 	if (r < 0)
 		return err_set(err, r, "cannot set up the event loop: %s", strerror(-r));
@@ -516,12 +523,12 @@ static void let_streams_go(struct server *s)
 	struct stream *st;
 
 	TAILQ_FOREACH(st, &s->streams, link) {
-		if (st->request)
-			st->request->stream = NULL;
+		if (!st->request)
+			continue;
+		st->request->stream = NULL;
 		st->request = NULL;
-		if (!st->left)
-			st->user->n_left++; /* who stays until the stream is freed */
-		st->left = true;
+		st->left = true; /* its user goes with it, and not with the peer */
+		st->user->n_left++;
 	}
 }
 
@@ -538,10 +545,12 @@ struct server *server_free(struct server *s)
 		peer_free(p);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
 	s->power = power_free(s->power);
+	s->sessions = sessions_free(s->sessions);
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
 	textmodel_free(s->model);
+	s->spans = spans_free(s->spans);
 	s->health = health_free(s->health);
 	sd_event_source_disable_unref(s->reaper);
 	sd_event_source_disable_unref(s->listener);

@@ -22,11 +22,13 @@ struct peer;
 struct power;
 struct request;
 struct stream;
+struct sessions;
 
 struct server_options {
 	struct settings *settings; /* outlives the server, which changes it on reload */
 	const char *program;	   /* the executor to fork, or */
 	const char *unit_socket;   /* the socket of its unit; NULL: fork */
+	const char *state_dir;	   /* where sessions are kept; NULL: they are not */
 	bool foreground;	   /* a refused model ends the loop with SERVER_EXIT_REFUSED */
 	/* Reads all settings afresh into an empty struct. NULL: there is nothing to read. */
 	int (*reread)(struct settings *ret, void *userdata, struct err *err);
@@ -49,6 +51,8 @@ struct server {
 	struct server_options options;
 	struct settings *settings;
 	struct worker *worker;
+	struct sessions *sessions;
+	struct spans *spans; /* what was sampled, by its text */
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */

@@ -9,6 +9,8 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/said.h"
+#include "daemon/server/sessions.h"
 
 static struct turns *turns_of(const struct stream *st)
 {
@@ -63,17 +65,6 @@ static void set_reader(struct stream *st, struct request *q)
 	st->user->n_left += st->left ? 1 : -1;
 }
 
-static bool is_stop_id(const struct stream *st, uint32_t id)
-{
-	const struct step_sampler *p = &st->turn.rec->sampler;
-
-	for (uint32_t i = 0; i < p->n_stop_ids && i < STEP_STOP_IDS_MAX; i++) {
-		if (p->stop_ids[i] == id)
-			return true;
-	}
-	return false;
-}
-
 /* Takes up to @n tokens from the record through the parser. Returns how many. */
 static uint32_t take(struct stream *st, uint32_t n)
 {
@@ -83,7 +74,7 @@ static uint32_t take(struct stream *st, uint32_t n)
 	for (uint32_t i = 0; st->answer && i < n; i++) {
 		int r;
 
-		if (is_stop_id(st, ids[i]))
+		if (said_is_stop_id(st, ids[i]))
 			continue;
 		r = answer_push(st->answer, ids[i]);
 		if (r < 0) {
@@ -197,6 +188,20 @@ static const char *finish_of(const struct stream *st)
 	return turn_finish_name((enum turn_finish)st->turn.rec->finish);
 }
 
+static void fill_session(const struct stream *st, struct msg_done *d, char id[17])
+{
+	const struct turn_record *rec = st->turn.rec;
+
+	if (!rec->session)
+		return;
+	snprintf(id, 17, "%016llx", (unsigned long long)rec->session);
+	MSG_SET(d, session, span_of(id));
+	MSG_SET(d, session_turn, rec->session_turn);
+	MSG_SET(d, saved, st->saved);
+	if (!st->saved && st->not_saved.text[0])
+		MSG_SET(d, not_saved, span_of(st->not_saved.text));
+}
+
 static void fill_done(struct stream *st, struct msg_done *d)
 {
 	const struct turn_record *rec = st->turn.rec;
@@ -231,6 +236,7 @@ static void tell_end(struct stream *st)
 	struct server *s = st->server;
 	struct msg m = { .type = MSG_DONE };
 	struct err err = st->err;
+	char session[17];
 	int r = st->fault;
 
 	s->n_prompt_tokens += rec->n_prompt;
@@ -256,6 +262,7 @@ static void tell_end(struct stream *st)
 			MSG_SET(&m.cancelled, n_completion, rec->score ? 0 : st->n_read);
 		} else {
 			fill_done(st, &m.done);
+			fill_session(st, &m.done, session);
 		}
 		set_reader(st, NULL);
 		q->stream = NULL;
@@ -289,6 +296,8 @@ void stream_pump(struct stream *st)
 	st->pumping = false;
 
 	if (st->ended && (is_all_read(st) || ends_at_once(st))) {
+		if (st->saving)
+			return; /* what is said to be saved, is */
 		if (st->request)
 			tell_end(st);
 		else if (!st->expiry && st->turn.rec->detach)
@@ -329,6 +338,18 @@ static void on_end(struct turn *turn)
 
 	st->ended = true;
 	server_busy_changed(st->server);
+	said_remember(st);
+	if (st->turn.rec->session)
+		sessions_end(st);
+	stream_pump(st);
+}
+
+void stream_saved(struct stream *st, int r, const struct err *err)
+{
+	st->saving = false;
+	st->saved = r >= 0;
+	if (r < 0)
+		st->not_saved = *err;
 	stream_pump(st);
 }
 
@@ -356,31 +377,6 @@ void stream_progress(struct stream *st)
 	}
 }
 
-/* A parser for the turn from its beginning. */
-static int make_answer(const struct stream *st, struct answer **ret)
-{
-	const struct turn_record *rec = st->turn.rec;
-	struct answer_options options = {
-		.tokenizer = st->server->model->tokenizer,
-		.layout = (enum chat_layout)rec->chat_layout,
-		.thinking = rec->thinking,
-		.in_reasoning = rec->in_reasoning,
-		.trim = rec->chat_layout != CHAT_NONE,
-		.string_args = { rec->string_args,
-				 MIN(rec->string_args_len, (uint32_t)TURN_STRING_ARGS_BYTES) },
-	};
-	uint32_t at = 0;
-
-	while (options.n_stops < MIN(rec->n_stops, (uint32_t)ANSWER_STOPS_MAX) &&
-	       at < MIN(rec->stops_len, (uint32_t)TURN_STOP_BYTES)) {
-		const size_t len = strnlen(rec->stops + at, TURN_STOP_BYTES - at);
-
-		options.stops[options.n_stops++] = (struct span){ rec->stops + at, len };
-		at += (uint32_t)len + 1;
-	}
-	return answer_new(&options, ret);
-}
-
 int stream_new(struct server *s, struct turn_record *rec, struct stream **ret)
 {
 	struct stream *st = calloc(1, sizeof(*st));
@@ -396,7 +392,7 @@ int stream_new(struct server *s, struct turn_record *rec, struct stream **ret)
 	st->user = server_user(s, rec->uid);
 	r = st->user ? 0 : -ENOMEM;
 	if (r >= 0 && !rec->score)
-		r = make_answer(st, &st->answer);
+		r = said_parser(st, &st->answer);
 	if (r < 0) {
 		if (st->user)
 			server_user_drop(st->user);
@@ -453,6 +449,7 @@ int stream_submit(struct stream *st, struct request *q, struct err *err)
 		return r;
 	}
 	st->submitted = true;
+	q->begun.session = 0; /* the record's from now on */
 	set_reader(st, q);
 	server_busy_changed(st->server);
 	send_accepted(st);
@@ -474,7 +471,7 @@ static int rewind_to(struct stream *st, uint32_t index, struct err *err)
 		return err_set(err, -EINVAL, "turn %llu has %u tokens; it cannot go on at %u",
 			       (unsigned long long)st->turn.rec->id, n, index);
 	if (old) {
-		r = make_answer(st, &fresh);
+		r = said_parser(st, &fresh);
 		if (r < 0)
 			return err_set(err, r, "out of memory");
 	}
@@ -565,6 +562,8 @@ void stream_abandon(struct stream *st, int r, const struct err *err)
 	struct request *q = st->request;
 
 	st->dropped = true;
+	if (st->turn.rec->session && !st->ended)
+		sessions_abort(st->server, st->turn.rec->session, st->turn.rec->session_turn);
 	if (!q)
 		return;
 	set_reader(st, NULL);
@@ -592,6 +591,8 @@ static void adopt(struct server *s, struct turn_record *rec)
 	r = stream_new(s, rec, &st);
 	if (r < 0) {
 		log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, strerror(-r));
+		if (rec->session)
+			sessions_abort(s, rec->session, rec->session_turn);
 		turns_drop(s->engine->turns, rec);
 		return;
 	}
@@ -600,11 +601,15 @@ static void adopt(struct server *s, struct turn_record *rec)
 		r = sched_adopt(s->engine->sched, &st->turn, &err);
 		if (r < 0) {
 			log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, err.text);
+			if (rec->session)
+				sessions_abort(s, rec->session, rec->session_turn);
 			stream_free(st);
 			return;
 		}
 		st->submitted = true;
 	}
+	if (st->ended && rec->session)
+		sessions_end(st); /* again, perhaps: what is complete stays as it is */
 	if (st->ended || !rec->detach)
 		stream_expire(st, s->settings->resume_timeout * US_PER_S);
 	stream_pump(st);

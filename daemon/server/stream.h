@@ -21,6 +21,8 @@ struct stream {
 	bool stopped;		 /* a stop string matched at n_read */
 	bool submitted;		 /* the scheduler knows it */
 	bool ended, flushed, pumping, paused, left, dropped, cancelled; /* left: counted as without reader */
+	bool saving, saved;	 /* a session's turn: it is being committed, and its end waits; it was */
+	struct err not_saved;
 	int fault;		 /* errno that explains the end instead of the record's finish */
 	struct err err;
 	sd_event_source *expiry;
@@ -52,6 +54,9 @@ void stream_abandon(struct stream *st, int r, const struct err *err);
 void stream_cancel(struct stream *st);
 /* For PROGRESS frames: where it is. */
 void stream_progress(struct stream *st);
+
+/* A session's turn was committed, or (@r < 0) could not be: its end may be told. */
+void stream_saved(struct stream *st, int r, const struct err *err);
 
 struct stream *stream_find(struct server *s, uint64_t turn);
 /* Wraps what turns_next() finds after an adoption. */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <xxhash.h>
 
 #include "daemon/base/digest.h"
 #include "daemon/exec/weights/checkpoint.h"
@@ -60,6 +61,19 @@ static int gather_stop_ids(struct textmodel *m, struct err *err)
 	return 0;
 }
 
+static uint64_t sum_vocabulary(const struct tokenizer *t)
+{
+	uint64_t sum = tokenizer_size(t);
+
+	for (uint32_t id = 0; id < tokenizer_size(t); id++) {
+		const struct span bytes = tokenizer_bytes(t, id);
+
+		sum = XXH3_64bits_withSeed(bytes.data ? bytes.data : "", bytes.len,
+					   sum + tokenizer_is_added(t, id));
+	}
+	return sum ? sum : 1;
+}
+
 static int read_tokenizer(struct textmodel *m, struct err *err)
 {
 	_cleanup_(freep) char *path = NULL;
@@ -77,6 +91,7 @@ static int read_tokenizer(struct textmodel *m, struct err *err)
 	if (m->vocab_real == 0 || m->vocab_real > m->config.vocab)
 		return err_set(err, -EBADMSG, "%s: has %u ids; config.json says vocab_size %u",
 			       path, m->vocab_real, m->config.vocab);
+	m->vocab_sum = sum_vocabulary(m->tokenizer);
 	return 0;
 }
 

@@ -41,6 +41,7 @@ struct textmodel {
 	uint64_t file_bytes, parameters, active_parameters;
 	struct tokenizer *tokenizer;
 	uint32_t vocab_real;		    /* ids from here on are padding */
+	uint64_t vocab_sum;		    /* of all tokens' bytes: ids mean the same where it is the same; not 0 */
 	enum chat_layout detected;
 	const char *template_warning;	    /* static; NULL: the template is known */
 	uint32_t stop_ids[STEP_STOP_IDS_MAX], n_stop_ids; /* of raw completion; the chat's follow */

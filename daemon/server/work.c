@@ -1,7 +1,7 @@
 /*
  * The text work of a request: from what came to token ids, and back. Runs on
- * the worker for long inputs, so it touches its request and the immutable
- * model only.
+ * the worker for long inputs, so it touches its request, the immutable model
+ * and the spans, which are locked.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 
 #include "daemon/server/request.h"
 #include "daemon/text/pyjson.h"
+#include "daemon/text/spans.h"
 
 enum source { SOURCE_TEXT, SOURCE_IDS, SOURCE_MESSAGES };
 
@@ -90,6 +91,20 @@ static int render_conversation(struct request *q, json_t *conversation, struct c
 	return chat_render(q->layout, conversation, ret, &q->err);
 }
 
+/* Answers become the ids that they were sampled as. */
+static int encode(struct request *q, const struct chat_rendering *rendering)
+{
+	const struct spans_who who = { q->user->uid, q->label };
+	struct spans *spans = q->server->spans;
+	int r = 0;
+
+	/* a session's may be from before this life, or crowded out */
+	if (q->begun.n_ids > 0)
+		r = spans_learn(spans, &who, q->model->tokenizer, q->begun.ids, q->begun.n_prompt,
+				q->begun.n_ids);
+	return r < 0 ? r : spans_encode(spans, &who, rendering, q->model->tokenizer, &q->ids);
+}
+
 static int render(struct request *q, struct span json)
 {
 	_cleanup_(chat_rendering_deinit) struct chat_rendering rendering = { 0 };
@@ -117,7 +132,7 @@ static int render(struct request *q, struct span json)
 	q->in_reasoning = rendering.in_reasoning;
 	q->string_args = steal(rendering.string_args);
 	q->string_args_len = rendering.string_args_len;
-	return chat_encode(&rendering, q->model->tokenizer, &q->ids);
+	return encode(q, &rendering);
 }
 
 static int work(struct request *q, enum source source, struct span input)
@@ -157,7 +172,10 @@ void request_work(struct request *q)
 	int r = 0;
 
 	source = find_source(&q->msg, &input, &name);
-	if (q->attached_fd >= 0) {
+	if (q->begun.session) {
+		source = SOURCE_MESSAGES;
+		input = (struct span){ q->begun.conversation, q->begun.conversation_len };
+	} else if (q->attached_fd >= 0) {
 		const bool is_turn = q->msg.type == MSG_GENERATE || q->msg.type == MSG_SCORE;
 		const enum source said = source_of_name(name, source, &r);
 

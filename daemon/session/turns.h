@@ -64,6 +64,7 @@ struct turn_record {
 	uint32_t n_pages;
 	uint32_t n_faults;	    /* executor deaths while in flight, since it last came past one */
 	uint32_t n_cached;	    /* prompt tokens whose KV was there when it was first admitted */
+	uint32_t n_cached_disk;	    /* of those, that were on disk alone */
 	uint32_t n_recomputed;	    /* tokens computed again after their KV was lost */
 	uint16_t slot, n_top;	    /* slot: TURN_NO_SLOT while queued */
 	uint8_t score, logprobs, detach, chat_layout; /* chat_layout: enum of daemon/text/chat.h, 0 for raw text */
@@ -88,6 +89,8 @@ struct turn_record {
 	_Atomic uint32_t mark; /* 0 or 1 */
 	uint32_t mark_pad;
 	struct turn_mark marks[2];
+	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
+	uint32_t session_turn, session_pad;
 };
 
 struct turns;

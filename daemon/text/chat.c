@@ -163,6 +163,17 @@ void chat_rendering_deinit(struct chat_rendering *r)
 	memset(r, 0, sizeof(*r));
 }
 
+uint32_t chat_marker_id(const struct chat_rendering *r, const struct chat_piece *piece,
+			const struct tokenizer *t)
+{
+	char name[64];
+
+	if (!piece->marker)
+		return UINT32_MAX;
+	snprintf(name, sizeof(name), "%.*s", (int)piece->len, r->text + piece->begin);
+	return tokenizer_added_id(t, name);
+}
+
 int chat_encode(const struct chat_rendering *r, const struct tokenizer *t, struct ids *ids)
 {
 	size_t from = 0; /* of the text that was not encoded yet */
@@ -170,13 +181,8 @@ int chat_encode(const struct chat_rendering *r, const struct tokenizer *t, struc
 
 	for (size_t i = 0; i < r->n_pieces; i++) {
 		const struct chat_piece *p = &r->pieces[i];
-		char name[64];
-		uint32_t id;
+		const uint32_t id = chat_marker_id(r, p, t);
 
-		if (!p->marker)
-			continue;
-		snprintf(name, sizeof(name), "%.*s", (int)p->len, r->text + p->begin);
-		id = tokenizer_added_id(t, name);
 		if (id == UINT32_MAX)
 			continue;
 		e = tokenizer_encode(t, (struct span){ r->text + from, p->begin - from },

@@ -65,6 +65,10 @@ int chat_render(enum chat_layout layout, json_t *conversation, struct chat_rende
 int chat_render_text(enum chat_layout layout, struct span conversation, struct chat_rendering *ret,
 		     struct err *err);
 
+/* The added token that a piece is; UINT32_MAX: it is text, or the tokenizer lacks it. */
+uint32_t chat_marker_id(const struct chat_rendering *r, const struct chat_piece *piece,
+			const struct tokenizer *t);
+
 /*
  * Appends the ids: a marker is the added token's id (or text like the rest, if
  * the tokenizer lacks it); text between two markers is encoded as a whole, with no added token.

@@ -99,7 +99,8 @@ struct bench_figure {
 
 /* The tables; the name of the last entry is NULL. */
 extern const struct bench_figure figures_bandwidth[], figures_peaks[], figures_disk[],
-	figures_load[], figures_gemv[], figures_gemm[], figures_attention[], figures_router[],
+	figures_load[], figures_segments[], figures_gemv[], figures_gemm[], figures_attention[],
+	figures_router[],
 	figures_decode[], figures_prefill[], figures_tokenizer[], figures_memory[],
 	figures_delivery[], figures_echo[], figures_overhead[];
 

@@ -80,8 +80,12 @@ class Wire:
         self.hello = self.receive()[2]
 
     def send(self, kind, id, fields):
-        payload = pack([kind, id, fields])
-        self.s.sendall(struct.pack("<I", len(payload)) + payload)
+        self.send_all((kind, id, fields))
+
+    def send_all(self, *frames):
+        """Several frames in one piece, so that the daemon reads them at once."""
+        payloads = [pack(list(frame)) for frame in frames]
+        self.s.sendall(b"".join(struct.pack("<I", len(p)) + p for p in payloads))
 
     def exactly(self, n):
         data = b""
@@ -206,6 +210,43 @@ def a_deadline_ends_a_turn_with_what_there_is():
         kind, ids, fields = w.until_end()
         assert kind == DONE and fields["finish"] == "deadline" and 0 < len(ids) < 60000, (kind, fields)
         assert 0.6 < time.monotonic() - begin < 5
+
+
+def a_turn_that_is_cancelled_while_it_begins_leaves_its_session_free():
+    question = {"messages": json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "max_tokens": 2,
+                "session": "talk", "session_create": True}
+    with Daemon("air") as d:
+        w = Wire(d)
+        w.send_all((GENERATE, 1, question), (CANCEL, 1, {}))
+        kind, _, _ = w.until_end()
+        assert kind == CANCELLED, kind
+        gone = Wire(d)
+        gone.send_all((GENERATE, 1, question))
+        gone.close()
+        assert json.loads(d.ctl("session", "list", "--json"))["sessions"] == []
+        w.send(GENERATE, 2, question)
+        kind, _, fields = w.until_end()
+        assert kind == DONE and fields["saved"] is True and fields["session_turn"] == 1, (kind, fields)
+
+
+def the_same_question_again_takes_up_the_turn_that_nobody_reads():
+    question = {"messages": json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "max_tokens": 2000,
+                "ignore_eos": True, "detach": True, "session": "talk", "session_create": True}
+    with Daemon("air") as d:
+        first, second, other = Wire(d), Wire(d), Wire(d)
+        first.send(GENERATE, 1, question)
+        turn = accepted(first)
+        second.send(GENERATE, 1, question)
+        kind, _, fields = second.until_end()
+        assert kind == ERROR and fields["code"] == "busy" and fields["retryable"], fields
+        first.close()
+        wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"][0]["attached"], 10, "no reader")
+        other.send(GENERATE, 1, {**question, "messages": question["messages"].replace("hi", "ho")})
+        assert other.until_end()[2]["code"] == "busy"
+        second.send(GENERATE, 2, question)
+        assert accepted(second) == turn
+        kind, ids, fields = second.until_end()
+        assert kind == DONE and len(ids) == 2000 and fields["saved"] and fields["session_turn"] == 1, fields
 
 
 def labels_are_kept_and_hello_says_the_limits():

@@ -55,6 +55,8 @@ struct segdisk_file *segdisk_find(struct segdisk *d, const char *name)
 
 static void put(struct segdisk_file *f, uint64_t at, const void *data, uint64_t bytes)
 {
+	if (bytes == 0)
+		return;
 	if (at + bytes > f->bytes)
 		segdisk_resize(f, at + bytes);
 	if (data)

@@ -78,6 +78,7 @@ static void every_message_survives_a_round_trip(void **state)
 	(void)state;
 #define FILL_REQ(sub, kind, name) FILL_##kind(sub, name)
 #define FILL_OPT(sub, kind, name)
+#define FILL_BOOL(sub, name) MSG_SET(sub, name, true);
 #define FILL_U32(sub, name) MSG_SET(sub, name, 7);
 #define FILL_U64(sub, name) MSG_SET(sub, name, 7);
 #define FILL_STR(sub, name) MSG_SET(sub, name, SPAN("seven"));
@@ -100,7 +101,7 @@ static void every_message_survives_a_round_trip(void **state)
 #define UP_DOWN false
 #define UP_BOTH true
 	MESSAGES(ROUND_TRIP)
-	assert_int_equal(n, 24);
+	assert_int_equal(n, 35);
 	assert_string_equal(msg_name(99), "?");
 }
 

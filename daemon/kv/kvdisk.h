@@ -1,0 +1,71 @@
+/*
+ * The disk tier beside the loop: one thread that owns the segments, what it is
+ * asked to write and read, and the index of what is there. All is called on
+ * the loop; ends come home to it as events, in order.
+ */
+#pragma once
+
+#include <systemd/sd-event.h>
+
+#include "daemon/kv/chain.h"
+#include "daemon/kv/segments.h"
+
+struct kvdisk;
+
+/* A page: whose, behind which, and of which tokens. */
+struct kvdisk_key {
+	struct kv_hash hash, parent, root;
+	uid_t uid;
+	uint32_t n_tokens;
+	const uint32_t *tokens; /* copied */
+};
+
+/*
+ * 0; or what segments_append() or segments_read() failed with: the page is not
+ * on disk, or the room's bytes are worth nothing. @sum: of what was read.
+ */
+typedef void (*kvdisk_done_fn)(int r, const uint64_t sum[2], void *userdata);
+
+/*
+ * Opens the store that @options says; its found, gone and userdata are not used.
+ * Opening, and looking into its files, happens on the thread: until that has
+ * ended nothing is written, and what was found so far can be read. If it fails
+ * kvdisk_text() says why, and everything asked for fails.
+ * Returns 0 or a negative errno.
+ */
+int kvdisk_new(sd_event *loop, const struct segments_options *options, struct kvdisk **ret);
+/*
+ * Ends: what has begun is finished and what was written made to last, which
+ * blocks as long as that takes; what has not begun fails with -ECANCELED.
+ */
+struct kvdisk *kvdisk_free(struct kvdisk *d);
+
+/* Whether the page is there; one whose writing was asked for counts. */
+bool kvdisk_has(const struct kvdisk *d, const struct kvdisk_key *key);
+/* Whether all files were looked into: then pages can be written. */
+bool kvdisk_is_scanned(const struct kvdisk *d);
+/*
+ * Writes the page at @payload, which stays as it is until @done, and has the
+ * sum @sum. -EAGAIN: too much is waiting; -ENOMEM: then @done is not called.
+ */
+int kvdisk_write(struct kvdisk *d, const struct kvdisk_key *key, const void *payload,
+		 const uint64_t sum[2], kvdisk_done_fn done, void *userdata);
+/* Reads the page into @payload, which is the thread's until @done. -ENOENT, -ENOMEM: @done is not called. */
+int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, kvdisk_done_fn done,
+		void *userdata);
+/* What was written so far is made to last when all before it is done: at a quiet moment. */
+void kvdisk_flush(struct kvdisk *d);
+void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits);
+
+struct kvdisk_counts {
+	struct segments_stats store; /* as of the last end of a job */
+	uint64_t n_pages;
+	uint32_t n_waiting; /* jobs */
+};
+void kvdisk_count(const struct kvdisk *d, struct kvdisk_counts *ret);
+const char *kvdisk_text(const struct kvdisk *d); /* why there is none; "" */
+
+static inline void kvdisk_freep(struct kvdisk **d)
+{
+	*d = kvdisk_free(*d);
+}

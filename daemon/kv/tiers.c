@@ -1,0 +1,215 @@
+/*
+ * Whole pages between arena and disk: written when they are sealed, read when
+ * a turn wants them. A page that is being read is in the index already, so that
+ * others wait for it rather than read it too; it is sealed when it is right.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/base/clock.h"
+#include "daemon/kv/kvcache-parts.h"
+
+/* A page with the disk's thread: it is held. */
+struct transfer {
+	struct kvcache *cache;
+	kv_page page;
+};
+
+int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk)
+{
+	if (disk && !c->arena) {
+		void *at = mmap(NULL, c->options.n_pages * c->options.page_bytes,
+				PROT_READ | PROT_WRITE, MAP_SHARED, kvpool_fd(c->pool), 0);
+
+		if (at == MAP_FAILED)
+			return -errno;
+		c->arena = at;
+	}
+	c->disk = disk;
+	return 0;
+}
+
+static struct kvdisk_key key_of(const struct prefix_node *node)
+{
+	return (struct kvdisk_key){
+		.hash = node->hash,
+		.parent = node->parent->hash,
+		.root = node->root,
+		.uid = node->uid,
+		.n_tokens = node->n_tokens,
+		.tokens = node->tokens,
+	};
+}
+
+static struct transfer *begin(struct kvcache *c, kv_page page)
+{
+	struct transfer *t = calloc(1, sizeof(*t));
+
+	if (!t)
+		return NULL;
+	t->cache = c;
+	t->page = page;
+	kvpool_hold(c->pool, &page, 1);
+	return t;
+}
+
+static void end(struct transfer *t)
+{
+	kvcache_drop(t->cache, &t->page, 1);
+	free(t);
+}
+
+static void on_written(int r, const uint64_t sum[2], void *userdata)
+{
+	struct transfer *t = userdata;
+
+	(void)sum;
+	t->cache->counts.n_written += r >= 0;
+	end(t);
+}
+
+void tiers_write(struct kvcache *c, struct prefix_node *node)
+{
+	const struct kvdisk_key key = key_of(node);
+	struct transfer *t;
+
+	if (!c->disk || node->n_tokens != c->options.page_tokens || kvdisk_has(c->disk, &key))
+		return;
+	t = begin(c, node->page);
+	if (t && kvdisk_write(c->disk, &key, c->arena + node->page * c->options.page_bytes,
+			      node->sum, on_written, t) < 0)
+		end(t); /* too much is waiting: it stays in the arena alone */
+}
+
+void kvcache_disk_ready(struct kvcache *c)
+{
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		if (c->by_page[page] && !c->by_page[page]->loading)
+			tiers_write(c, c->by_page[page]);
+	}
+}
+
+static struct kvdisk_key next_key(const struct kvcache *c, struct kv_hash root,
+				  struct kv_hash parent, const struct prefix_node *space,
+				  const uint32_t *ids)
+{
+	return (struct kvdisk_key){
+		.hash = chain_next(root, parent, ids, c->options.page_tokens),
+		.parent = parent,
+		.root = root,
+		.uid = space->uid,
+		.n_tokens = c->options.page_tokens,
+		.tokens = ids,
+	};
+}
+
+uint32_t tiers_look(const struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
+		    const uint32_t *ids, uint32_t n)
+{
+	struct kv_hash parent = m->last ? m->last->hash : root;
+	uint32_t n_pages = 0;
+
+	for (; c->disk && m->last && n >= c->options.page_tokens; n -= c->options.page_tokens) {
+		const struct kvdisk_key key = next_key(c, root, parent, m->last, ids);
+
+		if (!kvdisk_has(c->disk, &key))
+			break;
+		parent = key.hash;
+		ids += c->options.page_tokens;
+		n_pages++;
+	}
+	return n_pages;
+}
+
+static void on_read(int r, const uint64_t sum[2], void *userdata)
+{
+	struct transfer *t = userdata;
+	struct kvcache *c = t->cache;
+	struct prefix_node *node = c->by_page[t->page];
+	struct kvdir_page entry;
+
+	if (!node || !node->loading) { /* the model changed meanwhile */
+		end(t);
+		return;
+	}
+	node->loading = false;
+	if (r < 0) {
+		c->counts.n_damaged += r == -EBADMSG;
+		kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
+		end(t);
+		return;
+	}
+	memcpy(node->sum, sum, sizeof(node->sum));
+	node->trust = PREFIX_CHECKED;
+	node->used_us = clock_us();
+	entry = (struct kvdir_page){
+		.uid = node->uid,
+		.n_tokens = node->n_tokens,
+		.depth = node->depth,
+		.hits = node->hits,
+		.hash = node->hash,
+		.parent = node->parent->hash,
+		.root = node->root,
+		.sum = { sum[0], sum[1] },
+		.used_us = node->used_us,
+		.tokens = node->tokens,
+	};
+	kvdir_seal(c->dir, t->page, &entry);
+	c->counts.n_read++;
+	end(t);
+}
+
+/* A page for the node, and the read begun. The caller's hold on it comes with it. */
+static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
+{
+	const struct kvdisk_key key = key_of(node);
+	struct transfer *t;
+	kv_page page;
+	int r;
+
+	if (kvpool_free_pages(c->pool) == 0)
+		evict_pages(c, node->uid, 1);
+	r = kvpool_take(c->pool, node->uid, 1, &page);
+	if (r < 0)
+		return r;
+	kvdir_open(c->dir, page, node->uid); /* all of it is written: no need to clear it */
+	t = begin(c, page);
+	r = t ? kvcache_own(c, node, page) : -ENOMEM;
+	if (r >= 0) {
+		kvpool_keep(c->pool, page);
+		node->trust = PREFIX_PENDING;
+		node->loading = true;
+		r = kvdisk_read(c->disk, &key, c->arena + page * c->options.page_bytes, on_read, t);
+		if (r >= 0) {
+			*ret = page;
+			return 0;
+		}
+		node->loading = false;
+		kvcache_forget(c, node, PREFIX_EVICTED);
+	}
+	if (t)
+		end(t);
+	kvcache_drop(c, &page, 1);
+	return r;
+}
+
+uint32_t tiers_hold(struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
+		    const uint32_t *ids, uint32_t n, kv_page *table)
+{
+	const uint32_t n_pages = tiers_look(c, root, m, ids, n);
+	struct prefix_node *node = m->last;
+	uint32_t i;
+
+	for (i = 0; i < n_pages; i++) {
+		const struct kvdisk_key key = next_key(c, root, node->hash, node, ids);
+
+		node = prefix_add(c->prefix, node, key.hash, ids, c->options.page_tokens);
+		if (!node || node->page != KV_PAGE_NONE || load(c, node, &table[i]) < 0)
+			break;
+		ids += c->options.page_tokens;
+	}
+	return i;
+}

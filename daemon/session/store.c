@@ -1,0 +1,566 @@
+/* The database itself: opened, brought up to date, checked, mended, and its rows with their sums. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#define XXH_STATIC_LINKING_ONLY /* for states on the stack */
+#include <xxhash.h>
+
+#include "daemon/session/store-parts.h"
+
+#define SET_ASIDE_MAX 1000
+
+/* Format n comes of format n - 1 by formats[n - 1]. What was released once never changes. */
+static const char *const formats[STORE_FORMAT] = {
+	"CREATE TABLE session(id INTEGER PRIMARY KEY, uid INTEGER NOT NULL, label TEXT NOT NULL,"
+	" name TEXT NOT NULL, defaults TEXT NOT NULL, created INTEGER NOT NULL,"
+	" used INTEGER NOT NULL, pinned INTEGER NOT NULL, sum INTEGER NOT NULL,"
+	" UNIQUE(uid, label, name));"
+	"CREATE TABLE turn(session INTEGER NOT NULL, n INTEGER NOT NULL, state INTEGER NOT NULL,"
+	" request TEXT NOT NULL, answer TEXT NOT NULL, finish TEXT NOT NULL,"
+	" n_prompt INTEGER NOT NULL, kept INTEGER NOT NULL, ids BLOB NOT NULL,"
+	" vocab INTEGER NOT NULL, begun INTEGER NOT NULL, ended INTEGER NOT NULL,"
+	" sum INTEGER NOT NULL, UNIQUE(session, n));",
+
+	"ALTER TABLE session ADD COLUMN implicit INTEGER NOT NULL DEFAULT 0;"
+	"ALTER TABLE session ADD COLUMN forked_from INTEGER NOT NULL DEFAULT 0;",
+};
+
+int store_fault(struct store *s, struct err *err)
+{
+	const int code = s->db ? sqlite3_errcode(s->db) & 0xff : SQLITE_NOMEM;
+	const char *text = s->db ? sqlite3_errmsg(s->db) : "out of memory";
+
+	switch (code) {
+	case SQLITE_NOMEM:
+		return err_set(err, -ENOMEM, "out of memory");
+	case SQLITE_ERROR: /* what is asked for fits the tables, if they are ours */
+	case SQLITE_CORRUPT:
+	case SQLITE_NOTADB:
+		return err_set(err, -EUCLEAN, "the session database '%s' is damaged: %s", s->path,
+			       text);
+	case SQLITE_BUSY:
+		return err_set(err, -EBUSY,
+			       "the session database '%s' is in use by another process", s->path);
+	case SQLITE_CONSTRAINT:
+		return -EEXIST; /* the caller knows what it was about */
+	default:
+		return err_set(err, -EIO, "the session database '%s' failed: %s", s->path, text);
+	}
+}
+
+int store_exec(struct store *s, const char *sql, struct err *err)
+{
+	return sqlite3_exec(s->db, sql, NULL, NULL, NULL) == SQLITE_OK ? 0 : store_fault(s, err);
+}
+
+int store_prepare(struct store *s, const char *sql, sqlite3_stmt **ret, struct err *err)
+{
+	return sqlite3_prepare_v2(s->db, sql, -1, ret, NULL) == SQLITE_OK ? 0 : store_fault(s, err);
+}
+
+int store_step(struct store *s, sqlite3_stmt *stmt, struct err *err)
+{
+	switch (sqlite3_step(stmt)) {
+	case SQLITE_ROW:
+		return 1;
+	case SQLITE_DONE:
+		return 0;
+	default:
+		return store_fault(s, err);
+	}
+}
+
+/* The first column of the only row. */
+static int ask_integer(struct store *s, const char *sql, int64_t *ret, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	int r;
+
+	r = store_prepare(s, sql, &stmt, err);
+	if (r == 0)
+		r = store_step(s, stmt, err);
+	if (r > 0)
+		*ret = sqlite3_column_int64(stmt, 0);
+	return MIN(r, 0);
+}
+
+int store_transaction(struct store *s, bool durable, struct err *err)
+{
+	int r = 0;
+
+	if (durable != s->full_sync)
+		r = store_exec(s, durable ? "PRAGMA synchronous=FULL" : "PRAGMA synchronous=NORMAL",
+			       err);
+	if (r < 0)
+		return r;
+	s->full_sync = durable;
+	return store_exec(s, "BEGIN IMMEDIATE", err);
+}
+
+int store_finish(struct store *s, int result, struct err *err)
+{
+	int r = result;
+
+	if (r >= 0)
+		r = store_exec(s, "COMMIT", err);
+	/* some failures have rolled back already */
+	if (r < 0 && !sqlite3_get_autocommit(s->db))
+		sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+	return r < 0 ? r : result;
+}
+
+void bind_span(sqlite3_stmt *stmt, int at, struct span span)
+{
+	sqlite3_bind_text(stmt, at, span.data ? span.data : "", (int)span.len, SQLITE_STATIC);
+}
+
+struct span column_span(sqlite3_stmt *stmt, int at)
+{
+	const char *data = sqlite3_column_blob(stmt, at); /* of a text: its bytes */
+
+	return (struct span){ data, data ? (size_t)sqlite3_column_bytes(stmt, at) : 0 };
+}
+
+/* Sums: every field with its length before it, so that nothing can move from one into the next. */
+
+static void sum_bytes(XXH3_state_t *x, struct span span)
+{
+	const uint64_t len = span.len;
+
+	XXH3_64bits_update(x, &len, sizeof(len));
+	XXH3_64bits_update(x, span.data, span.len);
+}
+
+static void sum_integer(XXH3_state_t *x, uint64_t value)
+{
+	XXH3_64bits_update(x, &value, sizeof(value));
+}
+
+/* What changes with every turn, and what format 2 added, is left out. */
+static int64_t session_sum(const struct session_row *row)
+{
+	XXH3_state_t x;
+
+	XXH3_64bits_reset(&x);
+	sum_integer(&x, row->id);
+	sum_integer(&x, row->uid);
+	sum_bytes(&x, row->label);
+	sum_bytes(&x, row->name);
+	sum_bytes(&x, row->defaults);
+	sum_integer(&x, (uint64_t)row->created);
+	sum_integer(&x, row->pinned);
+	return (int64_t)XXH3_64bits_digest(&x);
+}
+
+static int64_t turn_sum(const struct turn_row *row)
+{
+	XXH3_state_t x;
+
+	XXH3_64bits_reset(&x);
+	sum_integer(&x, row->session);
+	sum_integer(&x, row->n);
+	sum_integer(&x, row->state);
+	sum_bytes(&x, row->request);
+	sum_bytes(&x, row->answer);
+	sum_bytes(&x, row->finish);
+	sum_integer(&x, row->n_prompt);
+	sum_integer(&x, row->kept);
+	sum_bytes(&x, row->ids);
+	sum_integer(&x, row->vocab);
+	sum_integer(&x, (uint64_t)row->begun);
+	sum_integer(&x, (uint64_t)row->ended);
+	return (int64_t)XXH3_64bits_digest(&x);
+}
+
+int session_row_read(struct store *s, sqlite3_stmt *stmt, struct session_row *ret)
+{
+	*ret = (struct session_row){
+		.id = (uint64_t)sqlite3_column_int64(stmt, 0),
+		.uid = (uid_t)sqlite3_column_int64(stmt, 1),
+		.label = column_span(stmt, 2),
+		.name = column_span(stmt, 3),
+		.defaults = column_span(stmt, 4),
+		.created = sqlite3_column_int64(stmt, 5),
+		.used = sqlite3_column_int64(stmt, 6),
+		.pinned = sqlite3_column_int64(stmt, 7),
+		.implicit = sqlite3_column_int64(stmt, 8),
+		.forked_from = (uint64_t)sqlite3_column_int64(stmt, 9),
+	};
+	if (sqlite3_column_int64(stmt, 10) == session_sum(ret))
+		return 0;
+	s->counts.n_damaged++;
+	return -EUCLEAN;
+}
+
+int turn_row_read(struct store *s, sqlite3_stmt *stmt, struct turn_row *ret)
+{
+	*ret = (struct turn_row){
+		.session = (uint64_t)sqlite3_column_int64(stmt, 0),
+		.n = (uint32_t)sqlite3_column_int64(stmt, 1),
+		.state = (enum turn_row_state)sqlite3_column_int64(stmt, 2),
+		.request = column_span(stmt, 3),
+		.answer = column_span(stmt, 4),
+		.finish = column_span(stmt, 5),
+		.n_prompt = (uint32_t)sqlite3_column_int64(stmt, 6),
+		.kept = (uint32_t)sqlite3_column_int64(stmt, 7),
+		.ids = column_span(stmt, 8),
+		.vocab = (uint64_t)sqlite3_column_int64(stmt, 9),
+		.begun = sqlite3_column_int64(stmt, 10),
+		.ended = sqlite3_column_int64(stmt, 11),
+	};
+	if (sqlite3_column_int64(stmt, 12) == turn_sum(ret))
+		return 0;
+	s->counts.n_damaged++;
+	return -EUCLEAN;
+}
+
+int session_row_write(struct store *s, const struct session_row *row, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	int r;
+
+	r = store_prepare(s,
+			  "INSERT INTO session(" SESSION_COLUMNS ") VALUES(?,?,?,?,?,?,?,?,?,?,?)"
+			  " ON CONFLICT(id) DO UPDATE SET name=excluded.name,"
+			  " defaults=excluded.defaults, used=excluded.used, pinned=excluded.pinned,"
+			  " implicit=excluded.implicit, sum=excluded.sum",
+			  &stmt, err);
+	if (r < 0)
+		return r;
+	sqlite3_bind_int64(stmt, 1, (int64_t)row->id);
+	sqlite3_bind_int64(stmt, 2, row->uid);
+	bind_span(stmt, 3, row->label);
+	bind_span(stmt, 4, row->name);
+	bind_span(stmt, 5, row->defaults);
+	sqlite3_bind_int64(stmt, 6, row->created);
+	sqlite3_bind_int64(stmt, 7, row->used);
+	sqlite3_bind_int64(stmt, 8, row->pinned);
+	sqlite3_bind_int64(stmt, 9, row->implicit);
+	sqlite3_bind_int64(stmt, 10, (int64_t)row->forked_from);
+	sqlite3_bind_int64(stmt, 11, session_sum(row));
+	return store_step(s, stmt, err);
+}
+
+int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	int r;
+
+	r = store_prepare(s,
+			  "REPLACE INTO turn(" TURN_COLUMNS ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
+			  &stmt, err);
+	if (r < 0)
+		return r;
+	sqlite3_bind_int64(stmt, 1, (int64_t)row->session);
+	sqlite3_bind_int64(stmt, 2, row->n);
+	sqlite3_bind_int64(stmt, 3, row->state);
+	bind_span(stmt, 4, row->request);
+	bind_span(stmt, 5, row->answer);
+	bind_span(stmt, 6, row->finish);
+	sqlite3_bind_int64(stmt, 7, row->n_prompt);
+	sqlite3_bind_int64(stmt, 8, row->kept);
+	sqlite3_bind_blob(stmt, 9, row->ids.data ? row->ids.data : "", (int)row->ids.len,
+			  SQLITE_STATIC);
+	sqlite3_bind_int64(stmt, 10, (int64_t)row->vocab);
+	sqlite3_bind_int64(stmt, 11, row->begun);
+	sqlite3_bind_int64(stmt, 12, row->ended);
+	sqlite3_bind_int64(stmt, 13, turn_sum(row));
+	return store_step(s, stmt, err);
+}
+
+/* Format by format, each in one transaction with its number. */
+static int bring_up_to_date(struct store *s, struct err *err)
+{
+	int64_t version = 0;
+	char pragma[48];
+	int r;
+
+	r = ask_integer(s, "PRAGMA user_version", &version, err);
+	if (r < 0)
+		return r;
+	if (version < 0 || version > STORE_FORMAT)
+		return err_set(err, -ENOTSUP,
+			       "the session database '%s' has format %lld, from a newer steamd; "
+			       "this one knows formats up to %d",
+			       s->path, (long long)version, STORE_FORMAT);
+	for (; version < STORE_FORMAT; version++) {
+		r = store_transaction(s, true, err);
+		if (r < 0)
+			return r;
+		r = store_exec(s, formats[version], err);
+		snprintf(pragma, sizeof(pragma), "PRAGMA user_version=%lld",
+			 (long long)version + 1);
+		if (r >= 0)
+			r = store_exec(s, pragma, err);
+		r = store_finish(s, r, err);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+/* All that the schema says, as one text. */
+static char *read_schema(sqlite3 *db)
+{
+	sqlite3_stmt *stmt = NULL;
+	char *text = NULL;
+
+	if (sqlite3_prepare_v2(db,
+			       "SELECT group_concat(type || name || tbl_name || ifnull(sql, ''))"
+			       " FROM (SELECT * FROM sqlite_schema ORDER BY name)",
+			       -1, &stmt, NULL) == SQLITE_OK &&
+	    sqlite3_step(stmt) == SQLITE_ROW && sqlite3_column_text(stmt, 0))
+		text = strdup((const char *)sqlite3_column_text(stmt, 0));
+	sqlite3_finalize(stmt);
+	return text;
+}
+
+/* No sum covers the schema, and a bit of it can mean another table: it is compared with a fresh one. */
+static int check_schema(struct store *s, struct err *err)
+{
+	_cleanup_(freep) char *found = read_schema(s->db), *wanted = NULL;
+	sqlite3 *fresh = NULL;
+	int r;
+
+	r = sqlite3_open(":memory:", &fresh);
+	for (size_t i = 0; i < STORE_FORMAT && r == SQLITE_OK; i++)
+		r = sqlite3_exec(fresh, formats[i], NULL, NULL, NULL);
+	if (r == SQLITE_OK)
+		wanted = read_schema(fresh);
+	sqlite3_close(fresh);
+	if (!wanted)
+		return err_set(err, -ENOMEM, "out of memory");
+	if (!found || strcmp(found, wanted) != 0)
+		return err_set(err, -EUCLEAN,
+			       "the session database '%s' is damaged: its tables are not those of "
+			       "format %d",
+			       s->path, STORE_FORMAT);
+	return 0;
+}
+
+static int connect(const char *path, const char *vfs, sqlite3 **ret)
+{
+	/* made by us, so that nobody else can read it for a moment */
+	_cleanup_(closep) int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
+	int r;
+
+	(void)fd; /* should it fail, SQLite says why */
+	r = sqlite3_open_v2(path, ret,
+			    SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, vfs);
+	if (r == SQLITE_OK)
+		r = sqlite3_exec(*ret,
+				 "PRAGMA locking_mode=EXCLUSIVE; PRAGMA journal_mode=WAL;"
+				 "PRAGMA wal_autocheckpoint=0; PRAGMA synchronous=NORMAL;"
+				 "PRAGMA trusted_schema=OFF; PRAGMA cell_size_check=ON;"
+				 "PRAGMA secure_delete=ON; PRAGMA journal_size_limit=0",
+				 NULL, NULL, NULL);
+	return r;
+}
+
+static int open_file(struct store *s, struct err *err)
+{
+	int r;
+
+	s->full_sync = false;
+	if (connect(s->path, s->vfs, &s->db) != SQLITE_OK)
+		return store_fault(s, err);
+	r = bring_up_to_date(s, err);
+	return r < 0 ? r : check_schema(s, err);
+}
+
+/* A database and its log go aside together; @ret is where the database is now. */
+static int set_aside(struct store *s, char **ret, struct err *err)
+{
+	_cleanup_(freep) char *log = NULL, *to = NULL, *log_to = NULL;
+
+	sqlite3_close(s->db);
+	s->db = NULL;
+	for (int n = 1; n <= SET_ASIDE_MAX; n++) {
+		free(steal(to));
+		if (asprintf(&to, "%s.damaged-%d", s->path, n) < 0)
+			return to = NULL, -ENOMEM;
+		if (access(to, F_OK) < 0)
+			break;
+	}
+	if (asprintf(&log, "%s-wal", s->path) < 0)
+		return log = NULL, -ENOMEM;
+	if (asprintf(&log_to, "%s-wal", to) < 0)
+		return log_to = NULL, -ENOMEM;
+	/* the log first: a database without its log is older, a log without its database is nothing */
+	if (rename(log, log_to) < 0 && errno != ENOENT)
+		return err_set(err, -errno, "cannot set '%s' aside: %s", log, strerror(errno));
+	if (rename(s->path, to) < 0)
+		return err_set(err, -errno, "cannot set '%s' aside: %s", s->path, strerror(errno));
+	s->counts.n_set_aside++;
+	*ret = steal(to);
+	return 0;
+}
+
+struct store *store_free(struct store *s)
+{
+	if (!s)
+		return NULL;
+	sqlite3_close(s->db); /* writes the log into the database */
+	free(s->running);
+	free(s->path);
+	free(s->vfs);
+	free(s);
+	return NULL;
+}
+
+void store_count(const struct store *s, struct store_counts *ret)
+{
+	*ret = s->counts;
+	ret->n_changes = (uint64_t)sqlite3_total_changes(s->db);
+}
+
+int store_checkpoint(struct store *s, bool now, struct err *err)
+{
+	_cleanup_(freep) char *log = NULL;
+	struct stat st;
+
+	if (!now) {
+		if (asprintf(&log, "%s-wal", s->path) < 0)
+			return log = NULL, -ENOMEM;
+		if (stat(log, &st) < 0 || st.st_size < (off_t)STORE_WAL_BYTES_MAX)
+			return 0;
+	}
+	if (sqlite3_wal_checkpoint_v2(s->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL) !=
+	    SQLITE_OK)
+		return store_fault(s, err);
+	return 0;
+}
+
+/* Reading out a damaged database: forward to the first page that fails, then backward to the last. */
+
+typedef int (*keep_fn)(struct store *s, sqlite3_stmt *stmt, struct err *err);
+
+static int keep_session(struct store *s, sqlite3_stmt *stmt, struct err *err)
+{
+	struct session_row row;
+
+	return session_row_read(s, stmt, &row) < 0 ? 0 : session_row_write(s, &row, err);
+}
+
+static int keep_turn(struct store *s, sqlite3_stmt *stmt, struct err *err)
+{
+	struct turn_row row;
+
+	return turn_row_read(s, stmt, &row) < 0 ? 0 : turn_row_write(s, &row, err);
+}
+
+static int keep_rows(struct store *s, sqlite3 *old, const char *sql, keep_fn keep, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+
+	if (sqlite3_prepare_v2(old, sql, -1, &stmt, NULL) != SQLITE_OK)
+		return 0;
+	while (sqlite3_step(stmt) == SQLITE_ROW) {
+		const int r = keep(s, stmt, err);
+
+		/* an index of the old one may have let a name in twice */
+		if (r < 0 && r != -EEXIST)
+			return r;
+		s->counts.n_kept += r >= 0;
+	}
+	return 0;
+}
+
+static int keep_all(struct store *s, sqlite3 *old, struct err *err)
+{
+	static const struct {
+		const char *sql;
+		keep_fn keep;
+	} scans[] = {
+		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid",
+		  keep_session },
+		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid DESC",
+		  keep_session },
+		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid", keep_turn },
+		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid DESC", keep_turn },
+	};
+	int r = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(scans) && r >= 0; i++)
+		r = keep_rows(s, old, scans[i].sql, scans[i].keep, err);
+	/* turns of a session that is gone lead nowhere */
+	return r < 0 ? r
+		     : store_exec(s,
+				  "DELETE FROM turn WHERE session NOT IN (SELECT id FROM session)",
+				  err);
+}
+
+static int mend(struct store *s, struct err *err)
+{
+	_cleanup_(freep) char *aside = NULL;
+	sqlite3 *old = NULL;
+	int r;
+
+	r = set_aside(s, &aside, err);
+	if (r == 0)
+		r = open_file(s, err);
+	if (r < 0)
+		return r;
+	if (connect(aside, s->vfs, &old) == SQLITE_OK) {
+		r = store_transaction(s, true, err);
+		if (r >= 0)
+			r = store_finish(s, keep_all(s, old, err), err);
+	}
+	sqlite3_close(old);
+	return r < 0 ? r : 1;
+}
+
+int store_open(const char *path, const char *vfs, struct store **ret, struct err *err)
+{
+	_cleanup_(store_freep) struct store *s = calloc(1, sizeof(*s));
+	int r;
+
+	if (!s || !(s->path = strdup(path)) || (vfs && !(s->vfs = strdup(vfs))))
+		return err_set(err, -ENOMEM, "out of memory");
+	r = open_file(s, err);
+	if (r == -EUCLEAN)
+		r = mend(s, err);
+	if (r < 0)
+		return r;
+	*ret = steal(s);
+	return 0;
+}
+
+/* Counts the rows that do not match their sums; <0 only where the pages do not fit. */
+static int check_rows(struct store *s, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *sessions = NULL, *turns = NULL;
+	struct session_row session;
+	struct turn_row turn;
+	int r;
+
+	r = store_prepare(s, "SELECT " SESSION_COLUMNS " FROM session", &sessions, err);
+	while (r >= 0 && (r = store_step(s, sessions, err)) > 0)
+		session_row_read(s, sessions, &session);
+	if (r >= 0)
+		r = store_prepare(s, "SELECT " TURN_COLUMNS " FROM turn", &turns, err);
+	while (r >= 0 && (r = store_step(s, turns, err)) > 0)
+		turn_row_read(s, turns, &turn);
+	return r;
+}
+
+int store_check(struct store *s, struct err *err)
+{
+	sqlite3_stmt *stmt = NULL;
+	bool fits = false;
+	int r;
+
+	r = store_prepare(s, "PRAGMA integrity_check(1)", &stmt, err);
+	if (r == 0 && store_step(s, stmt, err) > 0)
+		fits = span_is(column_span(stmt, 0), "ok");
+	sqlite3_finalize(stmt);
+	if (fits)
+		r = check_rows(s, err);
+	if (fits && r == 0)
+		return 0;
+	if (r == -ENOMEM || r == -EIO)
+		return r;
+	return mend(s, err);
+}

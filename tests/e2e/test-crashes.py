@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""kill -9 of the broker while sessions are written: with a descriptor store, without one, and at every write."""
+import array
+import contextlib
+import random
+import select
+import shutil
+import socket
+import threading
+
+from steamd_e2e import *
+
+SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
+N = 60 if SANITIZED else 300  # tokens of an answer
+ROUNDS = int(os.environ.get("ROUNDS", 5 if SANITIZED else 15))
+
+
+class Stored(Daemon):
+    """A daemon under a manager that keeps what it is given, and gives it to the next one: this test."""
+
+    def __init__(self, model, *sets, tracer=()):
+        super().__init__(model, *sets)
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notify.bind(str(self.dir / "notify"))
+        self.store = []  # (name, descriptor, watched)
+        self.ready = threading.Event()
+        self.tracer = tracer
+        threading.Thread(target=self.collect, daemon=True).start()
+
+    def collect(self):
+        while True:
+            data, ancillary, _, _ = self.notify.recvmsg(65536, 8192)
+            fds = array.array("i")
+            for _, _, received in ancillary:
+                fds.frombytes(received[:len(received) - len(received) % 4])
+            words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
+            name = words.get("FDNAME")
+            if words.get("READY") == "1":
+                self.ready.set()
+            if words.get("FDSTOREREMOVE") == "1":
+                for entry in [e for e in self.store if e[0] == name]:
+                    self.store.remove(entry)
+                    os.close(entry[1])
+            elif words.get("FDSTORE") == "1":
+                self.store += [(name, fd, words.get("FDPOLL") != "0") for fd in fds]
+            else:
+                for fd in fds:
+                    os.close(fd)
+
+    def drop_dead(self):
+        """Descriptors whose other end is gone leave the store, as with systemd."""
+        for entry in list(self.store):
+            poll = select.poll()
+            poll.register(entry[1], 0)
+            if entry[2] and poll.poll(0):
+                self.store.remove(entry)
+                os.close(entry[1])
+
+    def __enter__(self):
+        self.ready.clear()
+        self.drop_dead()
+        fds = [e[1] for e in self.store]
+        base = max([99, *fds]) + 1
+        env = dict(ENV, NOTIFY_SOCKET=str(self.dir / "notify"))
+        env.pop("XDG_RUNTIME_DIR", None)
+        if fds:
+            env.update(LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=":".join(e[0] for e in self.store))
+
+        def place():
+            for i, fd in enumerate(fds):
+                os.dup2(fd, base + i)
+            for i in range(len(fds)):
+                os.dup2(base + i, 3 + i)
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [*self.tracer, "sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *self.command()], stderr=log, stdout=log,
+                stdin=subprocess.DEVNULL, env=env, preexec_fn=place, pass_fds=range(3, 3 + len(fds)))
+        assert self.ready.wait(60), self.log()
+        return self
+
+    def __exit__(self, kind, value, trace):
+        super().__exit__(kind, value, trace)
+        for _, fd, _ in self.store:
+            os.close(fd)  # the executor ends with its last one
+        self.store = []
+
+    def again(self):
+        self.process.wait(20)
+        self.__enter__()
+
+
+def show(d, name):
+    return json.loads(d.ctl("session", "show", "--json", name))["turn"]
+
+
+def start(d, name, text, n, seed):
+    p = d.popen("ask", "--json", "--no-think", "--session", name, "--ignore-eos", "-n", n, "--seed", seed, text,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return p
+
+
+def finish(p):
+    """The last line of an answer, or None and the reason."""
+    out, err = p.communicate(timeout=60)
+    if p.returncode != 0:
+        return None, (p.returncode, err.decode())
+    return json.loads(out.splitlines()[-1]), None
+
+
+def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
+    print(f"SEED={SEED} ROUNDS={ROUNDS}")
+    rng = random.Random(SEED)
+    resumed = refused = 0
+    with Stored("air", "ChatTemplate=glm47", "Context=32768") as d:
+        want = None
+        saved = []  # content of turn after turn
+        for i in range(ROUNDS):
+            p = start(d, "talk", f"Question {i}", N, 1000 + i)
+            time.sleep(rng.random() * 0.25)
+            d.process.kill()
+            d.again()
+            said, why = finish(p)
+            if said:
+                assert said["session"]["saved"] is True, said
+                assert said["session"]["turn"] == len(saved) + 1, (said["session"], len(saved))
+                assert len(said["ids"]) == N, len(said["ids"])
+                saved.append(said["content"])
+                resumed += 1
+            else:
+                # killed while saying hello; or asked again before its first frame came, while that goes on
+                assert why[0] in (66, 69, 75), why
+                refused += 1
+                wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"] or
+                         [d.ctl("cancel", t["turn"]) for t in json.loads(d.ctl("ps", "--json"))["turns"]] and None,
+                         20, "the turn's end")
+                wait_for(lambda: not [t for t in show(d, "talk") if "running" in t] if saved else True, 20, "the end")
+            turns = show(d, "talk") if saved else []
+            assert [t["answer"]["content"] for t in turns][:len(saved)] == saved, (i, turns)
+            assert all(t["finish"] in ("length", "cancelled") for t in turns), turns
+            saved = [t["answer"]["content"] for t in turns]
+            if len(saved) > 3:
+                d.ctl("session", "rewind", "talk", 1)
+                del saved[1:]
+        running = d.log().count("1 turns taken over")
+        print(f"{resumed} answers went on, {running} of them running when their broker died; {refused} did not")
+        assert resumed >= ROUNDS // 2, (resumed, refused)
+        assert d.status()["sessions"]["rows_damaged"] == 0
+        # a killed turn says what an undisturbed one says
+        d.ctl("session", "fork", "talk", "other", "--turn", 0)
+        p = start(d, "other", "Question", N, 7)
+        want, _ = finish(p)
+        d.ctl("session", "rewind", "other", 0)
+        p = start(d, "other", "Question", N, 7)
+        p.stdout.readline()
+        d.process.kill()
+        d.again()
+        got, why = finish(p)
+        assert got and got["ids"] == want["ids"], why
+
+
+def without_a_store_of_descriptors_the_turn_is_absent_and_the_rest_there():
+    with Daemon("air", "ChatTemplate=glm47") as d:
+        said, _ = finish(start(d, "talk", "one", 5, 1))
+        p = start(d, "talk", "two", 40000, 2)
+        p.stdout.readline()
+        fresh = start(d, "fresh", "one", 40000, 2)
+        fresh.stdout.readline()
+        d.process.kill()
+        d.process.wait()
+        d.log_path.write_text("")
+        d.__enter__()
+        assert finish(p)[1][0] == 66 and finish(fresh)[1][0] == 66
+        [turn] = show(d, "talk")
+        assert turn["answer"]["content"] == said["content"]
+        assert [s["name"] for s in json.loads(d.ctl("session", "list", "--json"))["sessions"]] == ["talk"]
+        assert d.status()["sessions"]["turns_unfinished"] == 2
+        said, _ = finish(start(d, "talk", "two", 5, 1))
+        assert said["session"]["turn"] == 2
+
+
+def kills(d):
+    """Commands that kill what they run at its Nth write to the database, for each kind of write."""
+    if not shutil.which("strace"):
+        raise Skip("strace is not installed")
+    if subprocess.run(["strace", "-f", "-e", "trace=none", "true"], capture_output=True).returncode != 0:
+        raise Skip("strace may not trace here")
+    state = str(d.dir / "state" / "state.db")
+    return [["strace", "-D", "-f", "-o", "/dev/null", "-P", state, "-P", state + "-wal", "-e", f"trace={call}",
+             "-e", f"inject={call}:signal=KILL:when={when}"]
+            for call in ("pwrite64", "fdatasync", "ftruncate") for when in (1, 2, 3, 6)]
+
+
+def a_turn_whose_broker_is_killed_at_any_write_is_saved_by_the_next():
+    n_hit = n_saved = 0
+    with Stored("air", "ChatTemplate=glm47") as d:
+        for n, tracer in enumerate(kills(d)):
+            d.process.terminate()
+            d.tracer = tracer
+            with contextlib.suppress(AssertionError):  # it may die at its start
+                d.again()
+            p = start(d, "talk", "x", 3, n)
+            wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 30, "an end")
+            n_hit += d.process.poll() is not None
+            d.process.terminate()
+            d.tracer = ()
+            d.again()
+            said, why = finish(p)
+            if not said:
+                # the turn was not begun, or it goes on without its client
+                assert why[0] in (66, 69, 75), why
+                d.ctl("session", "list")
+                continue
+            assert said["session"]["saved"] is True, said
+            turns = show(d, "talk")
+            assert turns[-1]["answer"]["content"] == said["content"] and len(turns) == said["session"]["turn"], turns
+            d.ctl("session", "rewind", "talk", 0)
+            n_saved += 1
+        print(f"{n_hit} kills, {n_saved} turns saved")
+        assert n_hit >= 3 and n_saved >= 8, (n_hit, n_saved)
+        assert d.status()["sessions"]["rows_damaged"] == 0
+
+
+def a_kill_at_any_write_of_the_store_loses_nothing():
+    n_hit = 0
+    with Daemon("air", "ChatTemplate=glm47") as d:
+        saved = []
+        plain = d.command()
+        for tracer in kills(d):
+            d.kill()
+            d.command = lambda: [*tracer, *plain]
+            d.log_path.write_text("")
+            p = None
+            with contextlib.suppress(AssertionError):  # it may die at its start
+                d.__enter__()
+                p = start(d, "talk", "x", 3, len(saved))
+                wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 30, "an end")
+            n_hit += d.process.poll() is not None
+            d.kill()
+            d.command = lambda: plain
+            d.log_path.write_text("")
+            d.__enter__()
+            said = finish(p)[0] if p else None
+            if said:
+                assert said["session"]["saved"] is True
+                saved.append(said["content"])
+            turns = show(d, "talk") if saved else []
+            assert [t["answer"]["content"] for t in turns][:len(saved)] == saved, tracer
+            assert len(turns) <= len(saved) + 1 and all("answer" in t for t in turns), (tracer, turns)
+            saved = [t["answer"]["content"] for t in turns]
+            if len(saved) > 4:
+                d.ctl("session", "rewind", "talk", 1)
+                del saved[1:]
+        print(f"{n_hit} kills")
+        assert n_hit >= 3, n_hit
+
+
+if __name__ == "__main__":
+    run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
+         and k not in ("Stored", "show", "start", "finish", "kills")])

@@ -1,0 +1,118 @@
+/* A store in a folder of its own, and turns through it in one line each. */
+#pragma once
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/session/store.h"
+
+#define VOCAB 0x1234567890abcdefull
+#define SESSIONS_MAX 5
+
+static _unused_ const struct store_who alice = { 1000, "" }, bob = { 1001, "" },
+				       alice_at_work = { 1000, "work" };
+
+struct folder {
+	char path[64], db[96];
+};
+
+static _unused_ void folder_open(struct folder *f)
+{
+	snprintf(f->path, sizeof(f->path), "/tmp/steamd-store-XXXXXX");
+	assert_non_null(mkdtemp(f->path));
+	snprintf(f->db, sizeof(f->db), "%s/state.db", f->path);
+}
+
+static _unused_ void folder_empty(struct folder *f)
+{
+	DIR *dir = opendir(f->path);
+	struct dirent *entry;
+
+	assert_non_null(dir);
+	while ((entry = readdir(dir)))
+		if (entry->d_name[0] != '.')
+			unlinkat(dirfd(dir), entry->d_name, 0);
+	closedir(dir);
+}
+
+static _unused_ void folder_close(struct folder *f)
+{
+	folder_empty(f);
+	rmdir(f->path);
+}
+
+static _unused_ struct store *open_store(const struct folder *f)
+{
+	struct store *s = NULL;
+	struct err err = { 0 };
+
+	if (store_open(f->db, NULL, &s, &err) < 0)
+		fail_msg("%s", err.text);
+	return s;
+}
+
+/* "hello" becomes {"messages": [{"role": "user", "content": "hello"}]}. */
+static _unused_ struct span request_of(const char *text)
+{
+	static char json[512];
+
+	snprintf(json, sizeof(json), "{\"messages\": [{\"role\": \"user\", \"content\": \"%s\"}]}",
+		 text);
+	return span_of(json);
+}
+
+static _unused_ int begin(struct store *s, const struct store_who *who, const char *name,
+			  const char *text, struct store_begun *ret, struct err *err)
+{
+	return store_begin(s, who, span_of(name), true, SESSIONS_MAX, request_of(text), VOCAB, ret,
+			   err);
+}
+
+/* The turn's ids: those of the turn before, then @n more from @first on. */
+static _unused_ int commit(struct store *s, const struct store_begun *b, const char *answer,
+			   uint32_t first, uint32_t n, struct err *err)
+{
+	uint32_t ids[4096];
+	char json[512];
+	const struct store_end end = {
+		.session = b->session,
+		.turn = b->turn,
+		.answer = { json, (size_t)snprintf(json, sizeof(json),
+						   "{\"role\": \"assistant\", \"content\": \"%s\"}",
+						   answer) },
+		.finish = SPAN("stop"),
+		.ids = ids,
+		.n_prompt = (uint32_t)b->n_ids + n / 2,
+		.n_ids = (uint32_t)b->n_ids + n,
+		.vocab = VOCAB,
+	};
+
+	assert_true(b->n_ids + n <= ARRAY_SIZE(ids));
+	if (b->n_ids > 0)
+		memcpy(ids, b->ids, b->n_ids * sizeof(*ids));
+	for (uint32_t i = 0; i < n; i++)
+		ids[b->n_ids + i] = first + i;
+	return store_commit(s, &end, err);
+}
+
+static _unused_ void say(struct store *s, const struct store_who *who, const char *name,
+			 const char *text, const char *answer, uint32_t first, uint32_t n)
+{
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	struct err err = { 0 };
+
+	if (begin(s, who, name, text, &b, &err) < 0 || commit(s, &b, answer, first, n, &err) < 0)
+		fail_msg("%s", err.text);
+}
