@@ -151,6 +151,8 @@ static void set_sampler(struct msg_generate *m, const struct steamd_generate *g)
 		MSG_SET(m, deadline_ms, g->deadline_ms);
 	if (g->detach)
 		MSG_SET(m, detach, true);
+	if (g->batch)
+		MSG_SET(m, class, span_of("batch"));
 }
 
 static void set_lists(struct msg_generate *m, const struct steamd_generate *g)
@@ -300,10 +302,9 @@ int steamd_start_query(struct steamd *s, enum steamd_query what,
 		       struct steamd_error *err)
 {
 	static const enum msg_type types[] = {
-		[STEAMD_STATUS] = MSG_STATUS,
-		[STEAMD_PS] = MSG_PS,
-		[STEAMD_MODELS] = MSG_MODELS,
-		[STEAMD_RELOAD] = MSG_RELOAD,
+		[STEAMD_STATUS] = MSG_STATUS, [STEAMD_PS] = MSG_PS,
+		[STEAMD_MODELS] = MSG_MODELS, [STEAMD_RELOAD] = MSG_RELOAD,
+		[STEAMD_LIMITS] = MSG_LIMITS,
 	};
 	struct msg m = { 0 };
 	const int r = handle_check(s, err);

@@ -185,6 +185,7 @@ struct steamd_generate {
 	const float *bias_values;
 	size_t n_bias; /* at most 1024 */
 	int detach;    /* goes on when this connection closes */
+	int batch;     /* nobody waits for it: behind the same user's other requests */
 	/*
 	 * A session of this uid and label, by name or id: messages holds what is new,
 	 * the daemon knows the rest, and keeps the turn when it ends. NULL: none.
@@ -218,7 +219,7 @@ enum steamd_flags {
 	STEAMD_SKIP_SPECIAL = 2, /* detokenize: leave them out */
 };
 
-enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD };
+enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD, STEAMD_LIMITS };
 
 /* What can be done with a session; see struct steamd_session for what each wants. */
 enum steamd_session_verb {
@@ -271,7 +272,10 @@ STEAMD_API int steamd_detokenize(struct steamd *s, const uint32_t *ids, size_t n
 /* The exact prompt that a conversation (JSON as steamd_generate.messages) becomes. */
 STEAMD_API int steamd_render(struct steamd *s, const char *json, size_t len, char **ret,
 			     size_t *ret_len, struct steamd_error *err);
-/* One JSON object. STEAMD_RELOAD reads the settings and the model again; administrators only. */
+/*
+ * One JSON object. STEAMD_LIMITS tells of one's own user, and administrators of
+ * all. STEAMD_RELOAD reads the settings and the model again; administrators only.
+ */
 STEAMD_API int steamd_query(struct steamd *s, enum steamd_query what, char **ret,
 			    struct steamd_error *err);
 /*

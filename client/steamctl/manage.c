@@ -88,8 +88,58 @@ static int show(struct ctl *c, enum steamd_query what)
 	return r;
 }
 
+static void print_cell(const json_t *value, const char *key)
+{
+	const json_t *cell = json_object_get(value, key);
+
+	if (cell)
+		printf(" %14" JSON_INTEGER_FORMAT, json_integer_value(cell));
+	else
+		printf(" %14s", "-");
+}
+
+/* A row for each thing that is limited, and one for each plain number. */
+static void print_limits(const json_t *user)
+{
+	const char *key;
+	json_t *value;
+
+	printf("uid %-12" JSON_INTEGER_FORMAT " %14s %14s %14s\n",
+	       json_integer_value(json_object_get(user, "uid")), "used", "at least", "at most");
+	json_object_foreach((json_t *)user, key, value) {
+		if (strcmp(key, "uid") == 0)
+			continue;
+		printf("%-16s", key);
+		if (json_is_object(value)) {
+			print_cell(value, "used");
+			print_cell(value, "least");
+			print_cell(value, "limit");
+		} else {
+			printf(" %14" JSON_INTEGER_FORMAT, json_integer_value(value));
+		}
+		putchar('\n');
+	}
+}
+
+static int show_limits(struct ctl *c)
+{
+	json_t *root = NULL, *user;
+	const int r = query(c, STEAMD_LIMITS, &root);
+	size_t i;
+
+	json_array_foreach(json_object_get(root, "users"), i, user) {
+		if (i > 0)
+			putchar('\n');
+		print_limits(user);
+	}
+	json_decref(root);
+	return r;
+}
+
 int run_status(struct ctl *c)
 {
+	if (c->limits)
+		return show_limits(c);
 	return show(c, STEAMD_STATUS);
 }
 

@@ -74,6 +74,7 @@ enum kind {
 	STOP,
 	BIAS,
 	TOP,
+	CLASS,
 	HELP,
 	SHOW_VERSION,
 	PRINT_MAN,
@@ -137,7 +138,11 @@ static const struct option {
 	  "with --json: log-probabilities and the N best" },
 	{ "--deadline", NULL, "MS", SAMPLING | SCORE, COUNT, AT(g.deadline_ms), 1, 0x7fffffff,
 	  "give up after MS milliseconds" },
+	{ "--class", NULL, "CLASS", SAMPLING, CLASS, 0, 0, 0,
+	  "interactive, or batch, which waits behind it; batch unless stdout is a terminal" },
 	{ "--model", "-m", "NAME", SAMPLING, TEXT, AT(g.model), 0, 0, "insist on this model" },
+	{ "--limits", NULL, NULL, STATUS, FLAG, AT(limits), 0, 0,
+	  "what one may have, and what one has now; administrators: of all users" },
 	{ "--no-special", NULL, NULL, TOKENIZE, FLAG, AT(no_special), 0, 0,
 	  "recognise no added token" },
 	{ "--skip-special", NULL, NULL, DETOKENIZE, FLAG, AT(skip_special), 0, 0,
@@ -356,6 +361,14 @@ static int add_bias(struct ctl *c, const char *value)
 	return -1;
 }
 
+static int set_class(struct ctl *c, const char *value)
+{
+	c->g.batch = strcmp(value, "batch") == 0;
+	if (!c->g.batch && strcmp(value, "interactive") != 0)
+		return fail(EXIT_USAGE, "--class is '%s'; interactive or batch is wanted", value);
+	return -1;
+}
+
 /* Returns -1 to go on, else an exit code. */
 static int apply(struct ctl *c, const struct option *o, const char *value,
 		 const struct command *command)
@@ -394,6 +407,8 @@ static int apply(struct ctl *c, const struct option *o, const char *value,
 		return -1;
 	case BIAS:
 		return add_bias(c, value);
+	case CLASS:
+		return set_class(c, value);
 	case HELP:
 		return print_help(command);
 	case SHOW_VERSION:
@@ -455,6 +470,7 @@ int options_read(int argc, char **argv, struct ctl *c, const struct command **re
 	bool only_words = false;
 
 	steamd_generate_init(&c->g);
+	c->g.batch = !isatty(STDOUT_FILENO); /* nobody sits there and waits */
 	c->think = -1;
 	c->turn = c->days = STEAMD_UNSET;
 	c->words = calloc((size_t)argc + 1, sizeof(*c->words));

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/peruser.h"
+
 #define LINE_BYTES_MAX 8192
 #define SECTION "steamd"
 
@@ -303,6 +305,8 @@ static int check_value(const struct settings *s, const struct setting *t, struct
 	if (strcmp(t->key, "PageTokens") == 0 && s->page_tokens % 8)
 		return err_set(err, -EINVAL, "PageTokens is '%u'; a multiple of 8 is wanted",
 			       s->page_tokens);
+	if (strcmp(t->key, "UserWeights") == 0)
+		return peruser_find(s->user_weights, t->key, 10000, PERUSER_NONE, NULL, err);
 	return 0;
 }
 

@@ -24,25 +24,6 @@ static bool suspect_runs(const struct sched *s)
 	return false;
 }
 
-/* The oldest waiting turn of the uid that follows the one served last. */
-static struct turn *next_queued(const struct sched *s)
-{
-	const bool no_suspect = suspect_runs(s);
-	struct turn *after = NULL, *lowest = NULL;
-
-	for (struct turn *t = s->first; t; t = t->next) {
-		const uint32_t uid = t->rec->uid;
-
-		if (!is_queued(t) || t->paused || t->waits || (no_suspect && is_suspect(t)))
-			continue;
-		if (!lowest || uid < lowest->rec->uid)
-			lowest = t;
-		if (uid > s->admit_uid && (!after || uid < after->rec->uid))
-			after = t;
-	}
-	return after ? after : lowest;
-}
-
 static uint32_t free_slot(const struct sched *s)
 {
 	for (uint32_t i = 0; i < s->n_slots; i++) {
@@ -52,20 +33,24 @@ static uint32_t free_slot(const struct sched *s)
 	return TURN_NO_SLOT;
 }
 
-/* The youngest that runs: a paused one if there is one, for its reader is behind anyway. */
-static struct turn *victim(const struct sched *s, bool paused_only)
+/* What a stalled reader holds is given to those who read: the youngest such. */
+static struct turn *paused_one(const struct sched *s)
 {
-	struct turn *youngest = NULL;
+	struct turn *t = s->last;
 
-	for (struct turn *t = s->last; t; t = t->prev) {
-		if (is_queued(t))
-			continue;
-		if (t->paused)
-			return t;
-		if (!youngest)
-			youngest = t;
+	while (t && (is_queued(t) || !t->paused))
+		t = t->prev;
+	return t;
+}
+
+/* A slot of nobody's whose last step is still in flight. */
+static bool slot_comes_free(const struct sched *s)
+{
+	for (uint32_t i = 0; i < s->n_slots; i++) {
+		if (!s->slots[i] && s->slot_busy[i] > s->done)
+			return true;
 	}
-	return paused_only ? NULL : youngest;
+	return false;
 }
 
 static uint64_t wanted_pages(const struct sched *s, const struct turn *t)
@@ -157,10 +142,23 @@ static void place(struct turn *t, uint32_t slot)
 	t->rec->slot = (uint16_t)slot;
 	t->rec->ring_ino = s->ring_ino;
 	s->slots[slot] = t;
-	s->admit_uid = t->rec->uid;
 	atomic_store_explicit(&t->rec->state, TURN_RUNNING, memory_order_release);
 	if (t->on_state)
 		t->on_state(t);
+}
+
+/* Makes room for @t by putting another back. False: it waits. */
+static bool make_room(struct sched *s, const struct turn *t, uint32_t slot, double *paid_us)
+{
+	struct turn *loser = paused_one(s);
+
+	if (!loser && slot == TURN_NO_SLOT && slot_comes_free(s) && choose_may_take_slot(s, t))
+		return false;
+	if (!loser)
+		loser = choose_loser(s, t, paid_us);
+	if (loser)
+		sched_put_back(loser);
+	return loser != NULL;
 }
 
 bool sched_settle(struct sched *s)
@@ -186,6 +184,7 @@ bool sched_settle(struct sched *s)
 
 void sched_admit(struct sched *s)
 {
+	double paid_us = 0;
 	struct turn *t;
 
 	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor) ||
@@ -193,8 +192,9 @@ void sched_admit(struct sched *s)
 		return;
 	for (t = s->first; t; t = t->next)
 		t->waits = false;
-	while ((t = next_queued(s))) {
-		const uint32_t slot = free_slot(s);
+	choose_look(s);
+	while ((t = choose_queued(s, suspect_runs(s)))) {
+		const uint32_t slot = choose_may_take_slot(s, t) ? free_slot(s) : TURN_NO_SLOT;
 		const enum turn_finish finish = sched_verdict(t);
 		struct kvcache_found found;
 
@@ -203,18 +203,18 @@ void sched_admit(struct sched *s)
 			continue;
 		}
 		look(s, t, &found);
-		t->waits = soon_found(s, t, &found);
+		t->waits = soon_found(s, t, &found) ||
+			   choose_exceeds(t, (uint32_t)wanted_pages(s, t) -
+						     (found.n_pages - found.n_unheld));
 		if (t->waits)
 			continue;
-		if (slot != TURN_NO_SLOT && has_pages(s, t, &found)) {
+		if (slot != TURN_NO_SLOT && has_pages(s, t, &found))
 			place(t, slot);
-			continue;
+		else if (!make_room(s, t, slot, &paid_us)) {
+			if (choose_may_take_slot(s, t))
+				return;
+			t->user->waits = true; /* others may have the slot that is kept */
 		}
-		/* what a stalled reader holds is given to those who read */
-		t = victim(s, true);
-		if (!t)
-			return;
-		sched_put_back(t);
 	}
 }
 
@@ -228,12 +228,13 @@ bool sched_grow(struct turn *t, uint64_t n_tokens)
 	if (wanted <= rec->n_pages)
 		return true;
 	n = wanted - rec->n_pages;
-	while (kvpool_free_pages(s->kv) + kvpool_unheld_pages(s->kv) < n) {
+	while (kvpool_free_pages(s->kv) + kvpool_unheld_pages(s->kv) < n || choose_exceeds(t, n)) {
 		struct turn *loser;
 
-		if (kvcache_available(s->cache) >= n || kvcache_is_moving(s->cache))
+		if (!choose_exceeds(t, n) &&
+		    (kvcache_available(s->cache) >= n || kvcache_is_moving(s->cache)))
 			return false; /* enough are on their way */
-		loser = victim(s, false);
+		loser = choose_page_loser(s, t, n);
 		sched_put_back(loser);
 		if (loser == t)
 			return false;

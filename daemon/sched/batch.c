@@ -15,6 +15,7 @@ struct batch {
 	uint32_t used;	   /* bytes of the payload */
 	uint32_t n_tokens; /* left of the budget */
 	bool has_feed;
+	bool feeds, decodes; /* some turn could, in this step or another */
 };
 
 static bool is_running(const struct turn *t)
@@ -141,6 +142,7 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	}
 	f->rows[f->n_rows] = (struct flight_row){
 		.turn = t,
+		.user = t->user,
 		.slot = row.slot,
 		.kind = row.kind,
 		.flags = row.flags,
@@ -159,25 +161,36 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	return true;
 }
 
-/* Pages for what each may get in this step and the next, the oldest first; may preempt the youngest. */
-static bool grant_pages(struct sched *s)
+/* Pages for what each may get in this step and the next, the oldest first; may put others back. */
+static void grant_pages(struct batch *b)
 {
+	struct sched *s = b->s;
 	const uint32_t step_tokens = s->settings->batch_tokens;
 	struct turn *t;
-	bool feeds = false;
 
 	for (t = s->first; t; t = t->next) {
 		uint32_t n = left_to_feed(t);
 
 		if (!is_running(t) || t->paused || t->settling || (n == 0 && !can_decode(t)))
 			continue;
-		feeds |= n > 0;
+		*(n > 0 ? &b->feeds : &b->decodes) = true;
 		n = n > 0 ? left_to_tell(t) + MIN(n - left_to_tell(t), step_tokens) : 1;
 		if (n > covered(t))
 			sched_grow(t, (uint64_t)t->n_fed +
 					      n); /* if not, it gets what it has pages for */
 	}
-	return feeds;
+}
+
+/* After all grants, for each may put back one that has had its own. */
+static void offer_rows(struct sched *s)
+{
+	choose_begin(s);
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (is_running(t) && !t->paused && !t->settling &&
+		    (left_to_feed(t) > 0 || can_decode(t)) && covered(t) > 0)
+			choose_offer(t, left_to_feed(t) == 0);
+	}
+	choose_offered(s);
 }
 
 static void add_decoding(struct batch *b, uint32_t n_reserved)
@@ -189,7 +202,7 @@ static void add_decoding(struct batch *b, uint32_t n_reserved)
 		const uint32_t slot = (from + i) % s->n_slots;
 		struct turn *t = s->slots[slot];
 
-		if (!t || t->paused || !can_decode(t) || covered(t) == 0)
+		if (!t || t->paused || !can_decode(t) || covered(t) == 0 || choose_sits_out(t))
 			continue;
 		if (!add_row(b, t, 1, true))
 			return;
@@ -207,36 +220,34 @@ static bool has_row(const struct flight *f, const struct turn *t)
 	return false;
 }
 
-/* The oldest with tokens to feed, of the uid that follows the one served last. */
 static struct turn *next_feeding(const struct batch *b)
 {
-	struct sched *s = b->s;
-	struct turn *after = NULL, *lowest = NULL;
+	struct turn *best = NULL;
 
-	for (struct turn *t = s->first; t; t = t->next) {
-		const uint32_t uid = t->rec->uid;
-
+	for (struct turn *t = b->s->first; t; t = t->next) {
 		if (!is_running(t) || t->paused || t->settling || left_to_feed(t) == 0 ||
-		    covered(t) == 0 || has_row(b->flight, t))
+		    covered(t) == 0 || has_row(b->flight, t) || choose_sits_out(t))
 			continue;
-		if (!lowest || uid < lowest->rec->uid)
-			lowest = t;
-		if (uid > s->feed_uid && (!after || uid < after->rec->uid))
-			after = t;
+		if (!best || choose_before(t, best))
+			best = t;
 	}
-	return after ? after : lowest;
+	return best;
 }
 
 /* All that the step has room for, or where others wait for their next token, what they can bear. */
 static void add_feeding(struct batch *b)
 {
 	struct sched *s = b->s;
-	const bool paced = b->flight->load.n_decoding > 0;
-	struct pace_budget budget = pace_budget(&s->pace, s->settings->token_gap_ms * US_PER_MS);
+	const uint32_t n_decoding = b->flight->load.n_decoding;
+	const bool paced = b->decodes; /* those that sit this step out wait, too */
+	struct pace_budget budget = pace_budget(&s->pace, n_decoding,
+						s->settings->token_gap_ms * US_PER_MS);
 	struct turn *t;
 
-	if (paced && pace_wants_look(&s->pace))
+	if (n_decoding > 0 && pace_wants_look(&s->pace))
 		return;
+	if (!paced)
+		b->n_tokens = MIN(b->n_tokens, choose_step_tokens(s));
 	while (b->n_tokens > 0 && (t = next_feeding(b))) {
 		uint32_t n = MIN(MIN(left_to_feed(t), covered(t)), b->n_tokens);
 
@@ -246,7 +257,8 @@ static void add_feeding(struct batch *b)
 			n = pace_take(&budget, t->n_fed, n);
 		if (n == 0 || !add_row(b, t, n, false))
 			return;
-		b->s->feed_uid = t->rec->uid;
+		if (t->n_fed > t->n_known)
+			choose_fed(t, t->n_fed - n, n); /* what was found costs nothing */
 	}
 }
 
@@ -305,17 +317,17 @@ static bool push_one(struct sched *s, struct ring *ring)
 		.used = STEP_ROWS_MAX * sizeof(struct row),
 		.n_tokens = n_tokens,
 	};
-	bool feeds;
 
 	if (!b.payload)
 		return false;
-	feeds = grant_pages(s);
+	grant_pages(&b);
 	if (push_moves(s, ring))
 		return true;
 	b.flight->n_rows = 0;
 	b.flight->is_move = false;
 	b.flight->load = (struct pace_load){ 0 };
-	add_decoding(&b, feeds ? n_tokens / PREFILL_SHARE : 0);
+	offer_rows(s);
+	add_decoding(&b, b.feeds ? n_tokens / PREFILL_SHARE : 0);
 	add_feeding(&b);
 	if (b.flight->n_rows == 0)
 		return false;

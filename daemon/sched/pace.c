@@ -19,13 +19,21 @@ void pace_pushed(struct pace *p, const struct pace_load *load)
 	p->n_mixed = load->n_tokens > 0 ? p->n_mixed + 1 : 0;
 }
 
-static void learn_decoding(struct pace *p, double us)
+double pace_decode_us(const struct pace *p, uint32_t n_decoding)
 {
-	us = MAX(us, 1.0);
-	if (p->decode_us <= 0)
-		p->decode_us = us;
-	else
-		p->decode_us += (MIN(us, OUTLIER * p->decode_us) - p->decode_us) / 2;
+	return n_decoding > 0 ? p->step_us + p->rows_us * n_decoding / PACE_ROWS : 0;
+}
+
+static void learn_decoding(struct pace *p, uint32_t n_decoding, double us)
+{
+	const double n = (double)n_decoding / PACE_ROWS;
+	const double known_us = pace_decode_us(p, n_decoding);
+	double error_us = MAX(us, 1.0);
+
+	if (known_us > 0)
+		error_us = (MIN(error_us, OUTLIER * known_us) - known_us) / 2;
+	p->step_us = MAX(p->step_us + error_us / (1 + n * n), 0.0);
+	p->rows_us = MAX(p->rows_us + error_us * n / (1 + n * n), 0.0);
 }
 
 static void learn_prompts(struct pace *p, const struct pace_load *load, double us)
@@ -43,29 +51,40 @@ static void learn_prompts(struct pace *p, const struct pace_load *load, double u
 	p->context_us = MAX(p->context_us + error_us * c / (n * n + c * c), 0.0);
 }
 
+static void learn_whole(struct pace *p, double us)
+{
+	p->whole_us = p->whole_us > 0 ? (p->whole_us + MIN(us, OUTLIER * p->whole_us)) / 2 : us;
+}
+
 void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us)
 {
-	if (load->n_decoding == 0)
-		return; /* nobody waited: a step of any size, whose prices say nothing of small ones */
-	if (load->n_tokens == 0) {
-		learn_decoding(p, device_us);
+	if (load->n_decoding == 0) {
+		/* nobody waited: a step of any size, whose prices say nothing of small ones */
+		if (load->n_tokens > 0)
+			learn_whole(p, (double)device_us / load->n_tokens);
 		return;
 	}
-	learn_prompts(p, load, MAX(device_us - p->decode_us, 0.0));
+	if (load->n_tokens == 0) {
+		learn_decoding(p, load->n_decoding, device_us);
+		return;
+	}
+	learn_prompts(p, load, MAX(device_us - pace_decode_us(p, load->n_decoding), 0.0));
 	/* a prompt's last tokens may be few: that is no reason to begin again */
 	p->n_learnt = MAX(load->n_tokens, p->n_learnt / 2);
 }
 
 bool pace_wants_look(const struct pace *p)
 {
-	return p->n_mixed >= PACE_LOOK_STEPS || (p->decode_us <= 0 && p->n_mixed > 0);
+	return p->n_mixed >= PACE_LOOK_STEPS || (pace_decode_us(p, 1) <= 0 && p->n_mixed > 0);
 }
 
-struct pace_budget pace_budget(const struct pace *p, uint64_t gap_us)
+struct pace_budget pace_budget(const struct pace *p, uint32_t n_decoding, uint64_t gap_us)
 {
+	const double decode_us = pace_decode_us(p, n_decoding);
+
 	return (struct pace_budget){
 		.pace = p,
-		.left_us = MAX(p->decode_us, (double)gap_us - p->decode_us),
+		.left_us = MAX(decode_us, (double)gap_us - decode_us),
 		.n_most = MAX(2 * p->n_learnt, PACE_TOKENS_LEAST),
 	};
 }

@@ -6,14 +6,15 @@
  * off, and the rest spent on tokens of prompts. What things cost is learnt from
  * the executor's own measurements (step_result.device_us):
  *
- *	decode_us	a step of decoding rows alone. Where prompts keep coming,
- *			every PACE_LOOK_STEPS'th step goes without them, so that
- *			it stays known
+ *	step_us		a step of decoding rows alone, whatever their number
+ *	rows_us		what PACE_ROWS such rows add to it. Where prompts keep coming,
+ *			every PACE_LOOK_STEPS'th step with decoding rows goes without
+ *			them, so that both stay known
  *	token_us	what a token of a prompt adds to a step
  *	context_us	what it adds more for every PACE_CONTEXT tokens before it
  *
- * All move half of the way to what the newest step says; the two prices by the
- * least change that does so (normalised least mean squares). A price holds near
+ * All move half of the way to what the newest step says, by the least change
+ * that does so (normalised least mean squares). A price holds near
  * the number of tokens it was learnt at: the first tokens of a step are dearer
  * than those that follow, because they bring experts in. So a price learnt at a
  * small step errs to the safe side for a greater one, and a step has at most
@@ -24,7 +25,8 @@
  * the undisturbed pause, and the undisturbed pause with PACE_TOKENS_LEAST
  * tokens of a prompt.
  *
- * Where nothing decodes, a prompt has the whole step; such steps teach nothing.
+ * Where nothing decodes, a prompt has the whole step. Such steps teach nothing
+ * but what a token takes in them (whole_us), which is less.
  */
 #pragma once
 
@@ -33,6 +35,7 @@
 
 #define PACE_TOKENS_LEAST 4
 #define PACE_CONTEXT 4096
+#define PACE_ROWS 8
 #define PACE_LOOK_STEPS 32
 
 /* What is in a step. */
@@ -44,8 +47,9 @@ struct pace_load {
 
 /* Zeroed, it knows nothing and begins with PACE_TOKENS_LEAST. */
 struct pace {
-	double decode_us; /* 0: not seen yet */
+	double step_us, rows_us; /* both 0: no step of decoding rows alone was seen yet */
 	double token_us, context_us;
+	double whole_us; /* of a token in a step without decoding rows; 0: not seen yet */
 	uint32_t n_learnt; /* tokens of a step that the prices hold for */
 	uint32_t n_mixed;  /* steps pushed since the last of decoding rows alone */
 };
@@ -66,7 +70,9 @@ void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us
 
 /* Whether the next step is to go without prompts if anything decodes. */
 bool pace_wants_look(const struct pace *p);
-/* For a step with decoding rows. @gap_us: TokenGap */
-struct pace_budget pace_budget(const struct pace *p, uint64_t gap_us);
+/* What a step of @n_decoding rows alone takes; 0: not known. */
+double pace_decode_us(const struct pace *p, uint32_t n_decoding);
+/* For a step with @n_decoding such rows, which others wait for. @gap_us: TokenGap */
+struct pace_budget pace_budget(const struct pace *p, uint32_t n_decoding, uint64_t gap_us);
 /* How many of @n_tokens of a prompt, the first at position @at, the step takes; 0: it is full. */
 uint32_t pace_take(struct pace_budget *b, uint32_t at, uint32_t n_tokens);

@@ -1,12 +1,14 @@
 /* What the scheduler's parts share: its state, and how turns move through it. */
 #pragma once
 
+#include "daemon/sched/fair.h"
 #include "daemon/sched/pace.h"
 #include "daemon/sched/sched.h"
 
 /* One row of a step in flight, and whose it was when it was pushed. */
 struct flight_row {
 	struct turn *turn; /* NULL: ended or put back meanwhile; its result is ignored */
+	struct fair_user *user;
 	uint16_t slot, kind, flags, n_tokens, n_top;
 	uint32_t at; /* position of its first token */
 };
@@ -39,12 +41,16 @@ struct sched {
 	struct flight flights[STEP_DEPTH_MAX]; /* oldest first */
 	uint32_t n_flights;
 	struct pace pace;
+	struct fair fair;
+	struct fair_user *least; /* of those that may have a row in the step being built */
+	bool contended;		 /* they are more than one */
+	uint64_t *page_seen;	 /* a bit a page, for counting */
+	double paid_us;		 /* for turns put back because their users had more slots than their share */
 	uint32_t generation, deaths; /* of the executor, as last seen */
 	uint64_t ring_ino;	     /* of the executor's ring; 0: none */
 	bool unsettled;		     /* adopted turns may be at their end already */
 	bool draining;		     /* an earlier life's steps are in the ring: nothing is pushed */
 
-	uid_t admit_uid, feed_uid;   /* served last */
 	uint32_t decode_slot;	     /* served last */
 	sd_event_source *pump, *timer;
 	uint64_t timer_at_us;
@@ -63,6 +69,37 @@ enum turn_finish sched_verdict(const struct turn *turn);
 
 /* What the turn's slot has computed is worth finding again; @tail: it computes no more. */
 void sched_seal(struct turn *turn, bool tail);
+
+/* choose.c */
+/* Who competes now: before any of the others of an event. */
+void choose_look(struct sched *s);
+/* The result of @f came. */
+void choose_charge(struct sched *s, const struct flight *f, uint32_t device_us);
+/* Whether @a is served before @b; if neither, the one that was accepted first. */
+bool choose_before(const struct turn *a, const struct turn *b);
+/* Who gets the next slot, of those that may have one, or take it from another; NULL: nobody. */
+struct turn *choose_queued(struct sched *s, bool no_suspect);
+/* Whether @t may have a slot that is free: the last is kept for users that have none. */
+bool choose_may_take_slot(const struct sched *s, const struct turn *t);
+/*
+ * Who gives its slot and pages to @t, which waits for them; NULL: nobody.
+ * @paid_us: what earlier ones given up for @t cost, 0 at first; grows.
+ */
+struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us);
+/* Whether with @n_pages more for @t, which is not its user's only one with a place, the user would have too many. */
+bool choose_exceeds(const struct turn *t, uint32_t n_pages);
+/* Who gives pages to @t, which runs and needs @n_pages more; may be @t itself. */
+struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n_pages);
+/* A step is built: between the two, choose_offer() for all that may have a row. */
+void choose_begin(struct sched *s);
+void choose_offer(struct turn *t, bool decodes);
+void choose_offered(struct sched *s);
+/* Whether @t has no row in this step, because its user is ahead of one that has work. */
+bool choose_sits_out(const struct turn *t);
+/* How many tokens of prompts a step takes in which nobody decodes. */
+uint32_t choose_step_tokens(const struct sched *s);
+/* A piece of its prompt is in the step: those that follow are chosen accordingly. */
+void choose_fed(struct turn *t, uint32_t at, uint32_t n_tokens);
 
 /* admit.c */
 /* Turns whose pages were being made sure of go on, or are put back; returns whether any was. */

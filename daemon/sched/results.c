@@ -248,8 +248,10 @@ static bool apply_oldest(struct sched *s)
 			return false;
 	}
 	/* all effects are stored: only now may the result be forgotten */
-	if (flight && !flight->is_move)
+	if (flight && !flight->is_move) {
+		choose_charge(s, flight, result.device_us);
 		pace_learn(&s->pace, &flight->load, result.device_us);
+	}
 	s->done = result.id;
 	kvpool_step_done(s->kv, result.id);
 	pop_flight(s);

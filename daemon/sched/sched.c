@@ -76,7 +76,9 @@ int sched_new(sd_event *loop, const struct sched_options *options, struct sched 
 	s->on_applied = options->on_applied;
 	s->userdata = options->userdata;
 	s->n_slots = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
-	s->admit_uid = s->feed_uid = (uid_t)-1;
+	s->page_seen = calloc((kvpool_pages(s->kv) + 63) / 64, sizeof(*s->page_seen));
+	if (!s->page_seen)
+		return -ENOMEM;
 	r = sd_event_add_defer(loop, &s->pump, on_pump, s);
 	if (r < 0)
 		return r;
@@ -95,11 +97,13 @@ struct sched *sched_free(struct sched *s)
 
 		s->first = t->next;
 		t->sched = NULL;
+		t->user = NULL;
 		t->next = t->prev = NULL;
 	}
 	sd_event_source_disable_unref(s->pump);
 	sd_event_source_disable_unref(s->timer);
 	sd_event_unref(s->loop);
+	free(s->page_seen);
 	free(s);
 	return NULL;
 }
@@ -117,6 +121,7 @@ static void link_turn(struct sched *s, struct turn *t)
 	*(before ? &before->next : &s->first) = t;
 	t->sched = s;
 	t->turns = s->turns;
+	t->user = fair_enter(&s->fair, t->rec->uid, s->settings->user_weights);
 }
 
 static void unlink_turn(struct sched *s, struct turn *t)
@@ -124,6 +129,8 @@ static void unlink_turn(struct sched *s, struct turn *t)
 	*(t->next ? &t->next->prev : &s->last) = t->prev;
 	*(t->prev ? &t->prev->next : &s->first) = t->next;
 	t->next = t->prev = NULL;
+	fair_leave(t->user);
+	t->user = NULL;
 }
 
 /* Results under way for it are nobody's. */
@@ -247,6 +254,7 @@ uint32_t sched_pages(const struct sched *s, uint64_t n_tokens)
 static int check_limits(const struct sched *s, const struct turn_record *rec, struct err *err)
 {
 	struct sched_counts all, own;
+	uint64_t left;
 
 	sched_count(s, (uid_t)-1, &all);
 	sched_count(s, rec->uid, &own);
@@ -261,6 +269,13 @@ static int check_limits(const struct sched *s, const struct turn_record *rec, st
 			       "%llu tokens are waiting; %u more would exceed MaxQueuedTokens=%u",
 			       (unsigned long long)all.queued_tokens, rec->n_prompt,
 			       s->settings->max_queued_tokens);
+	left = s->settings->max_queued_tokens - all.queued_tokens;
+	if (own.queued_tokens > 0 && own.queued_tokens >= left)
+		return err_set(err, -EAGAIN,
+			       "user %u has %llu tokens waiting; %llu of MaxQueuedTokens=%u are "
+			       "left, and nobody has more than that",
+			       rec->uid, (unsigned long long)own.queued_tokens,
+			       (unsigned long long)left, s->settings->max_queued_tokens);
 	return 0;
 }
 
@@ -283,6 +298,13 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 		return err_set(err, -ENOSPC, "%llu tokens need %u KV pages; there are %u",
 			       (unsigned long long)n_tokens, sched_pages(s, n_tokens),
 			       MIN(kvpool_pages(s->kv), turns_max_pages(s->turns)));
+	if (sched_pages(s, n_tokens) > sched_shares(s).max_pages)
+		return err_set(err, -ENOSPC,
+			       "%llu tokens need %u KV pages; user %u may have %u of %u "
+			       "(MaxCachePerUser=%u)",
+			       (unsigned long long)n_tokens, sched_pages(s, n_tokens), rec->uid,
+			       sched_shares(s).max_pages, kvpool_pages(s->kv),
+			       s->settings->max_user_cache);
 	r = check_limits(s, rec, err);
 	if (r < 0)
 		return r;
@@ -590,4 +612,19 @@ uint64_t sched_steps(const struct sched *s)
 uint64_t sched_deep_steps(const struct sched *s)
 {
 	return s->n_deep_steps;
+}
+
+const struct fair *sched_fair(const struct sched *s)
+{
+	return &s->fair;
+}
+
+struct kv_shares sched_shares(const struct sched *s)
+{
+	uint32_t n_users = 0;
+
+	for (uint32_t i = 0; i < s->fair.n_users; i++)
+		n_users += s->fair.users[i].n_turns > 0;
+	return shares_of(kvpool_pages(s->kv), n_users, s->settings->min_user_cache,
+			 s->settings->max_user_cache);
 }

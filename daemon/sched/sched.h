@@ -1,8 +1,9 @@
 /*
  * Turns to steps: admission, slots, pages, batches, results, replay. Decoding
  * rows first in each step, then pieces of prompts up to the token budget, and
- * beside decoding rows up to the time that pace.h finds for them; round robin
- * between uids, oldest first inside one. Knows nothing of clients or text; both
+ * beside decoding rows up to the time that pace.h finds for them. Slots and
+ * steps go to the user that has had the least (fair.h, choose.c); inside one,
+ * interactive turns before batch, then the oldest. Knows nothing of clients or text; both
  * come in through struct turn's callbacks.
  *
  * When the executor dies, the turns in flight are suspects. They are computed
@@ -15,10 +16,13 @@
 
 #include "daemon/base/settings.h"
 #include "daemon/kv/kvcache.h"
+#include "daemon/kv/shares.h"
 #include "daemon/sched/executor.h"
 #include "daemon/session/turns.h"
 
 struct sched;
+struct fair;
+struct fair_user;
 
 /* One turn in this life of the broker. Embedded in whatever owns it. */
 struct turn {
@@ -28,6 +32,7 @@ struct turn {
 	void (*on_end)(struct turn *turn);    /* rec->state is ENDED, rec->finish says how; once */
 	/* the scheduler's own */
 	struct sched *sched;	    /* NULL: not with one, or ended */
+	struct fair_user *user;	    /* while it is with one */
 	struct turns *turns;	    /* where its record is, once it was submitted */
 	struct turn *next, *prev;   /* accepted before it, after it */
 	uint32_t n_fed;		    /* tokens whose KV the executor has or is about to have */
@@ -41,7 +46,7 @@ struct turn {
 	uint32_t n_in_flight;	    /* steps that name it */
 	uint64_t last_pushed;	    /* id of the newest of them */
 	uint32_t cleared_at;	    /* a suspect (rec->n_faults) until it has so many ids */
-	bool waits;		    /* queued: another is computing what it wants */
+	bool waits;		    /* queued: another computes what it wants, or its user has pages enough */
 	bool paused, sampling;	    /* sampling: all that is known was fed, CONT rows follow */
 	bool replaying, untold;	    /* fed again after its KV was lost; on_state is still to be called */
 };
@@ -61,7 +66,7 @@ struct sched *sched_free(struct sched *s);
  * Queues a turn whose record is complete (state OPEN; becomes QUEUED).
  *
  * Returns 0; -EAGAIN: queue or token limits of the uid or of all, with the
- * numbers; -ENOSPC: more pages than there are. The record is then still OPEN.
+ * numbers; -ENOSPC: more pages than there are, or than the uid may have. The record is then still OPEN.
  */
 int sched_submit(struct sched *s, struct turn *turn, struct err *err);
 /* Puts an adopted turn back (QUEUED or RUNNING in the record). */
@@ -90,6 +95,10 @@ void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret); /*
 bool sched_is_idle(const struct sched *s); /* nothing queued, running or in flight */
 uint64_t sched_steps(const struct sched *s);	  /* pushed in this life */
 uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while another was in flight */
+
+/* Of the arena, for each of the users that have turns now. */
+struct kv_shares sched_shares(const struct sched *s);
+const struct fair *sched_fair(const struct sched *s);	  /* what each user has had */
 
 static inline void sched_freep(struct sched **s)
 {

@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "daemon/base/fdstore.h"
@@ -198,6 +199,20 @@ static void loopp(sd_event **loop)
 	sd_event_unref(*loop);
 }
 
+/*
+ * A core file would hold what people asked. Under systemd the units say so, and
+ * a drop-in may say otherwise; by hand nobody does. The executor inherits it.
+ */
+static void keep_no_cores(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_CORE, &limit) < 0)
+		return;
+	limit.rlim_cur = 0;
+	setrlimit(RLIMIT_CORE, &limit);
+}
+
 static int serve(const struct options *o, struct settings *settings, struct err *err)
 {
 	_cleanup_(loopp) sd_event *loop = NULL;
@@ -215,6 +230,8 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 	};
 	int r;
 
+	if (options.foreground)
+		keep_no_cores();
 	find_executor(program, sizeof(program));
 	options.unit_socket = find_unit_socket(unit_socket, sizeof(unit_socket));
 

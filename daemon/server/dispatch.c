@@ -7,6 +7,7 @@
 
 #include "client/wire/codes.h"
 #include "daemon/base/log.h"
+#include "daemon/server/limits.h"
 #include "daemon/server/report.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -17,7 +18,7 @@
 #endif
 
 static const char features[] =
-	"resume cancel detach attached logprobs score chat sessions sleep";
+	"resume cancel detach attached logprobs score chat sessions sleep class limits";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -131,6 +132,12 @@ static int on_ps(struct request *q, struct err *err)
 	return reply_json(q, report_ps(q->server, q->peer));
 }
 
+static int on_limits(struct request *q, struct err *err)
+{
+	(void)err;
+	return reply_json(q, limits_report(q->peer));
+}
+
 static int on_models(struct request *q, struct err *err)
 {
 	(void)err;
@@ -155,6 +162,7 @@ static int on_reload(struct request *q, struct err *err)
 
 static int on_cancel_turn(struct request *q, struct err *err)
 {
+	static struct log_limit limit;
 	const uint64_t turn = q->msg.cancel_turn.turn;
 	struct stream *st = stream_find(q->server, turn);
 	struct msg m = { .type = MSG_DONE };
@@ -163,8 +171,9 @@ static int on_cancel_turn(struct request *q, struct err *err)
 	if (!st || st->ended || (st->turn.rec->uid != q->peer->uid && !peer_is_admin(q->peer)))
 		return err_set(err, -ENOENT, "no turn %llu of yours is running",
 			       (unsigned long long)turn);
-	log_info("turn %llu of uid %u: cancelled by uid %u", (unsigned long long)turn,
-		 st->turn.rec->uid, q->peer->uid);
+	if (log_allowed(&limit, 10))
+		log_info("turn %llu of uid %u: cancelled by uid %u", (unsigned long long)turn,
+			 st->turn.rec->uid, q->peer->uid);
 	stream_cancel(st);
 	request_done(q, &m);
 	return 0;
@@ -215,6 +224,7 @@ static const struct {
 	{ MSG_SESSION_EXPORT, true, sessions_handle },
 	{ MSG_SESSION_IMPORT, true, sessions_handle },
 	{ MSG_SESSION_GC, true, sessions_handle },
+	{ MSG_LIMITS, false, on_limits },
 };
 
 static bool wants_descriptor(const struct msg *m)

@@ -177,6 +177,20 @@ static int fill_bias(const struct request *q, struct turn_record *rec, struct er
 	return 0;
 }
 
+static int fill_class(const struct request *q, struct turn_record *rec, struct err *err)
+{
+	const struct msg_generate *g = &q->msg.generate;
+
+	if (!g->has_class || span_is(g->class, "interactive"))
+		return 0;
+	if (!span_is(g->class, "batch"))
+		return err_set(err, -EINVAL,
+			       "generate.class is '%.*s'; interactive or batch is wanted",
+			       SPAN_ARG(g->class));
+	rec->batch = 1;
+	return 0;
+}
+
 static int fill_generate(const struct request *q, struct turn_record *rec, struct err *err)
 {
 	const struct msg_generate *g = &q->msg.generate;
@@ -192,6 +206,9 @@ static int fill_generate(const struct request *q, struct turn_record *rec, struc
 	if (r < 0)
 		return r;
 	r = fill_bias(q, rec, err);
+	if (r < 0)
+		return r;
+	r = fill_class(q, rec, err);
 	if (r < 0)
 		return r;
 	if (g->has_min_tokens && g->min_tokens > rec->max_tokens)
@@ -249,6 +266,27 @@ static int fill(const struct request *q, struct turns *turns, struct turn_record
 	return 0;
 }
 
+/* Nobody has more turns than are left for others: so there are some for whoever comes. */
+static int check_share(const struct request *q, struct err *err)
+{
+	struct turns *turns = q->server->engine->turns;
+	struct turn_record *rec = NULL;
+	uint32_t n_own = 0, n_left = TURNS_MAX;
+
+	while ((rec = turns_next(turns, rec))) {
+		if (rec->state == TURN_ENDED)
+			continue; /* it makes room when there is none */
+		n_left--;
+		n_own += rec->uid == q->peer->uid;
+	}
+	if (n_own < n_left)
+		return 0;
+	return err_set(err, -EAGAIN,
+		       "user %u has %u turns queued and running; %u of %u are left, and nobody has "
+		       "more than that",
+		       q->peer->uid, n_own, n_left, TURNS_MAX);
+}
+
 int generate_submit(struct request *q, struct err *err)
 {
 	struct server *s = q->server;
@@ -263,6 +301,9 @@ int generate_submit(struct request *q, struct err *err)
 	if (!s->engine || q->model != s->model)
 		return err_set(err, -EHOSTDOWN, "the model is being loaded again");
 
+	r = check_share(q, err);
+	if (r < 0)
+		return r;
 	rec = turns_take(s->engine->turns);
 	if (!rec && stream_evict(s))
 		rec = turns_take(s->engine->turns);

@@ -305,6 +305,7 @@ static json_t *describe_turn(const struct stream *st)
 	put(o, "client", json_string(rec->client));
 	put(o, "label", json_string(rec->label));
 	put(o, "kind", json_string(rec->score ? "score" : "generate"));
+	put(o, "class", json_string(rec->batch ? "batch" : "interactive"));
 	put(o, "state", json_string(turn_state_name(st)));
 	put(o, "attached", json_boolean(st->request));
 	put(o, "n_prompt", integer(rec->n_prompt));

@@ -453,6 +453,12 @@ int server_add(struct server *s, int fd)
 	else if (user->n_peers >= s->settings->max_user_connections)
 		r = err_set(&err, -EAGAIN, "uid %u has %u connections open; %u may be", cred.uid,
 			    user->n_peers, s->settings->max_user_connections);
+	else if (user->n_peers > 0 && user->n_peers >= s->settings->max_connections - s->n_peers)
+		r = err_set(&err, -EAGAIN,
+			    "uid %u has %u connections open; %u of %u are left, and nobody has "
+			    "more than that",
+			    cred.uid, user->n_peers, s->settings->max_connections - s->n_peers,
+			    s->settings->max_connections);
 	else
 		r = peer_new(s, fd, user, &peer);
 	if (r < 0) {

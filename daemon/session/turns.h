@@ -68,7 +68,7 @@ struct turn_record {
 	uint32_t n_recomputed;	    /* tokens computed again after their KV was lost */
 	uint16_t slot, n_top;	    /* slot: TURN_NO_SLOT while queued */
 	uint8_t score, logprobs, detach, chat_layout; /* chat_layout: enum of daemon/text/chat.h, 0 for raw text */
-	uint8_t thinking, in_reasoning, ignore_eos, pad8;
+	uint8_t thinking, in_reasoning, ignore_eos, batch; /* batch: the class; else interactive */
 	uint32_t stop_id;	    /* sampled, or UINT32_MAX */
 	uint64_t last_step;	    /* results up to this step id are in the record */
 	uint32_t n_scored;	    /* score: positions whose log-probability is there; the first has none: NaN */

@@ -22,7 +22,7 @@
 #include "daemon/base/clock.h"
 
 #define COMPUTER_VOCAB 1000
-#define COMPUTER_PAGES_MAX 4096
+#define COMPUTER_PAGES_MAX 8192
 
 /*
  * What a step takes. Experts are read once, whatever the number of tokens that
@@ -49,7 +49,7 @@ struct computer {
 	char path[64];
 	struct control_configure configure;
 	struct ring ring;
-	uint32_t *kv; /* the arena: one token a position is what its KV is here */
+	uint32_t *kv; /* the arena: an entry a position, see computer_entry() */
 	size_t kv_bytes;
 	struct computer_slot slots[STEP_ROWS_MAX];
 	uint64_t n_steps, n_rows_of_slot[STEP_ROWS_MAX];
@@ -154,12 +154,45 @@ static inline uint32_t *computer_at(struct computer *c, const struct computer_sl
 	return &c->kv[s->pages[at / page_tokens] * page_tokens + at % page_tokens];
 }
 
+/* What KV is here: the token, and above it what stands for all that is before it. */
+static inline uint32_t computer_entry(uint32_t before, uint32_t token)
+{
+	return token | ((before ^ token * 2654435761u) * 2246822519u) >> 10 << 10;
+}
+
+static inline uint32_t computer_token(uint32_t entry)
+{
+	return entry & 1023;
+}
+
+static inline void computer_write(struct computer *c, struct computer_slot *s, uint32_t token)
+{
+	const uint32_t before = s->length > 0 ? *computer_at(c, s, s->length - 1) : 0;
+
+	*computer_at(c, s, s->length++) = computer_entry(before, token);
+}
+
+/* What is said to be known must be there already, and belong to what is before it. */
+static inline void computer_believe(struct computer *c, struct computer_slot *s, uint32_t token)
+{
+	const uint32_t before = s->length > 0 ? *computer_at(c, s, s->length - 1) : 0;
+
+	assert(*computer_at(c, s, s->length++) == computer_entry(before, token));
+}
+
+/* Of the tokens that the slot's pages hold; each must belong to those before it. */
 static inline uint32_t computer_hash(struct computer *c, const struct computer_slot *s, uint32_t n)
 {
 	uint64_t h = 1469598103934665603ull ^ s->sampler.seed;
+	uint32_t before = 0;
 
-	for (uint32_t i = 0; i < n; i++)
-		h = (h ^ *computer_at(c, s, i)) * 1099511628211ull;
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t entry = *computer_at(c, s, i), token = computer_token(entry);
+
+		assert(entry == computer_entry(before, token));
+		h = (h ^ token) * 1099511628211ull;
+		before = entry;
+	}
 	return (uint32_t)((h >> 20) % COMPUTER_VOCAB);
 }
 
@@ -260,16 +293,15 @@ static inline void computer_row(struct computer *c, const char *in, const struct
 		s->n_pages = row->page_at + row->n_pages;
 	}
 	if (row->kind == ROW_CONT) {
-		*computer_at(c, s, s->length++) = s->sampled;
+		computer_write(c, s, s->sampled);
 	} else {
 		assert(row->n_tokens > 0 && row->at <= s->length);
 		s->length = row->at;
 		for (uint32_t i = 0; i < row->n_tokens; i++) {
-			/* what is said to be known must be there already */
 			if (row->flags & ROW_KNOWN)
-				assert(*computer_at(c, s, s->length++) == tokens[i]);
+				computer_believe(c, s, tokens[i]);
 			else
-				*computer_at(c, s, s->length++) = tokens[i];
+				computer_write(c, s, tokens[i]);
 			if (row->flags & ROW_SCORE)
 				predicted[i] = computer_hash(c, s, s->length);
 		}

@@ -180,7 +180,7 @@ static void a_page_of_another_uid_is_cleared_before_it_is_used(void **state)
 	for (kv_page page = 0; page < 8; page++) {
 		const uint32_t *at = w.computer.kv + page * WORLD_PAGE_TOKENS;
 
-		if (at[0] == turn_ids(w.turns, w.t[1].rec)[16])
+		if (computer_token(at[0]) == turn_ids(w.turns, w.t[1].rec)[16])
 			for (uint32_t i = 1; i < WORLD_PAGE_TOKENS; i++)
 				assert_int_equal(at[i], 0);
 	}
@@ -247,7 +247,7 @@ static void a_flipped_bit_is_computed_again(void **state)
 		memcpy(ids, turn_ids(w.turns, a->rec), sizeof(ids));
 		world_restart_broker(&w);
 		for (uint32_t i = 0; i < 64 * WORLD_PAGE_TOKENS; i++) {
-			if (w.computer.kv[i] != ids[flip])
+			if (computer_token(w.computer.kv[i]) != ids[flip])
 				continue;
 			w.computer.kv[i] ^= 1u << flip % 32;
 			break;

@@ -78,7 +78,7 @@ static void close_world(struct world *w)
 static void begin_streams(struct world *w)
 {
 	for (uint32_t i = 0; i < STREAMS; i++)
-		world_submit(w, 1 + i % 2, 20, 15000);
+		world_submit(w, 1, 20, 15000);
 	while (w->t[STREAMS - 1].rec->n_ids == 20)
 		world_run(w, 1);
 	world_run(w, 2); /* those in flight */
@@ -104,7 +104,7 @@ static struct outcome measure(const struct computer_cost *cost, uint32_t gap_ms)
 	world_run(&w, QUIET_STEPS);
 	o.quiet_us = p99_us();
 	heard.n = 0;
-	t = world_submit(&w, 3, PROMPT, 1);
+	t = world_submit(&w, 1, PROMPT, 1); /* all of one user: shares are not at issue here */
 	us = -(double)clock_us();
 	while (t->rec->n_ids == PROMPT)
 		world_run(&w, 1);
@@ -179,7 +179,7 @@ static void answers_that_begin_beside_a_prompt_are_steady_from_the_start(void **
 	open_world(&w, &server, 200);
 	for (uint32_t i = 0; i < STREAMS; i++)
 		world_add(&w, 1, 20, 200);
-	t = world_submit(&w, 2, PROMPT, 1);
+	t = world_submit(&w, 1, PROMPT, 1);
 	world_run(&w, 10);
 	for (uint32_t i = 0; i < STREAMS; i++)
 		assert_int_equal(sched_submit(w.sched, &w.t[i], NULL), 0);
@@ -199,7 +199,7 @@ static void a_prompt_keeps_its_share_when_more_begin_to_decode(void **state)
 	static const struct computer_cost rows = { .step_us = 9000,
 						   .token_us = 1000,
 						   .row_us = 9000 };
-	const uint32_t quiet_us = 9000 + 7 * (9000 + 1000);
+	const uint32_t quiet_us = 9000 + 6 * (9000 + 1000);
 	struct world w;
 	struct turn *t;
 	uint32_t n_fed;
@@ -208,10 +208,11 @@ static void a_prompt_keeps_its_share_when_more_begin_to_decode(void **state)
 	open_world(&w, &rows, 1);
 	world_submit(&w, 1, 20, 3000);
 	world_run(&w, 40);
-	t = world_submit(&w, 2, PROMPT, 1);
+	t = world_submit(&w, 1, PROMPT, 1);
+	t->rec->batch = 1; /* those that come later begin all the same */
 	world_run(&w, 40);
-	for (uint32_t i = 0; i < 6; i++)
-		world_submit(&w, 3, 1, 3000);
+	for (uint32_t i = 0; i < 5; i++)
+		world_submit(&w, 1, 1, 3000);
 	world_run(&w, 4 * PACE_LOOK_STEPS);
 	heard.n = 0;
 	n_fed = t->n_fed;
@@ -234,7 +235,7 @@ static void a_step_that_took_an_hour_is_soon_forgotten(void **state)
 		pace_learn(&p, &alone, 50000);
 		pace_learn(&p, &mixed, 150000);
 	}
-	b = pace_budget(&p, 150000);
+	b = pace_budget(&p, 4, 150000);
 	assert_in_range(pace_take(&b, 0, 1000), 99, 101);
 	pace_learn(&p, &mixed, 3600000000u);
 	pace_learn(&p, &alone, 3600000000u);
@@ -242,8 +243,24 @@ static void a_step_that_took_an_hour_is_soon_forgotten(void **state)
 		pace_learn(&p, &alone, 50000);
 		pace_learn(&p, &mixed, 150000);
 	}
-	b = pace_budget(&p, 150000);
+	b = pace_budget(&p, 4, 150000);
 	assert_in_range(pace_take(&b, 0, 1000), 90, 110);
+}
+
+/* Steps of one row and of 31 by turns: what each takes is known, and not the mean of both. */
+static void a_few_rows_and_many_have_prices_of_their_own(void **state)
+{
+	struct pace p = { 0 };
+
+	(void)state;
+	for (int i = 0; i < 20; i++) {
+		pace_learn(&p, &(struct pace_load){ .n_decoding = 1 }, 41000);
+		pace_learn(&p, &(struct pace_load){ .n_decoding = 31 }, 370000);
+	}
+	assert_in_range(pace_decode_us(&p, 1), 40000, 42000);
+	assert_in_range(pace_decode_us(&p, 31), 366000, 374000);
+	assert_in_range(pace_decode_us(&p, 16), 150000, 250000);
+	assert_int_equal(pace_decode_us(&p, 0), 0);
 }
 
 int main(void)
@@ -257,6 +274,7 @@ int main(void)
 		cmocka_unit_test(answers_that_begin_beside_a_prompt_are_steady_from_the_start),
 		cmocka_unit_test(a_prompt_keeps_its_share_when_more_begin_to_decode),
 		cmocka_unit_test(a_step_that_took_an_hour_is_soon_forgotten),
+		cmocka_unit_test(a_few_rows_and_many_have_prices_of_their_own),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

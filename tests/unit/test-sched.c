@@ -182,6 +182,30 @@ static void limits_are_refused_with_their_numbers(void **state)
 	world_close(&w);
 }
 
+static void nobody_has_more_waiting_than_is_left(void **state)
+{
+	struct err err = { 0 };
+	struct world w;
+
+	(void)state;
+	world_open(&w, 16, 1, 64);
+	w.settings.max_queued_tokens = 400;
+	for (int i = 0; i < 4; i++)
+		world_submit(&w, 7, 50, 1);
+	assert_int_equal(sched_submit(w.sched, world_add(&w, 7, 50, 1), &err), -EAGAIN);
+	assert_string_equal(err.text, "user 7 has 200 tokens waiting; 200 of MaxQueuedTokens=400 "
+				      "are left, and nobody has more than that");
+	for (int i = 0; i < 2; i++)
+		world_submit(&w, 8, 50, 1);
+	assert_int_equal(sched_submit(w.sched, world_add(&w, 8, 1, 1), &err), -EAGAIN);
+	assert_string_equal(err.text, "user 8 has 100 tokens waiting; 100 of MaxQueuedTokens=400 "
+				      "are left, and nobody has more than that");
+	world_submit(&w, 9, 100, 1);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 7);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -193,6 +217,7 @@ int main(void)
 		cmocka_unit_test(a_deadline_ends_a_turn),
 		cmocka_unit_test(a_deadline_needs_no_other_event),
 		cmocka_unit_test(limits_are_refused_with_their_numbers),
+		cmocka_unit_test(nobody_has_more_waiting_than_is_left),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

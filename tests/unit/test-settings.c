@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "daemon/base/peruser.h"
 #include "daemon/base/settings.h"
 
 static char dir[] = "/tmp/test-settings-XXXXXX";
@@ -109,6 +110,18 @@ static void what_is_wrong_is_named_with_its_line(void **state)
 		       "2: SocketMode is '0888'; an octal mode such as 0660 is wanted");
 	assert_refused("[steamd]\nPageTokens=12\n",
 		       "2: PageTokens is '12'; a multiple of 8 is wanted");
+	assert_refused("[steamd]\nUserWeights=1000:200 bob:50\n",
+		       "2: UserWeights has 'bob:50'; UID:NUMBER with a number from 1 to 10000 is "
+		       "wanted");
+	assert_refused("[steamd]\nUserWeights=1000:0\n",
+		       "2: UserWeights has '1000:0'; UID:NUMBER with a number from 1 to 10000 is "
+		       "wanted");
+	assert_refused("[steamd]\nUserWeights=1000:\n",
+		       "2: UserWeights has '1000:'; UID:NUMBER with a number from 1 to 10000 is "
+		       "wanted");
+	assert_refused("[steamd]\nUserWeights=1000:10001\n",
+		       "2: UserWeights has '1000:10001'; UID:NUMBER with a number from 1 to 10000 "
+		       "is wanted");
 	assert_refused("[steam]\nModel=/x\n",
 		       "2: key 'Model' stands in section 'steam'; [steamd] is wanted");
 	assert_refused("[steamd]\nModel\n", "2: neither a section, a comment nor Key=Value");
@@ -248,9 +261,29 @@ static void an_assignment_without_equals_sign_is_refused(void **state)
 	settings_deinit(&s);
 }
 
+static void numbers_of_users_are_found(void **state)
+{
+	uint32_t n = 7;
+
+	(void)state;
+	assert_int_equal(peruser_find("", "K", 100, 5, &n, NULL), 0);
+	assert_int_equal(peruser_find(" 4:1  5:20 55:3 ", "K", 100, 6, &n, NULL), 0);
+	assert_int_equal(n, 7);
+	assert_int_equal(peruser_find(" 4:1  5:20 55:3 ", "K", 100, 5, &n, NULL), 1);
+	assert_int_equal(n, 20);
+	assert_int_equal(peruser_find("5:20 5:21", "K", 100, 5, &n, NULL), 1);
+	assert_int_equal(n, 21);
+	assert_int_equal(peruser_find("4294967294:3", "K", 100, 4294967294u, &n, NULL), 1);
+	assert_int_equal(peruser_find("4294967295:3", "K", 100, 5, &n, NULL), -EINVAL);
+	assert_int_equal(peruser_find("5:20,6:3", "K", 100, 5, &n, NULL), -EINVAL);
+	assert_int_equal(peruser_find("5 :20", "K", 100, 5, &n, NULL), -EINVAL);
+	assert_int_equal(peruser_find("5:-1", "K", 100, 5, &n, NULL), -EINVAL);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(numbers_of_users_are_found),
 		cmocka_unit_test(defaults_are_those_of_the_table),
 		cmocka_unit_test(every_kind_is_read),
 		cmocka_unit_test(what_is_wrong_is_named_with_its_line),

@@ -7,43 +7,77 @@
 
 static struct world *the_world;
 
-static size_t turns_bytes(const struct world *w)
+static char *copy_of(const void *data, size_t bytes)
 {
-	return w->n_turns * (size_t)((char *)w->t[1].rec - (char *)w->t[0].rec);
+	char *copy = malloc(bytes);
+
+	assert_non_null(copy);
+	return memcpy(copy, data, bytes);
 }
 
-/* What a death in this moment would leave behind. Those of the memory's records that are in use. */
+static char *copy_file(int fd, size_t *ret_bytes)
+{
+	struct stat st;
+	char *copy;
+
+	assert_int_equal(fstat(fd, &st), 0);
+	copy = malloc((size_t)st.st_size);
+	assert_non_null(copy);
+	assert_int_equal(pread(fd, copy, (size_t)st.st_size, 0), st.st_size);
+	*ret_bytes = (size_t)st.st_size;
+	return copy;
+}
+
+/* What a death in this moment would leave behind, but for the arena, which is the executor's to write. */
 static void remember(struct world *w)
 {
+	struct remembered *m = calloc(1, sizeof(*m));
 	struct ring *ring = executor_ring(w->executor);
+	struct turn_record *rec = NULL;
 
-	w->ring_memory = malloc(ring->bytes);
-	w->turns_memory = malloc(turns_bytes(w));
-	assert_true(w->ring_memory && w->turns_memory && w->n_turns > 1);
-	memcpy(w->ring_memory, ring->shared, ring->bytes);
-	memcpy(w->turns_memory, w->t[0].rec, turns_bytes(w));
+	assert_non_null(m);
+	m->ring = copy_of(ring->shared, ring->bytes);
+	m->dir = copy_file(kvcache_dir_fd(w->cache), &m->dir_bytes);
+	while ((rec = turns_next(w->turns, rec))) {
+		m->records[m->n_records] = rec;
+		m->copies[m->n_records++] = copy_of(rec, w->record_bytes);
+	}
+	w->remembered = m;
 }
 
 static void die_as_remembered(struct world *w)
 {
+	struct remembered *m = w->remembered;
 	struct ring *ring = executor_ring(w->executor);
+	struct turn_record *rec = NULL;
 
-	if (!w->ring_memory)
+	if (!m)
 		return;
-	memcpy(ring->shared, w->ring_memory, ring->bytes);
-	memcpy(w->t[0].rec, w->turns_memory, turns_bytes(w));
+	memcpy(ring->shared, m->ring, ring->bytes);
+	assert_int_equal(pwrite(kvcache_dir_fd(w->cache), m->dir, m->dir_bytes, 0), m->dir_bytes);
+	while ((rec = turns_next(w->turns, rec)))
+		atomic_store(&rec->state, TURN_FREE);
+	for (uint32_t i = 0; i < m->n_records; i++)
+		memcpy(m->records[i], m->copies[i], w->record_bytes);
 }
 
 static void forget(struct world *w)
 {
-	free(steal(w->ring_memory));
-	free(steal(w->turns_memory));
+	struct remembered *m = steal(w->remembered);
+
 	w->remember_at_step = 0;
+	if (!m)
+		return;
+	free(m->ring);
+	free(m->dir);
+	for (uint32_t i = 0; i < m->n_records; i++)
+		free(m->copies[i]);
+	free(m);
 }
 
 static void on_tokens(struct turn *t)
 {
-	if (the_world->remember_at_step == the_world->computer.n_steps && !the_world->ring_memory)
+	if (the_world->remember_at_step == the_world->computer.n_steps && !the_world->remembered)
 		remember(the_world);
 	the_world->n_tokens_calls++;
 	if (the_world->heard)
@@ -57,6 +91,8 @@ static void on_end(struct turn *t)
 {
 	assert_int_equal(t->rec->state, TURN_ENDED);
 	the_world->ended_order[the_world->n_ended++] = (int)(t - the_world->t);
+	if (the_world->ended)
+		the_world->ended(the_world, t);
 }
 
 static void on_executor(struct executor *e, void *userdata)
@@ -115,6 +151,17 @@ static void new_sched(struct world *w)
 	assert_int_equal(sched_new(w->loop, &o, &w->sched), 0);
 }
 
+/* From one record to the next. */
+static size_t record_bytes(struct turns *turns)
+{
+	struct turn_record *a = turns_take(turns), *b = turns_take(turns);
+	const size_t bytes = (size_t)((char *)b - (char *)a);
+
+	turns_drop(turns, a);
+	turns_drop(turns, b);
+	return bytes;
+}
+
 void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uint32_t max_batch,
 			uint32_t batch_tokens)
 {
@@ -132,6 +179,7 @@ void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uin
 	computer_open(&w->computer);
 	new_cache(w, -1, -1);
 	assert_int_equal(turns_new(context, context / WORLD_PAGE_TOKENS + 1, &w->turns, &err), 0);
+	w->record_bytes = record_bytes(w->turns);
 	new_executor(w);
 	new_sched(w);
 	assert_int_equal(executor_start(w->executor, NULL, &err), 0);
@@ -165,7 +213,10 @@ static bool turn_loop(struct world *w)
 		moved = true;
 		manager_read(&w->manager);
 	}
-	return moved | (computer_accept(&w->computer) > 0);
+	/* nobody knocks while there is one */
+	if (executor_state(w->executor) == EXECUTOR_READY)
+		return moved;
+	return computer_accept(&w->computer) > 0 || moved;
 }
 
 void world_run(struct world *w, uint64_t n_steps)
@@ -182,6 +233,18 @@ void world_run(struct world *w, uint64_t n_steps)
 			still = 0;
 		n_steps -= did == 1;
 	}
+}
+
+bool world_listen(struct world *w)
+{
+	return turn_loop(w);
+}
+
+bool world_turn(struct world *w)
+{
+	const bool moved = turn_loop(w);
+
+	return computer_step(&w->computer) > 0 || moved;
 }
 
 void world_run_all(struct world *w)

@@ -17,7 +17,7 @@
 
 #define WORLD_CONTEXT 512
 #define WORLD_PAGE_TOKENS 16
-#define WORLD_TURNS 12
+#define WORLD_TURNS 1024
 
 struct world {
 	sd_event *loop;
@@ -34,8 +34,15 @@ struct world {
 	uint32_t n_turns, n_ended, n_tokens_calls;
 	int ended_order[WORLD_TURNS]; /* indices in t */
 	void (*heard)(struct world *w, struct turn *t); /* a turn's on_tokens; or NULL */
+	void (*ended)(struct world *w, struct turn *t); /* a turn's on_end; or NULL */
 	uint64_t remember_at_step;    /* at the first token of this step's result; 0: never */
-	char *ring_memory, *turns_memory; /* as they were then; NULL: not yet */
+	size_t record_bytes;	      /* of a turn */
+	struct remembered {
+		char *ring, *dir, *copies[TURNS_MAX];
+		struct turn_record *records[TURNS_MAX]; /* that the copies are of */
+		size_t dir_bytes;
+		uint32_t n_records;
+	} *remembered; /* memory as it was then; NULL: not yet */
 	uint32_t stop_at_tokens;      /* on_tokens finishes a turn that sampled so many; 0: none */
 };
 
@@ -49,6 +56,10 @@ void world_close(struct world *w);
 /* Runs until nothing moves any more, or the computer has done @n_steps more; those that only move pages do not count. */
 void world_run(struct world *w, uint64_t n_steps);
 void world_run_all(struct world *w);
+/* All that waits to be done, results included; returns whether there was anything. */
+bool world_listen(struct world *w);
+/* The same, and then one step of the computer; returns whether there was anything. */
+bool world_turn(struct world *w);
 
 /* A turn whose record is open, with a prompt of its own; not submitted yet. */
 struct turn *world_add(struct world *w, uint32_t uid, uint32_t n_prompt, uint32_t max_tokens);
@@ -58,7 +69,8 @@ struct turn *world_submit(struct world *w, uint32_t uid, uint32_t n_prompt, uint
  * All of the broker's objects go and come again: memory, ring and socket stay,
  * in the manager's store. Turns keep their place in t; n_ended begins at those
  * that had ended. With remember_at_step reached, all is as if the broker had
- * died then: in the middle of a result, of which the first token was stored.
+ * died then: in the middle of a result, of which the first token was stored;
+ * the computer must have done nothing since.
  */
 void world_restart_broker(struct world *w);
 

@@ -1,0 +1,100 @@
+/* One object a user: what is used of each limit. */
+#include "daemon/server/limits.h"
+
+#include <jansson.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/base/peruser.h"
+#include "daemon/sched/fair.h"
+#include "daemon/server/peer.h"
+
+static json_t *integer(uint64_t value)
+{
+	return json_integer((json_int_t)value);
+}
+
+static void put(json_t *object, const char *key, json_t *value)
+{
+	json_object_set_new(object, key, value); /* NULL is an error that json_dumps() survives */
+}
+
+static void put_limit(json_t *o, const char *key, uint64_t used, uint64_t limit)
+{
+	put(o, key, json_pack("{s:o, s:o}", "used", integer(used), "limit", integer(limit)));
+}
+
+static const struct user *find_user(const struct server *s, uid_t uid)
+{
+	const struct user *user;
+
+	LIST_FOREACH(user, &s->users, link)
+	{
+		if (user->uid == uid)
+			return user;
+	}
+	return NULL;
+}
+
+static void put_cache(json_t *o, const struct engine *e, uid_t uid)
+{
+	const struct kv_shares shares = sched_shares(e->sched);
+
+	put(o, "cache_pages",
+	    json_pack("{s:o, s:o, s:o}", "used",
+		      integer(kvpool_user_pages(kvcache_pool(e->kv), uid)), "least",
+		      integer(shares.min_pages), "limit", integer(shares.max_pages)));
+}
+
+static void put_time(json_t *o, const struct server *s, uid_t uid)
+{
+	const struct fair_user *u = s->engine ? fair_find(sched_fair(s->engine->sched), uid) : NULL;
+	uint32_t weight = FAIR_WEIGHT;
+
+	peruser_find(s->settings->user_weights, "UserWeights", FAIR_WEIGHT_MAX, uid, &weight, NULL);
+	put(o, "weight", integer(weight));
+	put(o, "executor_ms", integer(u ? (uint64_t)(u->used_us / US_PER_MS) : 0));
+}
+
+static json_t *describe_user(const struct server *s, uid_t uid)
+{
+	const struct settings *t = s->settings;
+	const struct user *user = find_user(s, uid);
+	struct sched_counts counts = { 0 };
+	json_t *o = json_object();
+
+	if (s->engine)
+		sched_count(s->engine->sched, uid, &counts);
+	put(o, "uid", integer(uid));
+	put_limit(o, "connections", user ? user->n_peers : 0, t->max_user_connections);
+	put_limit(o, "requests", user ? user->n_requests + user->n_left : 0, t->max_user_requests);
+	put_limit(o, "request_bytes", user ? user->held_bytes : 0, SERVER_USER_HELD_BYTES_MAX);
+	put_limit(o, "queued_tokens", counts.queued_tokens, t->max_user_queued_tokens);
+	put(o, "sessions", json_pack("{s:o}", "limit", integer(t->max_user_sessions)));
+	if (s->engine)
+		put_cache(o, s->engine, uid);
+	if (t->user_disk_quota > 0)
+		put(o, "disk_bytes", json_pack("{s:o}", "limit", integer(t->user_disk_quota)));
+	put_time(o, s, uid);
+	return o;
+}
+
+char *limits_report(const struct peer *p)
+{
+	const struct server *s = p->server;
+	json_t *o = json_object(), *list = json_array();
+	const struct user *user;
+	char *text;
+
+	json_array_append_new(list, describe_user(s, p->uid));
+	if (peer_is_admin(p)) {
+		LIST_FOREACH(user, &s->users, link)
+		{
+			if (user->uid != p->uid)
+				json_array_append_new(list, describe_user(s, user->uid));
+		}
+	}
+	put(o, "users", list);
+	text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+	json_decref(o);
+	return text;
+}

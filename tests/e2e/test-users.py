@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Users beside each other: limits and who sees them, other users' turns, and where prompts must not appear."""
+import importlib.util
+
+from steamd_e2e import *
+
+spec = importlib.util.spec_from_file_location("wire", SRC / "tests" / "e2e" / "test-wire.py")
+wire = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(wire)
+
+ALICE, BOB = 4001, 4002
+
+
+def need_root():
+    if os.geteuid() != 0:
+        raise Skip("several uids need root")
+
+
+def connect(d, uid):
+    """A connection of @uid: the kernel tells the daemon the effective one."""
+    os.seteuid(uid)
+    try:
+        return wire.Wire(d)
+    finally:
+        os.seteuid(0)
+
+
+def limits(d, **kwargs):
+    return json.loads(d.ctl("status", "--limits", "--json", **kwargs))["users"]
+
+
+def end_of(w):
+    """The terminal frame, whatever comes before it."""
+    return wire.Wire.until_end(w)[::2]
+
+
+def each_sees_its_own_limits_and_administrators_see_all():
+    need_root()
+    p = prompt("air", "t33")
+    with Daemon("air", "UserWeights=4002:50", "MaxRequestsPerUser=7", socket_mode="0666") as d:
+        w = connect(d, ALICE)
+        w.send(wire.GENERATE, 1, wire.request(p, 60000))
+        wire.accepted(w)
+        own = wait_for(lambda: [u for u in limits(d, uid=ALICE) if u["executor_ms"] > 0], 20, "use of the executor")
+        assert len(own) == 1 and own[0]["uid"] == ALICE, own
+        assert own[0]["connections"] == {"used": 2, "limit": 64}, own  # steamctl's own is one
+        assert own[0]["requests"] == {"used": 2, "limit": 7}, own
+        assert own[0]["weight"] == 100
+        assert own[0]["cache_pages"]["used"] > 0
+        other = limits(d, uid=BOB)
+        assert [u["uid"] for u in other] == [BOB], other
+        assert other[0]["weight"] == 50 and other[0]["executor_ms"] == 0
+        assert other[0]["requests"]["used"] == 1 and other[0]["cache_pages"]["used"] == 0
+        assert {u["uid"] for u in limits(d)} == {0, ALICE}
+        text = d.ctl("status", "--limits", uid=BOB).decode().splitlines()
+        assert text[0].split() == ["uid", str(BOB), "used", "at", "least", "at", "most"], text
+        assert ["requests", "1", "-", "7"] in [line.split() for line in text], text
+
+
+def what_goes_over_a_limit_is_refused_with_the_numbers():
+    need_root()
+    p = prompt("air", "t33")
+    with Daemon("air", "MaxRequestsPerUser=3", "MaxConnectionsPerUser=3", "MaxQueuedTokensPerUser=1024",
+                "MaxBatch=1", "MaxCachePerUser=50", socket_mode="0666") as d:
+        w = connect(d, ALICE)
+        for i in (1, 2, 3):
+            w.send(wire.GENERATE, i, wire.request(p, 30000))
+            wire.accepted(w)
+        w.send(wire.GENERATE, 4, wire.request(p, 10))
+        kind, fields = end_of(w)
+        assert kind == wire.ERROR and fields["code"] == "busy" and fields["retryable"], fields
+        assert fields["text"] == f"uid {ALICE} has 3 requests open; 3 may be", fields
+        b = connect(d, BOB)  # is not concerned
+        b.send(wire.GENERATE, 1, wire.request({"ids": [5] * 1025}, 10))
+        kind, fields = end_of(b)
+        assert kind == wire.ERROR and fields["text"] == (
+            f"user {BOB} has 0 tokens waiting; 1025 more would exceed MaxQueuedTokensPerUser=1024"), fields
+        b.send(wire.GENERATE, 2, wire.request(p, 65000))
+        kind, fields = end_of(b)
+        assert kind == wire.ERROR and fields["code"] == "too-long" and "MaxCachePerUser=50" in fields["text"], fields
+        more = [connect(d, BOB), connect(d, BOB)]
+        os.seteuid(BOB)
+        try:
+            refused = wire.socket.socket(wire.socket.AF_UNIX)
+            refused.connect(str(d.socket))
+        finally:
+            os.seteuid(0)
+        assert f"uid {BOB} has 3 connections open; 3 may be".encode() in refused.recv(4096)
+        for c in more + [b, w]:
+            c.close()
+
+
+def two_that_flood_leave_turns_for_a_third():
+    need_root()
+    p = prompt("air", "t33")
+    with Daemon("air", "MaxRequestsPerUser=600", "MaxRequestsPerConnection=600", socket_mode="0666") as d:
+        clients = []
+        for uid, wanted in ((ALICE, 256), (BOB, 128), (4003, 64)):
+            w = connect(d, uid)
+            clients.append(w)
+            for i in range(1, wanted + 2):
+                w.send(wire.GENERATE, i, wire.request(p, 20000))
+            n = 0
+            while True:
+                kind, _, fields = w.receive()
+                n += kind == wire.ACCEPTED
+                if kind == wire.ERROR:
+                    break
+            assert n == wanted, (uid, n)
+            assert fields["code"] == "busy" and fields["text"] == (
+                f"user {uid} has {wanted} turns queued and running; {wanted} of 512 are left, and nobody has "
+                "more than that"), fields
+        for w in clients:
+            w.close()
+
+
+def a_turn_is_resumed_and_cancelled_by_nobody_else():
+    need_root()
+    p = prompt("air", "t33")
+    with Daemon("air", socket_mode="0666") as d:
+        w = connect(d, ALICE)
+        w.send(wire.GENERATE, 1, wire.request(p, 50000, detach=True))
+        turn = wire.accepted(w)
+        b = connect(d, BOB)
+        b.send(wire.RESUME, 1, {"turn": turn, "index": 0})
+        kind, fields = end_of(b)
+        assert kind == wire.ERROR and fields["code"] == "no-such", fields
+        # it says the same of a turn that never was
+        b.send(wire.RESUME, 2, {"turn": turn ^ 1, "index": 0})
+        assert end_of(b)[1]["text"].replace(str(turn ^ 1), str(turn)) == fields["text"]
+        d.ctl("cancel", turn, uid=BOB, code=66)
+        b.send(wire.CANCEL, 1, {})
+        assert json.loads(d.ctl("ps", "--json", uid=BOB))["turns"] == []
+        assert [t["turn"] for t in json.loads(d.ctl("ps", "--json", uid=ALICE))["turns"]] == [str(turn)]
+        w.close()  # and its own user takes it up again
+        w = connect(d, ALICE)
+        w.send(wire.RESUME, 2, {"turn": turn, "index": 0})
+        while w.receive()[0] != wire.TOKENS:
+            pass
+        d.ctl("cancel", turn, uid=ALICE)
+        b.close()
+
+
+def what_a_script_asks_is_batch_unless_it_says_otherwise():
+    p = prompt("air", "t33")
+    with Daemon("air") as d:
+        for args, wanted in (((), "batch"), (("--class", "interactive"), "interactive"), (("--class=batch",), "batch")):
+            request = d.popen("complete", "--ids", "--max-tokens", 50000, "--ignore-eos", *args,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            request.stdin.write(json.dumps(p["ids"]).encode())
+            request.stdin.close()
+            turn = wait_for(lambda: json.loads(d.ctl("ps", "--json"))["turns"], 20, "a turn")[0]
+            assert turn["class"] == wanted, turn
+            d.ctl("cancel", turn["turn"])
+            request.stdout.read()
+            request.wait(20)
+            wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 20, "its end")
+        d.ctl("ask", "--class", "urgent", "x", code=64)
+        w = wire.Wire(d)
+        w.send(wire.GENERATE, 1, wire.request(p, 3, **{"class": "urgent"}))
+        kind, fields = end_of(w)
+        assert kind == wire.ERROR and fields["text"] == (
+            "generate.class is 'urgent'; interactive or batch is wanted"), fields
+
+
+def prompts_are_in_no_log_and_seen_by_nobody_else():
+    need_root()
+    canary = "quetzalcoatlus-northropi"
+    asked = f"Tell me about {canary}"
+    with Daemon("air", "LogLevel=debug", socket_mode="0666") as d:
+        # answered, refused, cancelled, lost, and in flight while the executor dies
+        d.ctl("ask", "--max-tokens", 5, asked, uid=ALICE)
+        d.ctl("complete", "--max-tokens", 5, "--stop", canary, asked, uid=ALICE)
+        d.ctl("ask", "--max-tokens", 5, "--system", canary, asked, uid=ALICE)
+        d.ctl("ask", "--model", canary, asked, uid=ALICE, code=66)
+        d.ctl("score", asked, uid=ALICE)
+        d.ctl("tokenize", asked, uid=ALICE)
+        d.ctl("render", "-", stdin=f'{{"messages": [{canary}'.encode(), uid=ALICE, code=64)
+        w = connect(d, ALICE)
+        w.send(wire.GENERATE, 1, {"prompt": asked, "max_tokens": 60000, "ignore_eos": True, "detach": True})
+        wire.accepted(w)
+        while w.receive()[0] != wire.TOKENS:
+            pass
+        os.kill(d.executor(), signal.SIGKILL)
+        w.s.sendall(struct.pack("<I", 1 << 30) + asked.encode())  # no frame at all
+        for args in (("ps",), ("status",), ("status", "--limits"), ("models",)):
+            out = d.ctl(*args, "--json", uid=BOB)
+            assert canary.encode() not in out, (args, out)
+        d.ctl("cancel", "1", uid=BOB, code=66)
+        assert canary not in d.last_stderr
+        assert canary not in d.log(), d.log()
+        for file in d.dir.rglob("*"):
+            assert not file.is_file() or canary.encode() not in file.read_bytes(), file
+
+
+def neither_process_leaves_a_core_file():
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))  # as of somebody who likes core files
+    try:
+        with Daemon("air") as d:
+            for pid in (d.process.pid, d.executor()):
+                found = [line.split()[4] for line in pathlib.Path(f"/proc/{pid}/limits").read_text().splitlines()
+                         if line.startswith("Max core file size")]
+                assert found == ["0"], (pid, found)
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
+
+
+if __name__ == "__main__":
+    run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
+         and k not in ("need_root", "connect", "limits", "end_of")])

@@ -1,0 +1,582 @@
+/*
+ * A desktop's day on the virtual clock: 1,000 requests of growing conversations
+ * of three users, with sleeps, restarts of the broker, deaths of the executor,
+ * flipped bits, stalled readers, cancels and deadlines, in an arena that holds
+ * a part of it all. The broker's objects are the real ones; what must hold is
+ * looked at after every step.
+ *
+ * STEAMD_DAY_SEEDS: how many days, each with its own seed (20), or one by its
+ * seed as "=17".
+ */
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/kv/kvcache-parts.h"
+#include "daemon/sched/fair.h"
+#include "tests/unit/world.h"
+
+#define REQUESTS 1000
+#define TALKS 20
+#define USERS 3
+#define CONTEXT 512
+#define PAGES 224 /* of 20 conversations of up to 32 */
+#define SLOTS 8
+#define DAY_US (24 * 3600 * US_PER_S)
+
+/* A 5 GB model with 64 experts on two cores. */
+static const struct computer_cost cost = { 25000, 130000, 0.125, 7000, 700, 300 };
+
+/* A conversation, and the request that goes on with it. */
+struct talk {
+	uint32_t ids[CONTEXT + 1], n; /* all that was said, by either side */
+	const char *label;
+	uid_t uid;
+	bool asked;
+};
+
+/* A request, by the index of its turn. */
+struct request {
+	struct talk *talk;
+	uint32_t prompt[CONTEXT], n_prompt, max_tokens;
+	bool ended, cancelled, has_deadline, is_paused;
+	uint32_t n_told; /* ids that its reader has been told of */
+};
+
+static struct day {
+	struct world w;
+	uint64_t rng;
+	struct users { /* what they know */
+		struct talk talks[TALKS];
+		struct request requests[REQUESTS];
+		uint32_t n_asked, n_open;
+	} u;
+	bool asleep, bits_flip, was_killed;
+	uint64_t n_prompt_tokens, n_sampled;
+	struct counted {
+		uint32_t restarts, inside, kills, parks, leaves, flips, cancels, deadlines, faults,
+			pauses, lengths;
+	} n;
+	uint64_t n_evicted, n_damaged, n_found; /* of caches that are gone */
+} day;
+
+static uint32_t random_below(uint32_t n)
+{
+	uint64_t z = day.rng += 0x9e3779b97f4a7c15ull;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return (uint32_t)((z ^ z >> 31) % n);
+}
+
+static bool one_in(uint32_t n)
+{
+	return random_below(n) == 0;
+}
+
+/* What must hold. */
+
+/* The toy model's text, reckoned without any of the machinery. */
+static void assert_text(const struct request *q, const struct turn_record *rec, const uint32_t *ids)
+{
+	uint64_t h = 1469598103934665603ull ^ rec->sampler.seed;
+
+	assert_int_equal(rec->n_prompt, q->n_prompt);
+	assert_memory_equal(ids, q->prompt, q->n_prompt * sizeof(*ids));
+	for (uint32_t i = 0; i < rec->n_ids; i++) {
+		if (i >= rec->n_prompt)
+			assert_int_equal(ids[i], (h >> 20) % COMPUTER_VOCAB);
+		h = (h ^ ids[i]) * 1099511628211ull;
+	}
+}
+
+/* Nobody but its user has a page, and what is shared is sealed. */
+static void assert_tables(const struct world *w)
+{
+	static uint32_t holder[PAGES]; /* index of the turn that was seen with it, + 1 */
+
+	memset(holder, 0, sizeof(holder));
+	for (uint32_t i = 0; i < day.u.n_asked; i++) {
+		const struct turn *t = &w->t[i];
+		const kv_page *table;
+
+		if (!t->sched || t->rec->slot == TURN_NO_SLOT)
+			continue;
+		assert_true(t->rec->slot < SLOTS);
+		table = turn_page_table(w->turns, t->rec);
+		for (uint32_t k = 0; k < t->rec->n_pages; k++) {
+			const struct prefix_node *node;
+
+			assert_true(table[k] < PAGES);
+			node = w->cache->by_page[table[k]];
+			assert_true(!node || node->uid == t->rec->uid);
+			if (holder[table[k]] > 0) {
+				assert_int_equal(w->t[holder[table[k]] - 1].rec->uid, t->rec->uid);
+				assert_non_null(node);
+			}
+			holder[table[k]] = i + 1;
+		}
+	}
+}
+
+static void assert_pages(const struct world *w)
+{
+	struct kvcache_counts n;
+
+	kvcache_check(w->cache);
+	kvcache_count(w->cache, &n);
+	assert_int_equal(n.n_free + n.n_held + n.n_kept, PAGES);
+}
+
+static void assert_accounts(const struct world *w)
+{
+	const struct fair *f = sched_fair(w->sched);
+	double sum = f->forgotten_us;
+
+	assert_true(f->n_users <= USERS);
+	for (uint32_t i = 0; i < f->n_users; i++)
+		sum += f->users[i].used_us;
+	assert_true(fabs(sum - f->measured_us) <= 1e-6 * f->measured_us);
+}
+
+/* The executor is given up for nothing that it said: its only deaths are those that we made. */
+static void assert_believed(const struct world *w)
+{
+	assert_true(executor_deaths(w->executor) <= day.was_killed);
+	if (executor_state(w->executor) == EXECUTOR_READY && executor_deaths(w->executor) == 0)
+		day.was_killed = false;
+}
+
+static void assert_all(const struct world *w)
+{
+	assert_believed(w);
+	assert_tables(w);
+	assert_pages(w);
+	assert_accounts(w);
+}
+
+/* What users do. */
+
+static void on_heard(struct world *w, struct turn *t)
+{
+	struct request *q = &day.u.requests[t - w->t];
+
+	assert_false(q->ended);
+	assert_true(t->rec->n_ids > q->n_told); /* once told, never less */
+	q->n_told = t->rec->n_ids;
+}
+
+static void on_ended(struct world *w, struct turn *t)
+{
+	struct request *q = &day.u.requests[t - w->t];
+	struct turn_record *rec = t->rec;
+	const uint32_t *ids = turn_ids(w->turns, rec);
+
+	assert_false(q->ended);
+	q->ended = true;
+	day.u.n_open--;
+	assert_text(q, rec, ids);
+	assert_true(rec->n_ids >= q->n_told);
+	if (q->cancelled) {
+		assert_int_equal(rec->finish, FINISH_CANCELLED);
+		day.n.cancels++;
+	} else if (rec->finish == FINISH_DEADLINE) {
+		assert_true(q->has_deadline);
+		day.n.deadlines++;
+	} else if (rec->finish == FINISH_FAULT) {
+		assert_int_equal(rec->n_faults,
+				 2); /* in flight at two deaths that it did not come past */
+		day.n.faults++;
+	} else {
+		assert_int_equal(rec->finish, FINISH_LENGTH);
+		assert_int_equal(rec->n_ids - rec->n_prompt, q->max_tokens);
+		day.n.lengths++;
+	}
+	day.n_sampled += rec->n_ids - rec->n_prompt;
+	q->talk->n = rec->n_ids;
+	memcpy(q->talk->ids, ids, rec->n_ids * sizeof(*ids));
+	q->talk->asked = false;
+	sched_release(t);
+}
+
+static struct talk *quiet_talk(void)
+{
+	const uint32_t from = random_below(TALKS);
+
+	for (uint32_t i = 0; i < TALKS; i++) {
+		if (!day.u.talks[(from + i) % TALKS].asked)
+			return &day.u.talks[(from + i) % TALKS];
+	}
+	return NULL;
+}
+
+static void say(struct talk *talk, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		talk->ids[talk->n++] = random_below(COMPUTER_VOCAB);
+}
+
+/* All begin with what their application always says; some go back, some take over another's. */
+static void prepare(struct talk *talk, uint32_t n_room)
+{
+	const uint32_t n_new = 1 + random_below(60);
+
+	if (one_in(12) && talk->n > 60)
+		talk->n -= random_below(talk->n - 50);
+	if (one_in(15)) {
+		const struct talk *other = &day.u.talks[random_below(TALKS)];
+
+		if (!other->asked && other->uid == talk->uid && other != talk) {
+			memcpy(talk->ids, other->ids, sizeof(talk->ids));
+			talk->n = other->n;
+		}
+	}
+	if (talk->n + n_new + n_room > CONTEXT || one_in(40))
+		talk->n = 0;
+	if (talk->n == 0) {
+		for (uint32_t i = 0; i < 70; i++)
+			talk->ids[talk->n++] = (i * 13 + talk->uid % 2) % COMPUTER_VOCAB;
+	}
+	say(talk, n_new);
+}
+
+static void ask(struct world *w)
+{
+	struct request *q = &day.u.requests[day.u.n_asked];
+	struct talk *talk = quiet_talk();
+	struct err err = { 0 };
+	struct turn *t;
+
+	if (!talk)
+		return;
+	q->max_tokens = one_in(10) ? 1 + random_below(100) : 1 + random_below(30);
+	prepare(talk, q->max_tokens);
+	q->talk = talk;
+	q->n_prompt = q->n_told = talk->n;
+	memcpy(q->prompt, talk->ids, talk->n * sizeof(*talk->ids));
+
+	t = world_add(w, talk->uid, talk->n, q->max_tokens);
+	assert_ptr_equal(t, &w->t[day.u.n_asked]);
+	snprintf(t->rec->label, sizeof(t->rec->label), "%s", talk->label);
+	t->rec->batch = one_in(3);
+	memcpy(turn_ids(w->turns, t->rec), talk->ids, talk->n * sizeof(*talk->ids));
+	q->has_deadline = one_in(25);
+	if (q->has_deadline)
+		t->rec->deadline_us = clock_us() + US_PER_S / 10 + random_below(5 * US_PER_S);
+	assert_int_equal(sched_submit(w->sched, t, &err), 0);
+	talk->asked = true;
+	day.n_prompt_tokens += talk->n;
+	day.u.n_asked++;
+	day.u.n_open++;
+}
+
+/* One that is open, at random; NULL: none. */
+static struct turn *some_turn(struct world *w)
+{
+	const uint32_t from = day.u.n_asked > 0 ? random_below(day.u.n_asked) : 0;
+
+	for (uint32_t i = 0; i < day.u.n_asked && day.u.n_open > 0; i++) {
+		struct turn *t = &w->t[(from + i) % day.u.n_asked];
+
+		if (t->sched)
+			return t;
+	}
+	return NULL;
+}
+
+static void cancel(struct world *w)
+{
+	struct turn *t = some_turn(w);
+
+	if (!t)
+		return;
+	day.u.requests[t - w->t].cancelled = true;
+	sched_finish(t, FINISH_CANCELLED);
+}
+
+static void stall_or_read(struct world *w)
+{
+	struct turn *t = some_turn(w);
+	struct request *q;
+
+	if (!t)
+		return;
+	q = &day.u.requests[t - w->t];
+	q->is_paused = !q->is_paused;
+	day.n.pauses += q->is_paused;
+	sched_pause(t, q->is_paused);
+}
+
+static void all_read(struct world *w)
+{
+	for (uint32_t i = 0; i < day.u.n_asked; i++) {
+		if (w->t[i].sched)
+			sched_pause(&w->t[i], day.u.requests[i].is_paused = false);
+	}
+}
+
+/* What the machine does. */
+
+static void keep_counts(const struct world *w)
+{
+	struct kvcache_counts n;
+
+	kvcache_count(w->cache, &n);
+	day.n_evicted += n.n_evicted;
+	day.n_damaged += n.n_damaged;
+	day.n_found += n.n_found_tokens;
+}
+
+/* A bit of a page that was left to be found: it is looked at once when broker or executor are new. */
+static void flip_bit(struct world *w)
+{
+	const kv_page page = random_below(PAGES);
+	const struct prefix_node *node = w->cache->by_page[page];
+
+	if (!node || kvpool_holders(w->kv, page) > 0 || w->computer.fd < 0)
+		return;
+	w->computer.kv[page * WORLD_PAGE_TOKENS + random_below(node->n_tokens)] ^=
+		1u << random_below(32);
+	day.n.flips++;
+}
+
+static void restart_broker(struct world *w)
+{
+	if (executor_state(w->executor) != EXECUTOR_READY)
+		return;
+	if (day.bits_flip && one_in(3))
+		flip_bit(w);
+	keep_counts(w);
+	world_restart_broker(w);
+	for (uint32_t i = 0; i < day.u.n_asked; i++) {
+		struct request *q = &day.u.requests[i];
+
+		/* readers come back */
+		if (w->t[i].rec)
+			q->is_paused = false;
+		assert_int_equal(w->t[i].rec != NULL, !q->ended);
+	}
+	day.n.restarts++;
+}
+
+/*
+ * The broker dies in the middle of a result: the first of its tokens was stored,
+ * and what came after that, ends of turns too, nobody has heard of.
+ */
+static void die_inside(struct world *w)
+{
+	static struct users before;
+
+	if (executor_state(w->executor) != EXECUTOR_READY)
+		return;
+	before = day.u;
+	w->remember_at_step = w->computer.n_steps;
+	world_listen(w);
+	if (w->remembered) {
+		day.u = before;
+		restart_broker(w);
+		day.n.inside++;
+	}
+	w->remember_at_step = 0;
+}
+
+/* The third death in a row would be waited for, on the real clock. */
+static void kill_executor(struct world *w)
+{
+	const enum executor_state state = executor_state(w->executor);
+
+	if ((state != EXECUTOR_READY && state != EXECUTOR_PARKED) ||
+	    executor_deaths(w->executor) > 0)
+		return;
+	if (day.bits_flip && one_in(3))
+		flip_bit(w);
+	computer_die(&w->computer);
+	day.was_killed = true;
+	day.n.kills++;
+}
+
+/* The toy executor does as it was told: the orders of sleep are not steps. */
+static bool obey(struct world *w)
+{
+	const struct control_parked parked = { .kind = CONTROL_PARKED, .freed_bytes = 1 };
+	struct control_order order;
+
+	if (executor_state(w->executor) == EXECUTOR_READY || w->computer.fd < 0 ||
+	    recv(w->computer.fd, &order, sizeof(order), MSG_DONTWAIT) != sizeof(order))
+		return false;
+	while (computer_step(&w->computer))
+		;
+	if (order.kind == CONTROL_PARK)
+		assert_int_equal(send(w->computer.fd, &parked, sizeof(parked), 0), sizeof(parked));
+	else
+		computer_ready(&w->computer);
+	return true;
+}
+
+/* Parked or gone, whatever is running; some pages go as well. */
+static void go_to_sleep(struct world *w)
+{
+	if (executor_state(w->executor) != EXECUTOR_READY)
+		return;
+	if (one_in(4))
+		kvcache_yield(w->cache, (uint64_t)random_below(PAGES) * WORLD_PAGE_TOKENS * 4);
+	if (one_in(2)) {
+		assert_int_equal(executor_park(w->executor), 0);
+		day.n.parks++;
+	} else {
+		assert_int_equal(executor_leave(w->executor), 0);
+		day.n.leaves++;
+	}
+	day.asleep = true;
+}
+
+static void wake_up(struct world *w)
+{
+	if (day.asleep)
+		executor_wake(w->executor);
+	day.asleep = false;
+}
+
+/* Few ask at night, and some things come in bursts. */
+static uint64_t next_pause_us(void)
+{
+	const uint64_t hour = clock_us() % DAY_US / (3600 * US_PER_S);
+	const uint64_t mean_us = hour < 7 ? 600 * US_PER_S : 122 * US_PER_S;
+
+	return one_in(2) ? random_below(4 * US_PER_S) : random_below((uint32_t)(2 * mean_us));
+}
+
+static void something_happens(struct world *w)
+{
+	if (one_in(800))
+		restart_broker(w);
+	if (one_in(1500))
+		die_inside(w);
+	if (one_in(600))
+		kill_executor(w);
+	if (one_in(150))
+		cancel(w);
+	if (one_in(60))
+		stall_or_read(w);
+	if (one_in(2000))
+		go_to_sleep(w);
+}
+
+/* Until @until_us, or all is done. */
+static void live(struct world *w, uint64_t until_us)
+{
+	uint32_t still = 0;
+
+	while (clock_us() < until_us) {
+		if (obey(w) || world_turn(w)) {
+			still = 0;
+			assert_all(w);
+			something_happens(w);
+			continue;
+		}
+		if (++still < 3)
+			continue;
+		if (day.asleep && day.u.n_open > 0)
+			wake_up(w); /* for those that run */
+		if (one_in(8))
+			go_to_sleep(w);
+		if (one_in(40))
+			kill_executor(w); /* asleep, too */
+		clock_advance(until_us - clock_us());
+	}
+}
+
+static void open_day(uint64_t seed)
+{
+	static const char *const labels[] = { "", "", "editor" };
+
+	memset(&day, 0, sizeof(day));
+	day.rng = seed;
+	day.bits_flip = seed % 2 == 0;
+	clock_fake(1000000, 0);
+	world_open_context(&day.w, CONTEXT, PAGES, SLOTS, 128);
+	day.w.computer.cost = &cost;
+	day.w.heard = on_heard;
+	day.w.ended = on_ended;
+	settings_set(&day.w.settings, "UserWeights=1001:200", "test", NULL);
+	for (uint32_t i = 0; i < TALKS; i++) {
+		day.u.talks[i].uid = 1000 + i % USERS;
+		day.u.talks[i].label = labels[i / USERS % ARRAY_SIZE(labels)];
+	}
+}
+
+static void close_day(void)
+{
+	struct world *w = &day.w;
+
+	wake_up(w);
+	while (day.u.n_open > 0) {
+		all_read(w);
+		live(w, clock_us() + US_PER_S);
+	}
+	world_assert_all_free(w);
+	for (uint32_t i = 0; i < day.u.n_asked; i++)
+		assert_true(day.u.requests[i].ended);
+	assert_null(turns_next(w->turns, NULL));
+	keep_counts(w);
+	/* what follows a damaged page is lost with it; where no bit flips, nothing is */
+	assert_true(day.n.flips > 0 || day.n_damaged == 0);
+}
+
+static void live_a_day(uint64_t seed)
+{
+	struct world *w = &day.w;
+	uint64_t n_computed;
+
+	print_message("seed %llu\n", (unsigned long long)seed);
+	open_day(seed);
+	while (day.u.n_asked < REQUESTS) {
+		live(w, clock_us() + next_pause_us());
+		wake_up(w);
+		ask(w);
+	}
+	close_day();
+	n_computed = w->computer.n_computed;
+	print_message("  %.1f h: %u whole answers, %u cancelled, %u too late, %u ended by two "
+		      "deaths; %u restarts, %u "
+		      "of them inside a result, %u deaths, "
+		      "%u times parked and %u gone, %u bits flipped and %u pages not believed, %u "
+		      "stalled readers\n",
+		      clock_us() / 3.6e9, day.n.lengths, day.n.cancels, day.n.deadlines,
+		      day.n.faults, day.n.restarts, day.n.inside, day.n.kills, day.n.parks,
+		      day.n.leaves, day.n.flips, (uint32_t)day.n_damaged, day.n.pauses);
+	print_message("  %llu tokens of prompts, %llu sampled; %llu computed; %llu pages evicted\n",
+		      (unsigned long long)day.n_prompt_tokens, (unsigned long long)day.n_sampled,
+		      (unsigned long long)n_computed, (unsigned long long)day.n_evicted);
+	/* the day was what it is meant to be */
+	assert_true(day.n.inside > 0 && day.n.restarts > day.n.inside && day.n.kills > 0 &&
+		    day.n.parks > 0 && day.n.leaves > 0);
+	assert_true(day.n_evicted > 0 && day.n.cancels > 0 && day.n.pauses > 0);
+	assert_true(n_computed < day.n_prompt_tokens / 2 + day.n_sampled);
+	world_close(w);
+	clock_real();
+}
+
+static void days_go_by(void **state)
+{
+	const char *wanted = getenv("STEAMD_DAY_SEEDS");
+	const uint64_t n = wanted && *wanted != '=' ? strtoull(wanted, NULL, 10) : 20;
+
+	(void)state;
+	if (wanted && *wanted == '=') {
+		live_a_day(strtoull(wanted + 1, NULL, 10));
+		return;
+	}
+	for (uint64_t seed = 1; seed <= n; seed++)
+		live_a_day(seed);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(days_go_by),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
