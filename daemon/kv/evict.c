@@ -1,11 +1,13 @@
 /*
  * Who loses a page: the uid that has most sealed, and of its pages the one
  * that costs least to lose: few tokens, long not used, seldom found. Only
- * leaves go, so that what stays can be reached; never a page that is held.
+ * leaves go, so that what stays can be reached; never a page that is held, and
+ * never one of another uid that has no more than what is its by right.
  */
 #include "client/wire/ownership.h"
 #include "daemon/base/clock.h"
 #include "daemon/kv/kvcache-parts.h"
+#include "daemon/kv/shares.h"
 
 #define GONE_MIN 1024u /* nodes kept for explanations at least */
 
@@ -16,6 +18,18 @@ static uint32_t pages_of(const struct kvcache *c, uid_t uid)
 			return c->owners[i].n_pages;
 	}
 	return 0;
+}
+
+/* What @uid leaves each other that has pages; nobody in particular leaves nothing. */
+static uint32_t left_to_others(const struct kvcache *c, uid_t uid)
+{
+	uint32_t n_users = 1;
+
+	if (uid == KVCACHE_NOBODY)
+		return 0;
+	for (uint32_t i = 0; i < c->n_owners; i++)
+		n_users += c->owners[i].n_pages > 0 && c->owners[i].uid != uid;
+	return shares_of(c->options.n_pages, n_users, c->min_percent, 100).min_pages;
 }
 
 static double worth(const struct prefix_node *node, uint64_t now_us)
@@ -31,7 +45,9 @@ static bool may_go(const struct kvcache *c, const struct prefix_node *node)
 	       kvpool_holders(c->pool, node->page) == 0;
 }
 
-static struct prefix_node *cheapest(const struct kvcache *c, uint64_t now_us)
+/* Of the uid that has most, among @uid's own and those of uids with more than @left. */
+static struct prefix_node *cheapest(const struct kvcache *c, uid_t uid, uint32_t left,
+				    uint64_t now_us)
 {
 	struct prefix_node *best = NULL;
 	uint32_t best_pages = 0;
@@ -46,6 +62,8 @@ static struct prefix_node *cheapest(const struct kvcache *c, uint64_t now_us)
 			continue;
 		pages = best && node->uid == best->uid ? best_pages : pages_of(c, node->uid);
 		w = worth(node, now_us);
+		if (node->uid != uid && pages <= left)
+			continue;
 		if (best && (pages < best_pages || (pages == best_pages && w >= best_worth)))
 			continue;
 		best = node;
@@ -58,11 +76,11 @@ static struct prefix_node *cheapest(const struct kvcache *c, uint64_t now_us)
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
 {
 	const uint64_t now_us = clock_us();
+	const uint32_t left = left_to_others(c, uid);
 	uint32_t i;
 
-	(void)uid;
 	for (i = 0; i < n; i++) {
-		struct prefix_node *node = cheapest(c, now_us);
+		struct prefix_node *node = cheapest(c, uid, left, now_us);
 
 		if (!node)
 			break;
@@ -71,6 +89,43 @@ uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
 	}
 	evict_gone(c);
 	return i;
+}
+
+/* Pages of others that nobody holds, and that @uid may not have all the same. */
+static uint32_t kept_from(const struct kvcache *c, uid_t uid)
+{
+	const uint32_t left = left_to_others(c, uid);
+	uint32_t n = 0;
+
+	if (left == 0)
+		return 0;
+	for (uint32_t i = 0; i < c->n_owners; i++) {
+		const struct owner *o = &c->owners[i];
+		uint32_t n_unheld = 0, n_over = o->n_pages > left ? o->n_pages - left : 0;
+
+		if (o->uid == uid || o->n_pages == 0)
+			continue;
+		for (kv_page page = 0; page < c->options.n_pages; page++)
+			n_unheld += c->by_page[page] && c->by_page[page]->uid == o->uid &&
+				    kvpool_holders(c->pool, page) == 0;
+		n += n_unheld > n_over ? n_unheld - n_over : 0;
+	}
+	return n;
+}
+
+uint32_t kvcache_takeable(const struct kvcache *c, uid_t uid)
+{
+	return kvpool_free_pages(c->pool) + kvpool_unheld_pages(c->pool) - kept_from(c, uid);
+}
+
+uint32_t kvcache_available(const struct kvcache *c, uid_t uid)
+{
+	return kvcache_takeable(c, uid) + kvpool_dropped_pages(c->pool);
+}
+
+void kvcache_set_least(struct kvcache *c, uint32_t percent)
+{
+	c->min_percent = percent;
 }
 
 void evict_gone(struct kvcache *c)
@@ -104,7 +159,7 @@ uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes)
 {
 	uint64_t freed = punch_free(c, bytes);
 
-	while (freed < bytes && evict_pages(c, 0, 1) > 0)
+	while (freed < bytes && evict_pages(c, KVCACHE_NOBODY, 1) > 0)
 		freed += punch_free(c, bytes - freed);
 	return freed;
 }

@@ -45,6 +45,7 @@ struct kvcache {
 	struct moves waiting, under_way;
 	struct owner *owners;
 	uint32_t n_owners;
+	uint32_t min_percent; /* of the arena, that others leave a uid */
 	struct kvcache_counts counts; /* those that only rise */
 };
 

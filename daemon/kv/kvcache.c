@@ -375,12 +375,6 @@ int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret)
 	return r < 0 ? -EAGAIN : 0;
 }
 
-uint32_t kvcache_available(const struct kvcache *c)
-{
-	return kvpool_free_pages(c->pool) + kvpool_dropped_pages(c->pool) +
-	       kvpool_unheld_pages(c->pool);
-}
-
 void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n)
 {
 	kvpool_drop(c->pool, pages, n);

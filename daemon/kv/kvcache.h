@@ -14,6 +14,8 @@
 #include "daemon/kv/chain.h"
 #include "daemon/kv/kvpool.h"
 
+#define KVCACHE_NOBODY ((uid_t)-1)
+
 struct kvcache;
 
 struct kvcache_options {
@@ -105,8 +107,11 @@ void kvcache_unsettle(struct kvcache *c, struct kvcache_held *held);
 
 /* Takes @n pages, evicting what costs least; all or none: -EAGAIN. */
 int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret);
-/* Pages that could be had by now, or when steps under way are done. */
-uint32_t kvcache_available(const struct kvcache *c);
+/* Pages that @uid could have now; those, and what steps under way will leave. */
+uint32_t kvcache_takeable(const struct kvcache *c, uid_t uid);
+uint32_t kvcache_available(const struct kvcache *c, uid_t uid);
+/* Percent of the arena that others leave of a uid's sealed pages; less if there are too many uids for it. */
+void kvcache_set_least(struct kvcache *c, uint32_t percent);
 void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n);
 /* Holds the pages of a turn of an earlier life, which has @n_kv tokens in them. -EINVAL: they cannot be its. */
 int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_page *table,

@@ -111,7 +111,8 @@ static bool has_pages(const struct sched *s, const struct turn *t,
 	}
 	/* a lone turn at the context's end wants one page more than it will use */
 	return MIN(wanted, (uint64_t)kvpool_pages(s->kv)) <=
-	       (uint64_t)kvcache_available(s->cache) + found->n_pages - found->n_unheld;
+	       (uint64_t)kvcache_available(s->cache, t->rec->uid) + found->n_pages -
+		       found->n_unheld;
 }
 
 /* Puts what there is of its text into its table. */
@@ -182,6 +183,19 @@ bool sched_settle(struct sched *s)
 	return any;
 }
 
+/* What is another's by right is taken only for a turn that could not be computed at all else. */
+static bool take_what_there_is(struct sched *s, const struct turn *t)
+{
+	for (const struct turn *i = s->first; i; i = i->next) {
+		if (i != t && !is_queued(i))
+			return false;
+	}
+	if (kvcache_is_moving(s->cache))
+		return false;
+	kvcache_set_least(s->cache, 0);
+	return true;
+}
+
 void sched_admit(struct sched *s)
 {
 	double paid_us = 0;
@@ -192,6 +206,7 @@ void sched_admit(struct sched *s)
 		return;
 	for (t = s->first; t; t = t->next)
 		t->waits = false;
+	kvcache_set_least(s->cache, s->settings->min_user_cache);
 	choose_look(s);
 	while ((t = choose_queued(s, suspect_runs(s)))) {
 		const uint32_t slot = choose_may_take_slot(s, t) ? free_slot(s) : TURN_NO_SLOT;
@@ -208,7 +223,8 @@ void sched_admit(struct sched *s)
 						     (found.n_pages - found.n_unheld));
 		if (t->waits)
 			continue;
-		if (slot != TURN_NO_SLOT && has_pages(s, t, &found))
+		if (slot != TURN_NO_SLOT && (has_pages(s, t, &found) ||
+					     (take_what_there_is(s, t) && has_pages(s, t, &found))))
 			place(t, slot);
 		else if (!make_room(s, t, slot, &paid_us)) {
 			if (choose_may_take_slot(s, t))
@@ -228,11 +244,15 @@ bool sched_grow(struct turn *t, uint64_t n_tokens)
 	if (wanted <= rec->n_pages)
 		return true;
 	n = wanted - rec->n_pages;
-	while (kvpool_free_pages(s->kv) + kvpool_unheld_pages(s->kv) < n || choose_exceeds(t, n)) {
+	while (kvcache_takeable(s->cache, rec->uid) < n || choose_exceeds(t, n)) {
 		struct turn *loser;
 
+		if (!choose_exceeds(t, n) && take_what_there_is(s, t) &&
+		    kvcache_takeable(s->cache, rec->uid) >= n)
+			break;
+
 		if (!choose_exceeds(t, n) &&
-		    (kvcache_available(s->cache) >= n || kvcache_is_moving(s->cache)))
+		    (kvcache_available(s->cache, rec->uid) >= n || kvcache_is_moving(s->cache)))
 			return false; /* enough are on their way */
 		loser = choose_page_loser(s, t, n);
 		sched_put_back(loser);

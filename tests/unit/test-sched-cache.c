@@ -143,6 +143,50 @@ static void pages_are_given_up_when_others_need_them(void **state)
 	world_close(&w);
 }
 
+static void what_is_anothers_by_right_is_left_to_it(void **state)
+{
+	struct world w;
+	struct turn *a, *b;
+
+	(void)state;
+	world_open(&w, 40, 4, 64);
+	w.settings.min_user_cache = 25;
+	a = world_submit(&w, 1, 150, 5);
+	world_run_all(&w);
+	/* two turns of another at a time, so that neither is alone */
+	for (uint32_t i = 0; i < 8; i += 2) {
+		world_submit(&w, 2, 200, 5);
+		world_submit(&w, 2, 200, 5);
+		world_run_all(&w);
+		w.n_turns = 1;
+		sched_release(&w.t[1]);
+		sched_release(&w.t[2]);
+	}
+	b = follow(&w, 1, a, 150, 160, 3);
+	world_run_all(&w);
+	assert_int_equal(b->rec->n_cached, 150);
+	world_assert_text(&w, b, 3);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void a_request_that_could_not_be_computed_else_takes_it(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 16, 4, 64);
+	w.settings.min_user_cache = 50;
+	world_submit(&w, 1, 120, 5);
+	world_run_all(&w);
+	world_submit(&w, 2, 200, 50);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 2);
+	world_assert_text(&w, &w.t[1], 50);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 /* The lone turn that wants every page must not be kept from them by what it found. */
 static void a_turn_may_need_all_pages_and_share_some(void **state)
 {
@@ -320,6 +364,8 @@ int main(void)
 		cmocka_unit_test(ten_forks_at_once_compute_and_hold_one_prompt),
 		cmocka_unit_test(a_divergence_inside_a_page_copies_its_beginning),
 		cmocka_unit_test(pages_are_given_up_when_others_need_them),
+		cmocka_unit_test(what_is_anothers_by_right_is_left_to_it),
+		cmocka_unit_test(a_request_that_could_not_be_computed_else_takes_it),
 		cmocka_unit_test(a_turn_may_need_all_pages_and_share_some),
 		cmocka_unit_test(a_page_of_another_uid_is_cleared_before_it_is_used),
 		cmocka_unit_test(a_restarted_broker_finds_what_the_last_one_left),
