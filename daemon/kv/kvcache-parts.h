@@ -35,6 +35,8 @@ struct owner {
 struct kvcache {
 	struct kvcache_options options;
 	struct kvdisk *disk; /* or NULL */
+	void (*on_loaded)(void *userdata);
+	void *userdata;
 	char *arena;	     /* mapped if there is a disk */
 	struct kvpool *pool;
 	struct kvdir *dir;

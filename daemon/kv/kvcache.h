@@ -42,12 +42,19 @@ struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *labe
 
 /*
  * The disk behind the arena, or NULL: pages that are sealed are written to it,
- * and found there again. It outlives the cache, or the next call. 0 or mmap's error.
+ * and found there again. It outlives the cache, or the next call.
+ *
+ * @on_loaded	is called when a page was read, or could not be: turns may settle
+ *
+ * Returns 0 or mmap's error.
  */
 struct kvdisk;
-int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk);
+int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_loaded)(void *userdata),
+		     void *userdata);
 /* Its files have been looked into: what is in the arena and not on it is written now. */
 void kvcache_disk_ready(struct kvcache *c);
+/* Whether all that there is can be found: not while files of the disk are looked into. */
+bool kvcache_is_ready(const struct kvcache *c);
 
 /* What there is of a text. */
 struct kvcache_found {

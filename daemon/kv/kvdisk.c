@@ -55,12 +55,15 @@ struct job {
 
 struct kvdisk {
 	struct worker *worker;
+	void (*on_ready)(void *userdata);
+	void *userdata;
 	struct segments_options options;
 	char *dir;
 	struct segments *store; /* the thread's, once it is open */
 	struct job *running;	/* the thread's */
 	char text[sizeof(((struct err *)0)->text)];
-	bool failed, scanned;
+	bool failed, scanned; /* scanned: all files were */
+	bool ready;	      /* on_ready was called */
 	struct segments_stats stats;
 	uint64_t n_records;
 	uint32_t n_writing, n_jobs;
@@ -204,12 +207,16 @@ static void scan_on(struct kvdisk *d, int r)
 {
 	struct job *job = r > 0 ? calloc(1, sizeof(*job)) : NULL;
 
-	d->scanned = r == 0;
-	if (!job)
-		return;
-	job->kind = JOB_SCAN;
-	if (push(d, job) < 0)
+	if (job) {
+		job->kind = JOB_SCAN;
+		if (push(d, job) >= 0)
+			return;
 		free(job);
+	}
+	d->scanned = r == 0;
+	d->ready = true;
+	if (d->on_ready)
+		d->on_ready(d->userdata);
 }
 
 static void end_write(struct kvdisk *d, struct job *job)
@@ -270,7 +277,8 @@ static int push(struct kvdisk *d, struct job *job)
 	return r;
 }
 
-int kvdisk_new(sd_event *loop, const struct segments_options *options, struct kvdisk **ret)
+int kvdisk_new(sd_event *loop, const struct segments_options *options,
+	       void (*on_ready)(void *userdata), void *userdata, struct kvdisk **ret)
 {
 	_cleanup_(kvdisk_freep) struct kvdisk *d = calloc(1, sizeof(*d));
 	struct job *job;
@@ -278,6 +286,8 @@ int kvdisk_new(sd_event *loop, const struct segments_options *options, struct kv
 
 	if (!d)
 		return -ENOMEM;
+	d->on_ready = on_ready;
+	d->userdata = userdata;
 	d->options = *options;
 	d->dir = strdup(options->dir);
 	d->options.dir = d->dir;
@@ -301,6 +311,7 @@ struct kvdisk *kvdisk_free(struct kvdisk *d)
 {
 	if (!d)
 		return NULL;
+	d->on_ready = NULL;
 	worker_free(d->worker); /* the jobs that did not run fail */
 	if (d->store)
 		segments_flush(d->store, NULL);
@@ -418,9 +429,9 @@ void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits)
 	push_plain(d, JOB_LIMIT, limits);
 }
 
-bool kvdisk_is_scanned(const struct kvdisk *d)
+bool kvdisk_is_ready(const struct kvdisk *d)
 {
-	return d->scanned;
+	return d->ready;
 }
 
 void kvdisk_count(const struct kvdisk *d, struct kvdisk_counts *ret)

@@ -31,9 +31,13 @@ typedef void (*kvdisk_done_fn)(int r, const uint64_t sum[2], void *userdata);
  * Opening, and looking into its files, happens on the thread: until that has
  * ended nothing is written, and what was found so far can be read. If it fails
  * kvdisk_text() says why, and everything asked for fails.
+ *
+ * @on_ready	is called when that has ended, either way; may be NULL
+ *
  * Returns 0 or a negative errno.
  */
-int kvdisk_new(sd_event *loop, const struct segments_options *options, struct kvdisk **ret);
+int kvdisk_new(sd_event *loop, const struct segments_options *options,
+	       void (*on_ready)(void *userdata), void *userdata, struct kvdisk **ret);
 /*
  * Ends: what has begun is finished and what was written made to last, which
  * blocks as long as that takes; what has not begun fails with -ECANCELED.
@@ -42,8 +46,8 @@ struct kvdisk *kvdisk_free(struct kvdisk *d);
 
 /* Whether the page is there; one whose writing was asked for counts. */
 bool kvdisk_has(const struct kvdisk *d, const struct kvdisk_key *key);
-/* Whether all files were looked into: then pages can be written. */
-bool kvdisk_is_scanned(const struct kvdisk *d);
+/* Whether all files were looked into, or nothing will come of it. */
+bool kvdisk_is_ready(const struct kvdisk *d);
 /*
  * Writes the page at @payload, which stays as it is until @done, and has the
  * sum @sum. -EAGAIN: too much is waiting; -ENOMEM: then @done is not called.

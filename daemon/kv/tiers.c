@@ -18,7 +18,8 @@ struct transfer {
 	kv_page page;
 };
 
-int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk)
+int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_loaded)(void *userdata),
+		     void *userdata)
 {
 	if (disk && !c->arena) {
 		void *at = mmap(NULL, c->options.n_pages * c->options.page_bytes,
@@ -29,7 +30,14 @@ int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk)
 		c->arena = at;
 	}
 	c->disk = disk;
+	c->on_loaded = on_loaded;
+	c->userdata = userdata;
 	return 0;
+}
+
+bool kvcache_is_ready(const struct kvcache *c)
+{
+	return !c->disk || kvdisk_is_ready(c->disk);
 }
 
 static struct kvdisk_key key_of(const struct prefix_node *node)
@@ -124,24 +132,11 @@ uint32_t tiers_look(const struct kvcache *c, struct kv_hash root, const struct p
 	return n_pages;
 }
 
-static void on_read(int r, const uint64_t sum[2], void *userdata)
+/* The page holds what it should: it is as if it had been sealed here. */
+static void loaded(struct kvcache *c, struct prefix_node *node, const uint64_t sum[2])
 {
-	struct transfer *t = userdata;
-	struct kvcache *c = t->cache;
-	struct prefix_node *node = c->by_page[t->page];
 	struct kvdir_page entry;
 
-	if (!node || !node->loading) { /* the model changed meanwhile */
-		end(t);
-		return;
-	}
-	node->loading = false;
-	if (r < 0) {
-		c->counts.n_damaged += r == -EBADMSG;
-		kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
-		end(t);
-		return;
-	}
 	memcpy(node->sum, sum, sizeof(node->sum));
 	node->trust = PREFIX_CHECKED;
 	node->used_us = clock_us();
@@ -157,9 +152,28 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 		.used_us = node->used_us,
 		.tokens = node->tokens,
 	};
-	kvdir_seal(c->dir, t->page, &entry);
+	kvdir_seal(c->dir, node->page, &entry);
 	c->counts.n_read++;
+}
+
+static void on_read(int r, const uint64_t sum[2], void *userdata)
+{
+	struct transfer *t = userdata;
+	struct kvcache *c = t->cache;
+	struct prefix_node *node = c->by_page[t->page];
+
+	/* the model may have changed meanwhile */
+	if (node && node->loading) {
+		node->loading = false;
+		c->counts.n_damaged += r == -EBADMSG;
+		if (r >= 0)
+			loaded(c, node, sum);
+		else
+			kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
+	}
 	end(t);
+	if (c->on_loaded)
+		c->on_loaded(c->userdata);
 }
 
 /* A page for the node, and the read begun. The caller's hold on it comes with it. */

@@ -10,6 +10,7 @@
 #include "daemon/base/log.h"
 
 #define CONTEXT_DEFAULT 65536u
+#define DISK_KEEP_FREE_PERCENT 5
 
 static uint32_t wanted_context(const struct settings *s, const struct config *c,
 			       struct engine_plan *plan)
@@ -85,6 +86,71 @@ static void configure(const struct settings *s, const struct engine_plan *plan, 
 	snprintf(ret->model, sizeof(ret->model), "%s", dir);
 }
 
+/* What the disk may hold, of all and of one. */
+static struct segments_limits disk_limits(const struct settings *s)
+{
+	return (struct segments_limits){
+		.total_bytes = s->disk_cache_size,
+		.user_bytes = s->user_disk_quota,
+		.keep_free = DISK_KEEP_FREE_PERCENT,
+	};
+}
+
+/* The disk has done something that turns may have waited for. */
+static void on_loaded(void *userdata)
+{
+	struct engine *e = userdata;
+
+	if (e->sched)
+		sched_executor_changed(e->sched);
+}
+
+static void on_disk_ready(void *userdata)
+{
+	struct engine *e = userdata;
+
+	if (kvdisk_text(e->disk)[0])
+		log_warning("no KV cache on disk: %s", kvdisk_text(e->disk));
+	else
+		kvcache_disk_ready(e->kv);
+	on_loaded(e);
+}
+
+static void close_disk(struct engine *e)
+{
+	kvcache_set_disk(e->kv, NULL, NULL, NULL);
+	e->disk = kvdisk_free(e->disk);
+}
+
+/* The store of the model that is served; without one all works, but for a reboot. */
+static void open_disk(struct engine *e, const struct control_ready *ready)
+{
+	struct segments_options options = {
+		.layout = CHAIN_LAYOUT,
+		.page_tokens = e->plan.page_tokens,
+		.page_bytes = e->plan.page_bytes,
+		.limits = disk_limits(e->options.settings),
+	};
+	_cleanup_(freep) char *dir = NULL;
+	int r;
+
+	if (!e->options.state_dir || !e->options.settings->disk_cache ||
+	    (e->disk && memcmp(e->disk_model, ready->fingerprint, sizeof(e->disk_model)) == 0))
+		return;
+	if (e->disk)
+		close_disk(e);
+	memcpy(e->disk_model, ready->fingerprint, sizeof(e->disk_model));
+	memcpy(options.fingerprint, ready->fingerprint, sizeof(options.fingerprint));
+	r = asprintf(&dir, "%s/kv", e->options.state_dir);
+	options.dir = dir;
+	if (r >= 0)
+		r = kvdisk_new(e->loop, &options, on_disk_ready, e, &e->disk);
+	if (r >= 0)
+		r = kvcache_set_disk(e->kv, e->disk, on_loaded, e);
+	if (r < 0)
+		log_warning("no KV cache on disk: %s", strerror(r == -1 ? ENOMEM : -r));
+}
+
 static void on_executor_state(struct executor *executor, void *userdata)
 {
 	struct engine *e = userdata;
@@ -94,6 +160,7 @@ static void on_executor_state(struct executor *executor, void *userdata)
 	if (ready) {
 		memcpy(fingerprint, ready->fingerprint, sizeof(fingerprint));
 		kvcache_set_model(e->kv, fingerprint);
+		open_disk(e, ready);
 	}
 	if (e->sched)
 		sched_executor_changed(e->sched);
@@ -258,6 +325,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	if (!e)
 		return err_set(err, -ENOMEM, "out of memory");
 	e->options = *options;
+	e->loop = loop; /* outlives it */
 	r = engine_reckon(options->settings, &model->config, ram_bytes(), &e->plan, err);
 	if (r < 0)
 		return r;
@@ -312,6 +380,8 @@ struct engine *engine_free(struct engine *e, bool stop)
 	sched_free(e->sched);
 	executor_free(e->executor);
 	turns_free(e->turns);
+	if (e->disk)
+		close_disk(e); /* its ends speak of the cache */
 	kvcache_free(e->kv);
 	if (stop) {
 		fdstore_remove("turns");

@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "daemon/kv/kvdisk.h"
 #include "daemon/sched/sched.h"
 #include "daemon/server/textmodel.h"
 
@@ -12,6 +13,7 @@ struct engine_options {
 	const struct settings *settings; /* outlives the engine */
 	const char *program;		 /* the executor to fork, or */
 	const char *unit_socket;	 /* the socket of its unit; NULL: fork */
+	const char *state_dir;		 /* KV goes to its "kv"; NULL: to no disk. Outlives the engine */
 	void (*on_state)(void *userdata); /* of the executor: state or progress changed */
 	void (*on_applied)(void *userdata); /* as the scheduler's */
 	void *userdata;
@@ -25,9 +27,12 @@ struct engine_plan {
 };
 
 struct engine {
+	sd_event *loop;
 	struct engine_options options;
 	struct engine_plan plan;
 	struct kvcache *kv;
+	struct kvdisk *disk; /* NULL: none, or the model is not known yet */
+	uint8_t disk_model[CONTROL_FINGERPRINT_BYTES];
 	struct turns *turns;
 	struct executor *executor;
 	struct sched *sched;

@@ -175,9 +175,29 @@ static json_t *describe_kv(const struct engine *e)
 	put(o, "evicted_pages", integer(n.n_evicted));
 	put(o, "damaged_pages", integer(n.n_damaged));
 	put(o, "cleared_pages", integer(n.n_cleared));
+	put(o, "written_pages", integer(n.n_written));
+	put(o, "read_pages", integer(n.n_read));
 	put(o, "page_tokens", integer(e->plan.page_tokens));
 	put(o, "page_bytes", integer(e->plan.page_bytes));
 	put(o, "bytes", integer(e->plan.n_pages * e->plan.page_bytes));
+	return o;
+}
+
+static json_t *describe_disk(const struct engine *e)
+{
+	struct kvdisk_counts n;
+	json_t *o = json_object();
+
+	kvdisk_count(e->disk, &n);
+	put(o, "text", json_string(kvdisk_text(e->disk)));
+	put(o, "pages", integer(n.n_pages));
+	put(o, "bytes", integer(n.store.bytes));
+	put(o, "waiting", integer(n.n_waiting));
+	put(o, "damaged", integer(n.store.n_damaged));
+	put(o, "failed_segments", integer(n.store.n_failed));
+	put(o, "refused", integer(n.store.n_refused));
+	put(o, "foreign_bytes", integer(n.store.foreign_bytes));
+	put(o, "direct", json_boolean(n.store.direct));
 	return o;
 }
 
@@ -236,6 +256,8 @@ char *report_status(const struct server *s)
 		put(o, "context", integer(s->engine->plan.max_context));
 		put(o, "executor", describe_executor(s->engine));
 		put(o, "kv", describe_kv(s->engine));
+		if (s->engine->disk)
+			put(o, "kv_disk", describe_disk(s->engine));
 		put(o, "load", describe_load(s));
 	}
 	put(o, "power", sleep_describe(s));

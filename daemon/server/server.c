@@ -244,6 +244,7 @@ static int start_engine(struct server *s, struct err *err)
 		.settings = s->settings,
 		.program = s->options.program,
 		.unit_socket = s->options.unit_socket,
+		.state_dir = s->options.state_dir,
 		.on_state = on_engine_state,
 		.on_applied = on_engine_applied,
 		.userdata = s,
