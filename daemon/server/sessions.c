@@ -511,12 +511,15 @@ static bool is_worth_keeping(const struct stream *st)
 
 void sessions_end(struct stream *st)
 {
-	const struct turn_record *rec = st->turn.rec;
+	struct turn_record *rec = st->turn.rec;
 	struct err err = { 0 };
 	struct job *job;
 	int r;
 
+	if (rec->session_told)
+		return;
 	if (!is_worth_keeping(st)) {
+		rec->session_told = 1;
 		sessions_abort(st->server, rec->session, rec->session_turn);
 		return;
 	}
@@ -566,7 +569,7 @@ void sessions_settle(struct server *s)
 		return;
 	s->sessions->settled = true;
 	while (r == 0 && (rec = turns_next(turns, rec)))
-		if (rec->session && rec->state != TURN_OPEN)
+		if (rec->session && rec->state != TURN_OPEN && !rec->session_told)
 			r = add_live(job, rec);
 	if (r < 0) {
 		log_warning("sessions: out of memory: turns of an earlier life may be forgotten");

@@ -2,6 +2,7 @@
 """kill -9 of the broker while sessions are written: with a descriptor store, without one, and at every write."""
 import array
 import contextlib
+import importlib.util
 import random
 import select
 import shutil
@@ -176,6 +177,30 @@ def without_a_store_of_descriptors_the_turn_is_absent_and_the_rest_there():
         assert d.status()["sessions"]["turns_unfinished"] == 2
         said, _ = finish(start(d, "talk", "two", 5, 1))
         assert said["session"]["turn"] == 2
+
+
+def an_ended_turn_that_is_still_kept_is_not_taken_for_a_later_one():
+    spec = importlib.util.spec_from_file_location("wire", SRC / "tests" / "e2e" / "test-wire.py")
+    wire = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(wire)
+    question = {"messages": json.dumps({"messages": [{"role": "user", "content": "first"}]}), "max_tokens": 5,
+                "ignore_eos": True, "detach": True, "session": "talk", "session_create": True}
+    with Stored("air", "ChatTemplate=glm47") as d:
+        w = wire.Wire(d)
+        w.send(wire.GENERATE, 1, question)
+        wire.accepted(w)
+        w.close()  # its turn ends, and is kept for a reader that does not come
+        wait_for(lambda: any("answer" in t for t in show(d, "talk")), 10, "the answer")
+        d.ctl("session", "rewind", "talk", 0)
+        p = start(d, "talk", "second", 20 * N, 1)
+        p.stdout.readline()
+        d.process.kill()
+        d.again()
+        said, why = finish(p)
+        assert said and said["session"]["saved"], why
+        [turn] = show(d, "talk")
+        assert turn["request"]["messages"][0]["content"] == "second", turn
+        assert turn["answer"]["content"] == said["content"], turn
 
 
 def kills(d):
