@@ -212,8 +212,8 @@ def kills(d):
     state = str(d.dir / "state" / "state.db")
     # one tracer at a time: that of leaks would be a second
     asan = "ASAN_OPTIONS=" + os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
-    return [["env", asan, "strace", "-D", "-f", "-o", "/dev/null", "-P", state, "-P", state + "-wal", "-e", f"trace={call}",
-             "-e", f"inject={call}:signal=KILL:when={when}"]
+    return [["env", asan, "strace", "-D", "-f", "-o", "/dev/null", "-P", state, "-P", state + "-wal",
+             "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
             for call in ("pwrite64", "fdatasync", "ftruncate") for when in (1, 2, 3, 6)]
 
 
