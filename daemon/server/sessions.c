@@ -68,6 +68,7 @@ static void on_job_run(void *userdata)
 {
 	struct job *job = userdata;
 
+	job->err = (struct err){ 0 };
 	job->result = job->run(job);
 	if (job->result == -ENOMEM && !job->err.text[0])
 		err_set(&job->err, -ENOMEM, "out of memory");
@@ -85,9 +86,11 @@ static void on_job_home(void *userdata)
 	if (job->counts.n_damaged > job->x->counts.n_damaged)
 		log_warning("sessions: %llu rows do not match their sums",
 			    (unsigned long long)(job->counts.n_damaged - job->x->counts.n_damaged));
-	if (job->counts.n_changes != job->x->counts.n_changes)
-		arm_checkpoint(job->x);
-	job->x->counts = job->counts;
+	if (job->result != -ECANCELED) {
+		if (job->counts.n_changes != job->x->counts.n_changes)
+			arm_checkpoint(job->x);
+		job->x->counts = job->counts;
+	}
 	if (q)
 		q->in_worker = false;
 	if (q && !q->peer) { /* its client left meanwhile */
@@ -125,6 +128,7 @@ static int job_new(struct server *s, struct request *q, int (*run)(struct job *)
 	if (!job)
 		return err_set(err, -ENOMEM, "out of memory");
 	job->x = x;
+	job->result = err_set(&job->err, -ECANCELED, "steamd ended before"); /* unless it is run */
 	job->request = q;
 	job->run = run;
 	job->home = home;
@@ -466,6 +470,8 @@ static void committed(struct job *job)
 {
 	struct stream *st = stream_find(job->x->server, job->turn);
 
+	if (job->result == -ECANCELED)
+		return; /* its record tells the next broker */
 	if (job->result < 0)
 		log_warning("session %016llx: turn %u is not saved: %s",
 			    (unsigned long long)job->end.session, job->end.turn, job->err.text);
@@ -511,12 +517,15 @@ static bool is_worth_keeping(const struct stream *st)
 
 void sessions_end(struct stream *st)
 {
-	const struct turn_record *rec = st->turn.rec;
+	struct turn_record *rec = st->turn.rec;
 	struct err err = { 0 };
 	struct job *job;
 	int r;
 
+	if (rec->session_told)
+		return;
 	if (!is_worth_keeping(st)) {
+		rec->session_told = 1;
 		sessions_abort(st->server, rec->session, rec->session_turn);
 		return;
 	}
@@ -566,7 +575,7 @@ void sessions_settle(struct server *s)
 		return;
 	s->sessions->settled = true;
 	while (r == 0 && (rec = turns_next(turns, rec)))
-		if (rec->session && rec->state != TURN_OPEN)
+		if (rec->session && rec->state != TURN_OPEN && !rec->session_told)
 			r = add_live(job, rec);
 	if (r < 0) {
 		log_warning("sessions: out of memory: turns of an earlier life may be forgotten");

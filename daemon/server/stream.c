@@ -348,6 +348,7 @@ void stream_saved(struct stream *st, int r, const struct err *err)
 {
 	st->saving = false;
 	st->saved = r >= 0;
+	st->turn.rec->session_told = 1;
 	if (r < 0)
 		st->not_saved = *err;
 	stream_pump(st);
@@ -609,7 +610,7 @@ static void adopt(struct server *s, struct turn_record *rec)
 		st->submitted = true;
 	}
 	if (st->ended && rec->session)
-		sessions_end(st); /* again, perhaps: what is complete stays as it is */
+		sessions_end(st);
 	if (st->ended || !rec->detach)
 		stream_expire(st, s->settings->resume_timeout * US_PER_S);
 	stream_pump(st);

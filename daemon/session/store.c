@@ -29,10 +29,14 @@ static const char *const formats[STORE_FORMAT] = {
 
 int store_fault(struct store *s, struct err *err)
 {
-	const int code = s->db ? sqlite3_errcode(s->db) & 0xff : SQLITE_NOMEM;
-	const char *text = s->db ? sqlite3_errmsg(s->db) : "out of memory";
+	const char *text;
 
-	switch (code) {
+	if (!s->db) /* it was to be mended */
+		return err_set(err, -EIO,
+			       "the session database '%s' is damaged and could not be set aside",
+			       s->path);
+	text = sqlite3_errmsg(s->db);
+	switch (sqlite3_errcode(s->db) & 0xff) {
 	case SQLITE_NOMEM:
 		return err_set(err, -ENOMEM, "out of memory");
 	case SQLITE_ERROR: /* what is asked for fits the tables, if they are ours */
@@ -413,7 +417,7 @@ struct store *store_free(struct store *s)
 void store_count(const struct store *s, struct store_counts *ret)
 {
 	*ret = s->counts;
-	ret->n_changes = (uint64_t)sqlite3_total_changes(s->db);
+	ret->n_changes = s->db ? (uint64_t)sqlite3_total_changes(s->db) : 0;
 }
 
 int store_checkpoint(struct store *s, bool now, struct err *err)
@@ -421,6 +425,8 @@ int store_checkpoint(struct store *s, bool now, struct err *err)
 	_cleanup_(freep) char *log = NULL;
 	struct stat st;
 
+	if (!s->db)
+		return store_fault(s, err);
 	if (!now) {
 		if (asprintf(&log, "%s-wal", s->path) < 0)
 			return log = NULL, -ENOMEM;

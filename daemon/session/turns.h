@@ -90,7 +90,8 @@ struct turn_record {
 	uint32_t mark_pad;
 	struct turn_mark marks[2];
 	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
-	uint32_t session_turn, session_pad;
+	uint32_t session_turn;
+	uint32_t session_told; /* the store knows how it ended: it may mean another turn by that number */
 };
 
 struct turns;

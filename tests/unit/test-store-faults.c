@@ -297,7 +297,7 @@ static void a_flipped_bit_is_found_and_costs_one_turn_at_most(void **state)
 	live(&f, &told, false);
 	assert_int_equal(told.a, 4);
 	data = read_all(f.db, &len);
-	for (size_t round = 0; round < 600; round++) {
+	for (size_t round = 0; round < 300; round++) {
 		struct store *s = NULL;
 		struct store_counts counts;
 		struct err err = { 0 };

@@ -192,6 +192,45 @@ static void what_is_no_database_is_set_aside(void **state)
 	folder_close(&f);
 }
 
+/* What cannot even be set aside: a thousand were before it. Nothing is stored, and nothing falls over. */
+static void a_damaged_database_that_has_to_stay_is_told_of(void **state)
+{
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	struct store_counts counts;
+	struct err err = { 0 };
+	char aside[128], *data;
+	struct store *s;
+	struct folder f;
+	size_t len;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	say(s, &alice, "talk", "a", "b", 1, 2);
+	s = store_free(s);
+	data = read_all(f.db, &len);
+	memset(data + len - 4096, 0xa5, 4096); /* a page of an index */
+	write_all(f.db, data, len);
+	free(data);
+	for (int i = 1; i <= 1000; i++) { /* folders, which no file takes the place of */
+		snprintf(aside, sizeof(aside), "%s.damaged-%d", f.db, i);
+		assert_int_equal(mkdir(aside, 0700), 0);
+	}
+	s = open_store(&f);
+	assert_true(store_check(s, &err) < 0);
+	assert_true(begin(s, &alice, "talk", "c", &b, &err) < 0);
+	assert_non_null(strstr(err.text, "is damaged and could not be set aside"));
+	assert_true(store_checkpoint(s, true, &err) < 0);
+	store_count(s, &counts);
+	assert_int_equal(counts.n_set_aside, 0);
+	s = store_free(s);
+	for (int i = 1; i <= 1000; i++) {
+		snprintf(aside, sizeof(aside), "%s.damaged-%d", f.db, i);
+		rmdir(aside);
+	}
+	folder_close(&f);
+}
+
 /* Files. */
 
 static void three_turns(struct store *s)
@@ -449,6 +488,7 @@ int main(void)
 		cmocka_unit_test(a_newer_database_is_refused_and_left_alone),
 		cmocka_unit_test(a_database_has_one_daemon),
 		cmocka_unit_test(what_is_no_database_is_set_aside),
+		cmocka_unit_test(a_damaged_database_that_has_to_stay_is_told_of),
 		cmocka_unit_test(a_session_goes_out_and_comes_in_whole),
 		cmocka_unit_test(ids_that_mean_nothing_here_stay_behind),
 		cmocka_unit_test(sections_of_later_steamds_are_named_and_passed_over),

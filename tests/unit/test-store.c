@@ -83,13 +83,20 @@ static void ids_of_another_tokenizer_are_not_given_back(void **state)
 {
 	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
 	_cleanup_(store_freep) struct store *s = NULL;
+	uint32_t *ids = NULL;
 	struct err err = { 0 };
 	struct folder f;
+	size_t n = 9;
 
 	(void)state;
 	folder_open(&f);
 	s = open_store(&f);
 	say(s, &alice, "talk", "hello", "hi", 10, 4);
+	assert_int_equal(store_ids(s, &alice, SPAN("talk"), VOCAB + 1, &ids, &n, &err), 0);
+	assert_true(n == 0 && !ids);
+	assert_int_equal(store_ids(s, &alice, SPAN("talk"), VOCAB, &ids, &n, &err), 0);
+	assert_true(n == 4 && ids[0] == 10 && ids[3] == 13);
+	free(ids);
 	assert_int_equal(store_begin(s, &alice, SPAN("talk"), false, 5, request_of("x"), VOCAB + 1,
 				     &b, &err),
 			 0);
