@@ -59,7 +59,6 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 		void *userdata);
 /* What was written so far is made to last when all before it is done: at a quiet moment. */
 void kvdisk_flush(struct kvdisk *d);
-void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits);
 
 struct kvdisk_counts {
 	struct segments_stats store; /* as of the last end of a job */

@@ -37,6 +37,15 @@ static uint64_t yield_pages(uint64_t bytes, void *userdata)
 	return s->engine ? kvcache_yield(s->engine->kv, bytes) : 0;
 }
 
+/* Before a suspend, from which not every machine wakes up. */
+static void seal(void *userdata)
+{
+	const struct server *s = userdata;
+
+	if (s->engine && s->engine->disk)
+		kvdisk_flush(s->engine->disk);
+}
+
 /* For `systemctl status`; while it loads or is refused, others say so. */
 static void on_change(void *userdata)
 {
@@ -58,6 +67,7 @@ int sleep_open(struct server *s, struct err *err)
 		.settings = s->settings,
 		.has_work = has_work,
 		.yield_pages = yield_pages,
+		.seal = seal,
 		.on_change = on_change,
 		.userdata = s,
 	};
