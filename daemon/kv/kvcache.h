@@ -66,8 +66,9 @@ struct kvcache_found {
 };
 void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
 		  uint32_t n, struct kvcache_found *ret);
-/* Whether pages of this namespace are being sealed: a look will soon find more. */
-bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root);
+/* Whether pages of this text are being sealed: a look will soon find more. */
+bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, const uint32_t *ids,
+			uint32_t n);
 /* Whether any move is to be done: what it holds can soon be had. */
 bool kvcache_is_moving(const struct kvcache *c);
 

@@ -261,16 +261,46 @@ void kvcache_executor_lost(struct kvcache *c)
 	}
 }
 
-bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root)
+/* Whether a page behind @parent is being sealed that begins as @ids do. */
+static bool is_sealing_behind(const struct moves *moves, struct kv_hash root, struct kv_hash parent,
+			      uint32_t id)
 {
-	const struct moves *both[] = { &c->waiting, &c->under_way };
 	const struct move *m;
 
-	for (size_t i = 0; i < ARRAY_SIZE(both); i++) {
-		TAILQ_FOREACH(m, both[i], link) {
-			if (m->purpose == MOVE_SEAL && chain_equal(m->root, root))
-				return true;
-		}
+	TAILQ_FOREACH(m, moves, link) {
+		if (m->purpose == MOVE_SEAL && chain_equal(m->root, root) &&
+		    chain_equal(m->parent, parent) && m->tokens[0] == id)
+			return true;
+	}
+	return false;
+}
+
+static bool any_seals(const struct moves *moves, struct kv_hash root)
+{
+	const struct move *m;
+
+	TAILQ_FOREACH(m, moves, link) {
+		if (m->purpose == MOVE_SEAL && chain_equal(m->root, root))
+			return true;
+	}
+	return false;
+}
+
+bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, const uint32_t *ids,
+			uint32_t n)
+{
+	const uint32_t page_tokens = c->options.page_tokens;
+	struct kv_hash at = root;
+
+	if (!any_seals(&c->waiting, root) && !any_seals(&c->under_way, root))
+		return false;
+	for (; n > 0; ids += page_tokens, n -= page_tokens) {
+		if (is_sealing_behind(&c->waiting, root, at, ids[0]) ||
+		    is_sealing_behind(&c->under_way, root, at, ids[0]))
+			return true;
+		if (n < page_tokens)
+			return false;
+		at = chain_next(root, at, ids, page_tokens);
 	}
 	return false;
 }

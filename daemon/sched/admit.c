@@ -80,19 +80,22 @@ static uint32_t common_tokens(const struct sched *s, struct turn *a, struct turn
 	return i;
 }
 
-/* Whether a running turn is about to leave whole pages behind that @t would compute too. */
+/* Whether pages that @t would compute too are about to be found. */
 static bool soon_found(const struct sched *s, struct turn *t, const struct kvcache_found *found)
 {
 	const uint32_t page_tokens = kvpool_page_tokens(s->kv);
 
-	for (struct turn *r = s->first; r && !t->rec->score; r = r->next) {
+	if (t->rec->score)
+		return false;
+	if (kvcache_is_sealing(s->cache, t->root, turn_ids(s->turns, t->rec), t->rec->n_ids - 1))
+		return true;
+	for (struct turn *r = s->first; r; r = r->next) {
 		uint32_t n;
 
 		if (is_queued(r) || r->paused || r->rec->score || !chain_equal(r->root, t->root))
 			continue;
 		n = common_tokens(s, r, t) / page_tokens * page_tokens;
-		if (n > found->n_tokens &&
-		    (r->rec->n_kv < n || kvcache_is_sealing(s->cache, r->root)))
+		if (n > found->n_tokens && r->rec->n_kv < n)
 			return true;
 	}
 	return false;

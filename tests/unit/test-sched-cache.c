@@ -33,6 +33,32 @@ static void a_repeated_prompt_is_computed_but_for_its_last_token(void **state)
 	world_close(&w);
 }
 
+static struct turn *next_turn;
+
+static void ask_again(struct world *w, struct turn *t)
+{
+	(void)t;
+	if (!next_turn)
+		next_turn = follow(w, 1, &w->t[0], 100, 100, 5);
+}
+
+/* The answer is there before its pages are sealed; who asks at once waits for that. */
+static void a_prompt_repeated_at_once_is_found_too(void **state)
+{
+	struct world w;
+
+	(void)state;
+	next_turn = NULL;
+	world_open(&w, 64, 4, 64);
+	world_submit(&w, 1, 100, 1);
+	w.heard = ask_again;
+	world_run_all(&w);
+	assert_int_equal(next_turn->rec->n_cached, 99);
+	world_assert_text(&w, next_turn, 5);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 static void the_next_turn_of_a_conversation_computes_what_is_new(void **state)
 {
 	struct world w;
@@ -359,6 +385,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_repeated_prompt_is_computed_but_for_its_last_token),
+		cmocka_unit_test(a_prompt_repeated_at_once_is_found_too),
 		cmocka_unit_test(the_next_turn_of_a_conversation_computes_what_is_new),
 		cmocka_unit_test(another_uid_and_another_label_find_nothing),
 		cmocka_unit_test(ten_forks_at_once_compute_and_hold_one_prompt),
