@@ -87,6 +87,9 @@ static bool soon_found(const struct sched *s, struct turn *t, const struct kvcac
 
 	if (t->rec->score)
 		return false;
+	/* files of the disk are being looked into: a whole page may be in one */
+	if (!kvcache_is_ready(s->cache) && t->rec->n_ids - 1 - found->n_tokens >= page_tokens)
+		return true;
 	if (kvcache_is_sealing(s->cache, t->root, turn_ids(s->turns, t->rec), t->rec->n_ids - 1))
 		return true;
 	for (struct turn *r = s->first; r; r = r->next) {
@@ -204,8 +207,7 @@ void sched_admit(struct sched *s)
 	double paid_us = 0;
 	struct turn *t;
 
-	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor) ||
-	    !kvcache_is_ready(s->cache))
+	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor))
 		return;
 	for (t = s->first; t; t = t->next)
 		t->waits = false;
