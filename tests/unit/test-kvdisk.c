@@ -557,19 +557,22 @@ static void freed_with_jobs_waiting_each_ends_once(void **state)
 static void it_may_be_freed_at_any_moment_of_its_opening(void **state)
 {
 	struct disk t;
+	uint32_t n_ready;
 
 	(void)state;
 	begin(&t);
 	for (uint32_t i = 0; i < 100; i++)
 		write_one(&t, i);
+	t.d = kvdisk_free(t.d);
 	for (uint32_t i = 0; i < 60; i++) {
-		t.d = kvdisk_free(t.d);
 		t.n_ready = 0;
 		assert_int_equal(kvdisk_new(t.loop, &t.options, on_ready, &t, &t.d), 0);
 		for (uint32_t k = 0; k < i % 6 && !kvdisk_is_ready(t.d); k++)
 			assert_true(sd_event_run(t.loop, UINT64_MAX) >= 0);
+		n_ready = t.n_ready;
+		t.d = kvdisk_free(t.d);
+		assert_int_equal(t.n_ready, n_ready); /* nothing is ready by being freed */
 	}
-	t.d = kvdisk_free(t.d);
 	open_again(&t);
 	assert_int_equal(n_pages(&t), 100);
 	end(&t);
