@@ -135,7 +135,7 @@ void evict_gone(struct kvcache *c)
 
 	for (; node && prefix_nodes(c->prefix) > most; node = next) {
 		next = prefix_next(c->prefix, node);
-		if (node->page == KV_PAGE_NONE && LIST_EMPTY(&node->children))
+		if (node->page == KV_PAGE_NONE && !node->loading && LIST_EMPTY(&node->children))
 			prefix_remove(c->prefix, node);
 	}
 }

@@ -46,6 +46,7 @@ void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gon
 	prefix_set_page(c->prefix, node, KV_PAGE_NONE);
 	node->gone = why;
 	node->trust = PREFIX_UNCHECKED;
+	node->loading = false;
 	c->by_page[page] = NULL;
 	kvdir_drop(c->dir, page);
 	kvpool_discard(c->pool, page);

@@ -154,8 +154,11 @@ static uint32_t drop_unsealed(struct kvdir *d)
 
 		if (state == ENTRY_FREE || (state == ENTRY_SEALED && entry_holds(d, e)))
 			continue;
-		bad += state != ENTRY_OPEN;
 		set_state(e, ENTRY_FREE);
+		if (state == ENTRY_OPEN)
+			continue;
+		e->owner = KVDIR_MIXED; /* it may be this that is damaged */
+		bad++;
 	}
 	return bad;
 }
@@ -227,7 +230,8 @@ void kvdir_set_model(struct kvdir *d, const uint64_t fingerprint[2])
 bool kvdir_open(struct kvdir *d, uint32_t page, uid_t uid)
 {
 	struct entry *e = entry_at(d, page);
-	const bool others = e->owner != uid && e->owner != KVDIR_NOBODY;
+	const bool others = e->owner == KVDIR_MIXED ||
+			    (e->owner != uid && e->owner != KVDIR_NOBODY);
 
 	set_state(e, ENTRY_FREE);
 	e->generation++;

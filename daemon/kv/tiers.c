@@ -184,26 +184,28 @@ static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
 	kv_page page;
 	int r;
 
+	node->loading = true; /* so that it is not let go of for being gone */
 	if (kvpool_free_pages(c->pool) == 0)
 		evict_pages(c, node->uid, 1);
 	r = kvpool_take(c->pool, node->uid, 1, &page);
-	if (r < 0)
+	if (r < 0) {
+		node->loading = false;
 		return r;
+	}
 	kvdir_open(c->dir, page, node->uid); /* all of it is written: no need to clear it */
 	t = begin(c, page);
 	r = t ? kvcache_own(c, node, page) : -ENOMEM;
 	if (r >= 0) {
 		kvpool_keep(c->pool, page);
 		node->trust = PREFIX_PENDING;
-		node->loading = true;
 		r = kvdisk_read(c->disk, &key, c->arena + page * c->options.page_bytes, on_read, t);
 		if (r >= 0) {
 			*ret = page;
 			return 0;
 		}
-		node->loading = false;
 		kvcache_forget(c, node, PREFIX_EVICTED);
 	}
+	node->loading = false;
 	if (t)
 		end(t);
 	kvcache_drop(c, &page, 1);

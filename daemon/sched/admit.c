@@ -181,9 +181,9 @@ bool sched_settle(struct sched *s)
 				   &t->chain);
 		if (r == 0)
 			continue;
-		t->settling = false;
 		if (r < 0)
 			sched_put_back(t);
+		t->settling = false;
 		any |= r < 0;
 	}
 	return any;

@@ -185,11 +185,15 @@ static void forget_kv(struct turn_record *rec)
 
 void sched_put_back(struct turn *t)
 {
+	/* of one that settles nothing was fed: what is cached of it is what the next hold finds */
+	const bool replaying = t->replaying || !t->settling;
+
 	set_state(t->rec, TURN_QUEUED);
 	t->n_lost = MAX(t->n_lost, t->rec->n_kv);
 	give_up_places(t);
 	forget_kv(t->rec);
-	t->replaying = t->untold = true;
+	t->replaying = replaying;
+	t->untold = true;
 }
 
 static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)

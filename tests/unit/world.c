@@ -2,6 +2,8 @@
 #include "tests/unit/world.h"
 
 #include <errno.h>
+#include <ftw.h>
+#include <stdlib.h>
 
 #include "client/wire/ownership.h"
 
@@ -162,6 +164,76 @@ static size_t record_bytes(struct turns *turns)
 	return bytes;
 }
 
+static void on_disk(void *userdata)
+{
+	struct world *w = userdata;
+
+	if (w->sched)
+		sched_executor_changed(w->sched);
+}
+
+static void on_disk_ready(void *userdata)
+{
+	struct world *w = userdata;
+
+	kvcache_disk_ready(w->cache);
+	on_disk(w);
+}
+
+static void new_disk(struct world *w)
+{
+	const struct segments_options o = {
+		.dir = w->disk_dir,
+		.layout = CHAIN_LAYOUT,
+		.page_tokens = WORLD_PAGE_TOKENS,
+		.page_bytes = WORLD_PAGE_TOKENS * 4,
+		.segment_bytes = 4096 * 1024,
+		.limits.total_bytes = 256 * 1024 * 1024,
+	};
+
+	assert_int_equal(kvdisk_new(w->loop, &o, on_disk_ready, w, &w->disk), 0);
+	assert_int_equal(kvcache_set_disk(w->cache, w->disk, on_disk, w), 0);
+}
+
+static void free_disk(struct world *w)
+{
+	kvcache_set_disk(w->cache, NULL, NULL, NULL);
+	w->disk = kvdisk_free(w->disk);
+}
+
+static bool is_disk_busy(const struct world *w)
+{
+	struct kvdisk_counts n = { 0 };
+
+	if (w->disk)
+		kvdisk_count(w->disk, &n);
+	return n.n_waiting > 0;
+}
+
+void world_open_disk(struct world *w)
+{
+	snprintf(w->disk_dir, sizeof(w->disk_dir), "/tmp/steamd-world-XXXXXX");
+	assert_non_null(mkdtemp(w->disk_dir));
+	new_disk(w);
+	world_run(w, 0);
+	assert_string_equal(kvdisk_text(w->disk), "");
+}
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+	(void)st, (void)kind, (void)ftw;
+	return remove(path);
+}
+
+static void new_executor_and_sched(struct world *w)
+{
+	struct err err = { 0 };
+
+	new_executor(w);
+	new_sched(w);
+	assert_int_equal(executor_start(w->executor, NULL, &err), 0);
+}
+
 void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uint32_t max_batch,
 			uint32_t batch_tokens)
 {
@@ -180,9 +252,7 @@ void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uin
 	new_cache(w, -1, -1);
 	assert_int_equal(turns_new(context, context / WORLD_PAGE_TOKENS + 1, &w->turns, &err), 0);
 	w->record_bytes = record_bytes(w->turns);
-	new_executor(w);
-	new_sched(w);
-	assert_int_equal(executor_start(w->executor, NULL, &err), 0);
+	new_executor_and_sched(w);
 }
 
 void world_open(struct world *w, uint32_t n_pages, uint32_t max_batch, uint32_t batch_tokens)
@@ -198,6 +268,9 @@ void world_close(struct world *w)
 	executor_free(w->executor);
 	computer_close(&w->computer);
 	turns_free(w->turns);
+	free_disk(w);
+	if (w->disk_dir[0])
+		nftw(w->disk_dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 	kvcache_free(w->cache);
 	manager_close(&w->manager);
 	settings_deinit(&w->settings);
@@ -226,6 +299,10 @@ void world_run(struct world *w, uint64_t n_steps)
 
 	while (still < 20) {
 		still = turn_loop(w) ? 0 : still + 1;
+		if (still > 1 && is_disk_busy(w)) {
+			sd_event_run(w->loop, UINT64_MAX); /* until its thread has done the next */
+			still = 0;
+		}
 		if (n_steps == 0)
 			continue;
 		did = computer_step(&w->computer);
@@ -319,11 +396,14 @@ void world_restart_broker(struct world *w)
 	forget(w);
 	w->executor = executor_free(w->executor);
 	w->turns = turns_free(w->turns);
+	free_disk(w);
 	w->cache = kvcache_free(w->cache);
 	memset(w->t, 0, sizeof(w->t));
 	w->n_ended = 0;
 
 	new_cache(w, arena_fd, dir_fd);
+	if (w->disk_dir[0])
+		new_disk(w);
 	assert_int_equal(turns_adopt(turns_fd_copy, &w->turns, &err), 0);
 	new_executor(w);
 	control_fd = manager_get(&w->manager, "exec-ctl");
@@ -347,4 +427,28 @@ void world_restart_broker(struct world *w)
 		else
 			assert_int_equal(sched_adopt(w->sched, t, &err), 0);
 	}
+}
+
+void world_reboot(struct world *w)
+{
+	struct err err = { 0 };
+
+	w->sched = sched_free(w->sched);
+	executor_stop(w->executor);
+	w->executor = executor_free(w->executor);
+	computer_die(&w->computer);
+	w->turns = turns_free(w->turns);
+	free_disk(w);
+	w->cache = kvcache_free(w->cache);
+	manager_close(&w->manager);
+	memset(w->t, 0, sizeof(w->t));
+	w->n_turns = w->n_ended = 0;
+
+	manager_open(&w->manager);
+	new_cache(w, -1, -1);
+	assert_int_equal(turns_new(w->context, w->context / WORLD_PAGE_TOKENS + 1, &w->turns, &err),
+			 0);
+	new_executor_and_sched(w);
+	new_disk(w);
+	world_run(w, 0);
 }

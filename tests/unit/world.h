@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/kv/kvdisk.h"
 #include "daemon/sched/sched.h"
 #include "tests/unit/computer.h"
 #include "tests/unit/manager.h"
@@ -24,6 +25,8 @@ struct world {
 	struct settings settings;
 	struct kvcache *cache;
 	struct kvpool *kv; /* the cache's */
+	struct kvdisk *disk; /* NULL: none */
+	char disk_dir[64];
 	struct turns *turns;
 	struct executor *executor;
 	struct sched *sched;
@@ -51,6 +54,8 @@ void world_open(struct world *w, uint32_t n_pages, uint32_t max_batch, uint32_t 
 /* The same with contexts of @context tokens. */
 void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uint32_t max_batch,
 			uint32_t batch_tokens);
+/* A disk behind the cache, in a new directory; all its files have been looked into. */
+void world_open_disk(struct world *w);
 void world_close(struct world *w);
 
 /* Runs until nothing moves any more, or the computer has done @n_steps more; those that only move pages do not count. */
@@ -73,6 +78,9 @@ struct turn *world_submit(struct world *w, uint32_t uid, uint32_t n_prompt, uint
  * the computer must have done nothing since.
  */
 void world_restart_broker(struct world *w);
+
+/* The machine begins anew, and of all there was only the disk is left; w->t is empty. */
+void world_reboot(struct world *w);
 
 /* The turn sampled @n_sampled tokens, those that the toy model says after its prompt. */
 void world_assert_text(struct world *w, struct turn *t, uint32_t n_sampled);

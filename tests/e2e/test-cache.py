@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""The KV cache through the whole daemon: the same answer, bit for bit, wherever its beginning comes from."""
+import importlib.util
+import random
+
+from steamd_e2e import *
+
+PAGE = 16
+SETS = (f"PageTokens={PAGE}", "Context=4096")
+N = 24
+
+
+def ids_of(n, seed=1):
+    """@n tokens of which no two prompts have a beginning in common."""
+    rng = random.Random(seed)
+    return [rng.randrange(3, 5000) for _ in range(n)]
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), SRC / "tests" / "e2e" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+Stored = module("test-crashes").Stored
+
+
+def cached(result):
+    return result["usage"]["cached_tokens"]
+
+
+def exact(d, ids, n=N, *args, **kwargs):
+    """A greedy answer with all that can be compared: its ids, log-probabilities, the best five, and what was cached."""
+    lines = d.lines("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", n, "--ignore-eos", "--top", 5,
+                    *args, stdin=json.dumps(ids).encode(), **kwargs)
+    said = {"ids": [], "logprobs": [], "top": []}
+    for line in lines[:-1]:
+        for key, values in said.items():
+            values += line.get(key, [])
+    assert len(said["ids"]) == len(said["logprobs"]) == len(said["top"]) == n, lines[-1]
+    return said, cached(lines[-1])
+
+
+class Cold:
+    """Answers of namespaces that nobody has used: they are computed from the first token on."""
+
+    def __init__(self, d):
+        self.d = d
+        self.n = 0
+
+    def __call__(self, ids, n=N):
+        self.n += 1
+        said, hit = exact(self.d, ids, n, "--label", f"cold-{self.n}")
+        assert hit == 0, hit
+        return said
+
+
+def kv(d):
+    return d.status()["kv"]
+
+
+def restart(d, between=lambda: None):
+    """Stopped and started again without a descriptor store: as by a reboot, only what is on disk is left."""
+    d.process.terminate()
+    assert d.process.wait(60) == 0, d.log()
+    between()
+    os.truncate(d.log_path, 0)
+    d.__enter__()
+
+
+def the_same_prompt_again_is_found_and_answered_the_same():
+    ids = ids_of(130)
+    with Daemon("air", *SETS) as d:
+        before = kv(d)
+        first = d.complete(ids, N)
+        assert cached(first) == 0, first
+        between = kv(d)
+        second = d.complete(ids, N)
+        after = kv(d)
+        assert second["ids"] == first["ids"]
+        assert cached(second) == 129, second["usage"]
+        assert second["usage"]["prompt_tokens"] == 130
+        assert before["found_tokens"] == before["sealed_pages"] == 0, before
+        assert between["found_tokens"] == 0, between
+        # 153 tokens were fed: nine pages and a tenth that is not full
+        assert between["sealed_pages"] == 10, between
+        assert after["found_tokens"] == 129, after
+        assert after["damaged_pages"] == after["evicted_pages"] == after["held_pages"] == 0, after
+        assert after["kept_pages"] + after["free_pages"] == after["pages"], after
+        wait_for(lambda: kv(d)["written_pages"] == 9, 20, "nine whole pages on disk")
+
+
+def a_hit_of_any_length_is_bit_for_bit_a_cold_run():
+    ids = ids_of(200)
+    with Daemon("air", *SETS) as d:
+        cold = Cold(d)
+        exact(d, ids)
+        for n in (1, 7, 15, 16, 17, 31, 32, 33, 64, 97, 127, 128, 129, 199):
+            text = ids[:n] + ids_of(40, 100 + n)
+            want = cold(text)
+            got, hit = exact(d, text)
+            assert hit == n, (hit, n)
+            assert got == want, f"{n} tokens shared: {got} is not {want}"
+            again, hit = exact(d, text)
+            assert hit == len(text) - 1, hit
+            assert again == want, f"{n} tokens shared, all again"
+
+
+def the_next_turn_of_a_conversation_is_bit_for_bit_a_cold_run():
+    with Daemon("air", *SETS) as d:
+        cold = Cold(d)
+        text = ids_of(50)
+        for turn in range(4):
+            got, hit = exact(d, text)
+            assert got == cold(text), turn
+            # all that was fed before: the last sampled token never was
+            assert hit == (0 if turn == 0 else fed), (turn, hit)
+            fed = len(text) + N - 1
+            text = text + got["ids"] + ids_of(20, 200 + turn)
+
+
+def what_comes_from_disk_is_bit_for_bit_a_cold_run():
+    ids = ids_of(200)
+    with Daemon("air", *SETS) as d:
+        want = exact(d, ids)[0]
+        wait_for(lambda: kv(d)["written_pages"] == 13, 20, "thirteen pages on disk")
+        restart(d)
+        assert kv(d)["read_pages"] == 0
+        for n in (16, 40, 100, 200):
+            text = ids[:n] + ids_of(30, 300 + n) if n < 200 else ids
+            cold = Cold(d)
+            cold.n = 1000 + n
+            got, hit = exact(d, text)
+            assert hit >= min(n, 199) // PAGE * PAGE, (n, hit)
+            assert got == cold(text), n
+        assert got == want
+        assert kv(d)["read_pages"] >= 12, kv(d)
+        assert kv(d)["damaged_pages"] == 0
+
+
+def a_restart_with_the_descriptor_store_finds_the_arena():
+    ids = ids_of(130)
+    with Stored("air", *SETS) as d:
+        want, hit = exact(d, ids)
+        assert hit == 0
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            os.kill(d.process.pid, how)
+            d.again()
+            got, hit = exact(d, ids)
+            assert hit == 129, (how, hit)
+            assert got == want, how
+            assert kv(d)["read_pages"] == 0, kv(d)
+            assert kv(d)["damaged_pages"] == 0, kv(d)
+
+
+def a_killed_executor_is_not_noticed_in_the_answer():
+    ids, n = ids_of(130), 400
+    with Daemon("air", *SETS) as d:
+        want = Cold(d)(ids, n)
+        os.kill(d.executor(), signal.SIGKILL)
+        first, hit = exact(d, ids, n)
+        assert hit == 0 and first == want
+        before = d.executor()
+        os.kill(before, signal.SIGKILL)
+        got, hit = exact(d, ids, n)
+        assert hit == 129, hit  # the arena is the broker's
+        assert got == want
+        # and in the middle of an answer
+        executor = d.executor()
+        request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", n, "--ignore-eos",
+                          "--top", 5, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        request.stdin.write(json.dumps(ids).encode())
+        request.stdin.close()
+        lines = [request.stdout.readline() for _ in range(3)]
+        os.kill(executor, signal.SIGKILL)
+        lines += request.stdout.read().splitlines()
+        assert request.wait(60) == 0
+        lines = [json.loads(line) for line in lines if line.strip()]
+        assert lines[-1]["ids"] == want["ids"]
+        assert [p for line in lines[:-1] for p in line["logprobs"]] == want["logprobs"]
+        assert d.executor() != executor
+        assert kv(d)["damaged_pages"] == 0, kv(d)
+
+
+def without_its_directory_it_still_answers():
+    ids = ids_of(130)
+    with Daemon("air", *SETS) as d:
+        want = exact(d, ids)[0]
+        restart(d, lambda: shutil.rmtree(d.dir / "state" / "kv"))
+        got, hit = exact(d, ids)
+        assert hit == 0, hit
+        assert got == want
+        # a file where the directory was: no disk, and it says so
+        def block():
+            shutil.rmtree(d.dir / "state" / "kv")
+            (d.dir / "state" / "kv").write_text("not a directory")
+        restart(d, block)
+        got, hit = exact(d, ids)
+        assert hit == 0 and got == want
+        assert "no KV cache on disk: " in d.log(), d.log()
+        got, hit = exact(d, ids)
+        assert hit == 129 and got == want
+
+
+def damaged_files_are_computed_again_and_counted():
+    ids = ids_of(130)
+    with Daemon("air", *SETS) as d:
+        want = exact(d, ids)[0]
+        wait_for(lambda: kv(d)["written_pages"] == 9, 20, "nine pages on disk")
+
+        def damage():
+            for path in (d.dir / "state" / "kv").rglob("*.kv"):
+                data = bytearray(path.read_bytes())
+                # behind the header each record is a block and its page: all pages, and nothing else
+                for at in range(8192 + 100, len(data), 4096):
+                    if any(data[at:at + 64]) and len(set(data[at:at + 2048])) > 64:
+                        data[at] ^= 1
+                path.write_bytes(data)
+        restart(d, damage)
+        got, hit = exact(d, ids)
+        assert hit == 0, hit
+        assert got == want
+        assert kv(d)["damaged_pages"] >= 1, kv(d)
+
+
+def another_uid_is_served_nothing_from_any_tier():
+    if os.geteuid() != 0:
+        raise Skip("only root may become another user")
+    ids = ids_of(130)
+    with Daemon("air", *SETS, socket_mode="0666") as d:
+        want = exact(d, ids)[0]
+        got, hit = exact(d, ids, uid=12345)
+        assert hit == 0 and got == want, hit
+        assert kv(d)["found_tokens"] == 0, kv(d)
+        wait_for(lambda: kv(d)["written_pages"] == 18, 20, "nine pages on disk for each")
+        restart(d)
+        got, hit = exact(d, ids, uid=12346)
+        assert hit == 0 and got == want, hit
+        assert kv(d)["found_tokens"] == kv(d)["read_pages"] == 0, kv(d)
+        got, hit = exact(d, ids, uid=12345)
+        assert hit == 128 and got == want, hit
+        assert kv(d)["read_pages"] == 8, kv(d)
+
+
+if __name__ == "__main__":
+    run([v for v in list(globals().values()) if callable(v) and getattr(v, "__module__", "") == "__main__"
+         and getattr(v, "__name__", "") not in ("Cold", "ids_of", "module", "cached", "exact", "kv", "restart")])

@@ -1,0 +1,414 @@
+/* Pages that the arena has lost come back from disk: to their own uid, whole, and right or not at all. */
+#include "tests/unit/world.h"
+
+#include <fcntl.h>
+#include <glob.h>
+#include <stdlib.h>
+
+#define IDS_MAX 256
+
+/* A turn with these ids, and then its own up to @n_prompt. */
+static struct turn *say(struct world *w, uint32_t uid, const uint32_t *ids, uint32_t n,
+			uint32_t n_prompt, uint32_t max_tokens)
+{
+	struct turn *t = world_add(w, uid, n_prompt, max_tokens);
+
+	memcpy(turn_ids(w->turns, t->rec), ids, n * sizeof(*ids));
+	assert_int_equal(sched_submit(w->sched, t, NULL), 0);
+	return t;
+}
+
+static struct kvcache_counts counts(const struct world *w)
+{
+	struct kvcache_counts n;
+
+	kvcache_count(w->cache, &n);
+	return n;
+}
+
+/* A turn of @n_prompt tokens and twenty more is done; its ids are kept at @ids. */
+static void first_turn(struct world *w, uint32_t uid, uint32_t n_prompt, uint32_t *ids)
+{
+	struct turn *t = world_submit(w, uid, n_prompt, 20);
+
+	world_run_all(w);
+	world_assert_text(w, t, 20);
+	memcpy(ids, turn_ids(w->turns, t->rec), (n_prompt + 20) * sizeof(*ids));
+}
+
+static void evicted_pages_come_back_from_disk(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[IDS_MAX];
+	uint64_t n_computed;
+
+	(void)state;
+	world_open(&w, 16, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	assert_int_equal(counts(&w).n_written, 7);
+	for (uint32_t i = 0; i < 6; i++) {
+		world_submit(&w, 1, 200, 10);
+		world_run_all(&w);
+	}
+	assert_int_equal(counts(&w).n_read, 0);
+	n_computed = w.computer.n_computed;
+	b = say(&w, 1, ids, 120, 130, 5);
+	world_run_all(&w);
+	assert_int_equal(b->rec->n_cached, 112); /* of 119, what was whole */
+	assert_int_equal(counts(&w).n_read, 7);
+	assert_int_equal(w.computer.n_computed - n_computed, 18 + 4);
+	assert_int_equal(counts(&w).n_damaged, 0);
+	world_assert_text(&w, b, 5);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void after_a_reboot_whole_pages_are_found_on_disk(void **state)
+{
+	struct world w;
+	struct turn *b, *c;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	world_open(&w, 64, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	for (uint32_t i = 0; i < 3; i++) {
+		world_reboot(&w);
+		b = say(&w, 1, ids, 119, 119, 1);
+		world_run_all(&w);
+		assert_int_equal(b->rec->n_cached, 112);
+		assert_int_equal(counts(&w).n_read, 7);
+		world_assert_text(&w, b, 1);
+		/* and from then on they are in the arena */
+		c = say(&w, 1, ids, 119, 119, 5);
+		world_run_all(&w);
+		assert_int_equal(c->rec->n_cached, 118);
+		assert_int_equal(counts(&w).n_read, 7);
+		world_assert_text(&w, c, 5);
+		world_assert_all_free(&w);
+	}
+	world_close(&w);
+}
+
+/* What has been read from disk is in the directory, as what was computed is. */
+static void a_restarted_broker_finds_what_was_read(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	world_open(&w, 64, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	world_reboot(&w);
+	say(&w, 1, ids, 112, 113, 1);
+	world_run_all(&w);
+	world_restart_broker(&w);
+	world_run_all(&w);
+	b = say(&w, 1, ids, 120, 130, 5);
+	world_run_all(&w);
+	assert_true(b->rec->n_cached >= 112);
+	assert_int_equal(counts(&w).n_read, 0);
+	assert_int_equal(counts(&w).n_damaged, 0);
+	world_assert_text(&w, b, 5);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+/* A bit of the payload of the record number @slot of the first segment. */
+static void damage(const struct world *w, uint32_t slot)
+{
+	const off_t at = 4096 + slot * 8192 + 4096 + slot * 5 % 64;
+	char pattern[96];
+	glob_t found;
+	uint8_t byte;
+	int fd;
+
+	snprintf(pattern, sizeof(pattern), "%s/*/seg-0000000000000001.kv", w->disk_dir);
+	assert_int_equal(glob(pattern, 0, NULL, &found), 0);
+	fd = open(found.gl_pathv[0], O_RDWR | O_CLOEXEC);
+	globfree(&found);
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, &byte, 1, at), 1);
+	byte ^= 1u << slot;
+	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+	close(fd);
+}
+
+static void a_damaged_record_is_computed_again(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	for (uint32_t slot = 0; slot < 7; slot++) {
+		world_open(&w, 64, 4, 64);
+		world_open_disk(&w);
+		first_turn(&w, 1, 100, ids);
+		damage(&w, slot);
+		world_reboot(&w);
+		b = say(&w, 1, ids, 120, 130, 5);
+		world_run_all(&w);
+		assert_int_equal(counts(&w).n_damaged, 1);
+		assert_int_equal(b->rec->n_cached, slot * 16);
+		world_assert_text(&w, b, 5);
+		world_assert_all_free(&w);
+		/* written again, it is there after the next one */
+		world_reboot(&w);
+		b = say(&w, 1, ids, 120, 130, 5);
+		world_run_all(&w);
+		assert_int_equal(counts(&w).n_damaged, 0);
+		assert_int_equal(b->rec->n_cached, 128); /* of its own 134 */
+		world_assert_text(&w, b, 5);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
+}
+
+/* Not one token of one uid is served to another, nor of one label, whichever tier it is in. */
+static void no_tier_serves_anothers_tokens(void **state)
+{
+	static const char *const labels[] = { "", "app" };
+	struct world w;
+	struct turn *t;
+	uint32_t ids[IDS_MAX], n_served = 0;
+
+	(void)state;
+	world_open(&w, 64, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	for (uint32_t tier = 0; tier < 2; tier++) {
+		for (uint32_t i = 0; i < 4; i++) {
+			t = world_add(&w, 2 + tier + i / 2 * 100, 110, 5);
+			memcpy(turn_ids(w.turns, t->rec), ids, 110 * sizeof(*ids));
+			strcpy(t->rec->label, labels[i % 2]);
+			assert_int_equal(sched_submit(w.sched, t, NULL), 0);
+			world_run_all(&w);
+			n_served += t->rec->n_cached;
+			world_assert_text(&w, t, 5);
+		}
+		t = world_add(&w, 1, 110, 5);
+		memcpy(turn_ids(w.turns, t->rec), ids, 110 * sizeof(*ids));
+		strcpy(t->rec->label, "other");
+		assert_int_equal(sched_submit(w.sched, t, NULL), 0);
+		world_run_all(&w);
+		n_served += tier == 0 ? t->rec->n_cached : 0;
+		assert_int_equal(n_served, 0);
+		assert_int_equal(counts(&w).n_read, tier == 0 ? 0 : 6);
+		assert_int_equal(counts(&w).n_found_tokens, tier == 0 ? 0 : 96 + 0);
+		world_reboot(&w);
+	}
+	/* it was there all the time */
+	t = say(&w, 1, ids, 120, 130, 5);
+	world_run_all(&w);
+	assert_int_equal(t->rec->n_cached, 112);
+	world_assert_text(&w, t, 5);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void forks_wait_for_one_read(void **state)
+{
+	struct world w;
+	uint32_t ids[IDS_MAX];
+	uint64_t n_computed;
+
+	(void)state;
+	world_open(&w, 128, 12, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 200, ids);
+	world_reboot(&w);
+	n_computed = w.computer.n_computed;
+	for (uint32_t i = 0; i < 10; i++)
+		say(&w, 1, ids, 209, 209, 20);
+	world_run_all(&w);
+	assert_int_equal(counts(&w).n_read, 13);
+	for (uint32_t i = 0; i < 10; i++) {
+		assert_int_equal(w.t[i].rec->n_cached, 208);
+		world_assert_text(&w, &w.t[i], 20);
+	}
+	assert_int_equal(w.computer.n_computed - n_computed, 10 * (1 + 19));
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+/* Pages come from others: what a failed read leaves in them is nobody's to see. */
+static void a_page_for_a_read_that_fails_is_cleared_for_the_next(void **state)
+{
+	struct world w;
+	struct turn *t;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	world_open(&w, 8, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 90, ids);
+	world_submit(&w, 2, 110, 10);
+	world_run_all(&w);
+	for (uint32_t slot = 0; slot < 6; slot++)
+		damage(&w, slot);
+	t = say(&w, 1, ids, 110, 112, 5);
+	world_run_all(&w);
+	world_assert_text(&w, t, 5);
+	assert_true(counts(&w).n_damaged >= 1);
+	world_assert_all_free(&w);
+	t = say(&w, 3, ids, 1, 100, 5);
+	world_run_all(&w);
+	world_assert_text(&w, t, 5);
+	assert_true(counts(&w).n_cleared > 0);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+/* Nodes that only explain are let go of as others come, but not the one that is being read. */
+static void a_read_is_not_disturbed_by_forgetting(void **state)
+{
+	enum { CHAIN = 550 * WORLD_PAGE_TOKENS };
+	uint32_t *ids = calloc(CHAIN + 20, sizeof(*ids));
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	world_open_context(&w, CHAIN + 200, 600, 4, 512);
+	world_open_disk(&w);
+	t = world_submit(&w, 9, CHAIN, 20);
+	while (t->rec->state != TURN_ENDED)
+		world_run(&w, 1); /* no more is written at once than may wait */
+	assert_int_equal(counts(&w).n_written, CHAIN / WORLD_PAGE_TOKENS + 1);
+	memcpy(ids, turn_ids(w.turns, t->rec), CHAIN * sizeof(*ids));
+	world_reboot(&w);
+	for (uint32_t i = 0; i < 4; i++) {
+		world_submit(&w, 1, CHAIN, 1);
+		world_run_all(&w);
+	}
+	t = say(&w, 9, ids, CHAIN, CHAIN + 10, 3);
+	world_run_all(&w);
+	assert_int_equal(t->rec->n_cached, CHAIN);
+	world_assert_text(&w, t, 3);
+	world_assert_all_free(&w);
+	world_close(&w);
+	free(ids);
+}
+
+static void a_model_that_comes_back_computes_what_was_half_read(void **state)
+{
+	static const uint64_t before[2], other[2] = { 1, 2 };
+	struct world w;
+	struct turn *t;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	world_open(&w, 64, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	world_reboot(&w);
+	t = say(&w, 1, ids, 120, 130, 5);
+	while (counts(&w).n_found_tokens == 0) /* then the reads are under way, and not yet home */
+		sd_event_run(w.loop, UINT64_MAX);
+	kvcache_set_model(w.cache, other);
+	kvcache_set_disk(w.cache, NULL, NULL, NULL);
+	w.disk = kvdisk_free(w.disk);
+	kvcache_set_model(w.cache, before);
+	sched_executor_changed(w.sched);
+	world_run_all(&w);
+	assert_int_equal(t->rec->n_cached, 0);
+	assert_int_equal(counts(&w).n_read, 0);
+	world_assert_text(&w, t, 5);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void the_executor_and_the_broker_may_die_while_pages_are_read(void **state)
+{
+	struct world w;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	for (uint64_t n = 0; n < 24; n++) {
+		world_open(&w, 40, 4, 64);
+		world_open_disk(&w);
+		first_turn(&w, 1, 100, ids);
+		world_reboot(&w);
+		say(&w, 1, ids, 120, 150, 15);
+		say(&w, 1, ids, 70, 90, 15);
+		say(&w, 2, ids, 120, 150, 15);
+		for (uint64_t i = 0; i < n / 2 % 6; i++) /* with the reads somewhere on their way */
+			sd_event_run(w.loop, 0);
+		world_run(&w, n > 12 ? n : 0);
+		if (n % 2)
+			computer_die(&w.computer);
+		else
+			world_restart_broker(&w);
+		world_run_all(&w);
+		assert_int_equal(w.n_ended, 3);
+		for (uint32_t i = 0; i < 3; i++)
+			world_assert_text(&w, &w.t[i], 15);
+		assert_int_equal(counts(&w).n_damaged, 0);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
+}
+
+/* Few pages, many texts with beginnings in common, deaths, restarts, reboots, damage: the text is right. */
+static void whatever_happens_the_text_is_right(void **state)
+{
+	uint32_t ids[4][IDS_MAX];
+	struct world w;
+
+	(void)state;
+	for (uint32_t seed = 0; seed < 6; seed++) {
+		srand(seed);
+		world_open(&w, 30, 4, 64);
+		world_open_disk(&w);
+		for (uint32_t i = 0; i < 4; i++)
+			first_turn(&w, 1 + i % 2, 100, ids[i]);
+		for (uint32_t round = 0; round < 10; round++) {
+			world_reboot(&w);
+			for (uint32_t i = 0; i < 8; i++) {
+				const uint32_t n = (uint32_t)rand() % 120;
+
+				say(&w, 1 + (uint32_t)rand() % 2, ids[rand() % 4], n,
+				    n + 1 + (uint32_t)rand() % 60, 10);
+				world_run(&w, (uint64_t)(rand() % 12));
+				if (i == 4 && round % 2)
+					computer_die(&w.computer);
+				else if (rand() % 6 == 0)
+					world_restart_broker(&w);
+				else if (rand() % 8 == 0)
+					kvcache_yield(w.cache, 3 * WORLD_PAGE_TOKENS * 4);
+			}
+			world_run_all(&w);
+			assert_int_equal(w.n_ended, 8);
+			for (uint32_t i = 0; i < 8; i++)
+				world_assert_text(&w, &w.t[i], 10);
+			world_assert_all_free(&w);
+			if (rand() % 2)
+				damage(&w, (uint32_t)rand() % 7);
+		}
+		world_close(&w);
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(evicted_pages_come_back_from_disk),
+		cmocka_unit_test(after_a_reboot_whole_pages_are_found_on_disk),
+		cmocka_unit_test(a_restarted_broker_finds_what_was_read),
+		cmocka_unit_test(a_damaged_record_is_computed_again),
+		cmocka_unit_test(no_tier_serves_anothers_tokens),
+		cmocka_unit_test(forks_wait_for_one_read),
+		cmocka_unit_test(a_page_for_a_read_that_fails_is_cleared_for_the_next),
+		cmocka_unit_test(a_read_is_not_disturbed_by_forgetting),
+		cmocka_unit_test(a_model_that_comes_back_computes_what_was_half_read),
+		cmocka_unit_test(the_executor_and_the_broker_may_die_while_pages_are_read),
+		cmocka_unit_test(whatever_happens_the_text_is_right),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
