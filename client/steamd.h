@@ -133,6 +133,8 @@ struct steamd_result {
 	const char *not_saved;
 	const void *data; /* of STEAMD_SESSION_EXPORT, or NULL */
 	size_t data_len;
+	uint32_t n_cached_disk; /* of n_cached, read from disk */
+	uint32_t n_recomputed;	/* tokens computed again after their KV was lost */
 };
 
 /*

@@ -185,12 +185,24 @@ static int on_delta(void *userdata, const struct steamd_delta *d)
 	return run->failed || run->pipe_closed;
 }
 
+/* By tier: an executor on CPUs computes in the arena itself and has no KV of its own. */
 static json_t *usage_json(const struct steamd_result *r)
 {
-	return json_pack("{s:I, s:I, s:I, s:f, s:f}", "prompt_tokens", (json_int_t)r->n_prompt,
-			 "cached_tokens", (json_int_t)r->n_cached, "completion_tokens",
-			 (json_int_t)r->n_completion, "prefill_ms", r->prefill_us / 1000.0,
-			 "decode_ms", r->decode_us / 1000.0);
+	const uint32_t n_disk = MIN(r->n_cached_disk, r->n_cached);
+	json_t *o = json_object();
+
+#define ONE(key, n) json_object_set_new(o, key, json_integer((json_int_t)(n)))
+	ONE("prompt_tokens", r->n_prompt);
+	ONE("cached_tokens", r->n_cached);
+	ONE("cached_device", 0);
+	ONE("cached_arena", r->n_cached - n_disk);
+	ONE("cached_disk", n_disk);
+	ONE("recomputed_tokens", r->n_recomputed);
+	ONE("completion_tokens", r->n_completion);
+#undef ONE
+	json_object_set_new(o, "prefill_ms", json_real(r->prefill_us / 1000.0));
+	json_object_set_new(o, "decode_ms", json_real(r->decode_us / 1000.0));
+	return o;
 }
 
 /* The last line says everything about the answer, so that a script may read it alone. */

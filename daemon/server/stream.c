@@ -208,6 +208,8 @@ static void fill_done(struct stream *st, struct msg_done *d)
 
 	MSG_SET(d, n_prompt, rec->n_prompt);
 	MSG_SET(d, n_cached, rec->n_cached);
+	MSG_SET(d, n_cached_disk, rec->n_cached_disk);
+	MSG_SET(d, n_recomputed, rec->n_recomputed);
 	if (rec->first_token_us >= rec->accepted_us && rec->first_token_us > 0) {
 		MSG_SET(d, prefill_us, rec->first_token_us - rec->accepted_us);
 		if (rec->ended_us >= rec->first_token_us)
