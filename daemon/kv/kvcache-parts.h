@@ -45,6 +45,7 @@ struct kvcache {
 	struct moves waiting, under_way;
 	struct owner *owners;
 	uint32_t n_owners;
+	uint64_t model_before[2]; /* the fingerprint in force before this one; zeros: none */
 	struct kvcache_counts counts; /* those that only rise */
 };
 

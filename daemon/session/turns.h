@@ -11,9 +11,10 @@
 
 #include "client/wire/err.h"
 #include "client/wire/step.h"
+#include "daemon/kv/miss.h"
 
 #define TURNS_MAGIC 0x31736e7275746d73ull /* "smturns1" */
-#define TURNS_VERSION 2
+#define TURNS_VERSION 3
 #define TURNS_MAX 512		/* records; queued and running ones */
 #define TURN_STOP_BYTES 4096
 #define TURN_STRING_ARGS_BYTES 8192
@@ -91,6 +92,7 @@ struct turn_record {
 	struct turn_mark marks[2];
 	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
 	uint32_t session_turn, session_pad;
+	struct kvcache_miss miss; /* why n_cached is not n_prompt - 1 */
 };
 
 struct turns;
