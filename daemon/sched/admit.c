@@ -195,9 +195,9 @@ bool sched_settle(struct sched *s)
 		any |= r < 0;
 		if (r == 1)
 			continue;
+		/* nothing was computed: what is found next is what it began with */
 		sched_put_back(t);
-		t->replaying =
-			replaying; /* nothing was computed: what is found next is what it began with */
+		t->replaying = replaying;
 	}
 	return any;
 }

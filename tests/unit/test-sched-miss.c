@@ -154,6 +154,7 @@ static void another_model_is_told_and_so_is_the_way_back(void **state)
 	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_MODEL, 0);
 	assert_miss(follow(&w, 1, "app", ids, 30, 100), KV_MISS_NEW, 0);
 	kvcache_set_model(w.cache, another);
+	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_MODEL, 0);
 	kvcache_set_model(w.cache, first);
 	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_MODEL, 0);
 	world_close(&w);
