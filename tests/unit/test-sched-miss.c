@@ -144,18 +144,21 @@ static void what_was_damaged_is_told_and_does_not_count_as_cached(void **state)
 
 static void another_model_is_told_and_so_is_the_way_back(void **state)
 {
-	static const uint64_t other[2] = { 1, 2 }, another[2] = { 3, 4 }, first[2];
+	static const uint64_t one[2] = { 1, 2 }, other[2] = { 3, 4 };
 	struct world w;
 	uint32_t ids[120];
+	struct turn *a;
 
 	(void)state;
-	open_with_one(&w, 64, ids);
+	world_open(&w, 64, 4, 64);
+	kvcache_set_model(w.cache, one);
+	a = world_submit(&w, 1, 100, 20);
+	world_run_all(&w);
+	memcpy(ids, turn_ids(w.turns, a->rec), sizeof(ids));
 	kvcache_set_model(w.cache, other);
 	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_MODEL, 0);
 	assert_miss(follow(&w, 1, "app", ids, 30, 100), KV_MISS_NEW, 0);
-	kvcache_set_model(w.cache, another);
-	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_MODEL, 0);
-	kvcache_set_model(w.cache, first);
+	kvcache_set_model(w.cache, one);
 	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_MODEL, 0);
 	world_close(&w);
 }
