@@ -205,6 +205,15 @@ static json_t *usage_json(const struct steamd_result *r)
 	return o;
 }
 
+/* For cancel and cache explain; beyond 2^53, so that readers of JSON would round it as a number. */
+static json_t *turn_json(const struct steamd_result *r)
+{
+	char id[24];
+
+	snprintf(id, sizeof(id), "%llu", (unsigned long long)r->turn);
+	return json_string(id);
+}
+
 /* The last line says everything about the answer, so that a script may read it alone. */
 static bool print_last(struct run *run, const struct steamd_result *r)
 {
@@ -223,6 +232,7 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 	if (r->stop_string)
 		json_object_set_new(line, "stop_string", json_string(r->stop_string));
 	json_object_set_new(line, "usage", usage_json(r));
+	json_object_set_new(line, "turn", turn_json(r));
 	if (r->session[0])
 		json_object_set_new(line, "session",
 				    json_pack("{s:s, s:i, s:b}", "id", r->session, "turn",

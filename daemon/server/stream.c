@@ -9,6 +9,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/explain.h"
 #include "daemon/server/said.h"
 #include "daemon/server/sessions.h"
 
@@ -341,6 +342,7 @@ static void on_end(struct turn *turn)
 	st->ended = true;
 	server_busy_changed(st->server);
 	said_remember(st);
+	explain_remember(st);
 	if (st->turn.rec->session)
 		sessions_end(st);
 	stream_pump(st);
