@@ -9,7 +9,7 @@
 #define LABELS_MAX 64 /* of a uid, that are looked at */
 
 struct seen {
-	uint32_t n_tokens;
+	uint32_t n_tokens, n_there;	/* there: before the first that is gone */
 	const struct prefix_node *gone; /* the first on the way without KV */
 	const struct prefix_node
 		*next;	   /* what follows has most in common with it; NULL: nothing follows */
@@ -51,6 +51,7 @@ static void walk(const struct kvcache *c, const struct prefix_node *space, const
 		if (!ret->gone && node->page == KV_PAGE_NONE)
 			ret->gone = node;
 		ret->n_tokens += node->n_tokens;
+		ret->n_there += ret->gone ? 0 : node->n_tokens;
 		last = node;
 	}
 	LIST_FOREACH(node, &last->children, sibling)
@@ -65,6 +66,7 @@ static void walk(const struct kvcache *c, const struct prefix_node *space, const
 	ret->n_tokens += ret->n_common;
 	if (!ret->gone && ret->n_common > 0 && ret->next->page == KV_PAGE_NONE)
 		ret->gone = ret->next;
+	ret->n_there += ret->gone ? 0 : ret->n_common;
 }
 
 static void walk_root(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
@@ -90,8 +92,7 @@ static uint32_t seen_by_labels(const struct kvcache *c, uid_t uid, struct kv_has
 		n_labels++;
 		walk(c, space, ids, n, &seen);
 		/* what is gone there, as after a change of the model, would not have been found either */
-		if (!seen.gone)
-			most = MAX(most, seen.n_tokens);
+		most = MAX(most, seen.n_there);
 	}
 	return most;
 }

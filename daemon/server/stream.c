@@ -342,10 +342,10 @@ static void on_end(struct turn *turn)
 	st->ended = true;
 	server_busy_changed(st->server);
 	said_remember(st);
-	explain_remember(st);
 	if (st->turn.rec->session)
 		sessions_end(st);
 	stream_pump(st);
+	explain_remember(st); /* its reader does not wait for that */
 }
 
 void stream_saved(struct stream *st, int r, const struct err *err)

@@ -79,6 +79,20 @@ def what_was_given_up_is_told():
         assert e["prompt_token"]["id"] == 5 and e["cached_token"] is None, e
 
 
+def what_came_from_disk_is_counted():
+    with Daemon("air") as d:
+        d.complete([5] * 500, 4)
+        wait_for(lambda: d.status()["kv"]["written_pages"] > 0, 20, "pages on disk")
+        d.process.terminate()
+        d.process.wait(20)
+        d.log_path.write_text("")
+        d.__enter__()
+        again = d.complete([5] * 500, 4)
+        e = explain(d, again)
+        assert e["cached_disk"] == e["cached_tokens"] == again["usage"]["cached_disk"] > 0, (e, again["usage"])
+        assert again["usage"]["cached_arena"] == e["cached_arena"] == 0, again["usage"]
+
+
 def labels_of_one_user_are_told_and_others_are_not():
     with Daemon("air", socket_mode="0666") as d:
         mine = d.complete([5] * 100, 4)

@@ -202,6 +202,27 @@ static void a_turn_put_back_keeps_its_explanation(void **state)
 	world_close(&w);
 }
 
+static void a_turn_that_waits_through_a_restart_is_told_when_it_begins(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[120];
+
+	(void)state;
+	world_open(&w, 64, 1, 64);
+	memcpy(ids, turn_ids(w.turns, world_submit(&w, 1, 100, 60)->rec), 400);
+	b = world_add(&w, 1, 120, 5);
+	memcpy(turn_ids(w.turns, b->rec), ids, 70 * 4);
+	assert_int_equal(sched_submit(w.sched, b, NULL), 0);
+	world_run(&w, 10);
+	assert_miss(b, KV_MISS_WAITING, 0);
+	world_restart_broker(&w);
+	world_run_all(&w);
+	assert_miss(b, KV_MISS_TEXT, 70);
+	world_assert_text(&w, b, 5);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -215,6 +236,7 @@ int main(void)
 		cmocka_unit_test(another_model_is_told_and_so_is_the_way_back),
 		cmocka_unit_test(a_text_to_be_scored_is_not_looked_for),
 		cmocka_unit_test(a_turn_put_back_keeps_its_explanation),
+		cmocka_unit_test(a_turn_that_waits_through_a_restart_is_told_when_it_begins),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
