@@ -303,6 +303,20 @@ int steamd_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
 	return finish_json(s, &c, r, request, ret, err);
 }
 
+int steamd_cache_explain(struct steamd *s, uint64_t turn, const char *session, char **ret,
+			 struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { 0 };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_cache_explain(s, turn, session, &h, &request, err);
+	return finish_json(s, &c, r, request, ret, err);
+}
+
 int steamd_session(struct steamd *s, enum steamd_session_verb verb, const struct steamd_session *q,
 		   char **ret, size_t *ret_len, struct steamd_error *err)
 {

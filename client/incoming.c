@@ -228,6 +228,8 @@ static int on_done(struct steamd *s, struct handle_request *q, const struct msg_
 		.stop_id = m->has_stop_id ? m->stop_id : STEAMD_UNSET,
 		.n_prompt = m->n_prompt,
 		.n_cached = m->n_cached,
+		.n_cached_disk = m->n_cached_disk,
+		.n_recomputed = m->n_recomputed,
 		.n_completion = m->n_completion,
 		.prefill_us = m->prefill_us,
 		.decode_us = m->decode_us,

@@ -486,6 +486,22 @@ int steamd_start_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
 	return start(s, &m, NULL, handler, ret, err);
 }
 
+int steamd_start_cache_explain(struct steamd *s, uint64_t turn, const char *session,
+			       const struct steamd_handler *handler, uint64_t *ret,
+			       struct steamd_error *err)
+{
+	struct msg m = { .type = MSG_CACHE_EXPLAIN };
+	const int r = handle_check(s, err);
+
+	if (r < 0)
+		return r;
+	if (session)
+		MSG_SET(&m.cache_explain, session, span_of(session));
+	else
+		MSG_SET(&m.cache_explain, turn, turn);
+	return start(s, &m, NULL, handler, ret, err);
+}
+
 int steamd_cancel(struct steamd *s, uint64_t request)
 {
 	struct msg m = { .type = MSG_CANCEL, .id = request };

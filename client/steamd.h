@@ -133,6 +133,8 @@ struct steamd_result {
 	const char *not_saved;
 	const void *data; /* of STEAMD_SESSION_EXPORT, or NULL */
 	size_t data_len;
+	uint32_t n_cached_disk; /* of n_cached, read from disk */
+	uint32_t n_recomputed;	/* tokens computed again after their KV was lost */
 };
 
 /*
@@ -290,6 +292,14 @@ STEAMD_API int steamd_session(struct steamd *s, enum steamd_session_verb verb,
 STEAMD_API int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err);
 
 /*
+ * Why a prompt of one's own was not all found in the cache, as one JSON object:
+ * of a turn by its number, or, @session not NULL, of the session's last turn.
+ * -ENOENT: there is none that is running or ended not long ago.
+ */
+STEAMD_API int steamd_cache_explain(struct steamd *s, uint64_t turn, const char *session, char **ret,
+				    struct steamd_error *err);
+
+/*
  * Sleep: administrators only, but for waking. Each gives a JSON object in *ret,
  * if that is not NULL; @handler's on_progress says what is waited for, and may
  * be left out with the rest of it (NULL).
@@ -345,6 +355,9 @@ STEAMD_API int steamd_start_cancel_turn(struct steamd *s, uint64_t turn,
 					const struct steamd_handler *handler, uint64_t *ret,
 					struct steamd_error *err);
 
+STEAMD_API int steamd_start_cache_explain(struct steamd *s, uint64_t turn, const char *session,
+					  const struct steamd_handler *handler, uint64_t *ret,
+					  struct steamd_error *err);
 STEAMD_API int steamd_start_sleep(struct steamd *s, const char *rung,
 				  const struct steamd_handler *handler, uint64_t *ret,
 				  struct steamd_error *err);

@@ -185,12 +185,33 @@ static int on_delta(void *userdata, const struct steamd_delta *d)
 	return run->failed || run->pipe_closed;
 }
 
+/* By tier: an executor on CPUs computes in the arena itself and has no KV of its own. */
 static json_t *usage_json(const struct steamd_result *r)
 {
-	return json_pack("{s:I, s:I, s:I, s:f, s:f}", "prompt_tokens", (json_int_t)r->n_prompt,
-			 "cached_tokens", (json_int_t)r->n_cached, "completion_tokens",
-			 (json_int_t)r->n_completion, "prefill_ms", r->prefill_us / 1000.0,
-			 "decode_ms", r->decode_us / 1000.0);
+	const uint32_t n_disk = MIN(r->n_cached_disk, r->n_cached);
+	json_t *o = json_object();
+
+#define ONE(key, n) json_object_set_new(o, key, json_integer((json_int_t)(n)))
+	ONE("prompt_tokens", r->n_prompt);
+	ONE("cached_tokens", r->n_cached);
+	ONE("cached_device", 0);
+	ONE("cached_arena", r->n_cached - n_disk);
+	ONE("cached_disk", n_disk);
+	ONE("recomputed_tokens", r->n_recomputed);
+	ONE("completion_tokens", r->n_completion);
+#undef ONE
+	json_object_set_new(o, "prefill_ms", json_real(r->prefill_us / 1000.0));
+	json_object_set_new(o, "decode_ms", json_real(r->decode_us / 1000.0));
+	return o;
+}
+
+/* For cancel and cache explain; beyond 2^53, so that readers of JSON would round it as a number. */
+static json_t *turn_json(const struct steamd_result *r)
+{
+	char id[24];
+
+	snprintf(id, sizeof(id), "%llu", (unsigned long long)r->turn);
+	return json_string(id);
 }
 
 /* The last line says everything about the answer, so that a script may read it alone. */
@@ -211,6 +232,7 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 	if (r->stop_string)
 		json_object_set_new(line, "stop_string", json_string(r->stop_string));
 	json_object_set_new(line, "usage", usage_json(r));
+	json_object_set_new(line, "turn", turn_json(r));
 	if (r->session[0])
 		json_object_set_new(line, "session",
 				    json_pack("{s:s, s:i, s:b}", "id", r->session, "turn",

@@ -25,6 +25,7 @@ enum bit {
 	RELOAD = 2048,
 	BENCH = 4096,
 	SESSION = 1 << 16,
+	CACHE = 1 << 20,
 	SLEEP = 1 << 24,
 	WAKE = 1 << 25,
 	YIELD = 1 << 26,
@@ -48,6 +49,9 @@ const struct command commands[] = {
 	{ "session", "VERB [NAME]…",
 	  "list, show, new, fork, rewind, rename, pin, unpin, rm, export, import, gc", SESSION,
 	  run_session, false },
+	{ "cache", "explain WHICH",
+	  "why not all of a prompt was cached; WHICH: a turn as ps shows it, or a session", CACHE,
+	  run_cache, false },
 	{ "status", "", "what is served, from where, how it is", STATUS, run_status, false },
 	{ "ps", "", "requests: one's own; those of others as totals", PS, run_ps, false },
 	{ "models", "", "names of the model in service", MODELS, run_models, false },
@@ -300,9 +304,11 @@ static int print_completion(void)
 	printf("\" -- \"$cur\")) ;;\n\tesac\n\tcase ${COMP_WORDS[COMP_CWORD-1]} in\n"
 	       "\t--socket | --file | -f | --tools) COMPREPLY=($(compgen -f -- \"$cur\")) "
 	       ";;\n\t--session | -S | show | fork | rewind | rename | pin | unpin | rm | "
-	       "export)\n\t\t[[ $command == @(ask|chat|session) ]] &&\n\t\t\tCOMPREPLY=($(compgen "
+	       "export | explain)\n\t\t[[ $command == @(ask|chat|session|cache) ]] "
+	       "&&\n\t\t\tCOMPREPLY=($(compgen "
 	       "-W "
 	       "\"$(steamctl session list --names 2>/dev/null)\" -- \"$cur\")) ;;\n"
+	       "\tcache) COMPREPLY=($(compgen -W explain -- \"$cur\")) ;;\n"
 	       "\tsession) COMPREPLY=($(compgen -W \"list show new fork rewind rename pin unpin rm "
 	       "export import gc\" -- \"$cur\")) ;;\n"
 	       "\timport) COMPREPLY=($(compgen -f -- \"$cur\")) ;;\n\tesac\n}\n"

@@ -77,6 +77,7 @@ int run_sleep(struct ctl *c);
 int run_wake(struct ctl *c);
 int run_yield(struct ctl *c);
 int run_session(struct ctl *c);
+int run_cache(struct ctl *c);
 
 /* options.c: troff reads a leading dash as a hyphen and a leading dot as a request. */
 void print_troff(const char *text);

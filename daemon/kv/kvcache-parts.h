@@ -46,6 +46,7 @@ struct kvcache {
 	struct owner *owners;
 	uint32_t n_owners;
 	uint32_t min_percent; /* of the arena, that others leave a uid */
+	uint64_t model_before[2]; /* the fingerprint in force before this one; zeros: none */
 	struct kvcache_counts counts; /* those that only rise */
 };
 

@@ -217,6 +217,7 @@ void kvcache_set_model(struct kvcache *c, const uint64_t fingerprint[2])
 		if (c->by_page[page])
 			kvcache_forget(c, c->by_page[page], PREFIX_MODEL_CHANGED);
 	}
+	memcpy(c->model_before, before, sizeof(before));
 	kvdir_set_model(c->dir, fingerprint);
 }
 

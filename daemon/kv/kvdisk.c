@@ -23,7 +23,7 @@ struct record {
 };
 LIST_HEAD(records, record);
 
-enum job_kind { JOB_OPEN, JOB_SCAN, JOB_WRITE, JOB_READ, JOB_FLUSH };
+enum job_kind { JOB_OPEN, JOB_SCAN, JOB_WRITE, JOB_READ, JOB_FLUSH, JOB_LIMIT };
 
 /* What the store told, in order. */
 struct told {
@@ -42,6 +42,7 @@ struct job {
 	struct segments_place place;
 	void *payload;
 	uint64_t sum[2]; /* READ: out */
+	struct segments_limits limits;
 	kvdisk_done_fn done;
 	void *userdata;
 	/* out */
@@ -172,8 +173,11 @@ static void run(void *userdata)
 	} else if (job->kind == JOB_READ) {
 		job->r = segments_read(d->store, job->place, &job->key, job->tokens, job->payload,
 				       job->sum, &job->err);
-	} else {
+	} else if (job->kind == JOB_FLUSH) {
 		job->r = segments_flush(d->store, &job->err);
+	} else {
+		segments_limit(d->store, &job->limits);
+		job->r = 0;
 	}
 	if (d->store)
 		segments_stats(d->store, &job->stats);
@@ -402,15 +406,27 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 	return r;
 }
 
-void kvdisk_flush(struct kvdisk *d)
+static void push_plain(struct kvdisk *d, enum job_kind kind, const struct segments_limits *limits)
 {
 	struct job *job = d->failed ? NULL : calloc(1, sizeof(*job));
 
 	if (!job)
 		return;
-	job->kind = JOB_FLUSH;
+	job->kind = kind;
+	if (limits)
+		job->limits = *limits;
 	if (push(d, job) < 0)
 		free(job);
+}
+
+void kvdisk_flush(struct kvdisk *d)
+{
+	push_plain(d, JOB_FLUSH, NULL);
+}
+
+void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits)
+{
+	push_plain(d, JOB_LIMIT, limits);
 }
 
 bool kvdisk_is_ready(const struct kvdisk *d)

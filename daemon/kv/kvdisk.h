@@ -60,6 +60,9 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 /* What was written so far is made to last when all before it is done: at a quiet moment. */
 void kvdisk_flush(struct kvdisk *d);
 
+/* New limits, for what is written from now on. */
+void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits);
+
 struct kvdisk_counts {
 	struct segments_stats store; /* as of the last end of a job */
 	uint64_t n_pages;

@@ -15,6 +15,7 @@ struct prefix {
 	uint32_t page_tokens, n_nodes;
 	uint32_t n_buckets; /* a power of two */
 	struct ages ages;
+	struct prefix_children spaces;
 	struct bucket buckets[];
 };
 
@@ -31,6 +32,7 @@ int prefix_new(uint32_t page_tokens, uint32_t n_expected, struct prefix **ret)
 	p->page_tokens = page_tokens;
 	p->n_buckets = n_buckets;
 	TAILQ_INIT(&p->ages);
+	LIST_INIT(&p->spaces);
 	*ret = p;
 	return 0;
 }
@@ -38,8 +40,7 @@ int prefix_new(uint32_t page_tokens, uint32_t n_expected, struct prefix **ret)
 static void unlink_node(struct prefix *p, struct prefix_node *node)
 {
 	LIST_REMOVE(node, bucket);
-	if (node->parent)
-		LIST_REMOVE(node, sibling);
+	LIST_REMOVE(node, sibling);
 	TAILQ_REMOVE(&p->ages, node, age);
 	p->n_nodes--;
 	free(node);
@@ -105,7 +106,13 @@ struct prefix_node *prefix_space(struct prefix *p, struct kv_hash root, uint32_t
 		return NULL;
 	node->root = root;
 	node->uid = uid;
+	LIST_INSERT_HEAD(&p->spaces, node, sibling);
 	return node;
+}
+
+struct prefix_node *prefix_next_space(const struct prefix *p, const struct prefix_node *after)
+{
+	return after ? LIST_NEXT(after, sibling) : LIST_FIRST(&p->spaces);
 }
 
 static bool is_child(const struct prefix_node *node, const struct prefix_node *parent,

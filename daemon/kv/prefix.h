@@ -25,7 +25,7 @@ enum prefix_gone { PREFIX_THERE, PREFIX_EVICTED, PREFIX_DAMAGED, PREFIX_MODEL_CH
 struct prefix_node {
 	struct prefix_node *parent; /* NULL: a namespace, which has no tokens */
 	LIST_HEAD(prefix_children, prefix_node) children;
-	LIST_ENTRY(prefix_node) sibling, bucket;
+	LIST_ENTRY(prefix_node) sibling, bucket; /* sibling: a namespace's are the other ones */
 	TAILQ_ENTRY(prefix_node) age;
 	struct kv_hash hash, root;
 	uint64_t sum[2];
@@ -46,6 +46,8 @@ struct prefix *prefix_free(struct prefix *p);
 struct prefix_node *prefix_find(const struct prefix *p, struct kv_hash hash);
 /* The namespace's own node, made if it is not there. NULL: out of memory. */
 struct prefix_node *prefix_space(struct prefix *p, struct kv_hash root, uint32_t uid);
+/* All namespaces, of all uids; NULL begins and ends. */
+struct prefix_node *prefix_next_space(const struct prefix *p, const struct prefix_node *after);
 
 /*
  * The child of @parent that is exactly @tokens, made if it is not there: it is

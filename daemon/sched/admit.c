@@ -121,6 +121,17 @@ static bool has_pages(const struct sched *s, const struct turn *t,
 		       found->n_unheld;
 }
 
+static void note_miss(const struct sched *s, const struct turn *t)
+{
+	struct turn_record *rec = t->rec;
+
+	if (rec->score)
+		rec->miss = (struct kvcache_miss){ .cause = KV_MISS_SCORE };
+	else
+		kvcache_explain(s->cache, rec->uid, rec->label, turn_ids(s->turns, rec),
+				rec->n_ids - 1, t->n_known, &rec->miss);
+}
+
 /* Puts what there is of its text into its table. */
 static void hold(struct sched *s, struct turn *t)
 {
@@ -133,8 +144,11 @@ static void hold(struct sched *s, struct turn *t)
 					    &t->held);
 	t->n_known = t->held.n_tokens;
 	t->settling = t->n_known > 0;
-	if (!t->replaying)
-		rec->n_cached = t->n_known, rec->n_cached_disk = t->held.n_disk_tokens;
+	if (!t->replaying) {
+		rec->n_cached = t->n_known;
+		rec->n_cached_disk = t->held.n_disk_tokens;
+		note_miss(s, t);
+	}
 	rec->n_recomputed += t->n_lost > t->n_known ? t->n_lost - t->n_known : 0;
 	t->n_lost = 0;
 }

@@ -387,7 +387,7 @@ int sched_adopt(struct sched *s, struct turn *t, struct err *err)
 		forget_kv(rec);
 		t->n_fed = t->n_known = t->n_pages_sent = 0;
 		t->sampling = false;
-		t->replaying = true;
+		t->replaying = rec->miss.cause != KV_MISS_WAITING; /* it had begun */
 	}
 	pump_later(s);
 	return 0;

@@ -7,6 +7,7 @@
 
 #include "client/wire/codes.h"
 #include "daemon/base/log.h"
+#include "daemon/server/explain.h"
 #include "daemon/server/limits.h"
 #include "daemon/server/report.h"
 #include "daemon/server/sleep.h"
@@ -18,7 +19,7 @@
 #endif
 
 static const char features[] =
-	"resume cancel detach attached logprobs score chat sessions sleep class limits";
+	"resume cancel detach attached logprobs score chat sessions sleep class limits explain";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -225,6 +226,7 @@ static const struct {
 	{ MSG_SESSION_IMPORT, true, sessions_handle },
 	{ MSG_SESSION_GC, true, sessions_handle },
 	{ MSG_LIMITS, false, on_limits },
+	{ MSG_CACHE_EXPLAIN, true, explain_handle },
 };
 
 static bool wants_descriptor(const struct msg *m)

@@ -116,6 +116,14 @@ static void on_disk_ready(void *userdata)
 	on_loaded(e);
 }
 
+void engine_reload(struct engine *e)
+{
+	const struct segments_limits limits = disk_limits(e->options.settings);
+
+	if (e->disk)
+		kvdisk_limit(e->disk, &limits);
+}
+
 static void close_disk(struct engine *e)
 {
 	kvcache_set_disk(e->kv, NULL, NULL, NULL);

@@ -55,6 +55,9 @@ int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram
 int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
 	       struct engine **ret, struct err *err);
 
+/* The settings were read again: those that matter here and can change take effect. */
+void engine_reload(struct engine *e);
+
 /* @stop: ends a parked executor too and forgets what was stored; else it lives on for the next broker. */
 struct engine *engine_free(struct engine *e, bool stop);
 

@@ -15,6 +15,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/power/power.h"
+#include "daemon/server/explain.h"
 #include "daemon/server/health.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -405,6 +406,8 @@ int server_reload(struct server *s, char **ret, struct err *err)
 	}
 	find_admin_group(s);
 	log_set_level(log_level_of(s->settings->log_level));
+	if (s->engine)
+		engine_reload(s->engine);
 	power_look(s->power);
 	if (s->refusal.code || changed_asleep(s))
 		r = server_load(s, err);
@@ -492,6 +495,7 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	TAILQ_INIT(&s->held);
 	TAILQ_INIT(&s->waiting);
 	TAILQ_INIT(&s->streams);
+	TAILQ_INIT(&s->explained);
 	s->loop = sd_event_ref(loop);
 	r = sd_id128_randomize(&id);
 	if (r < 0)
@@ -550,6 +554,7 @@ struct server *server_free(struct server *s)
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
+	explain_forget_all(s);
 	textmodel_free(s->model);
 	s->spans = spans_free(s->spans);
 	s->health = health_free(s->health);

@@ -22,6 +22,7 @@ struct peer;
 struct power;
 struct request;
 struct stream;
+struct explained;
 struct sessions;
 
 struct server_options {
@@ -74,6 +75,8 @@ struct server {
 	sd_event_source *listener, *accept_again;
 	char *socket_path; /* of a socket that we made; NULL otherwise */
 	struct health *health;
+	TAILQ_HEAD(explaineds, explained) explained; /* turns that ended, see explain.h */
+	uint32_t n_explained;
 	uint64_t n_served; /* requests that ended, of all kinds */
 	uint64_t n_prompt_tokens, n_completion_tokens;
 };

@@ -8,6 +8,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/explain.h"
 #include "daemon/server/said.h"
 #include "daemon/server/stream.h"
 #include "daemon/session/store.h"
@@ -367,6 +368,33 @@ int sessions_handle(struct request *q, struct err *err)
 		return err_set(err, -ENOMEM, "out of memory");
 	}
 	return push_request(job, err);
+}
+
+static int run_find(struct job *job)
+{
+	const struct store_who who = who_of(job);
+
+	return store_find(job->x->store, &who, job->request->msg.cache_explain.session,
+			  &job->end.session, &job->err);
+}
+
+static void found(struct job *job)
+{
+	struct err err = job->err;
+	int r = job->result;
+
+	if (r >= 0)
+		r = explain_session(job->request, job->end.session, &err);
+	if (r < 0)
+		request_error(job->request, r, &err);
+}
+
+int sessions_explain(struct request *q, struct err *err)
+{
+	struct job *job;
+	const int r = job_new(q->server, q, run_find, found, &job, err);
+
+	return r < 0 ? r : push_request(job, err);
 }
 
 /* A turn: begun. */

@@ -33,6 +33,9 @@ struct sessions *sessions_free(struct sessions *x);
 /* Every request of `steamctl session`. */
 int sessions_handle(struct request *q, struct err *err);
 
+/* A cache_explain request that names a session: explain_session() once it is found. */
+int sessions_explain(struct request *q, struct err *err);
+
 /* A generate request that names a session: begins its turn, then request_start() with q->begun. */
 int sessions_begin(struct request *q, struct err *err);
 void sessions_abort(struct server *s, uint64_t session, uint32_t turn);

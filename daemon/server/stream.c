@@ -9,6 +9,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/explain.h"
 #include "daemon/server/said.h"
 #include "daemon/server/sessions.h"
 
@@ -208,6 +209,8 @@ static void fill_done(struct stream *st, struct msg_done *d)
 
 	MSG_SET(d, n_prompt, rec->n_prompt);
 	MSG_SET(d, n_cached, rec->n_cached);
+	MSG_SET(d, n_cached_disk, rec->n_cached_disk);
+	MSG_SET(d, n_recomputed, rec->n_recomputed);
 	if (rec->first_token_us >= rec->accepted_us && rec->first_token_us > 0) {
 		MSG_SET(d, prefill_us, rec->first_token_us - rec->accepted_us);
 		if (rec->ended_us >= rec->first_token_us)
@@ -342,6 +345,7 @@ static void on_end(struct turn *turn)
 	if (st->turn.rec->session)
 		sessions_end(st);
 	stream_pump(st);
+	explain_remember(st); /* its reader does not wait for that */
 }
 
 void stream_saved(struct stream *st, int r, const struct err *err)

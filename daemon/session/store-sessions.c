@@ -189,6 +189,19 @@ int session_json(struct store *s, const struct session_row *row, json_t **ret, s
 	return o ? 0 : err_set(err, -ENOMEM, "out of memory");
 }
 
+int store_find(struct store *s, const struct store_who *who, struct span name, uint64_t *ret,
+	       struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	struct session_row row;
+	int r;
+
+	r = session_find(s, who, name, &stmt, &row, err);
+	if (r == 0)
+		*ret = row.id;
+	return r;
+}
+
 int store_list(struct store *s, const struct store_who *who, struct bytes *ret, struct err *err)
 {
 	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;

@@ -136,6 +136,9 @@ int store_settle(struct store *s, const struct store_live *live, size_t n, struc
  * name is taken; -EBUSY: a turn is running that would lose its session.
  */
 
+/* Its id alone. */
+int store_find(struct store *s, const struct store_who *who, struct span name, uint64_t *ret,
+	       struct err *err);
 /* {"sessions":[{"id":…,"name":…,"turns":n,"tokens":n,"pinned":bool,"created":s,"used":s,…}]} */
 int store_list(struct store *s, const struct store_who *who, struct bytes *ret, struct err *err);
 /* The same of one, and "turn":[{"n":…,"request":{…},"answer":{…},"finish":…,…}]; damaged ones say so. */

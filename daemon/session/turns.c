@@ -182,6 +182,7 @@ static bool record_holds(const struct turns *t, const struct turn_record *rec)
 	       (rec->slot < STEP_ROWS_MAX || rec->slot == TURN_NO_SLOT) &&
 	       rec->n_top <= STEP_TOP_MAX && rec->n_bias <= STEP_BIAS_MAX &&
 	       rec->sampler.n_stop_ids <= STEP_STOP_IDS_MAX && stops_hold(rec) &&
+	       rec->miss.n_ids <= KV_MISS_IDS && rec->miss.at <= rec->n_ids &&
 	       is_terminated(rec->label, sizeof(rec->label)) &&
 	       is_terminated(rec->client, sizeof(rec->client));
 }

@@ -11,9 +11,10 @@
 
 #include "client/wire/err.h"
 #include "client/wire/step.h"
+#include "daemon/kv/miss.h"
 
 #define TURNS_MAGIC 0x31736e7275746d73ull /* "smturns1" */
-#define TURNS_VERSION 2
+#define TURNS_VERSION 3
 #define TURNS_MAX 512		/* records; queued and running ones */
 #define TURN_STOP_BYTES 4096
 #define TURN_STRING_ARGS_BYTES 8192
@@ -92,6 +93,7 @@ struct turn_record {
 	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
 	uint32_t session_turn;
 	uint32_t session_told; /* the store knows how it ended: it may mean another turn by that number */
+	struct kvcache_miss miss; /* why n_cached is not n_prompt - 1 */
 };
 
 struct turns;

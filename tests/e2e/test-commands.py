@@ -79,6 +79,17 @@ def greedy_completion_agrees_with_the_truth():
                     assert out["ids"][i] == step["id"], (checkpoint, p["name"], i)
 
 
+def usage_says_where_the_kv_was():
+    with Daemon("air") as d:
+        cold = d.complete([5] * 100, 4)["usage"]
+        warm = d.complete([5] * 100, 4)["usage"]
+        assert cold["cached_tokens"] == cold["cached_arena"] == 0, cold
+        assert warm["cached_tokens"] == warm["cached_arena"] == 99, warm
+        for u in cold, warm:
+            assert u["prompt_tokens"] == 100 and u["completion_tokens"] == 4, u
+            assert u["cached_device"] == u["cached_disk"] == u["recomputed_tokens"] == 0, u
+
+
 def isa_ref_says_what_the_truth_says():
     with Daemon("air", "Isa=ref") as d:
         for p in truth("air")["prompts"]:

@@ -205,6 +205,14 @@ static void break_client(struct turn_record *rec)
 {
 	memset(rec->client, 'x', sizeof(rec->client));
 }
+static void break_miss(struct turn_record *rec)
+{
+	rec->miss.n_ids = KV_MISS_IDS + 1;
+}
+static void break_miss_at(struct turn_record *rec)
+{
+	rec->miss.at = rec->n_ids + 1;
+}
 static void break_finish(struct turn_record *rec)
 {
 	rec->finish = FINISH_N;
@@ -229,6 +237,7 @@ static void a_record_out_of_bounds_is_freed(void **state)
 		break_scores,	break_pages,	     break_slot,       break_top,      break_bias,
 		break_stop_ids, break_stops,	     break_stop_count, break_stop_end, break_label,
 		break_client,	break_finish,	     break_id,	       break_state,    leave_open,
+		break_miss,	break_miss_at,
 	};
 
 	(void)state;

@@ -1,0 +1,158 @@
+/* A walk along what was ever seen of a text, whether its KV is still there or not. */
+#include "daemon/kv/miss.h"
+
+#include <string.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/kv/kvcache-parts.h"
+
+#define LABELS_MAX 64 /* of a uid, that are looked at */
+
+struct seen {
+	uint32_t n_tokens, n_there;	/* there: before the first that is gone */
+	const struct prefix_node *gone; /* the first on the way without KV */
+	const struct prefix_node
+		*next;	   /* what follows has most in common with it; NULL: nothing follows */
+	uint32_t n_common; /* with it, part of n_tokens */
+};
+
+static uint32_t common(const struct prefix_node *node, const uint32_t *ids, uint32_t n)
+{
+	const uint32_t most = MIN(node->n_tokens, n);
+	uint32_t i = 0;
+
+	while (i < most && node->tokens[i] == ids[i])
+		i++;
+	return i;
+}
+
+static const struct prefix_node *next_page(const struct kvcache *c, const struct prefix_node *last,
+					   const uint32_t *ids)
+{
+	const uint32_t n = c->options.page_tokens;
+	const struct prefix_node *node;
+
+	node = prefix_find(c->prefix, chain_next(last->root, last->hash, ids, n));
+	return node && node->parent == last && node->n_tokens == n && common(node, ids, n) == n
+		       ? node
+		       : NULL;
+}
+
+static void walk(const struct kvcache *c, const struct prefix_node *space, const uint32_t *ids,
+		 uint32_t n, struct seen *ret)
+{
+	const struct prefix_node *last = space, *node;
+
+	*ret = (struct seen){ 0 };
+	while (n - ret->n_tokens >= c->options.page_tokens) {
+		node = next_page(c, last, ids + ret->n_tokens);
+		if (!node)
+			break;
+		if (!ret->gone && node->page == KV_PAGE_NONE)
+			ret->gone = node;
+		ret->n_tokens += node->n_tokens;
+		ret->n_there += ret->gone ? 0 : node->n_tokens;
+		last = node;
+	}
+	LIST_FOREACH(node, &last->children, sibling)
+	{
+		const uint32_t k = common(node, ids + ret->n_tokens, n - ret->n_tokens);
+
+		if (!ret->next || k > ret->n_common) {
+			ret->next = node;
+			ret->n_common = k;
+		}
+	}
+	ret->n_tokens += ret->n_common;
+	if (!ret->gone && ret->n_common > 0 && ret->next->page == KV_PAGE_NONE)
+		ret->gone = ret->next;
+	ret->n_there += ret->gone ? 0 : ret->n_common;
+}
+
+static void walk_root(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
+		      struct seen *ret)
+{
+	const struct prefix_node *space = prefix_find(c->prefix, root);
+
+	*ret = (struct seen){ 0 };
+	if (space && !space->parent)
+		walk(c, space, ids, n, ret);
+}
+
+static uint32_t seen_by_labels(const struct kvcache *c, uid_t uid, struct kv_hash own,
+			       const uint32_t *ids, uint32_t n)
+{
+	const struct prefix_node *space = NULL;
+	uint32_t most = 0, n_labels = 0;
+	struct seen seen;
+
+	while ((space = prefix_next_space(c->prefix, space)) && n_labels < LABELS_MAX) {
+		if (space->uid != uid || chain_equal(space->root, own))
+			continue;
+		n_labels++;
+		walk(c, space, ids, n, &seen);
+		/* what is gone there, as after a change of the model, would not have been found either */
+		most = MAX(most, seen.n_there);
+	}
+	return most;
+}
+
+/* What stands behind the tokens in common, down along the youngest. */
+static void copy_other(const struct seen *seen, struct kvcache_miss *ret)
+{
+	const struct prefix_node *node = seen->next;
+	uint32_t i = seen->n_common;
+
+	for (; node && ret->n_ids < KV_MISS_IDS; node = LIST_FIRST(&node->children), i = 0) {
+		for (; i < node->n_tokens && ret->n_ids < KV_MISS_IDS; i++)
+			ret->ids[ret->n_ids++] = node->tokens[i];
+	}
+}
+
+static enum kv_miss_cause cause_of_gone(const struct seen *seen)
+{
+	if (!seen->gone)
+		return KV_MISS_PAGE;
+	switch (seen->gone->gone) {
+	case PREFIX_DAMAGED:
+		return KV_MISS_DAMAGED;
+	case PREFIX_MODEL_CHANGED:
+		return KV_MISS_MODEL;
+	default:
+		return KV_MISS_EVICTED;
+	}
+}
+
+/* Whether most of what is missing had been seen there. */
+static bool explains(uint32_t n_there, uint32_t n_here, uint32_t n)
+{
+	return n_there > n_here && n_there - n_here > (n - n_here) / 2;
+}
+
+void kvcache_explain(const struct kvcache *c, uid_t uid, const char *label, const uint32_t *ids,
+		     uint32_t n, uint32_t n_found, struct kvcache_miss *ret)
+{
+	const struct kv_hash own = kvcache_root(c, uid, label);
+	struct seen seen, before;
+
+	*ret = (struct kvcache_miss){ .cause = KV_MISS_NONE, .at = n_found };
+	if (n_found >= n)
+		return;
+	walk_root(c, own, ids, n, &seen);
+	walk_root(c, chain_root(c->model_before, c->options.element_bytes, uid, label), ids, n,
+		  &before);
+	if (seen.n_tokens > n_found) {
+		ret->cause = cause_of_gone(&seen);
+	} else if (explains(before.n_tokens, n_found, n)) {
+		ret->cause = KV_MISS_MODEL;
+	} else if (explains(seen_by_labels(c, uid, own, ids, n), n_found, n)) {
+		ret->cause = KV_MISS_LABEL;
+	} else if (n_found == 0) {
+		ret->cause = KV_MISS_NEW;
+	} else if (seen.next && seen.n_common < seen.next->n_tokens) {
+		ret->cause = KV_MISS_TEXT;
+		copy_other(&seen, ret);
+	} else {
+		ret->cause = KV_MISS_END;
+	}
+}
