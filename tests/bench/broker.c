@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -127,14 +128,10 @@ static bool is_overridden(const char *variable)
 static int spawn(struct broker *b, const struct broker_options *o)
 {
 	char notify[128], runtime[64], watchdog[64], state[64];
-	char *const argv[] = { (char *)o->program,
-			       "--model",
-			       (char *)o->model,
-			       "--socket",
-			       b->socket,
-			       "--state",
-			       state,
-			       NULL };
+	char *const argv[] = {
+		(char *)o->program, "--model", (char *)o->model,	"--socket",	b->socket,
+		"--state",	    state,     o->set ? "--set" : NULL, (char *)o->set, NULL
+	};
 	_cleanup_(freep) char **env = NULL;
 	posix_spawn_file_actions_t quiet;
 	size_t n = 0, kept = 0;
@@ -228,16 +225,15 @@ int broker_start(const struct broker_options *o, struct broker **ret, struct err
 	return 0;
 }
 
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+	(void)st, (void)kind, (void)ftw;
+	return remove(path);
+}
+
 static void remove_files(const struct broker *b)
 {
-	char state[64];
-
-	snprintf(state, sizeof(state), "%s/state", b->dir);
-	unlink(b->socket);
-	unlink(b->notify);
-	unlink(b->executor);
-	rmdir(state);
-	rmdir(b->dir);
+	nftw(b->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 struct broker *broker_stop(struct broker *b)

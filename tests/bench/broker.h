@@ -17,6 +17,7 @@ struct broker_options {
 	const char *model;	/* directory of the checkpoint */
 	bool computes_here;	/* the executor is whoever accepts broker_executor_fd() */
 	unsigned watchdog_ms;	/* 0: none */
+	const char *set;	/* a setting, KEY=VALUE; NULL: none */
 };
 
 /*
