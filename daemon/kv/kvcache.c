@@ -159,6 +159,10 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	TAILQ_INIT(&c->under_way);
 	if (options->arena_fd >= 0 && options->dir_fd >= 0)
 		adopt(c, ret_lost ? ret_lost : &ignored);
+	/* what was not taken over is given back to the machine before as much is made again */
+	closep(&c->options.arena_fd);
+	closep(&c->options.dir_fd);
+	c->options.arena_fd = c->options.dir_fd = -1;
 	r = c->pool ? 0 : make(c, err);
 	if (r < 0)
 		return r;
@@ -181,10 +185,6 @@ struct kvcache *kvcache_free(struct kvcache *c)
 		munmap(c->arena, c->options.n_pages * c->options.page_bytes);
 	kvpool_free(c->pool);
 	kvdir_free(c->dir);
-	if (c->options.arena_fd >= 0)
-		close(c->options.arena_fd);
-	if (c->options.dir_fd >= 0)
-		close(c->options.dir_fd);
 	free(c->by_page);
 	free(c->owners);
 	free(c);
@@ -305,8 +305,11 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 	ret->n_pages += n_disk;
 	ret->n_tokens += n_disk * c->options.page_tokens;
 	ret->n_disk_tokens = n_disk * c->options.page_tokens;
-	if (m.part && n_disk == 0)
-		hold_part(c, uid, &m, table, ret);
+	if (m.part && n_disk == 0) {
+		match(c, root, uid, ids, n, &m); /* a read that failed may have cost it */
+		if (m.part)
+			hold_part(c, uid, &m, table, ret);
+	}
 	c->counts.n_found_tokens += ret->n_tokens;
 	return ret->n_pages + (ret->source != KV_PAGE_NONE);
 }

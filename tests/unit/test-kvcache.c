@@ -1,0 +1,262 @@
+/* The cache without a scheduler: moves are done by hand, so that every moment can be the one in which it happens. */
+#include "daemon/kv/kvcache.h"
+
+#include <fcntl.h>
+#include <ftw.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/wire/ownership.h"
+#include "daemon/kv/kvdir.h"
+#include "daemon/kv/kvdisk.h"
+
+#define PAGE_TOKENS 4
+#define PAGE_BYTES 4096
+
+static const uint64_t no_model[2], other_model[2] = { 1, 2 };
+
+static struct kvcache *new_cache(uint32_t n_pages, int arena_fd, int dir_fd,
+				 const char *lost_wanted)
+{
+	const struct kvcache_options o = { .n_pages = n_pages,
+					   .page_tokens = PAGE_TOKENS,
+					   .page_bytes = PAGE_BYTES,
+					   .element_bytes = 2,
+					   .arena_fd = arena_fd,
+					   .dir_fd = dir_fd };
+	struct kvcache *c = NULL;
+	struct err lost = { 0 }, err = { 0 };
+
+	assert_int_equal(kvcache_new(&o, &c, &lost, &err), 0);
+	assert_string_equal(lost.text, lost_wanted);
+	return c;
+}
+
+/* The executor: a page's sum is its number and how often it did anything. */
+static void do_moves(struct kvcache *c)
+{
+	struct step_move moves[16];
+	struct step_moved sums[16];
+	uint32_t n;
+
+	while ((n = kvcache_moves(c, moves, 16)) > 0) {
+		for (uint32_t i = 0; i < n; i++)
+			sums[i] = (struct step_moved){ { moves[i].to, 77 } };
+		kvcache_moved(c, sums, n);
+	}
+}
+
+/* A turn of @uid has said @ids, and is gone. */
+static void say(struct kvcache *c, uid_t uid, const uint32_t *ids, uint32_t n)
+{
+	const uint32_t n_pages = (n + PAGE_TOKENS - 1) / PAGE_TOKENS;
+	struct kvcache_chain chain = { 0 };
+	kv_page table[16];
+
+	assert_int_equal(kvcache_take(c, uid, n_pages, table), 0);
+	kvcache_seal(c, kvcache_root(c, uid, ""), uid, ids, table, n, true, &chain);
+	do_moves(c);
+	kvcache_drop(c, table, n_pages);
+}
+
+static uint32_t found(struct kvcache *c, uid_t uid, const uint32_t *ids, uint32_t n)
+{
+	struct kvcache_found f;
+
+	kvcache_look(c, kvcache_root(c, uid, ""), uid, ids, n, &f);
+	return f.n_tokens;
+}
+
+static uint64_t damaged(const struct kvcache *c)
+{
+	struct kvcache_counts n;
+
+	kvcache_count(c, &n);
+	return n.n_damaged;
+}
+
+/* The next broker, which has both descriptors. */
+static struct kvcache *next_life(struct kvcache *c, uint32_t n_pages, const char *lost)
+{
+	const int arena_fd = dup(kvcache_arena_fd(c)), dir_fd = dup(kvcache_dir_fd(c));
+
+	kvcache_free(c);
+	return new_cache(n_pages, arena_fd, dir_fd, lost);
+}
+
+static const uint32_t text[12] = { 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12 };
+
+static void a_next_life_finds_the_chain_and_sums_it_first(void **state)
+{
+	struct kvcache *c = new_cache(8, -1, -1, "");
+	struct kvcache_held held;
+	struct kvcache_chain chain = { 0 };
+	kv_page table[8];
+	uint32_t n;
+
+	(void)state;
+	say(c, 5, text, 11);
+	assert_int_equal(found(c, 5, text, 12), 11);
+	c = next_life(c, 8, "");
+	assert_int_equal(damaged(c), 0);
+	assert_int_equal(found(c, 5, text, 12), 11);
+	assert_int_equal(found(c, 6, text, 12), 0);
+	n = kvcache_hold(c, kvcache_root(c, 5, ""), 5, text, 12, table, &held);
+	assert_int_equal(n, 3);
+	assert_int_equal(held.n_tokens, 11);
+	assert_int_equal(kvcache_settle(c, table, &held, &chain), 0); /* not before it was summed */
+	do_moves(c);
+	assert_int_equal(kvcache_settle(c, table, &held, &chain), 1);
+	assert_int_equal(chain.n_pages, 2);
+	do_moves(c);
+	kvcache_drop(c, table, n);
+	kvcache_check(c);
+	kvcache_free(c);
+}
+
+/* Entries that are whole, but cannot be what they say. */
+static void pages_without_what_is_before_them_are_dropped_and_counted(void **state)
+{
+	static const uint64_t no_sum[2];
+
+	(void)state;
+	for (uint32_t i = 0; i < 7; i++) {
+		struct kvcache *c = new_cache(8, -1, -1, "");
+		struct kvdir *d = NULL;
+		struct kvdir_page p;
+		uint32_t bad, tokens[PAGE_TOKENS], page = 8;
+
+		say(c, 5, text, 8);
+		/* as a directory that another wrote: the second page anew */
+		assert_int_equal(
+			kvdir_adopt(dup(kvcache_dir_fd(c)), 8, PAGE_TOKENS, &d, &bad, NULL), 0);
+		while (page-- > 0 && !(kvdir_get(d, page, &p) && p.depth == 2))
+			;
+		memcpy(tokens, p.tokens, sizeof(tokens));
+		p.tokens = tokens;
+		memcpy(p.sum, no_sum, sizeof(no_sum));
+		tokens[3] += i == 0;
+		p.hash.lo ^= i == 1;
+		p.parent.hi ^= i == 2;
+		p.root.lo ^= i == 3;
+		p.depth += i == 4;
+		p.uid += i == 5;
+		if (i == 2 || i == 3 || i == 0) /* with a hash that is right for it */
+			p.hash = chain_next(p.root, p.parent, tokens, i == 0 ? 3 : 4);
+		kvdir_drop(d, page);
+		kvdir_open(d, page, p.uid);
+		kvdir_cleared(d, page, p.uid);
+		kvdir_seal(d, page, &p);
+		if (i == 6) { /* and the first is gone */
+			for (page = 0; page < 8; page++)
+				if (kvdir_get(d, page, &p) && p.depth == 1)
+					kvdir_drop(d, page);
+		}
+		kvdir_free(d);
+		c = next_life(c, 8, "");
+		assert_int_equal(damaged(c), 1);
+		assert_int_equal(found(c, 5, text, 12), i == 6 ? 0 : 4);
+		assert_int_equal(found(c, 6, text, 12), 0);
+		kvcache_check(c);
+		say(c, 5, text, 12); /* and the pages are of use */
+		assert_int_equal(found(c, 5, text, 12), 12);
+		kvcache_check(c);
+		kvcache_free(c);
+	}
+}
+
+static void what_cannot_be_taken_over_is_made_afresh_and_says_why(void **state)
+{
+	struct kvcache *c = new_cache(8, -1, -1, "");
+	int other, arena_fd, dir_fd;
+
+	(void)state;
+	say(c, 5, text, 8);
+	c = next_life(c, 9,
+		      "the KV directory is for 8 pages of 4 tokens in 5120 bytes; 9, 4 and 5248 "
+		      "are wanted");
+	assert_int_equal(found(c, 5, text, 12), 0);
+	say(c, 5, text, 8);
+	other = memfd_create("other", MFD_CLOEXEC);
+	dir_fd = dup(kvcache_dir_fd(c));
+	kvcache_free(c);
+	c = new_cache(9, other, dir_fd, "the KV arena has 0 bytes; 36864 are wanted");
+	assert_int_equal(found(c, 5, text, 12), 0);  /* a directory alone is worth nothing */
+	assert_int_equal(fcntl(other, F_GETFD), -1); /* it was taken */
+	assert_int_equal(fcntl(dir_fd, F_GETFD), -1);
+	arena_fd = dup(kvcache_arena_fd(c));
+	kvcache_free(c);
+	c = new_cache(9, arena_fd, -1, "");
+	assert_int_equal(fcntl(arena_fd, F_GETFD), -1);
+	kvcache_check(c);
+	kvcache_free(c);
+}
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+	(void)st, (void)kind, (void)ftw;
+	return remove(path);
+}
+
+/* A read that fails has cost the page of which the beginning was to be copied. */
+static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
+{
+	static const uint32_t part[3] = { 1, 2, 99 };
+	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
+	const struct segments_options o = { .dir = dir,
+					    .layout = CHAIN_LAYOUT,
+					    .page_tokens = PAGE_TOKENS,
+					    .page_bytes = PAGE_BYTES,
+					    .limits.total_bytes = 64 * 1024 * 1024 };
+	struct kvcache *c = new_cache(4, -1, -1, "");
+	struct kvdisk *disk = NULL;
+	struct kvcache_held held;
+	sd_event *loop = NULL;
+	kv_page table[8], rest[2];
+	uint32_t n;
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(sd_event_new(&loop), 0);
+	assert_int_equal(kvdisk_new(loop, &o, NULL, NULL, &disk), 0);
+	while (!kvdisk_is_ready(disk))
+		sd_event_run(loop, UINT64_MAX);
+	assert_int_equal(kvcache_set_disk(c, disk, NULL, NULL), 0);
+	/* being written, and not in the arena any more; from now on the loop stands still */
+	say(c, 5, text, 4);
+	kvcache_set_model(c, other_model);
+	kvcache_set_model(c, no_model);
+	say(c, 5, part, 3);
+	assert_int_equal(kvcache_take(c, 5, 2, rest), 0);
+	assert_int_equal(found(c, 5, text, 4), 4);
+	n = kvcache_hold(c, kvcache_root(c, 5, ""), 5, text, 4, table, &held);
+	assert_int_equal(held.n_tokens, 0);
+	assert_int_equal(n, 0);
+	kvcache_unsettle(c, &held);
+	kvcache_drop(c, rest, 2);
+	kvcache_set_disk(c, NULL, NULL, NULL);
+	kvdisk_free(disk);
+	kvcache_check(c);
+	kvcache_free(c);
+	sd_event_unref(loop);
+	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_next_life_finds_the_chain_and_sums_it_first),
+		cmocka_unit_test(pages_without_what_is_before_them_are_dropped_and_counted),
+		cmocka_unit_test(what_cannot_be_taken_over_is_made_afresh_and_says_why),
+		cmocka_unit_test(a_part_may_be_given_up_for_a_read_that_fails),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
