@@ -35,7 +35,8 @@ struct owner {
 struct kvcache {
 	struct kvcache_options options;
 	struct kvdisk *disk; /* or NULL */
-	void (*on_loaded)(void *userdata);
+	void (*on_moved)(void *userdata);
+	uint32_t n_transfers; /* pages with the disk's thread */
 	void *userdata;
 	char *arena;	     /* mapped if there is a disk */
 	struct kvpool *pool;

@@ -46,12 +46,13 @@ struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *labe
  * The disk behind the arena, or NULL: pages that are sealed are written to it,
  * and found there again. It outlives the cache, or the next call.
  *
- * @on_loaded	is called when a page was read, or could not be: turns may settle
+ * @on_moved	is called when a page was read or written, or could not be: turns
+ *		may settle, and pages may be had
  *
  * Returns 0 or mmap's error.
  */
 struct kvdisk;
-int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_loaded)(void *userdata),
+int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(void *userdata),
 		     void *userdata);
 /* Its files have been looked into: what is in the arena and not on it is written now. */
 void kvcache_disk_ready(struct kvcache *c);
@@ -69,7 +70,7 @@ void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 /* Whether pages of this text are being sealed: a look will soon find more. */
 bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, const uint32_t *ids,
 			uint32_t n);
-/* Whether any move is to be done: what it holds can soon be had. */
+/* Whether any page is to be moved, to or from the disk too: what holds it is soon over. */
 bool kvcache_is_moving(const struct kvcache *c);
 
 /* How far the pages of a turn are chained. Zeroed, it is at the beginning. */

@@ -307,5 +307,5 @@ bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, const uint
 
 bool kvcache_is_moving(const struct kvcache *c)
 {
-	return !TAILQ_EMPTY(&c->waiting) || !TAILQ_EMPTY(&c->under_way);
+	return !TAILQ_EMPTY(&c->waiting) || !TAILQ_EMPTY(&c->under_way) || c->n_transfers > 0;
 }

@@ -18,7 +18,7 @@ struct transfer {
 	kv_page page;
 };
 
-int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_loaded)(void *userdata),
+int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(void *userdata),
 		     void *userdata)
 {
 	if (disk && !c->arena) {
@@ -30,7 +30,7 @@ int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_loaded)(v
 		c->arena = at;
 	}
 	c->disk = disk;
-	c->on_loaded = on_loaded;
+	c->on_moved = on_moved;
 	c->userdata = userdata;
 	return 0;
 }
@@ -60,12 +60,14 @@ static struct transfer *begin(struct kvcache *c, kv_page page)
 		return NULL;
 	t->cache = c;
 	t->page = page;
+	c->n_transfers++;
 	kvpool_hold(c->pool, &page, 1);
 	return t;
 }
 
 static void end(struct transfer *t)
 {
+	t->cache->n_transfers--;
 	kvcache_drop(t->cache, &t->page, 1);
 	free(t);
 }
@@ -73,10 +75,13 @@ static void end(struct transfer *t)
 static void on_written(int r, const uint64_t sum[2], void *userdata)
 {
 	struct transfer *t = userdata;
+	struct kvcache *c = t->cache;
 
 	(void)sum;
-	t->cache->counts.n_written += r >= 0;
+	c->counts.n_written += r >= 0;
 	end(t);
+	if (c->on_moved)
+		c->on_moved(c->userdata);
 }
 
 void tiers_write(struct kvcache *c, struct prefix_node *node)
@@ -172,8 +177,8 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 			kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
 	}
 	end(t);
-	if (c->on_loaded)
-		c->on_loaded(c->userdata);
+	if (c->on_moved)
+		c->on_moved(c->userdata);
 }
 
 /* A page for the node, and the read begun. The caller's hold on it comes with it. */

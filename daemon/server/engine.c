@@ -97,7 +97,7 @@ static struct segments_limits disk_limits(const struct settings *s)
 }
 
 /* The disk has done something that turns may have waited for. */
-static void on_loaded(void *userdata)
+static void on_page_moved(void *userdata)
 {
 	struct engine *e = userdata;
 
@@ -113,7 +113,7 @@ static void on_disk_ready(void *userdata)
 		log_warning("no KV cache on disk: %s", kvdisk_text(e->disk));
 	else
 		kvcache_disk_ready(e->kv);
-	on_loaded(e);
+	on_page_moved(e);
 }
 
 void engine_reload(struct engine *e)
@@ -154,7 +154,7 @@ static void open_disk(struct engine *e, const struct control_ready *ready)
 	if (r >= 0)
 		r = kvdisk_new(e->loop, &options, on_disk_ready, e, &e->disk);
 	if (r >= 0)
-		r = kvcache_set_disk(e->kv, e->disk, on_loaded, e);
+		r = kvcache_set_disk(e->kv, e->disk, on_page_moved, e);
 	if (r < 0)
 		log_warning("no KV cache on disk: %s", strerror(r == -1 ? ENOMEM : -r));
 }
