@@ -24,6 +24,15 @@ double pace_decode_us(const struct pace *p, uint32_t n_decoding)
 	return n_decoding > 0 ? p->step_us + p->rows_us * n_decoding / PACE_ROWS : 0;
 }
 
+double pace_prompt_us(const struct pace *p, uint32_t at, uint32_t n_tokens)
+{
+	const double middle = at + n_tokens / 2.0;
+
+	if (p->whole_us > 0)
+		return n_tokens * p->whole_us;
+	return n_tokens * (p->token_us + p->context_us * middle / PACE_CONTEXT);
+}
+
 static void learn_decoding(struct pace *p, uint32_t n_decoding, double us)
 {
 	const double n = (double)n_decoding / PACE_ROWS;

@@ -72,6 +72,8 @@ void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us
 bool pace_wants_look(const struct pace *p);
 /* What a step of @n_decoding rows alone takes; 0: not known. */
 double pace_decode_us(const struct pace *p, uint32_t n_decoding);
+/* What @n_tokens of a prompt take where nothing decodes, the first at position @at; 0: not known. */
+double pace_prompt_us(const struct pace *p, uint32_t at, uint32_t n_tokens);
 /* For a step with @n_decoding such rows, which others wait for. @gap_us: TokenGap */
 struct pace_budget pace_budget(const struct pace *p, uint32_t n_decoding, uint64_t gap_us);
 /* How many of @n_tokens of a prompt, the first at position @at, the step takes; 0: it is full. */
