@@ -26,7 +26,8 @@
  * tokens of a prompt.
  *
  * Where nothing decodes, a prompt has the whole step. Such steps teach nothing
- * but what a token takes in them (whole_us), which is less.
+ * but what a token takes in them (whole_us), which is less; a step counts the
+ * more the more tokens it has.
  */
 #pragma once
 
@@ -50,6 +51,7 @@ struct pace {
 	double step_us, rows_us; /* both 0: no step of decoding rows alone was seen yet */
 	double token_us, context_us;
 	double whole_us; /* of a token in a step without decoding rows; 0: not seen yet */
+	double n_whole;	 /* tokens of the steps that it was learnt at, on average */
 	uint32_t n_learnt; /* tokens of a step that the prices hold for */
 	uint32_t n_mixed;  /* steps pushed since the last of decoding rows alone */
 };
