@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/power/power.h"
 #include "daemon/server/said.h"
 #include "daemon/server/stream.h"
 #include "daemon/text/pyjson.h"
@@ -105,7 +106,8 @@ void tidy_keep(struct stream *st, const struct request *q)
 
 void tidy_forget(struct stream *st)
 {
-	(void)hold(st->server, st->turn.rec->uid, &st->conversation_len, 0);
+	/* at the end its record is gone already */
+	(void)hold(st->server, st->user->uid, &st->conversation_len, 0);
 	free(st->conversation);
 	st->conversation = NULL;
 }
@@ -262,7 +264,8 @@ static int take(struct stream *st, struct chat *c)
 	c->conversation = st->conversation;
 	st->conversation = NULL;
 	st->conversation_len = 0;
-	return 0;
+	return hold(st->server, c->uid, &c->held_bytes,
+		    c->conversation_len + rec->n_ids * sizeof(*c->computed));
 }
 
 void tidy_ended(struct stream *st)
@@ -361,7 +364,16 @@ static void forget_waiting(struct tidy *t)
 /* Requests are on their way to the scheduler. */
 static bool others_come(const struct server *s)
 {
-	return !TAILQ_EMPTY(&s->waiting) || worker_waiting(s->worker) > 0;
+	return !TAILQ_EMPTY(&s->waiting) || (s->worker && worker_waiting(s->worker) > 0);
+}
+
+/* Nobody asked for it: it wakes nothing, and takes no memory that was given up for another. */
+static bool is_wanted(const struct server *s)
+{
+	struct power_view view;
+
+	power_look_at(s->power, &view);
+	return server_state(s) == SERVER_READY && view.n_leases == 0 && least_us(s) > 0;
 }
 
 static int on_look(sd_event_source *source, void *userdata)
@@ -371,9 +383,9 @@ static int on_look(sd_event_source *source, void *userdata)
 	int r;
 
 	(void)source;
-	if (!c || t->running || t->stopping || (t->server->worker && others_come(t->server)))
+	if (!c || t->running || others_come(t->server))
 		return 0;
-	if (server_state(t->server) != SERVER_READY || least_us(t->server) == 0) {
+	if (!is_wanted(t->server)) {
 		forget_waiting(t);
 		return 0;
 	}

@@ -6,7 +6,7 @@
  * a tidy turn of the scheduler. What was computed as sampled stays, too.
  *
  * Not after a tool call, for there reasoning stays; not where it would save no
- * more than TidyOver; not while the executor sleeps.
+ * more than TidyOver; not while the executor sleeps, or memory is on lease.
  *
  * What is kept for it is counted in the user's held bytes. All of it belongs
  * to the loop's thread; text work runs on the worker. It lasts no longer than
