@@ -206,6 +206,8 @@ bool sched_settle(struct sched *s)
 /* What is another's by right is taken only for a turn that could not be computed at all else. */
 static bool take_what_there_is(struct sched *s, const struct turn *t)
 {
+	if (t->rec->tidy)
+		return false;
 	for (const struct turn *i = s->first; i; i = i->next) {
 		if (i != t && !is_queued(i))
 			return false;
@@ -214,6 +216,12 @@ static bool take_what_there_is(struct sched *s, const struct turn *t)
 		return false;
 	kvcache_set_least(s->cache, 0);
 	return true;
+}
+
+/* A tidy one is alone: if nothing is under way, there will be no room for it later either. */
+static bool is_stuck(const struct sched *s, const struct turn *t)
+{
+	return t->rec->tidy && s->n_flights == 0 && !kvcache_is_moving(s->cache);
 }
 
 void sched_admit(struct sched *s)
@@ -245,6 +253,8 @@ void sched_admit(struct sched *s)
 		if (slot != TURN_NO_SLOT && (has_pages(s, t, &found) ||
 					     (take_what_there_is(s, t) && has_pages(s, t, &found))))
 			place(t, slot);
+		else if (is_stuck(s, t))
+			sched_finish(t, FINISH_FAULT);
 		else if (!make_room(s, t, slot, &paid_us)) {
 			if (choose_may_take_slot(s, t))
 				return;

@@ -37,6 +37,11 @@ static uint32_t left_to_tell(const struct turn *t)
 	return t->n_fed < t->n_known ? t->n_known - t->n_fed : 0;
 }
 
+static bool samples(const struct turn *t)
+{
+	return !t->rec->score && !t->rec->tidy;
+}
+
 static bool can_decode(const struct turn *t)
 {
 	/* the row at position n_fed samples the token that follows it */
@@ -135,7 +140,7 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	if (!is_cont)
 		put_feed(b, t, &row, n_tokens);
 	put_pages(b, t, &row);
-	if (is_cont || (!t->rec->score && t->n_fed + n_tokens == t->rec->n_ids)) {
+	if (is_cont || (samples(t) && t->n_fed + n_tokens == t->rec->n_ids)) {
 		row.flags |= ROW_SAMPLE | (t->rec->logprobs ? ROW_LOGPROBS : 0);
 		row.n_top = t->rec->logprobs ? t->rec->n_top : 0;
 		t->sampling = true;
@@ -154,7 +159,7 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	f->n_rows++;
 	if (is_cont)
 		f->load.n_decoding++;
-	else if (!is_known)
+	else if (!is_known && !t->rec->tidy) /* its steps are small, and prices hold for others */
 		pace_add(&f->load, t->n_fed, n_tokens);
 	t->n_fed += n_tokens;
 	b->n_tokens -= is_known ? 0 : n_tokens;
@@ -337,10 +342,11 @@ static bool push_one(struct sched *s, struct ring *ring)
 
 void sched_push(struct sched *s)
 {
+	const uint32_t depth = sched_is_tidying(s) ? 1 : STEP_DEPTH_MAX;
 	struct ring *ring = executor_ring(s->executor);
 
 	if (!ring || s->draining || executor_is_dying(s->executor))
 		return;
-	while (s->n_flights < STEP_DEPTH_MAX && push_one(s, ring))
+	while (s->n_flights < depth && push_one(s, ring))
 		;
 }

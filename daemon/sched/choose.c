@@ -361,10 +361,20 @@ bool choose_sits_out(const struct turn *t)
 	return t->user->sits_out;
 }
 
+/* What nobody who comes meanwhile waits long for; 0: prices are not known. */
+static uint32_t gap_tokens(const struct sched *s)
+{
+	const double gap_us = (double)s->settings->token_gap_ms * US_PER_MS;
+
+	return s->pace.whole_us > 0 ? (uint32_t)MIN(gap_us / s->pace.whole_us, 1e6) : 0;
+}
+
 uint32_t choose_step_tokens(const struct sched *s)
 {
 	const double whole_us = s->pace.whole_us;
 
+	if (sched_is_tidying(s))
+		return MAX(kvpool_page_tokens(s->kv), gap_tokens(s));
 	if (!s->contended || whole_us <= 0)
 		return UINT32_MAX;
 	return (uint32_t)MAX(STEP_US / whole_us, (double)PACE_TOKENS_LEAST);

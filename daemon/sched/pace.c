@@ -24,6 +24,15 @@ double pace_decode_us(const struct pace *p, uint32_t n_decoding)
 	return n_decoding > 0 ? p->step_us + p->rows_us * n_decoding / PACE_ROWS : 0;
 }
 
+double pace_prompt_us(const struct pace *p, uint32_t at, uint32_t n_tokens)
+{
+	const double middle = at + n_tokens / 2.0;
+
+	if (p->whole_us > 0)
+		return n_tokens * p->whole_us;
+	return n_tokens * (p->token_us + p->context_us * middle / PACE_CONTEXT);
+}
+
 static void learn_decoding(struct pace *p, uint32_t n_decoding, double us)
 {
 	const double n = (double)n_decoding / PACE_ROWS;
@@ -51,9 +60,15 @@ static void learn_prompts(struct pace *p, const struct pace_load *load, double u
 	p->context_us = MAX(p->context_us + error_us * c / (n * n + c * c), 0.0);
 }
 
-static void learn_whole(struct pace *p, double us)
+/* A step of few tokens says little: each of them is dearer there than among many. */
+static void learn_whole(struct pace *p, uint32_t n_tokens, double us)
 {
-	p->whole_us = p->whole_us > 0 ? (p->whole_us + MIN(us, OUTLIER * p->whole_us)) / 2 : us;
+	const double part = n_tokens / (n_tokens + p->n_whole);
+
+	if (p->whole_us > 0)
+		us = MIN(us, OUTLIER * p->whole_us);
+	p->whole_us += (us - p->whole_us) * part;
+	p->n_whole += (n_tokens - p->n_whole) * part;
 }
 
 void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us)
@@ -61,7 +76,7 @@ void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us
 	if (load->n_decoding == 0) {
 		/* nobody waited: a step of any size, whose prices say nothing of small ones */
 		if (load->n_tokens > 0)
-			learn_whole(p, (double)device_us / load->n_tokens);
+			learn_whole(p, load->n_tokens, (double)device_us / load->n_tokens);
 		return;
 	}
 	if (load->n_tokens == 0) {

@@ -26,7 +26,8 @@
  * tokens of a prompt.
  *
  * Where nothing decodes, a prompt has the whole step. Such steps teach nothing
- * but what a token takes in them (whole_us), which is less.
+ * but what a token takes in them (whole_us), which is less; a step counts the
+ * more the more tokens it has.
  */
 #pragma once
 
@@ -50,6 +51,7 @@ struct pace {
 	double step_us, rows_us; /* both 0: no step of decoding rows alone was seen yet */
 	double token_us, context_us;
 	double whole_us; /* of a token in a step without decoding rows; 0: not seen yet */
+	double n_whole;	 /* tokens of the steps that it was learnt at, on average */
 	uint32_t n_learnt; /* tokens of a step that the prices hold for */
 	uint32_t n_mixed;  /* steps pushed since the last of decoding rows alone */
 };
@@ -72,6 +74,8 @@ void pace_learn(struct pace *p, const struct pace_load *load, uint32_t device_us
 bool pace_wants_look(const struct pace *p);
 /* What a step of @n_decoding rows alone takes; 0: not known. */
 double pace_decode_us(const struct pace *p, uint32_t n_decoding);
+/* What @n_tokens of a prompt take where nothing decodes, the first at position @at; 0: not known. */
+double pace_prompt_us(const struct pace *p, uint32_t at, uint32_t n_tokens);
 /* For a step with @n_decoding such rows, which others wait for. @gap_us: TokenGap */
 struct pace_budget pace_budget(const struct pace *p, uint32_t n_decoding, uint64_t gap_us);
 /* How many of @n_tokens of a prompt, the first at position @at, the step takes; 0: it is full. */

@@ -102,7 +102,7 @@ static bool apply_sample(const struct applied *a, struct turn_record *rec)
 	return true;
 }
 
-/* Returns whether there are new tokens or scores. */
+/* Returns whether there are new tokens or scores, or a tidy turn is at its end. */
 static bool apply_record(const struct applied *a, struct turn_record *rec)
 {
 	if (a->step_id <= rec->last_step)
@@ -113,7 +113,7 @@ static bool apply_record(const struct applied *a, struct turn_record *rec)
 		return apply_sample(a, rec);
 	if (!(a->row.flags & RESULT_IGNORED))
 		turn_advance(rec, MIN(a->row.length, rec->n_ids), rec->n_scored, a->step_id);
-	return false;
+	return rec->tidy && rec->n_kv == rec->n_prompt;
 }
 
 static void apply_turn(const struct applied *a, struct turn *t)

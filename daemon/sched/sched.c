@@ -39,6 +39,8 @@ enum turn_finish sched_verdict(const struct turn *t)
 
 	if (rec->score)
 		return rec->n_scored == rec->n_prompt ? FINISH_SCORED : FINISH_NONE;
+	if (rec->tidy)
+		return rec->n_kv == rec->n_prompt ? FINISH_LENGTH : FINISH_NONE;
 	if (rec->n_ids > rec->n_prompt) {
 		for (uint32_t i = 0; i < rec->sampler.n_stop_ids; i++) {
 			if (rec->sampler.stop_ids[i] == last)
@@ -255,11 +257,30 @@ uint32_t sched_pages(const struct sched *s, uint64_t n_tokens)
 	return (uint32_t)((n_tokens + page_tokens - 1) / page_tokens);
 }
 
+/* It is alone, or not there. */
+bool sched_is_tidying(const struct sched *s)
+{
+	return s->first && s->first->rec->tidy;
+}
+
+void sched_end_tidying(struct sched *s)
+{
+	if (sched_is_tidying(s))
+		sched_finish(s->first, FINISH_CANCELLED);
+}
+
+double sched_prompt_us(const struct sched *s, uint32_t at, uint32_t n_tokens)
+{
+	return pace_prompt_us(&s->pace, at, n_tokens);
+}
+
 static int check_limits(const struct sched *s, const struct turn_record *rec, struct err *err)
 {
 	struct sched_counts all, own;
 	uint64_t left;
 
+	if (rec->tidy)
+		return s->first ? err_set(err, -EBUSY, "other turns wait or run") : 0;
 	sched_count(s, (uid_t)-1, &all);
 	sched_count(s, rec->uid, &own);
 	if (own.queued_tokens + rec->n_prompt > s->settings->max_user_queued_tokens)
@@ -313,6 +334,7 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 	if (r < 0)
 		return r;
 
+	sched_end_tidying(s);
 	rec->n_ids = MAX(rec->n_ids, rec->n_prompt);
 	rec->slot = TURN_NO_SLOT;
 	rec->stop_id = UINT32_MAX;
@@ -560,12 +582,15 @@ static void look_at_executor(struct sched *s)
 		return;
 	s->generation = generation;
 	s->draining = false;
+	sched_end_tidying(s); /* it is worth no second executor */
 	restart_turns(s, died);
 }
 
 void sched_executor_changed(struct sched *s)
 {
 	look_at_executor(s);
+	if (!executor_ring(s->executor) || executor_is_dying(s->executor))
+		sched_end_tidying(s);
 	sched_apply(s);
 	if (s->on_applied)
 		s->on_applied(s->userdata); /* the executor has another step: readers come first */
@@ -589,7 +614,7 @@ void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret)
 {
 	*ret = (struct sched_counts){ 0 };
 	for (const struct turn *t = s->first; t; t = t->next) {
-		if (uid != (uid_t)-1 && t->rec->uid != uid)
+		if (t->rec->tidy || (uid != (uid_t)-1 && t->rec->uid != uid))
 			continue;
 		ret->n_paused += t->paused;
 		if (t->rec->slot != TURN_NO_SLOT) {

@@ -11,6 +11,13 @@
  * were in flight; so a turn that kills the executor is alone when it does it
  * again, and it alone ends (FINISH_FAULT). At the third death in a row, with no
  * request completed between, all suspects end: then it is no turn's fault.
+ *
+ * A turn whose record says tidy computes its prompt for one that may come, and
+ * is there only while there is no other: it ends (FINISH_CANCELLED) when
+ * another is submitted or the executor goes, and when there is no room for it
+ * (FINISH_FAULT). What it sealed is found later; its user is charged. Its steps
+ * are of a page or of what TokenGap allows, one at a time, so that who comes
+ * waits for no more than one of them. It counts in no limit.
  */
 #pragma once
 
@@ -66,7 +73,8 @@ struct sched *sched_free(struct sched *s);
  * Queues a turn whose record is complete (state OPEN; becomes QUEUED).
  *
  * Returns 0; -EAGAIN: queue or token limits of the uid or of all, with the
- * numbers; -ENOSPC: more pages than there are, or than the uid may have. The record is then still OPEN.
+ * numbers; -ENOSPC: more pages than there are, or than the uid may have; -EBUSY: a tidy
+ * one, and there are others. The record is then still OPEN.
  */
 int sched_submit(struct sched *s, struct turn *turn, struct err *err);
 /* Puts an adopted turn back (QUEUED or RUNNING in the record). */
@@ -91,8 +99,13 @@ struct sched_counts {
 	uint32_t n_queued, n_running, n_paused;
 	uint64_t queued_tokens;
 };
-void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret); /* (uid_t)-1: all */
-bool sched_is_idle(const struct sched *s); /* nothing queued, running or in flight */
+/* Without a tidy one. (uid_t)-1: all */
+void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret);
+bool sched_is_idle(const struct sched *s); /* nothing queued, running, tidied or in flight */
+bool sched_is_tidying(const struct sched *s);
+void sched_end_tidying(struct sched *s);
+/* What so many tokens of a prompt take, see pace_prompt_us(). */
+double sched_prompt_us(const struct sched *s, uint32_t at, uint32_t n_tokens);
 uint64_t sched_steps(const struct sched *s);	  /* pushed in this life */
 uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while another was in flight */
 

@@ -8,6 +8,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/tidy.h"
 
 static int check_length(const struct request *q, uint32_t context, uint32_t *max_tokens,
 			struct err *err)
@@ -274,7 +275,7 @@ static int check_share(const struct request *q, struct err *err)
 	uint32_t n_own = 0, n_left = TURNS_MAX;
 
 	while ((rec = turns_next(turns, rec))) {
-		if (rec->state == TURN_ENDED)
+		if (rec->state == TURN_ENDED || rec->tidy)
 			continue; /* it makes room when there is none */
 		n_left--;
 		n_own += rec->uid == q->peer->uid;
@@ -320,5 +321,6 @@ int generate_submit(struct request *q, struct err *err)
 		turns_drop(s->engine->turns, rec);
 		return r;
 	}
+	tidy_keep(st, q);
 	return stream_submit(st, q, err);
 }

@@ -8,6 +8,7 @@
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/tidy.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
@@ -260,6 +261,7 @@ char *report_status(const struct server *s)
 			put(o, "kv_disk", describe_disk(s->engine));
 		put(o, "load", describe_load(s));
 	}
+	put(o, "tidy", tidy_describe(s->tidy));
 	put(o, "power", sleep_describe(s));
 	put(o, "sessions", sessions_describe(s->sessions));
 	put(o, "limits", describe_limits(s));

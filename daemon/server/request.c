@@ -114,6 +114,8 @@ static void drop_input(struct request *q)
 	q->string_args = NULL;
 	q->string_args_len = 0;
 	store_begun_deinit(&q->begun);
+	free(q->attached_text);
+	q->attached_text = NULL;
 	closep(&q->attached_fd);
 	q->attached_fd = -1;
 }

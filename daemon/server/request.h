@@ -28,6 +28,7 @@ struct request {
 	enum chat_layout layout;
 	int attached_fd;
 	uint64_t attached_bytes;
+	char *attached_text; /* once the work has read it */
 	struct ids ids;
 	char *text;
 	size_t text_len;

@@ -20,6 +20,7 @@
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/tidy.h"
 #include "daemon/text/spans.h"
 
 struct user *server_user(struct server *s, uid_t uid)
@@ -41,7 +42,7 @@ struct user *server_user(struct server *s, uid_t uid)
 
 void server_user_drop(struct user *user)
 {
-	if (user->n_peers || user->n_requests || user->n_left)
+	if (user->n_peers || user->n_requests || user->n_left || user->held_bytes)
 		return;
 	LIST_REMOVE(user, link);
 	free(user);
@@ -92,6 +93,7 @@ void server_busy_changed(struct server *s)
 {
 	if (s->power)
 		power_look(s->power);
+	tidy_look(s->tidy);
 	if (s->health && server_is_busy(s))
 		health_busy(s->health);
 }
@@ -319,6 +321,7 @@ static void unload(struct server *s)
 	struct err err = { 0 };
 	struct stream *st;
 
+	tidy_stop(s->tidy);
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
 		stream_abandon(st, -EHOSTDOWN, &err);
@@ -509,6 +512,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = spans_new(&s->spans);
 	if (r >= 0)
+		r = tidy_new(s, &s->tidy);
+	if (r >= 0)
 		r = sessions_new(s, options->state_dir, &s->sessions);
 	if (r >= 0)
 		r = health_new(s, &s->health);
@@ -549,6 +554,7 @@ struct server *server_free(struct server *s)
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
+	s->tidy = tidy_free(s->tidy);
 	s->power = power_free(s->power);
 	s->sessions = sessions_free(s->sessions);
 	s->engine = engine_free(s->engine, false);

@@ -24,6 +24,7 @@ struct request;
 struct stream;
 struct explained;
 struct sessions;
+struct tidy;
 
 struct server_options {
 	struct settings *settings; /* outlives the server, which changes it on reload */
@@ -54,6 +55,7 @@ struct server {
 	struct worker *worker;
 	struct sessions *sessions;
 	struct spans *spans; /* what was sampled, by its text */
+	struct tidy *tidy;   /* NULL: at the end */
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */

@@ -9,6 +9,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/power/power.h"
 #include "daemon/server/health.h"
+#include "daemon/server/tidy.h"
 
 #define GIB (1024.0 * 1024 * 1024)
 
@@ -27,7 +28,7 @@ static bool has_work(void *userdata)
 		return false;
 	sched_count(s->engine->sched, (uid_t)-1, &counts);
 	return counts.n_queued + counts.n_running > counts.n_paused ||
-	       kvcache_is_moving(s->engine->kv);
+	       sched_is_tidying(s->engine->sched) || kvcache_is_moving(s->engine->kv);
 }
 
 static uint64_t yield_pages(uint64_t bytes, void *userdata)
@@ -172,6 +173,8 @@ static int ask(struct request *q, const struct power_wish *wish, struct err *err
 
 	if (!n)
 		return err_set(err, -ENOMEM, "out of memory");
+	if (wish->kind != POWER_WISH_WAKE)
+		tidy_stop(q->server->tidy);
 	n->wish = *wish;
 	n->wish.on_done = on_done;
 	n->wish.on_progress = on_progress;

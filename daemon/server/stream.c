@@ -12,6 +12,7 @@
 #include "daemon/server/explain.h"
 #include "daemon/server/said.h"
 #include "daemon/server/sessions.h"
+#include "daemon/server/tidy.h"
 
 static struct turns *turns_of(const struct stream *st)
 {
@@ -342,6 +343,7 @@ static void on_end(struct turn *turn)
 	st->ended = true;
 	server_busy_changed(st->server);
 	said_remember(st);
+	tidy_ended(st);
 	if (st->turn.rec->session)
 		sessions_end(st);
 	stream_pump(st);
@@ -417,6 +419,7 @@ void stream_free(struct stream *st)
 
 	assert(!st->request);
 	sd_event_source_disable_unref(st->expiry);
+	tidy_forget(st);
 	TAILQ_REMOVE(&s->streams, st, link);
 	if (s->engine && st->submitted)
 		sched_release(&st->turn);
@@ -627,7 +630,7 @@ void stream_adopt_all(struct server *s)
 
 	for (; rec; rec = next) {
 		next = turns_next(s->engine->turns, rec);
-		if (rec->state == TURN_OPEN) {
+		if (rec->state == TURN_OPEN || rec->tidy) {
 			turns_drop(s->engine->turns, rec);
 			continue;
 		}

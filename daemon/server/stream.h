@@ -25,6 +25,8 @@ struct stream {
 	struct err not_saved;
 	int fault;		 /* errno that explains the end instead of the record's finish */
 	struct err err;
+	char *conversation; /* of a chat, while it may be worth tidying: see tidy.h */
+	size_t conversation_len;
 	sd_event_source *expiry;
 };
 

@@ -166,7 +166,6 @@ static int work(struct request *q, enum source source, struct span input)
 
 void request_work(struct request *q)
 {
-	_cleanup_(freep) char *attached = NULL;
 	struct span input = { 0 }, name;
 	enum source source;
 	int r = 0;
@@ -186,9 +185,9 @@ void request_work(struct request *q)
 			return;
 		}
 		source = said;
-		r = attached_read(q->attached_fd, q->attached_bytes, &attached, &q->err);
+		r = attached_read(q->attached_fd, q->attached_bytes, &q->attached_text, &q->err);
 		if (r >= 0)
-			input = (struct span){ attached, q->attached_bytes };
+			input = (struct span){ q->attached_text, q->attached_bytes };
 	}
 	if (!input.data)
 		input = SPAN("");

@@ -77,7 +77,8 @@ struct turn_record {
 	struct step_sampler sampler; /* bias_off unused: see turn_bias() */
 	uint32_t stops_len, n_stops; /* strings one after the other, each ended by NUL */
 	char stops[TURN_STOP_BYTES];
-	uint32_t string_args_len, pad32; /* arguments of tools that are strings: see daemon/text/chat.h */
+	uint32_t string_args_len;    /* arguments of tools that are strings: see daemon/text/chat.h */
+	uint32_t tidy;		     /* computes its prompt for a later turn and samples nothing: of no client */
 	char string_args[TURN_STRING_ARGS_BYTES];
 	uint32_t bias_ids[STEP_BIAS_MAX];
 	float bias_values[STEP_BIAS_MAX];

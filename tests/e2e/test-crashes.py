@@ -203,6 +203,21 @@ def an_ended_turn_that_is_still_kept_is_not_taken_for_a_later_one():
         assert turn["answer"]["content"] == said["content"], turn
 
 
+def what_was_tidied_in_advance_is_no_turn_of_the_next_broker():
+    with Stored("air", "ChatTemplate=glm45", "TidyOver=1", "Isa=ref") as d:
+        d.ctl("ask", "--json", "--ignore-eos", "-n", 300, "Hello there")
+        wait_for(lambda: d.status()["tidy"]["running"], 20, "tidying")
+        d.log_path.write_text("")
+        d.process.kill()
+        d.again()
+        wait_for(lambda: "turns taken over" in d.log(), 20, "adoption")
+        status = d.status()
+        assert status["tidy"]["running"] is False and status["load"]["running"] == 0, status
+        assert [t["state"] for t in json.loads(d.ctl("ps", "--json"))["turns"]] in ([], ["ended"])
+        want = d.complete([5, 6, 7], 5)["ids"]
+        assert d.complete([5, 6, 7], 5)["ids"] == want
+
+
 def kills(d):
     """Commands that kill what they run at its Nth write to the database, for each kind of write."""
     if not shutil.which("strace"):

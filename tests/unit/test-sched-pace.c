@@ -263,6 +263,24 @@ static void a_few_rows_and_many_have_prices_of_their_own(void **state)
 	assert_int_equal(pace_decode_us(&p, 0), 0);
 }
 
+/* Prompts that were found but for their last token, between those that were not. */
+static void a_lone_token_does_not_make_prompts_dear(void **state)
+{
+	struct pace p = { 0 };
+
+	(void)state;
+	assert_true(pace_prompt_us(&p, 0, 100) == 0);
+	pace_learn(&p, &(struct pace_load){ .n_tokens = 1 }, 40000);
+	for (int i = 0; i < 2; i++)
+		pace_learn(&p, &(struct pace_load){ .n_tokens = 500 }, 500000);
+	for (int i = 0; i < 20; i++)
+		pace_learn(&p, &(struct pace_load){ .n_tokens = 1 }, 40000);
+	assert_in_range(pace_prompt_us(&p, 0, 1000), 1000000, 1300000);
+	for (int i = 0; i < 5; i++)
+		pace_learn(&p, &(struct pace_load){ .n_tokens = 500 }, 250000);
+	assert_in_range(pace_prompt_us(&p, 0, 1000), 500000, 550000);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -275,6 +293,7 @@ int main(void)
 		cmocka_unit_test(a_prompt_keeps_its_share_when_more_begin_to_decode),
 		cmocka_unit_test(a_step_that_took_an_hour_is_soon_forgotten),
 		cmocka_unit_test(a_few_rows_and_many_have_prices_of_their_own),
+		cmocka_unit_test(a_lone_token_does_not_make_prompts_dear),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
