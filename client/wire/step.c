@@ -160,6 +160,11 @@ static void bell(int fd)
 		;
 }
 
+void ring_wake(struct ring *ring)
+{
+	bell(ring->down_fd);
+}
+
 uint32_t ring_in_flight(const struct ring *ring)
 {
 	const uint64_t n = atomic_load_explicit(&ring->shared->pushed, memory_order_relaxed) -

@@ -169,6 +169,8 @@ void ring_deinit(struct ring *ring); /* unmaps, closes; the memory stays with th
 void *ring_stage(struct ring *ring);
 /* Publishes what was staged and rings the bell. @step->id is set here and returned. */
 uint64_t ring_push(struct ring *ring, const struct step *step);
+/* Rings the executor: whoever pushed may have died before its own ring. */
+void ring_wake(struct ring *ring);
 /* Steps pushed and not yet taken back as results. */
 uint32_t ring_in_flight(const struct ring *ring);
 /* The oldest result not yet taken; NULL if there is none. Copy, check, use. */

@@ -674,6 +674,7 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
 	take_record(e);
 	adopt_state(e);
+	ring_wake(&e->ring);
 	tell(e);
 	return 0;
 }

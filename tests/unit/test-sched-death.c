@@ -1,4 +1,6 @@
 /* The scheduler: what is left of turns when the executor or the broker dies. */
+#include <poll.h>
+
 #include "tests/unit/world.h"
 
 static void three_turns(struct world *w)
@@ -216,6 +218,27 @@ static void results_that_wait_while_no_broker_lives_are_applied(void **state)
 	}
 }
 
+/* A broker may die between a step and its bell: the next one rings, or the executor sleeps for ever. */
+static void an_adopted_executor_is_rung(void **state)
+{
+	struct world w;
+	struct pollfd bell;
+	uint64_t n;
+
+	(void)state;
+	three_turns(&w);
+	world_run(&w, 3);
+	bell = (struct pollfd){ .fd = w.computer.ring.down_fd, .events = POLLIN };
+	if (poll(&bell, 1, 0) == 1)
+		assert_int_equal(read(bell.fd, &n, sizeof(n)), sizeof(n));
+	assert_int_equal(poll(&bell, 1, 0), 0);
+	world_restart_broker(&w);
+	assert_int_equal(poll(&bell, 1, 0), 1);
+	world_run_all(&w);
+	assert_three_turns(&w);
+	world_close(&w);
+}
+
 /* Of a result's rows some are in the records, and the result is still in the ring. */
 static void a_result_is_applied_once_when_the_broker_dies_over_it(void **state)
 {
@@ -291,6 +314,7 @@ int main(void)
 		cmocka_unit_test(a_completed_request_between_two_deaths_forgives_the_first),
 		cmocka_unit_test(the_broker_may_die_at_every_step),
 		cmocka_unit_test(results_that_wait_while_no_broker_lives_are_applied),
+		cmocka_unit_test(an_adopted_executor_is_rung),
 		cmocka_unit_test(a_result_is_applied_once_when_the_broker_dies_over_it),
 		cmocka_unit_test(a_result_is_of_no_later_turn_in_its_slot),
 		cmocka_unit_test(a_running_turn_is_not_fed_again_after_adoption),

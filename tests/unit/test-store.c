@@ -276,7 +276,7 @@ static void sessions_are_limited_per_user_with_the_numbers(void **state)
 	struct bytes out = { 0 };
 	struct err err = { 0 };
 	struct folder f;
-	char name[8];
+	char name[16];
 
 	(void)state;
 	folder_open(&f);
