@@ -8,12 +8,11 @@
 
 #define LABELS_MAX 64 /* of a uid, that are looked at */
 
+/* next: what follows has most in common with it, n_common tokens of n_tokens; NULL: nothing follows. */
 struct seen {
-	uint32_t n_tokens, n_there;	/* there: before the first that is gone */
-	const struct prefix_node *gone; /* the first on the way without KV */
-	const struct prefix_node
-		*next;	   /* what follows has most in common with it; NULL: nothing follows */
-	uint32_t n_common; /* with it, part of n_tokens */
+	uint32_t n_tokens, n_there, n_common; /* there: before the first that is gone */
+	const struct prefix_node *gone;	      /* the first on the way without KV */
+	const struct prefix_node *next;
 };
 
 static uint32_t common(const struct prefix_node *node, const uint32_t *ids, uint32_t n)
