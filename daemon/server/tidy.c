@@ -60,8 +60,8 @@ static int hold(struct server *s, uid_t uid, size_t *held, size_t bytes)
 
 static void chat_free(struct chat *c)
 {
-	(void)hold(c->tidy->server, c->uid, &c->held_bytes,
-		   0); /* a user that holds bytes is there */
+	/* does not fail: a user that holds bytes is there */
+	(void)hold(c->tidy->server, c->uid, &c->held_bytes, 0);
 	free(c->conversation);
 	free(c->answer);
 	free(c->computed);
@@ -258,6 +258,8 @@ static int take(struct stream *st, struct chat *c)
 	memcpy(c->computed, turn_ids(st->server->engine->turns, rec),
 	       rec->n_ids * sizeof(*c->computed));
 	r = said_whole(st, &c->answer, &finish, &n_ids);
+	if (r == 0 && strcmp(finish, "tool_calls") == 0)
+		r = -ENODATA; /* spares the worker those of agents, which come one after the other */
 	if (r < 0)
 		return r;
 	c->held_bytes = c->conversation_len = st->conversation_len;

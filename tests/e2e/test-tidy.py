@@ -131,6 +131,20 @@ def sleep_does_not_wait_for_it_nor_does_it_wake():
         assert d.status()["state"] == "asleep"
 
 
+def memory_on_lease_is_left_alone():
+    with slow() as d:
+        lease = d.popen("yield", "1M", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: d.status()["power"]["leases"] == 1, 20, "the lease")
+        ask(d, "-n", 300, "Hello there")
+        d.ctl("tokenize", stdin=b"word " * 20000)
+        wait_for(lambda: d.status()["tidy"]["waiting"] == 0, 20, "a decision")
+        assert quiet(d)
+        lease.send_signal(signal.SIGINT)
+        lease.wait(20)
+        ask(d, "-n", 300, "Hello there")
+        tidied(d, 1)
+
+
 def a_reload_and_an_end_do_not_wait_for_it():
     for what in (signal.SIGHUP, signal.SIGTERM):
         with slow() as d:
