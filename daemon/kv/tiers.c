@@ -127,7 +127,7 @@ uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
 	struct kv_hash parent = m->last ? m->last->hash : prefix_root(whose, 0);
 	uint32_t n_pages = 0;
 
-	for (; c->disk && m->last && n >= c->options.page_tokens; n -= c->options.page_tokens) {
+	for (; c->disk && n >= c->options.page_tokens; n -= c->options.page_tokens) {
 		const struct kvdisk_key key = next_key(c, whose, m->n_pages + n_pages, parent, ids);
 
 		if (!kvdisk_has(c->disk, &key))
@@ -222,7 +222,7 @@ static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
 uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
 		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table)
 {
-	const uint32_t n_pages = tiers_look(c, whose, m, ids, n);
+	const uint32_t n_pages = m->last ? tiers_look(c, whose, m, ids, n) : 0;
 	struct prefix_node *node = m->last;
 	uint32_t i;
 
