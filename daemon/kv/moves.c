@@ -112,9 +112,7 @@ void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 			queue_seal(c, &what, page, tokens, page_tokens);
 	}
 	left = n_kv % page_tokens;
-	/* a part of a marked prompt's page would not be found */
-	if (!tail || left == 0 || prefix_is_shared(&whose, chain->n_pages) ||
-	    c->by_page[table[chain->n_pages]])
+	if (!tail || left == 0 || c->by_page[table[chain->n_pages]])
 		return;
 	what.parent = chain->hash;
 	ids += (size_t)chain->n_pages * page_tokens;

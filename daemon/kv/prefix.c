@@ -224,8 +224,7 @@ void prefix_match(const struct prefix *p, const struct prefix_whose *whose, cons
 		ids += p->page_tokens;
 		n -= p->page_tokens;
 	}
-	if (!prefix_is_shared(whose, ret->n_pages))
-		match_part(ret, whose->root, ids, n);
+	match_part(ret, whose->root, ids, n);
 }
 
 void prefix_path(struct prefix_node *last, struct prefix_node **ret)

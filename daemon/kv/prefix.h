@@ -92,7 +92,7 @@ void prefix_remove(struct prefix *p, struct prefix_node *node);
 struct prefix_match {
 	struct prefix_node *last; /* node of the last whole page found; the namespace: of none; NULL: no such namespace */
 	uint32_t n_pages;	  /* whole pages found, all in the arena */
-	struct prefix_node *part; /* a child of @last, in the arena, that has most of what follows, or NULL; never a shared one */
+	struct prefix_node *part; /* a child of @last, in the arena, that has most of what follows, or NULL; of the text's own namespace */
 	uint32_t part_tokens;	  /* how many of its tokens follow: at least 1 */
 	struct prefix_node *gone; /* the child of @last that would be next if its KV were there, or NULL */
 };

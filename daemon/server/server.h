@@ -102,7 +102,7 @@ int server_load(struct server *s, struct err *err);
  */
 int server_listen(struct server *s, struct err *err);
 
-/* Serves one connected socket; taken over also on failure. -EAGAIN: limits; the peer was told. */
+/* Serves one connected socket; taken over also on failure. -EAGAIN: limits; the peer was told. -EACCES: its uid is none that a user can have. */
 int server_add(struct server *s, int fd);
 
 /*

@@ -183,6 +183,52 @@ static void all_ask_before_it_is_there(void **state)
 	world_close(&w);
 }
 
+/* What was found and is spared is no page that is still wanted. */
+static void who_shares_it_need_not_wait_for_its_pages(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	open_marked(&w, 10);
+	say(&w, 1, 48, 49, 1);
+	world_run_all(&w);
+	world_submit(&w, 1, 10, 20);
+	world_run(&w, 2);
+	t = say(&w, 2, 50, 118, 1);
+	world_run(&w, 2);
+	assert_int_not_equal(t->rec->slot, TURN_NO_SLOT);
+	world_run_all(&w);
+	world_assert_text(&w, t, 1);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+/* A user's own pages stay its own, in the midst of a longer one that is marked later. */
+static void a_part_of_its_page_is_found_by_who_left_it(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	open_marked(&w, 64);
+	say(&w, 1, 100, 101, 1);
+	world_run_all(&w);
+	world_mark(&w, marked, 128);
+	w.settings.batch_tokens = 20;
+	t = say(&w, 2, 128, 140, 2);
+	world_run(&w, 2);
+	assert_int_equal(t->rec->n_kv, 68);
+	sched_finish(t, FINISH_CANCELLED);
+	world_run_all(&w);
+	t = say(&w, 2, 128, 140, 2);
+	world_run_all(&w);
+	assert_int_equal(t->rec->n_cached, 68);
+	world_assert_text(&w, t, 2);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 static void it_is_given_up_last(void **state)
 {
 	const uint32_t least[] = { 0, 10 };
@@ -192,23 +238,25 @@ static void it_is_given_up_last(void **state)
 		struct world w;
 		struct kvcache_counts n;
 
-		open_marked(&w, 20);
+		open_marked(&w, 24);
 		w.settings.min_user_cache = least[k];
-		say(&w, 1, 50, 60, 1);
+		w.shared[0].n_ids = 128; /* more than each user has: of them the largest loses */
+		assert_int_equal(kvcache_set_shared(w.cache, w.shared, 1), 0);
+		say(&w, 1, 128, 130, 1);
 		world_run_all(&w);
 		for (uint32_t i = 0; i < 12; i++) {
 			world_submit(&w, 2 + i % 2, 100, 10);
 			world_submit(&w, 3 - i % 2, 120, 10);
 			world_run_all(&w);
-			assert_int_equal(n_resident(&w), 3);
+			assert_int_equal(n_resident(&w), 8);
 		}
 		kvcache_count(w.cache, &n);
 		assert_true(n.n_evicted > 20);
 		/* a lone turn that wants every page may have these too */
-		world_submit(&w, 4, 200, 120);
+		world_submit(&w, 4, 260, 120);
 		world_run_all(&w);
 		world_assert_text(&w, &w.t[w.n_turns - 1], 120);
-		assert_true(n_resident(&w) < 3);
+		assert_true(n_resident(&w) < 8);
 		world_assert_all_free(&w);
 		world_close(&w);
 	}
@@ -309,6 +357,27 @@ static void a_restarted_broker_finds_it_and_what_continues_it(void **state)
 	assert_int_equal(b->rec->n_cached, N_SHARED);
 	world_assert_text(&w, a, 3);
 	world_assert_text(&w, b, 3);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void a_turn_under_way_keeps_its_shared_pages(void **state)
+{
+	struct world w;
+	uint64_t n_computed;
+
+	(void)state;
+	open_marked(&w, 64);
+	say(&w, 1, 50, 100, 1);
+	world_run_all(&w);
+	say(&w, 2, 50, 100, 20);
+	world_run(&w, 8);
+	n_computed = w.computer.n_computed;
+	world_restart_broker(&w);
+	world_run_all(&w);
+	world_assert_text(&w, &w.t[1], 20);
+	assert_true(n_computed > 100 + 52);
+	assert_int_equal(w.computer.n_computed, 100 + 52 + 19);
 	world_assert_all_free(&w);
 	world_close(&w);
 }
@@ -422,11 +491,14 @@ int main(void)
 		cmocka_unit_test(of_marked_prompts_that_begin_alike_the_longest_counts),
 		cmocka_unit_test(many_users_at_once_hold_its_pages_once),
 		cmocka_unit_test(all_ask_before_it_is_there),
+		cmocka_unit_test(who_shares_it_need_not_wait_for_its_pages),
+		cmocka_unit_test(a_part_of_its_page_is_found_by_who_left_it),
 		cmocka_unit_test(it_is_given_up_last),
 		cmocka_unit_test(pages_that_continue_it_are_their_users_by_right),
 		cmocka_unit_test(what_is_marked_no_more_is_found_by_nobody),
 		cmocka_unit_test(the_list_may_change_under_a_turn),
 		cmocka_unit_test(a_restarted_broker_finds_it_and_what_continues_it),
+		cmocka_unit_test(a_turn_under_way_keeps_its_shared_pages),
 		cmocka_unit_test(the_broker_may_die_at_every_step_of_it),
 		cmocka_unit_test(a_new_executor_goes_on_from_it),
 		cmocka_unit_test(a_flipped_bit_in_it_is_computed_again),
