@@ -183,6 +183,27 @@ static void all_ask_before_it_is_there(void **state)
 	world_close(&w);
 }
 
+/* What others said behind it, or whether they said the same, explains nobody's miss. */
+static void a_miss_behind_it_tells_nothing_of_others(void **state)
+{
+	struct world w;
+	struct turn *t;
+
+	(void)state;
+	open_marked(&w, 64);
+	say(&w, 1, 50, 100, 5);
+	world_run_all(&w);
+	for (uint32_t n_same = 50; n_same < 61; n_same += 10) { /* the same text, and another */
+		t = say(&w, n_same, n_same, 100, 5);
+		world_run_all(&w);
+		assert_int_equal(t->rec->n_cached, N_SHARED);
+		assert_int_equal(t->rec->miss.cause, KV_MISS_END);
+		assert_int_equal(t->rec->miss.n_ids, 0);
+	}
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 /* What was found and is spared is no page that is still wanted. */
 static void who_shares_it_need_not_wait_for_its_pages(void **state)
 {
@@ -491,6 +512,7 @@ int main(void)
 		cmocka_unit_test(of_marked_prompts_that_begin_alike_the_longest_counts),
 		cmocka_unit_test(many_users_at_once_hold_its_pages_once),
 		cmocka_unit_test(all_ask_before_it_is_there),
+		cmocka_unit_test(a_miss_behind_it_tells_nothing_of_others),
 		cmocka_unit_test(who_shares_it_need_not_wait_for_its_pages),
 		cmocka_unit_test(a_part_of_its_page_is_found_by_who_left_it),
 		cmocka_unit_test(it_is_given_up_last),
