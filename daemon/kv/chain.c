@@ -22,11 +22,10 @@ struct page_input {
 };
 _Static_assert(sizeof(struct page_input) == 40, "the input has no gaps");
 
-struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes, uid_t uid,
-			  const char *label)
+static struct kv_hash root_of(const char *purpose, const uint64_t fingerprint[2],
+			      uint32_t element_bytes, uint32_t uid, const char *label)
 {
 	struct root_input in = {
-		.purpose = "steamd-kv",
 		.layout = CHAIN_LAYOUT,
 		.element_bytes = element_bytes,
 		.fingerprint = { fingerprint[0], fingerprint[1] },
@@ -34,9 +33,21 @@ struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes,
 	};
 	XXH128_hash_t h;
 
+	memcpy(in.purpose, purpose, strnlen(purpose, sizeof(in.purpose) - 1));
 	memcpy(in.label, label, strnlen(label, LABEL_MAX - 1));
 	h = XXH3_128bits(&in, sizeof(in));
 	return (struct kv_hash){ h.low64, h.high64 };
+}
+
+struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes, uid_t uid,
+			  const char *label)
+{
+	return root_of("steamd-kv", fingerprint, element_bytes, uid, label);
+}
+
+struct kv_hash chain_shared_root(const uint64_t fingerprint[2], uint32_t element_bytes)
+{
+	return root_of("steamd-shared", fingerprint, element_bytes, CHAIN_SHARED_UID, "");
 }
 
 struct kv_hash chain_next(struct kv_hash root, struct kv_hash parent, const uint32_t *tokens,

@@ -13,6 +13,9 @@ struct kv_hash {
 	uint64_t lo, hi;
 };
 
+/* Whose the pages of marked prompts are: a client of this uid is turned away. */
+#define CHAIN_SHARED_UID (UINT32_MAX - 2)
+
 #define CHAIN_LAYOUT 1 /* of a page's bytes, and of what they mean; another number is another KV */
 
 /*
@@ -22,9 +25,13 @@ struct kv_hash {
 struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes, uid_t uid,
 			  const char *label);
 
+/* The root of the namespace of marked prompts: no uid and no label gives the same. */
+struct kv_hash chain_shared_root(const uint64_t fingerprint[2], uint32_t element_bytes);
+
 /*
  * The hash of a page with @n_tokens tokens (1 up to a page's) behind the page
- * with hash @parent, which is the root itself for a first page.
+ * with hash @parent, which is the root itself for a first page, and may be of
+ * the shared namespace for one that continues a marked prompt.
  */
 struct kv_hash chain_next(struct kv_hash root, struct kv_hash parent, const uint32_t *tokens,
 			  uint32_t n_tokens);

@@ -2,7 +2,9 @@
  * Who loses a page: the uid that has most sealed, and of its pages the one
  * that costs least to lose: few tokens, long not used, seldom found. Only
  * leaves go, so that what stays can be reached; never a page that is held, and
- * never one of another uid that has no more than what is its by right.
+ * never one of another uid that has no more than what is its by right. What a
+ * marked prompt has in the arena is everybody's: it goes last of all, and only
+ * where nothing is left to others either.
  */
 #include "client/wire/ownership.h"
 #include "daemon/base/clock.h"
@@ -28,7 +30,8 @@ static uint32_t left_to_others(const struct kvcache *c, uid_t uid)
 	if (uid == KVCACHE_NOBODY)
 		return 0;
 	for (uint32_t i = 0; i < c->n_owners; i++)
-		n_users += c->owners[i].n_pages > 0 && c->owners[i].uid != uid;
+		n_users += c->owners[i].n_pages > 0 && c->owners[i].uid != uid &&
+			   c->owners[i].uid != CHAIN_SHARED_UID;
 	return shares_of(c->options.n_pages, n_users, c->min_percent, 100).min_pages;
 }
 
@@ -45,32 +48,62 @@ static bool may_go(const struct kvcache *c, const struct prefix_node *node)
 	       kvpool_holders(c->pool, node->page) == 0;
 }
 
+/* Whose page goes first. */
+struct place {
+	struct prefix_node *node;
+	enum { NOBODYS, USERS, MARKED } whose; /* nobody finds what is marked no more */
+	uint32_t n_pages;		       /* of its uid */
+	double worth;
+};
+
+static bool goes_before(const struct place *a, const struct place *b)
+{
+	if (!b->node || a->whose != b->whose)
+		return !b->node || a->whose < b->whose;
+	return a->n_pages != b->n_pages ? a->n_pages > b->n_pages : a->worth < b->worth;
+}
+
 /* Of the uid that has most, among @uid's own and those of uids with more than @left. */
 static struct prefix_node *cheapest(const struct kvcache *c, uid_t uid, uint32_t left,
 				    uint64_t now_us)
 {
-	struct prefix_node *best = NULL;
-	uint32_t best_pages = 0;
-	double best_worth = 0;
+	struct place best = { 0 };
 
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		struct prefix_node *node = c->by_page[page];
-		uint32_t pages;
-		double w;
+		struct place is = { .node = node, .whose = USERS };
 
 		if (!may_go(c, node))
 			continue;
-		pages = best && node->uid == best->uid ? best_pages : pages_of(c, node->uid);
-		w = worth(node, now_us);
-		if (node->uid != uid && pages <= left)
+		if (node->uid == CHAIN_SHARED_UID)
+			is.whose = shared_is_marked(c, node) ? MARKED : NOBODYS;
+		is.n_pages = best.node && node->uid == best.node->uid ? best.n_pages
+								      : pages_of(c, node->uid);
+		is.worth = worth(node, now_us);
+		if (is.whose == MARKED && left > 0)
 			continue;
-		if (best && (pages < best_pages || (pages == best_pages && w >= best_worth)))
+		if (is.whose == USERS && node->uid != uid && is.n_pages <= left)
 			continue;
-		best = node;
-		best_pages = pages;
-		best_worth = w;
+		if (goes_before(&is, &best))
+			best = is;
 	}
-	return best;
+	return best.node;
+}
+
+void evict_lost(struct kvcache *c)
+{
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		struct prefix_node *node = c->by_page[page];
+
+		/* leaves first, and what is before them as it becomes one */
+		while (may_go(c, node) && shared_is_lost(c, node)) {
+			struct prefix_node *parent = node->parent;
+
+			kvcache_forget(c, node, PREFIX_EVICTED);
+			c->counts.n_evicted++;
+			node = parent->page == KV_PAGE_NONE ? NULL : parent;
+		}
+	}
 }
 
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
@@ -91,6 +124,23 @@ uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
 	return i;
 }
 
+bool evict_spares(const struct kvcache *c, uid_t uid, const struct prefix_node *node)
+{
+	return node->uid == CHAIN_SHARED_UID && left_to_others(c, uid) > 0 &&
+	       (node->n_paged_children > 0 || shared_is_marked(c, node));
+}
+
+/* Shared pages that nobody holds, and that are spared. */
+static uint32_t spared(const struct kvcache *c, uid_t uid)
+{
+	uint32_t n = 0;
+
+	for (kv_page page = 0; page < c->options.n_pages; page++)
+		n += c->by_page[page] && kvpool_holders(c->pool, page) == 0 &&
+		     evict_spares(c, uid, c->by_page[page]);
+	return n;
+}
+
 /* Pages of others that nobody holds, and that @uid may not have all the same. */
 static uint32_t kept_from(const struct kvcache *c, uid_t uid)
 {
@@ -105,6 +155,10 @@ static uint32_t kept_from(const struct kvcache *c, uid_t uid)
 
 		if (o->uid == uid || o->n_pages == 0)
 			continue;
+		if (o->uid == CHAIN_SHARED_UID) {
+			n += spared(c, uid);
+			continue;
+		}
 		for (kv_page page = 0; page < c->options.n_pages; page++)
 			n_unheld += c->by_page[page] && c->by_page[page]->uid == o->uid &&
 				    kvpool_holders(c->pool, page) == 0;

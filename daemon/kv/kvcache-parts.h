@@ -26,6 +26,13 @@ struct move {
 };
 TAILQ_HEAD(moves, move);
 
+/* A marked prompt: its whole pages. */
+struct shared {
+	char *name;
+	uint32_t n_ids, n_pages;
+	uint32_t ids[]; /* of whole pages */
+};
+
 /* Pages that a uid has sealed. */
 struct owner {
 	uid_t uid;
@@ -44,6 +51,8 @@ struct kvcache {
 	struct prefix *prefix;
 	struct prefix_node **by_page; /* [n_pages]; NULL: not sealed */
 	struct moves waiting, under_way;
+	struct shared **shared;
+	uint32_t n_shared;
 	struct owner *owners;
 	uint32_t n_owners;
 	uint32_t min_percent; /* of the arena, that others leave a uid */
@@ -56,6 +65,19 @@ int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page);
 /* The node's KV is gone: out of index, directory and pool. */
 void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gone why);
 
+/* shared.c: whose the pages of the first @n of @ids are. */
+struct prefix_whose shared_whose(const struct kvcache *c, struct kv_hash root, uid_t uid,
+				 const uint32_t *ids, uint32_t n);
+bool shared_is_root(const struct kvcache *c, struct kv_hash root);
+/* Whether a page may be behind @parent: of the same namespace, or the first of its own behind shared ones. */
+bool shared_may_follow(const struct kvcache *c, const struct prefix_node *parent,
+		       struct kv_hash root, uid_t uid);
+/* Whether it is a page of a prompt that is marked now. */
+bool shared_is_marked(const struct kvcache *c, const struct prefix_node *node);
+/* Whether nobody can find it, for the prompt that it is of, or continues, is marked no more. */
+bool shared_is_lost(const struct kvcache *c, const struct prefix_node *node);
+void shared_free(struct kvcache *c);
+
 /* moves.c */
 int moves_clear(struct kvcache *c, kv_page page, uid_t uid);
 int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens);
@@ -66,13 +88,17 @@ void moves_free(struct kvcache *c);
 /* tiers.c: pages between arena and disk. */
 void tiers_write(struct kvcache *c, struct prefix_node *node); /* a whole page that was sealed */
 /* How many whole pages of what follows @m are on disk: ids are those after what @m found. */
-uint32_t tiers_look(const struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
-		    const uint32_t *ids, uint32_t n);
+uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
+		    const struct prefix_match *m, const uint32_t *ids, uint32_t n);
 /* Has them read, into pages put at @table; returns how many, each held. */
-uint32_t tiers_hold(struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
-		    const uint32_t *ids, uint32_t n, kv_page *table);
+uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
+		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table);
 
 /* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);
+/* Gives up what nobody can find any more. */
+void evict_lost(struct kvcache *c);
+/* Whether @uid may not have its page although nobody holds it, because all share it. */
+bool evict_spares(const struct kvcache *c, uid_t uid, const struct prefix_node *node);
 /* Nodes without KV are kept for explanations; no more than some. */
 void evict_gone(struct kvcache *c);

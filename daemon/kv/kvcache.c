@@ -62,11 +62,10 @@ static bool restore(struct kvcache *c, kv_page page, const struct kvdir_page *p)
 	parent = p->depth == 1 ? prefix_space(c->prefix, p->root, p->uid)
 			       : prefix_find(c->prefix, p->parent);
 	if (!parent || !chain_equal(parent->hash, p->parent) ||
-	    !chain_equal(parent->root, p->root) || parent->uid != p->uid ||
-	    parent->depth + 1 != p->depth ||
+	    !shared_may_follow(c, parent, p->root, p->uid) || parent->depth + 1 != p->depth ||
 	    (p->depth > 1 && parent->n_tokens != c->options.page_tokens))
 		return false;
-	node = prefix_add(c->prefix, parent, p->hash, p->tokens, p->n_tokens);
+	node = prefix_add(c->prefix, parent, p->root, p->uid, p->hash, p->tokens, p->n_tokens);
 	if (!node || node->page != KV_PAGE_NONE || kvcache_own(c, node, page) < 0)
 		return false;
 	memcpy(node->sum, p->sum, sizeof(node->sum));
@@ -187,6 +186,7 @@ struct kvcache *kvcache_free(struct kvcache *c)
 	kvdir_free(c->dir);
 	free(c->by_page);
 	free(c->owners);
+	shared_free(c);
 	free(c);
 	return NULL;
 }
@@ -230,31 +230,33 @@ struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *labe
 }
 
 /* What is on disk is found from its namespace on, which an earlier life knew. */
-static void match(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+static void match(struct kvcache *c, const struct prefix_whose *whose, const uint32_t *ids,
 		  uint32_t n, struct prefix_match *ret)
 {
-	prefix_match(c->prefix, root, ids, n, ret);
+	prefix_match(c->prefix, whose, ids, n, ret);
 	if (!ret->last && c->disk)
-		ret->last = prefix_space(c->prefix, root, uid);
+		ret->last = prefix_space(c->prefix, prefix_root(whose, 0), prefix_uid(whose, 0));
 }
 
 void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
 		  uint32_t n, struct kvcache_found *ret)
 {
+	const struct prefix_whose whose = shared_whose(c, root, uid, ids, n);
 	struct prefix_match m;
 	uint32_t n_disk;
 
-	match(c, root, uid, ids, n, &m);
+	match(c, &whose, ids, n, &m);
 	*ret = (struct kvcache_found){
 		.n_tokens = m.n_pages * c->options.page_tokens + m.part_tokens,
 		.n_pages = m.n_pages,
 	};
-	n_disk = tiers_look(c, root, &m, ids + m.n_pages * c->options.page_tokens,
+	n_disk = tiers_look(c, &whose, &m, ids + m.n_pages * c->options.page_tokens,
 			    n - m.n_pages * c->options.page_tokens);
 	if (n_disk > 0)
 		ret->n_tokens = (m.n_pages + n_disk) * c->options.page_tokens;
 	for (const struct prefix_node *node = m.last; node && node->parent; node = node->parent)
-		ret->n_unheld += kvpool_holders(c->pool, node->page) == 0;
+		ret->n_unheld += kvpool_holders(c->pool, node->page) == 0 &&
+				 !evict_spares(c, uid, node);
 }
 
 static void touch(struct kvcache *c, struct prefix_node *node)
@@ -286,13 +288,15 @@ static void hold_part(struct kvcache *c, uid_t uid, const struct prefix_match *m
 uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
 		      uint32_t n, kv_page *table, struct kvcache_held *ret)
 {
+	const struct prefix_whose whose = shared_whose(c, root, uid, ids, n);
 	struct prefix_match m;
 	uint32_t n_disk;
 
-	match(c, root, uid, ids, n, &m);
+	match(c, &whose, ids, n, &m);
 	*ret = (struct kvcache_held){
 		.n_tokens = m.n_pages * c->options.page_tokens,
 		.n_pages = m.n_pages,
+		.n_shared = whose.n_shared,
 		.source = KV_PAGE_NONE,
 	};
 	for (struct prefix_node *node = m.last; node && node->parent; node = node->parent) {
@@ -300,13 +304,13 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 		kvpool_hold(c->pool, &node->page, 1);
 		touch(c, node);
 	}
-	n_disk = tiers_hold(c, root, &m, ids + ret->n_tokens, n - ret->n_tokens,
+	n_disk = tiers_hold(c, &whose, &m, ids + ret->n_tokens, n - ret->n_tokens,
 			    table + ret->n_pages);
 	ret->n_pages += n_disk;
 	ret->n_tokens += n_disk * c->options.page_tokens;
 	ret->n_disk_tokens = n_disk * c->options.page_tokens;
 	if (m.part && n_disk == 0) {
-		match(c, root, uid, ids, n, &m); /* a read that failed may have cost it */
+		match(c, &whose, ids, n, &m); /* a read that failed may have cost it */
 		if (m.part)
 			hold_part(c, uid, &m, table, ret);
 	}
@@ -346,6 +350,7 @@ int kvcache_settle(struct kvcache *c, const kv_page *table, struct kvcache_held 
 		return 0;
 	if (sure > 0) {
 		chain->n_pages = held->n_pages;
+		chain->n_shared = held->n_shared;
 		chain->hash = held->n_pages ? c->by_page[table[held->n_pages - 1]]->hash
 					    : (struct kv_hash){ 0 };
 	}
@@ -393,8 +398,8 @@ void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n)
 static bool may_share(const struct kvcache *c, const struct prefix_node *node, struct kv_hash root,
 		      uint32_t i, uint32_t n_kv)
 {
-	return chain_equal(node->root, root) && node->depth == i + 1 &&
-	       node->n_tokens == c->options.page_tokens &&
+	return (chain_equal(node->root, root) || shared_is_root(c, node->root)) &&
+	       node->depth == i + 1 && node->n_tokens == c->options.page_tokens &&
 	       (uint64_t)(i + 1) * c->options.page_tokens <= n_kv;
 }
 

@@ -4,6 +4,11 @@
  * ends, are sealed: summed by the executor, noted in the directory, found by
  * later turns of the same namespace. Sealed pages are never written again.
  *
+ * Prompts that an administrator marked are shared: the whole pages of a text
+ * that begins with all whole pages of such a prompt are found and sealed in the
+ * shared namespace, which no client has, and what follows them in the text's
+ * own. A text that begins with less of it gets nothing from there.
+ *
  * What has to be done to pages (summing, copying, clearing) are moves: the
  * owner takes them with kvcache_moves(), has the executor do them in order, and
  * gives back the sums.
@@ -42,6 +47,27 @@ struct kvpool *kvcache_pool(struct kvcache *c); /* to count, and to name in step
 void kvcache_set_model(struct kvcache *c, const uint64_t fingerprint[2]);
 struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *label);
 
+/* A marked prompt. */
+struct kvcache_shared {
+	const char *name;
+	const uint32_t *ids;
+	uint32_t n_ids;
+};
+/*
+ * The marked prompts from now on; copied. Turns under way go on as they began.
+ * Returns 0 or -ENOMEM: then they are as they were.
+ */
+int kvcache_set_shared(struct kvcache *c, const struct kvcache_shared *list, uint32_t n);
+
+/* One of them, as it is now. */
+struct kvcache_shared_state {
+	const char *name; /* the cache's */
+	uint32_t n_tokens, n_pages; /* those of whole pages are shared */
+	uint32_t n_arena, n_disk;   /* of these pages, from the first on: in the arena, and behind those on disk */
+};
+/* The @i'th; false: there are no more. */
+bool kvcache_shared_at(const struct kvcache *c, uint32_t i, struct kvcache_shared_state *ret);
+
 /*
  * The disk behind the arena, or NULL: pages that are sealed are written to it,
  * and found there again. It outlives the cache, or the next call.
@@ -63,13 +89,13 @@ bool kvcache_is_ready(const struct kvcache *c);
 struct kvcache_found {
 	uint32_t n_tokens; /* whose KV need not be computed */
 	uint32_t n_pages;  /* whole ones, to be shared */
-	uint32_t n_unheld; /* of these, held by nobody now */
+	uint32_t n_unheld; /* of these, held by nobody now, and counted in kvcache_takeable() */
 };
 void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
 		  uint32_t n, struct kvcache_found *ret);
 /* Whether pages of this text are being sealed: a look will soon find more. */
-bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, const uint32_t *ids,
-			uint32_t n);
+bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, uid_t uid,
+			const uint32_t *ids, uint32_t n);
 /* Whether any page is to be moved, to or from the disk too: what holds it is soon over. */
 bool kvcache_is_moving(const struct kvcache *c);
 
@@ -77,11 +103,13 @@ bool kvcache_is_moving(const struct kvcache *c);
 struct kvcache_chain {
 	struct kv_hash hash;
 	uint32_t n_pages;
+	uint32_t n_shared; /* of the text's pages; known once it has begun */
 };
 
 /* A turn's hold on what was found, until it is settled. */
 struct kvcache_held {
 	uint32_t n_tokens, n_pages;
+	uint32_t n_shared;	/* of the text's pages: see struct kvcache_chain */
 	uint32_t n_disk_tokens; /* of those, being read from disk */
 	kv_page source;		/* to be copied to the page after those, or KV_PAGE_NONE */
 	uint32_t source_tokens; /* of it */
@@ -121,10 +149,11 @@ int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_pa
 
 /*
  * Queues the sealing of what a turn's table holds: its whole pages below @n_kv
- * tokens, from @chain on, and with @tail what is in the next one.
+ * of its @n_ids tokens, from @chain on, and with @tail what is in the next one.
  */
 void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
-		  const kv_page *table, uint32_t n_kv, bool tail, struct kvcache_chain *chain);
+		  uint32_t n_ids, const kv_page *table, uint32_t n_kv, bool tail,
+		  struct kvcache_chain *chain);
 
 /* Takes the oldest moves that are to be done: at most @max. They are then under way. */
 uint32_t kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max);

@@ -247,6 +247,17 @@ void kvpool_keep(struct kvpool *pool, kv_page id)
 	pool->pages[id].kept = true;
 }
 
+void kvpool_give(struct kvpool *pool, kv_page id, uid_t uid)
+{
+	assert(id < pool->n_pages && pool->pages[id].state == PAGE_TAKEN);
+	pool->pages[id].uid = uid;
+}
+
+uid_t kvpool_owner(const struct kvpool *pool, kv_page id)
+{
+	return pool->pages[id].uid;
+}
+
 void kvpool_discard(struct kvpool *pool, kv_page id)
 {
 	assert(id < pool->n_pages && pool->pages[id].kept);

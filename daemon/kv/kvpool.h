@@ -46,6 +46,9 @@ void kvpool_drop(struct kvpool *pool, const kv_page *pages, uint32_t n);
 /* @page, which is taken, outlives those who hold it, until kvpool_discard(). */
 void kvpool_keep(struct kvpool *pool, kv_page page);
 void kvpool_discard(struct kvpool *pool, kv_page page);
+/* @page is @uid's from now on, whoever took it: see kvpool_user_pages(). */
+void kvpool_give(struct kvpool *pool, kv_page page, uid_t uid);
+uid_t kvpool_owner(const struct kvpool *pool, kv_page page); /* of one that is taken */
 /* Marks a free page as kept, when an arena is adopted. */
 void kvpool_restore(struct kvpool *pool, uid_t uid, kv_page page);
 bool kvpool_is_free(const struct kvpool *pool, kv_page page);

@@ -26,25 +26,26 @@ static uint32_t common(const struct prefix_node *node, const uint32_t *ids, uint
 }
 
 static const struct prefix_node *next_page(const struct kvcache *c, const struct prefix_node *last,
-					   const uint32_t *ids)
+					   struct kv_hash root, const uint32_t *ids)
 {
 	const uint32_t n = c->options.page_tokens;
 	const struct prefix_node *node;
 
-	node = prefix_find(c->prefix, chain_next(last->root, last->hash, ids, n));
+	node = prefix_find(c->prefix, chain_next(root, last->hash, ids, n));
 	return node && node->parent == last && node->n_tokens == n && common(node, ids, n) == n
 		       ? node
 		       : NULL;
 }
 
-static void walk(const struct kvcache *c, const struct prefix_node *space, const uint32_t *ids,
-		 uint32_t n, struct seen *ret)
+/* Behind shared pages there are those of other users, too: they are not looked at. */
+static void walk(const struct kvcache *c, const struct prefix_whose *whose,
+		 const struct prefix_node *space, const uint32_t *ids, uint32_t n, struct seen *ret)
 {
 	const struct prefix_node *last = space, *node;
 
 	*ret = (struct seen){ 0 };
 	while (n - ret->n_tokens >= c->options.page_tokens) {
-		node = next_page(c, last, ids + ret->n_tokens);
+		node = next_page(c, last, prefix_root(whose, last->depth), ids + ret->n_tokens);
 		if (!node)
 			break;
 		if (!ret->gone && node->page == KV_PAGE_NONE)
@@ -57,6 +58,8 @@ static void walk(const struct kvcache *c, const struct prefix_node *space, const
 	{
 		const uint32_t k = common(node, ids + ret->n_tokens, n - ret->n_tokens);
 
+		if (!chain_equal(node->root, whose->root))
+			continue;
 		if (!ret->next || k > ret->n_common) {
 			ret->next = node;
 			ret->n_common = k;
@@ -68,14 +71,14 @@ static void walk(const struct kvcache *c, const struct prefix_node *space, const
 	ret->n_there += ret->gone ? 0 : ret->n_common;
 }
 
-static void walk_root(const struct kvcache *c, struct kv_hash root, const uint32_t *ids, uint32_t n,
-		      struct seen *ret)
+static void walk_root(const struct kvcache *c, const struct prefix_whose *whose,
+		      const uint32_t *ids, uint32_t n, struct seen *ret)
 {
-	const struct prefix_node *space = prefix_find(c->prefix, root);
+	const struct prefix_node *space = prefix_find(c->prefix, prefix_root(whose, 0));
 
 	*ret = (struct seen){ 0 };
 	if (space && !space->parent)
-		walk(c, space, ids, n, ret);
+		walk(c, whose, space, ids, n, ret);
 }
 
 static uint32_t seen_by_labels(const struct kvcache *c, uid_t uid, struct kv_hash own,
@@ -89,7 +92,7 @@ static uint32_t seen_by_labels(const struct kvcache *c, uid_t uid, struct kv_has
 		if (space->uid != uid || chain_equal(space->root, own))
 			continue;
 		n_labels++;
-		walk(c, space, ids, n, &seen);
+		walk(c, &(struct prefix_whose){ .root = space->root }, space, ids, n, &seen);
 		/* what is gone there, as after a change of the model, would not have been found either */
 		most = MAX(most, seen.n_there);
 	}
@@ -132,14 +135,17 @@ void kvcache_explain(const struct kvcache *c, uid_t uid, const char *label, cons
 		     uint32_t n, uint32_t n_found, struct kvcache_miss *ret)
 {
 	const struct kv_hash own = kvcache_root(c, uid, label);
+	const uint32_t element_bytes = c->options.element_bytes;
+	struct prefix_whose whose = shared_whose(c, own, uid, ids, n);
 	struct seen seen, before;
 
 	*ret = (struct kvcache_miss){ .cause = KV_MISS_NONE, .at = n_found };
 	if (n_found >= n)
 		return;
-	walk_root(c, own, ids, n, &seen);
-	walk_root(c, chain_root(c->model_before, c->options.element_bytes, uid, label), ids, n,
-		  &before);
+	walk_root(c, &whose, ids, n, &seen);
+	whose.root = chain_root(c->model_before, element_bytes, uid, label);
+	whose.shared_root = chain_shared_root(c->model_before, element_bytes);
+	walk_root(c, &whose, ids, n, &before);
 	if (seen.n_tokens > n_found) {
 		ret->cause = cause_of_gone(&seen);
 	} else if (explains(before.n_tokens, n_found, n)) {

@@ -85,20 +85,29 @@ static void queue_seal(struct kvcache *c, const struct move *what, kv_page page,
 }
 
 void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
-		  const kv_page *table, uint32_t n_kv, bool tail, struct kvcache_chain *chain)
+		  uint32_t n_ids, const kv_page *table, uint32_t n_kv, bool tail,
+		  struct kvcache_chain *chain)
 {
 	const uint32_t page_tokens = c->options.page_tokens;
-	struct move what = { .uid = uid, .root = root };
+	struct prefix_whose whose = shared_whose(c, root, uid, ids,
+						 chain->n_pages == 0 ? n_ids : 0);
+	struct move what = { 0 };
 	uint32_t left;
 
-	if (chain->n_pages == 0)
-		chain->hash = root;
+	/* whose the pages of a text are is decided once */
+	if (chain->n_pages == 0) {
+		chain->n_shared = whose.n_shared;
+		chain->hash = prefix_root(&whose, 0);
+	}
+	whose.n_shared = chain->n_shared;
 	for (; chain->n_pages < n_kv / page_tokens; chain->n_pages++) {
 		const uint32_t *tokens = ids + (size_t)chain->n_pages * page_tokens;
 		const kv_page page = table[chain->n_pages];
 
 		what.parent = chain->hash;
-		what.hash = chain->hash = chain_next(root, chain->hash, tokens, page_tokens);
+		what.root = prefix_root(&whose, chain->n_pages);
+		what.uid = prefix_uid(&whose, chain->n_pages);
+		what.hash = chain->hash = chain_next(what.root, chain->hash, tokens, page_tokens);
 		if (!c->by_page[page])
 			queue_seal(c, &what, page, tokens, page_tokens);
 	}
@@ -107,6 +116,8 @@ void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 		return;
 	what.parent = chain->hash;
 	ids += (size_t)chain->n_pages * page_tokens;
+	what.root = root;
+	what.uid = uid;
 	what.hash = chain_next(root, chain->hash, ids, left);
 	queue_seal(c, &what, table[chain->n_pages], ids, left);
 }
@@ -118,14 +129,15 @@ static bool begins(const struct prefix_node *a, const struct prefix_node *b)
 	       memcmp(a->tokens, b->tokens, a->n_tokens * sizeof(*a->tokens)) == 0;
 }
 
-/* What a longer page holds too need not be kept. Returns false if the longer one was there before @node. */
+/* What a longer page of the same namespace holds too need not be kept. Returns false if the longer one was there before @node. */
 static bool supersede(struct kvcache *c, struct prefix_node *node)
 {
 	struct prefix_node *other, *next;
 
 	for (other = LIST_FIRST(&node->parent->children); other; other = next) {
 		next = LIST_NEXT(other, sibling);
-		if (other == node || other->page == KV_PAGE_NONE)
+		if (other == node || other->page == KV_PAGE_NONE ||
+		    !chain_equal(other->root, node->root))
 			continue;
 		if (begins(node, other))
 			return false;
@@ -144,9 +156,10 @@ static struct prefix_node *node_for(struct kvcache *c, const struct move *m)
 
 	parent = chain_equal(m->parent, m->root) ? prefix_space(c->prefix, m->root, m->uid)
 						 : prefix_find(c->prefix, m->parent);
-	if (!parent || (parent->parent && parent->page == KV_PAGE_NONE))
+	if (!parent || (parent->parent && parent->page == KV_PAGE_NONE) ||
+	    !shared_may_follow(c, parent, m->root, m->uid))
 		return NULL;
-	return prefix_add(c->prefix, parent, m->hash, m->tokens, m->n_tokens);
+	return prefix_add(c->prefix, parent, m->root, m->uid, m->hash, m->tokens, m->n_tokens);
 }
 
 static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2])
@@ -179,6 +192,7 @@ static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2
 	};
 	kvdir_seal(c->dir, page, &entry);
 	kvpool_keep(c->pool, page);
+	kvpool_give(c->pool, page, m->uid);
 	c->counts.n_sealed++;
 	tiers_write(c, node);
 }
@@ -275,32 +289,37 @@ static bool is_sealing_behind(const struct moves *moves, struct kv_hash root, st
 	return false;
 }
 
-static bool any_seals(const struct moves *moves, struct kv_hash root)
+static bool any_seals(const struct moves *moves, const struct prefix_whose *whose)
 {
 	const struct move *m;
 
 	TAILQ_FOREACH(m, moves, link) {
-		if (m->purpose == MOVE_SEAL && chain_equal(m->root, root))
+		if (m->purpose == MOVE_SEAL &&
+		    (chain_equal(m->root, whose->root) ||
+		     (whose->n_shared > 0 && chain_equal(m->root, whose->shared_root))))
 			return true;
 	}
 	return false;
 }
 
-bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, const uint32_t *ids,
-			uint32_t n)
+bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, uid_t uid,
+			const uint32_t *ids, uint32_t n)
 {
 	const uint32_t page_tokens = c->options.page_tokens;
-	struct kv_hash at = root;
+	const struct prefix_whose whose = shared_whose(c, root, uid, ids, n);
+	struct kv_hash at = prefix_root(&whose, 0);
 
-	if (!any_seals(&c->waiting, root) && !any_seals(&c->under_way, root))
+	if (!any_seals(&c->waiting, &whose) && !any_seals(&c->under_way, &whose))
 		return false;
-	for (; n > 0; ids += page_tokens, n -= page_tokens) {
-		if (is_sealing_behind(&c->waiting, root, at, ids[0]) ||
-		    is_sealing_behind(&c->under_way, root, at, ids[0]))
+	for (uint32_t i = 0; n > 0; i++, ids += page_tokens, n -= page_tokens) {
+		const struct kv_hash page_root = prefix_root(&whose, i);
+
+		if (is_sealing_behind(&c->waiting, page_root, at, ids[0]) ||
+		    is_sealing_behind(&c->under_way, page_root, at, ids[0]))
 			return true;
 		if (n < page_tokens)
 			return false;
-		at = chain_next(root, at, ids, page_tokens);
+		at = chain_next(page_root, at, ids, page_tokens);
 	}
 	return false;
 }

@@ -116,25 +116,27 @@ struct prefix_node *prefix_next_space(const struct prefix *p, const struct prefi
 }
 
 static bool is_child(const struct prefix_node *node, const struct prefix_node *parent,
-		     const uint32_t *tokens, uint32_t n_tokens)
+		     struct kv_hash root, const uint32_t *tokens, uint32_t n_tokens)
 {
-	return node->parent == parent && node->n_tokens == n_tokens &&
+	return node->parent == parent && chain_equal(node->root, root) &&
+	       node->n_tokens == n_tokens &&
 	       memcmp(node->tokens, tokens, n_tokens * sizeof(*tokens)) == 0;
 }
 
-struct prefix_node *prefix_add(struct prefix *p, struct prefix_node *parent, struct kv_hash hash,
-			       const uint32_t *tokens, uint32_t n_tokens)
+struct prefix_node *prefix_add(struct prefix *p, struct prefix_node *parent, struct kv_hash root,
+			       uint32_t uid, struct kv_hash hash, const uint32_t *tokens,
+			       uint32_t n_tokens)
 {
 	struct prefix_node *node = prefix_find(p, hash);
 
 	if (node)
-		return is_child(node, parent, tokens, n_tokens) ? node : NULL;
+		return is_child(node, parent, root, tokens, n_tokens) ? node : NULL;
 	node = make(p, hash, tokens, n_tokens);
 	if (!node)
 		return NULL;
 	node->parent = parent;
-	node->root = parent->root;
-	node->uid = parent->uid;
+	node->root = root;
+	node->uid = uid;
 	node->depth = parent->depth + 1;
 	LIST_INSERT_HEAD(&parent->children, node, sibling);
 	return node;
@@ -181,14 +183,15 @@ static uint32_t common(const uint32_t *a, uint32_t n_a, const uint32_t *b, uint3
 	return i;
 }
 
-/* The child that has most of what follows. */
-static void match_part(struct prefix_match *m, const uint32_t *ids, uint32_t n)
+/* The child in the namespace @root that has most of what follows. */
+static void match_part(struct prefix_match *m, struct kv_hash root, const uint32_t *ids, uint32_t n)
 {
 	struct prefix_node *node;
 
 	LIST_FOREACH(node, &m->last->children, sibling)
 	{
-		const uint32_t k = has_kv(node) ? common(node->tokens, node->n_tokens, ids, n) : 0;
+		const bool may = has_kv(node) && chain_equal(node->root, root);
+		const uint32_t k = may ? common(node->tokens, node->n_tokens, ids, n) : 0;
 
 		if (k > m->part_tokens) {
 			m->part = node;
@@ -197,18 +200,20 @@ static void match_part(struct prefix_match *m, const uint32_t *ids, uint32_t n)
 	}
 }
 
-void prefix_match(const struct prefix *p, struct kv_hash root, const uint32_t *ids, uint32_t n,
-		  struct prefix_match *ret)
+void prefix_match(const struct prefix *p, const struct prefix_whose *whose, const uint32_t *ids,
+		  uint32_t n, struct prefix_match *ret)
 {
-	struct prefix_node *node = prefix_find(p, root);
+	struct prefix_node *node = prefix_find(p, prefix_root(whose, 0));
 
 	*ret = (struct prefix_match){ 0 };
 	if (!node || node->parent)
 		return;
 	ret->last = node;
 	while (n >= p->page_tokens) {
+		const struct kv_hash root = prefix_root(whose, ret->n_pages);
+
 		node = prefix_find(p, chain_next(root, ret->last->hash, ids, p->page_tokens));
-		if (!node || !is_child(node, ret->last, ids, p->page_tokens))
+		if (!node || !is_child(node, ret->last, root, ids, p->page_tokens))
 			break;
 		if (!has_kv(node)) {
 			ret->gone = node;
@@ -219,7 +224,7 @@ void prefix_match(const struct prefix *p, struct kv_hash root, const uint32_t *i
 		ids += p->page_tokens;
 		n -= p->page_tokens;
 	}
-	match_part(ret, ids, n);
+	match_part(ret, whose->root, ids, n);
 }
 
 void prefix_path(struct prefix_node *last, struct prefix_node **ret)

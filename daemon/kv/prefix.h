@@ -1,6 +1,7 @@
 /*
- * Which text's KV is where: a radix tree over pages for each namespace. A node
- * is a page's worth of tokens behind its parent's. Its KV is in a page of the
+ * Which text's KV is where: a radix tree over pages for each namespace, and
+ * below the pages of the shared one those of every namespace that continue
+ * them. A node is a page's worth of tokens behind its parent's. Its KV is in a page of the
  * arena, or gone, and then the node only serves to explain a miss. Knows
  * nothing of who holds pages.
  */
@@ -50,11 +51,38 @@ struct prefix_node *prefix_space(struct prefix *p, struct kv_hash root, uint32_t
 struct prefix_node *prefix_next_space(const struct prefix *p, const struct prefix_node *after);
 
 /*
- * The child of @parent that is exactly @tokens, made if it is not there: it is
- * gone until a page is set. NULL: out of memory, or another text has its hash.
+ * Whose the pages of a text are: the first @n_shared are of the shared
+ * namespace, those behind them of the text's own.
  */
-struct prefix_node *prefix_add(struct prefix *p, struct prefix_node *parent, struct kv_hash hash,
-			       const uint32_t *tokens, uint32_t n_tokens);
+struct prefix_whose {
+	struct kv_hash root, shared_root;
+	uint32_t uid, n_shared;
+};
+
+static inline bool prefix_is_shared(const struct prefix_whose *w, uint32_t page)
+{
+	return page < w->n_shared;
+}
+
+static inline struct kv_hash prefix_root(const struct prefix_whose *w, uint32_t page)
+{
+	return prefix_is_shared(w, page) ? w->shared_root : w->root;
+}
+
+static inline uint32_t prefix_uid(const struct prefix_whose *w, uint32_t page)
+{
+	return prefix_is_shared(w, page) ? CHAIN_SHARED_UID : w->uid;
+}
+
+/*
+ * The child of @parent that is exactly @tokens, made if it is not there: it is
+ * gone until a page is set. Its namespace is @root, of @uid: its parent's, or
+ * one that continues a page of the shared one. NULL: out of memory, or another
+ * text has its hash.
+ */
+struct prefix_node *prefix_add(struct prefix *p, struct prefix_node *parent, struct kv_hash root,
+			       uint32_t uid, struct kv_hash hash, const uint32_t *tokens,
+			       uint32_t n_tokens);
 /* Sets or clears (KV_PAGE_NONE) the page, and notes it in the tree. */
 void prefix_set_page(struct prefix *p, struct prefix_node *node, kv_page page);
 /* Removes a node with all below it; none may have a page. */
@@ -64,12 +92,12 @@ void prefix_remove(struct prefix *p, struct prefix_node *node);
 struct prefix_match {
 	struct prefix_node *last; /* node of the last whole page found; the namespace: of none; NULL: no such namespace */
 	uint32_t n_pages;	  /* whole pages found, all in the arena */
-	struct prefix_node *part; /* a child of @last, in the arena, that has most of what follows, or NULL */
+	struct prefix_node *part; /* a child of @last, in the arena, that has most of what follows, or NULL; of the text's own namespace */
 	uint32_t part_tokens;	  /* how many of its tokens follow: at least 1 */
 	struct prefix_node *gone; /* the child of @last that would be next if its KV were there, or NULL */
 };
-void prefix_match(const struct prefix *p, struct kv_hash root, const uint32_t *ids, uint32_t n,
-		  struct prefix_match *ret);
+void prefix_match(const struct prefix *p, const struct prefix_whose *whose, const uint32_t *ids,
+		  uint32_t n, struct prefix_match *ret);
 /* The nodes of the whole pages down to @last, in order: [last->depth]. */
 void prefix_path(struct prefix_node *last, struct prefix_node **ret);
 

@@ -105,28 +105,30 @@ void kvcache_disk_ready(struct kvcache *c)
 	}
 }
 
-static struct kvdisk_key next_key(const struct kvcache *c, struct kv_hash root,
-				  struct kv_hash parent, const struct prefix_node *space,
-				  const uint32_t *ids)
+/* Page @i of a text. */
+static struct kvdisk_key next_key(const struct kvcache *c, const struct prefix_whose *whose,
+				  uint32_t i, struct kv_hash parent, const uint32_t *ids)
 {
+	const struct kv_hash root = prefix_root(whose, i);
+
 	return (struct kvdisk_key){
 		.hash = chain_next(root, parent, ids, c->options.page_tokens),
 		.parent = parent,
 		.root = root,
-		.uid = space->uid,
+		.uid = prefix_uid(whose, i),
 		.n_tokens = c->options.page_tokens,
 		.tokens = ids,
 	};
 }
 
-uint32_t tiers_look(const struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
-		    const uint32_t *ids, uint32_t n)
+uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
+		    const struct prefix_match *m, const uint32_t *ids, uint32_t n)
 {
-	struct kv_hash parent = m->last ? m->last->hash : root;
+	struct kv_hash parent = m->last ? m->last->hash : prefix_root(whose, 0);
 	uint32_t n_pages = 0;
 
-	for (; c->disk && m->last && n >= c->options.page_tokens; n -= c->options.page_tokens) {
-		const struct kvdisk_key key = next_key(c, root, parent, m->last, ids);
+	for (; c->disk && n >= c->options.page_tokens; n -= c->options.page_tokens) {
+		const struct kvdisk_key key = next_key(c, whose, m->n_pages + n_pages, parent, ids);
 
 		if (!kvdisk_has(c->disk, &key))
 			break;
@@ -217,17 +219,18 @@ static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
 	return r;
 }
 
-uint32_t tiers_hold(struct kvcache *c, struct kv_hash root, const struct prefix_match *m,
-		    const uint32_t *ids, uint32_t n, kv_page *table)
+uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
+		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table)
 {
-	const uint32_t n_pages = tiers_look(c, root, m, ids, n);
+	const uint32_t n_pages = m->last ? tiers_look(c, whose, m, ids, n) : 0;
 	struct prefix_node *node = m->last;
 	uint32_t i;
 
 	for (i = 0; i < n_pages; i++) {
-		const struct kvdisk_key key = next_key(c, root, node->hash, node, ids);
+		const struct kvdisk_key key = next_key(c, whose, m->n_pages + i, node->hash, ids);
 
-		node = prefix_add(c->prefix, node, key.hash, ids, c->options.page_tokens);
+		node = prefix_add(c->prefix, node, key.root, key.uid, key.hash, ids,
+				  c->options.page_tokens);
 		if (!node || node->page != KV_PAGE_NONE || load(c, node, &table[i]) < 0)
 			break;
 		ids += c->options.page_tokens;

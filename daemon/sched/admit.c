@@ -90,7 +90,8 @@ static bool soon_found(const struct sched *s, struct turn *t, const struct kvcac
 	/* files of the disk are being looked into: a whole page may be in one */
 	if (!kvcache_is_ready(s->cache) && t->rec->n_ids - 1 - found->n_tokens >= page_tokens)
 		return true;
-	if (kvcache_is_sealing(s->cache, t->root, turn_ids(s->turns, t->rec), t->rec->n_ids - 1))
+	if (kvcache_is_sealing(s->cache, t->root, t->rec->uid, turn_ids(s->turns, t->rec),
+			       t->rec->n_ids - 1))
 		return true;
 	for (struct turn *r = s->first; r; r = r->next) {
 		uint32_t n;

@@ -150,7 +150,7 @@ static bool see(struct sched *s, kv_page page)
 	return is_new;
 }
 
-/* Counts a page that several of a user's turns share once. */
+/* Counts a page that several of a user's turns share once, and one that all users share not at all. */
 static void count_exactly(struct sched *s, struct fair_user *u)
 {
 	const size_t n_words = (kvpool_pages(s->kv) + 63) / 64;
@@ -163,7 +163,8 @@ static void count_exactly(struct sched *s, struct fair_user *u)
 		const kv_page *table = turn_page_table(s->turns, t->rec);
 
 		for (uint32_t i = 0; t->user == u && i < t->rec->n_pages; i++)
-			u->n_pages += see(s, table[i]);
+			u->n_pages += kvpool_owner(s->kv, table[i]) != CHAIN_SHARED_UID &&
+				      see(s, table[i]);
 	}
 	u->is_exact = true;
 }

@@ -174,7 +174,7 @@ void sched_seal(struct turn *t, bool tail)
 	struct turn_record *rec = t->rec;
 
 	if (!rec->score && rec->n_kv > 0)
-		kvcache_seal(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
+		kvcache_seal(s->cache, t->root, rec->uid, turn_ids(s->turns, rec), rec->n_ids,
 			     turn_page_table(s->turns, rec), rec->n_kv, tail, &t->chain);
 }
 

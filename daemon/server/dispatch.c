@@ -124,7 +124,7 @@ static int reply_json(struct request *q, char *json)
 static int on_status(struct request *q, struct err *err)
 {
 	(void)err;
-	return reply_json(q, report_status(q->server));
+	return reply_json(q, report_status(q->server, q->peer));
 }
 
 static int on_ps(struct request *q, struct err *err)

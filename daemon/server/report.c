@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/server/sharedprompts.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
@@ -235,7 +236,24 @@ static json_t *describe_load(const struct server *s)
 	return o;
 }
 
-char *report_status(const struct server *s)
+static json_t *describe_shared(const struct server *s)
+{
+	json_t *o = json_object(), *prompts = json_object(), *refused = json_array();
+	struct kvcache_shared_state p;
+
+	for (uint32_t i = 0; s->engine && kvcache_shared_at(s->engine->kv, i, &p); i++)
+		put(prompts, p.name,
+		    json_pack("{s:o, s:o, s:o, s:o}", "tokens", integer(p.n_tokens), "pages",
+			      integer(p.n_pages), "arena_pages", integer(p.n_arena), "disk_pages",
+			      integer(p.n_disk)));
+	for (uint32_t i = 0; i < s->shared->n_refused; i++)
+		json_array_append_new(refused, json_string(s->shared->refused[i]));
+	put(o, "prompts", prompts);
+	put(o, "refused", refused);
+	return o;
+}
+
+char *report_status(const struct server *s, const struct peer *p)
 {
 	json_t *o = json_object();
 
@@ -262,6 +280,8 @@ char *report_status(const struct server *s)
 		put(o, "load", describe_load(s));
 	}
 	put(o, "tidy", tidy_describe(s->tidy));
+	if (s->shared && s->shared->n + s->shared->n_refused > 0 && peer_is_admin(p))
+		put(o, "shared_prompts", describe_shared(s));
 	put(o, "power", sleep_describe(s));
 	put(o, "sessions", sessions_describe(s->sessions));
 	put(o, "limits", describe_limits(s));

@@ -3,7 +3,8 @@
 
 #include "daemon/server/peer.h"
 
-char *report_status(const struct server *s);
+/* An administrator sees the shared prompts, too. */
+char *report_status(const struct server *s, const struct peer *p);
 char *report_models(const struct server *s);
 /* A uid's own turns in detail, those of others as totals; an administrator sees all. */
 char *report_ps(const struct server *s, const struct peer *p);

@@ -17,6 +17,7 @@
 #include "daemon/power/power.h"
 #include "daemon/server/explain.h"
 #include "daemon/server/health.h"
+#include "daemon/server/sharedprompts.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
@@ -241,7 +242,20 @@ static void on_engine_applied(void *userdata)
 	power_look(s->power);
 }
 
-static int start_engine(struct server *s, struct err *err)
+/* What was read of SharedPrompts= is in force from now on. */
+static void share_prompts(struct server *s, struct sharedprompts *shared)
+{
+	sharedprompts_free(s->shared);
+	s->shared = shared;
+	for (uint32_t i = 0; i < shared->n_refused; i++)
+		log_warning("%s", shared->refused[i]);
+	if (kvcache_set_shared(s->engine->kv, shared->at, shared->n) < 0)
+		log_warning("out of memory: the shared prompts stay as they were");
+	else if (shared->n + shared->n_refused > 0)
+		log_info("SharedPrompts=: %u taken, %u refused", shared->n, shared->n_refused);
+}
+
+static int start_engine(struct server *s, struct sharedprompts **shared, struct err *err)
 {
 	const struct engine_options options = {
 		.settings = s->settings,
@@ -259,6 +273,8 @@ static int start_engine(struct server *s, struct err *err)
 		return r;
 	if (s->engine->plan.warning[0])
 		log_warning("%s", s->engine->plan.warning);
+	if (shared && *shared)
+		share_prompts(s, steal(*shared)); /* before turns go on */
 	power_set_executor(s->power, s->engine->executor);
 	sessions_settle(s);
 	if (s->engine->adopted)
@@ -266,10 +282,40 @@ static int start_engine(struct server *s, struct err *err)
 	return 0;
 }
 
+/* What the worker needs of the settings, which may change meanwhile. */
+struct prompts_source {
+	char *dir, *chat_template;
+};
+
+static int prompts_source_init(struct prompts_source *p, const struct settings *settings)
+{
+	p->dir = strdup(settings->shared_prompts);
+	p->chat_template = strdup(settings->chat_template);
+	return p->dir && p->chat_template ? 0 : -ENOMEM;
+}
+
+static void prompts_source_deinit(struct prompts_source *p)
+{
+	free(p->dir);
+	free(p->chat_template);
+}
+
+/* NULL in *@ret: out of memory. */
+static void read_prompts(const struct prompts_source *p, const struct textmodel *m,
+			 struct sharedprompts **ret)
+{
+	const struct settings settings = { .chat_template = p->chat_template };
+	const char *warning;
+
+	sharedprompts_read(p->dir, m->tokenizer, textmodel_layout(m, &settings, &warning), ret);
+}
+
 struct opening {
 	struct server *server;
 	char *dir;
 	struct textmodel *model;
+	struct prompts_source source;
+	struct sharedprompts *shared;
 	int result;
 	struct err err;
 };
@@ -279,6 +325,16 @@ static void run_opening(void *userdata)
 	struct opening *o = userdata;
 
 	o->result = textmodel_open(o->dir, &o->model, &o->err);
+	if (o->result >= 0)
+		read_prompts(&o->source, o->model, &o->shared);
+}
+
+static void opening_free(struct opening *o)
+{
+	prompts_source_deinit(&o->source);
+	sharedprompts_free(o->shared);
+	free(o->dir);
+	free(o);
 }
 
 static void opening_done(void *userdata)
@@ -290,7 +346,7 @@ static void opening_done(void *userdata)
 	s->opening = false;
 	if (r >= 0 && o->model && !s->leaving) {
 		s->model = steal(o->model);
-		r = start_engine(s, &o->err);
+		r = start_engine(s, &o->shared, &o->err);
 	}
 	if (s->leaving) {
 		/* what is parked is for the next broker: it is neither adopted nor judged */
@@ -301,8 +357,7 @@ static void opening_done(void *userdata)
 		request_resume_waiting(s);
 	}
 	textmodel_free(o->model);
-	free(o->dir);
-	free(o);
+	opening_free(o);
 }
 
 static void retire_nothing(void *userdata)
@@ -346,15 +401,67 @@ int server_load(struct server *s, struct err *err)
 		return err_set(err, -ENOMEM, "out of memory");
 	o->server = s;
 	o->dir = strdup(s->settings->model);
-	r = o->dir ? worker_push(s->worker, run_opening, opening_done, o) : -ENOMEM;
+	r = prompts_source_init(&o->source, s->settings);
+	if (r >= 0)
+		r = o->dir ? worker_push(s->worker, run_opening, opening_done, o) : -ENOMEM;
 	if (r < 0) {
-		free(o->dir);
-		free(o);
+		opening_free(o);
 		return err_set(err, r, "out of memory");
 	}
 	s->opening = true;
 	health_status(s->health, "Opening %s", s->settings->model);
 	server_busy_changed(s);
+	return 0;
+}
+
+/* SharedPrompts= read again, for the model in service. */
+struct rereading {
+	struct server *server;
+	const struct textmodel *model; /* stays until jobs before its end are done */
+	struct prompts_source source;
+	struct sharedprompts *shared;
+};
+
+static void run_rereading(void *userdata)
+{
+	struct rereading *re = userdata;
+
+	read_prompts(&re->source, re->model, &re->shared);
+}
+
+static void rereading_free(struct rereading *re)
+{
+	prompts_source_deinit(&re->source);
+	sharedprompts_free(re->shared);
+	free(re);
+}
+
+static void rereading_done(void *userdata)
+{
+	struct rereading *re = userdata;
+	struct server *s = re->server;
+
+	if (!s->leaving && s->engine && s->model == re->model && re->shared)
+		share_prompts(s, steal(re->shared));
+	rereading_free(re);
+}
+
+static int reread_prompts(struct server *s, struct err *err)
+{
+	struct rereading *re = calloc(1, sizeof(*re));
+	int r;
+
+	if (!re)
+		return err_set(err, -ENOMEM, "out of memory");
+	re->server = s;
+	re->model = s->model;
+	r = prompts_source_init(&re->source, s->settings);
+	if (r >= 0)
+		r = worker_push(s->worker, run_rereading, rereading_done, re);
+	if (r < 0) {
+		rereading_free(re);
+		return err_set(err, r, "out of memory");
+	}
 	return 0;
 }
 
@@ -414,6 +521,8 @@ int server_reload(struct server *s, char **ret, struct err *err)
 	power_look(s->power);
 	if (s->refusal.code || changed_asleep(s))
 		r = server_load(s, err);
+	else if (s->engine)
+		r = reread_prompts(s, err);
 	log_info("settings reloaded: %d changed, %zu kept", n, json_array_size(kept));
 	answer = json_pack("{s:i, s:o, s:s}", "applied", n, "kept", kept, "state",
 			   server_state_name(server_state(s)));
@@ -450,6 +559,8 @@ int server_add(struct server *s, int fd)
 
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
 		return -errno;
+	if (cred.uid >= CHAIN_SHARED_UID) /* what users share is under it */
+		return -EACCES;
 	user = server_user(s, cred.uid);
 	if (!user)
 		return -ENOMEM;
@@ -562,6 +673,7 @@ struct server *server_free(struct server *s)
 		stream_free(st);
 	explain_forget_all(s);
 	textmodel_free(s->model);
+	sharedprompts_free(s->shared);
 	s->spans = spans_free(s->spans);
 	s->health = health_free(s->health);
 	sd_event_source_disable_unref(s->reaper);

@@ -20,6 +20,7 @@
 
 struct peer;
 struct power;
+struct sharedprompts;
 struct request;
 struct stream;
 struct explained;
@@ -58,6 +59,7 @@ struct server {
 	struct tidy *tidy;   /* NULL: at the end */
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
+	struct sharedprompts *shared; /* as last read; NULL: not yet */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
 	bool opening, was_ready, leaving;
 	bool waking;		 /* it loads because it slept, not because something died */
@@ -100,7 +102,7 @@ int server_load(struct server *s, struct err *err);
  */
 int server_listen(struct server *s, struct err *err);
 
-/* Serves one connected socket; taken over also on failure. -EAGAIN: limits; the peer was told. */
+/* Serves one connected socket; taken over also on failure. -EAGAIN: limits; the peer was told. -EACCES: its uid is none that a user can have. */
 int server_add(struct server *s, int fd);
 
 /*

@@ -44,6 +44,22 @@ static struct prefix *new_prefix(void)
 	return p;
 }
 
+/* In the namespace of the parent. */
+static struct prefix_node *add_below(struct prefix *p, struct prefix_node *parent,
+				     struct kv_hash hash, const uint32_t *ids, uint32_t n)
+{
+	return prefix_add(p, parent, parent->root, parent->uid, hash, ids, n);
+}
+
+/* A text of which nothing is shared. */
+static void match_own(const struct prefix *p, struct kv_hash root, const uint32_t *ids, uint32_t n,
+		      struct prefix_match *ret)
+{
+	const struct prefix_whose whose = { .root = root };
+
+	prefix_match(p, &whose, ids, n, ret);
+}
+
 /* The node of the last page of @ids, every page on the way made and given a page of the arena. */
 static struct prefix_node *add_text(struct prefix *p, struct kv_hash root, uint32_t uid,
 				    const uint32_t *ids, uint32_t n, kv_page page)
@@ -53,7 +69,7 @@ static struct prefix_node *add_text(struct prefix *p, struct kv_hash root, uint3
 	for (uint32_t at = 0; at < n; at += PAGE) {
 		const uint32_t k = n - at < PAGE ? n - at : PAGE;
 
-		node = prefix_add(p, node, chain_next(root, node->hash, ids + at, k), ids + at, k);
+		node = add_below(p, node, chain_next(root, node->hash, ids + at, k), ids + at, k);
 		assert_non_null(node);
 		prefix_set_page(p, node, page++);
 	}
@@ -105,7 +121,7 @@ static void assert_match(struct model *m, uint32_t space, const uint32_t *ids, u
 		same = common(k->ids + before, ids + before, MIN(k->n, n) - before);
 		part = MAX(part, same);
 	}
-	prefix_match(m->p, m->roots[space], ids, n, &got);
+	match_own(m->p, m->roots[space], ids, n, &got);
 	assert_int_equal(got.n_pages, n_pages);
 	assert_ptr_equal(got.last, last ? last->node : m->spaces[space]);
 	assert_int_equal(got.part_tokens, part);
@@ -135,8 +151,8 @@ static void learn(struct model *m, uint32_t space, const uint32_t *ids, uint32_t
 		struct known *known = known_of(m, space, ids, MIN(at + PAGE, n));
 
 		k = MIN(n - at, PAGE);
-		node = prefix_add(m->p, node, chain_next(m->roots[space], node->hash, ids + at, k),
-				  ids + at, k);
+		node = add_below(m->p, node, chain_next(m->roots[space], node->hash, ids + at, k),
+				 ids + at, k);
 		assert_non_null(node);
 		if (known) {
 			assert_ptr_equal(known->node, node);
@@ -258,15 +274,15 @@ static void namespaces_are_apart(void **state)
 
 	(void)state;
 	add_text(p, roots[0], 1, ids, 8, 0);
-	prefix_match(p, roots[0], ids, 8, &m);
+	match_own(p, roots[0], ids, 8, &m);
 	assert_int_equal(m.n_pages, 2);
 	for (int i = 1; i < 3; i++) {
-		prefix_match(p, roots[i], ids, 8, &m);
+		match_own(p, roots[i], ids, 8, &m);
 		assert_null(m.last);
 		assert_null(m.part);
 		assert_int_equal(m.n_pages, 0);
 		assert_non_null(prefix_space(p, roots[i], 2));
-		prefix_match(p, roots[i], ids, 8, &m);
+		match_own(p, roots[i], ids, 8, &m);
 		assert_ptr_equal(m.last, prefix_space(p, roots[i], 2));
 		assert_int_equal(m.n_pages, 0);
 		assert_null(m.part);
@@ -286,27 +302,27 @@ static void a_hash_alone_is_no_match(void **state)
 	struct prefix_match m;
 
 	(void)state;
-	wrong = prefix_add(p, space, hash, others, 4); /* the hash of another text */
+	wrong = add_below(p, space, hash, others, 4); /* the hash of another text */
 	prefix_set_page(p, wrong, 0);
-	prefix_match(p, root, ids, 8, &m);
+	match_own(p, root, ids, 8, &m);
 	assert_int_equal(m.n_pages, 0);
 	assert_null(m.gone);
-	assert_null(prefix_add(p, space, hash, ids, 4));
-	assert_null(prefix_add(p, space, hash, others, 3));
-	assert_ptr_equal(prefix_add(p, space, hash, others, 4), wrong);
+	assert_null(add_below(p, space, hash, ids, 4));
+	assert_null(add_below(p, space, hash, others, 3));
+	assert_ptr_equal(add_below(p, space, hash, others, 4), wrong);
 	prefix_set_page(p, wrong, KV_PAGE_NONE);
-	prefix_match(p, root, ids, 8, &m);
+	match_own(p, root, ids, 8, &m);
 	assert_null(m.gone); /* nor an explanation */
 	prefix_remove(p, wrong);
 
 	/* the right tokens, behind the wrong page */
 	first = add_text(p, root, 1, ids, 4, 0);
-	wrong = prefix_add(p, space, chain_next(root, first->hash, ids + 4, 4), ids + 4, 4);
+	wrong = add_below(p, space, chain_next(root, first->hash, ids + 4, 4), ids + 4, 4);
 	prefix_set_page(p, wrong, 1);
-	prefix_match(p, root, ids, 8, &m);
+	match_own(p, root, ids, 8, &m);
 	assert_int_equal(m.n_pages, 1);
 	assert_ptr_equal(m.last, first);
-	assert_null(prefix_add(p, first, wrong->hash, ids + 4, 4));
+	assert_null(add_below(p, first, wrong->hash, ids + 4, 4));
 	prefix_free(p);
 }
 
@@ -320,7 +336,7 @@ static void a_page_is_not_a_namespace(void **state)
 
 	(void)state;
 	assert_null(prefix_space(p, node->hash, 1));
-	prefix_match(p, node->hash, ids, 8, &m);
+	match_own(p, node->hash, ids, 8, &m);
 	assert_null(m.last);
 	prefix_free(p);
 }
@@ -336,26 +352,26 @@ static void the_child_with_most_in_common_is_the_part(void **state)
 
 	(void)state;
 	short_one = add_text(p, root, 1, c, 2, 0);
-	prefix_match(p, root, text, 4, &m);
+	match_own(p, root, text, 4, &m);
 	assert_ptr_equal(m.part, short_one);
 	assert_int_equal(m.part_tokens, 2);
 	long_one = add_text(p, root, 1, a, 4, 1);
-	prefix_match(p, root, text, 4, &m);
+	match_own(p, root, text, 4, &m);
 	assert_ptr_equal(m.part, long_one);
 	assert_int_equal(m.part_tokens, 3);
 	add_text(p, root, 1, b, 4, 2);
-	prefix_match(p, root, text, 1, &m); /* no more than follows */
+	match_own(p, root, text, 1, &m); /* no more than follows */
 	assert_int_equal(m.part_tokens, 1);
-	prefix_match(p, root, a, 3, &m); /* a whole page's beginning */
+	match_own(p, root, a, 3, &m); /* a whole page's beginning */
 	assert_int_equal(m.part_tokens, 3);
 	assert_int_equal(m.n_pages, 0);
-	prefix_match(p, root, a, 4, &m);
+	match_own(p, root, a, 4, &m);
 	assert_ptr_equal(m.last, long_one);
 	assert_null(m.part);
-	prefix_match(p, root, other, 4, &m);
+	match_own(p, root, other, 4, &m);
 	assert_null(m.part);
 	prefix_set_page(p, long_one, KV_PAGE_NONE);
-	prefix_match(p, root, a, 4, &m); /* its sibling has as much of it as nobody else */
+	match_own(p, root, a, 4, &m); /* its sibling has as much of it as nobody else */
 	assert_ptr_equal(m.gone, long_one);
 	assert_int_equal(m.part_tokens, 3);
 	assert_true(m.part != long_one);
@@ -375,7 +391,7 @@ static void a_deep_chain_goes_with_its_first_page(void **state)
 	for (uint32_t i = 0; i < DEPTH * PAGE; i++)
 		ids[i] = i;
 	last = add_text(p, root, 1, ids, DEPTH * PAGE, 0);
-	prefix_match(p, root, ids, DEPTH * PAGE, &m);
+	match_own(p, root, ids, DEPTH * PAGE, &m);
 	assert_int_equal(m.n_pages, DEPTH);
 	assert_ptr_equal(m.last, last);
 	assert_int_equal(last->depth, DEPTH);
@@ -387,7 +403,7 @@ static void a_deep_chain_goes_with_its_first_page(void **state)
 	}
 	prefix_remove(p, first);
 	assert_int_equal(prefix_nodes(p), 1);
-	prefix_match(p, root, ids, DEPTH * PAGE, &m);
+	match_own(p, root, ids, DEPTH * PAGE, &m);
 	assert_ptr_equal(m.last, prefix_space(p, root, 1));
 	assert_null(m.gone);
 	assert_true(LIST_EMPTY(&m.last->children));

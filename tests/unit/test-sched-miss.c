@@ -130,7 +130,7 @@ static void what_was_damaged_is_told_and_does_not_count_as_cached(void **state)
 	open_with_one(&w, 64, ids);
 	world_restart_broker(&w);
 	for (uint32_t i = 0; i < 64 * WORLD_PAGE_TOKENS; i++) {
-		if (w.computer.kv[i] != ids[40])
+		if (computer_token(w.computer.kv[i]) != ids[40])
 			continue;
 		w.computer.kv[i] ^= 1;
 		break;

@@ -142,6 +142,13 @@ static void new_cache(struct world *w, int arena_fd, int dir_fd)
 	assert_int_equal(kvcache_new(&o, &w->cache, &lost, &err), 0);
 	assert_string_equal(lost.text, "");
 	w->kv = kvcache_pool(w->cache);
+	assert_int_equal(kvcache_set_shared(w->cache, w->shared, w->n_shared), 0);
+}
+
+void world_mark(struct world *w, const uint32_t *ids, uint32_t n)
+{
+	w->shared[w->n_shared++] = (struct kvcache_shared){ "a prompt", ids, n };
+	assert_int_equal(kvcache_set_shared(w->cache, w->shared, w->n_shared), 0);
 }
 
 static void new_sched(struct world *w)

@@ -27,6 +27,8 @@ struct world {
 	struct kvpool *kv; /* the cache's */
 	struct kvdisk *disk; /* NULL: none */
 	char disk_dir[64];
+	struct kvcache_shared shared[2]; /* marked prompts, of every life */
+	uint32_t n_shared;
 	struct turns *turns;
 	struct executor *executor;
 	struct sched *sched;
@@ -57,6 +59,9 @@ void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uin
 /* A disk behind the cache, in a new directory; all its files have been looked into. */
 void world_open_disk(struct world *w);
 void world_close(struct world *w);
+
+/* Marks a prompt from now on; @ids must outlive the world. */
+void world_mark(struct world *w, const uint32_t *ids, uint32_t n);
 
 /* Runs until nothing moves any more, or the computer has done @n_steps more; those that only move pages do not count. */
 void world_run(struct world *w, uint64_t n_steps);
