@@ -155,6 +155,23 @@ def what_comes_from_disk_is_bit_for_bit_a_cold_run():
         assert kv(d)["damaged_pages"] == 0
 
 
+def what_another_instruction_set_computed_is_not_served():
+    ids = ids_of(130)
+    with Daemon("air", *SETS, "Isa=portable") as d:
+        exact(d, ids)
+        wait_for(lambda: kv(d)["written_pages"] == 9, 20, "nine pages on disk")
+        d.sets[-1] = "Isa=auto"
+        restart(d)
+        if d.status()["executor"]["isa"] == "portable":
+            raise Skip("this processor has no other instruction set")
+        got, hit = exact(d, ids)
+        assert hit == 0, hit
+        assert got == Cold(d)(ids)
+        d.sets[-1] = "Isa=portable"
+        restart(d)
+        assert exact(d, ids)[1] == 128  # it is still there
+
+
 def a_restart_with_the_descriptor_store_finds_the_arena():
     ids = ids_of(130)
     with Stored("air", *SETS) as d:
