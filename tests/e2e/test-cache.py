@@ -172,6 +172,29 @@ def what_another_instruction_set_computed_is_not_served():
         assert exact(d, ids)[1] == 128  # it is still there
 
 
+def many_texts_in_a_small_arena_are_bit_for_bit_cold_runs():
+    texts = [ids_of(60 + 7 * i, 500 + i) for i in range(6)]
+    with Daemon("air", "PageTokens=16", "Context=512", "KVCacheSize=512K") as d:
+        want = [exact(d, text, 8, "--label", f"cold-{i}")[0] for i, text in enumerate(texts)]
+        rng = random.Random(1)
+        for _ in range(6):
+            requests = []
+            for i in [rng.randrange(6) for _ in range(5)]:
+                p = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 8, "--ignore-eos",
+                            "--top", 5, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                p.stdin.write(json.dumps(texts[i]).encode())
+                p.stdin.close()
+                requests.append((i, p))
+            for i, p in requests:
+                lines = [json.loads(line) for line in p.stdout.read().splitlines()]
+                assert p.wait(60) == 0
+                for key in want[i]:
+                    got = [v for line in lines[:-1] for v in line[key]]
+                    assert got == want[i][key], (i, key, cached(lines[-1]))
+        assert kv(d)["evicted_pages"] > 0 and kv(d)["read_pages"] > 0, kv(d)
+        assert kv(d)["damaged_pages"] == 0, kv(d)
+
+
 def a_restart_with_the_descriptor_store_finds_the_arena():
     ids = ids_of(130)
     with Stored("air", *SETS) as d:
