@@ -42,7 +42,8 @@ struct kv_hash kvcache_root(const struct kvcache *c, uid_t uid, const char *labe
 
 /*
  * The disk behind the arena, or NULL: pages that are sealed are written to it,
- * and found there again. It outlives the cache, or the next call.
+ * and found there again. Before it is freed the cache is told NULL; it is freed
+ * before the cache is, for what it has begun ends with calls on the cache.
  *
  * @on_loaded	is called when a page was read, or could not be: turns may settle
  *
