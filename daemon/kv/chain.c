@@ -6,6 +6,7 @@
 #include <xxhash.h>
 
 #define LABEL_MAX 64
+#define ISA_MAX 32
 
 struct root_input {
 	char purpose[16];
@@ -16,11 +17,29 @@ struct root_input {
 };
 _Static_assert(sizeof(struct root_input) == 112, "the input has no gaps");
 
+struct model_input {
+	uint8_t fingerprint[16];
+	char isa[ISA_MAX];
+};
+_Static_assert(sizeof(struct model_input) == 48, "the input has no gaps");
+
 struct page_input {
 	struct kv_hash root, parent;
 	uint32_t n_tokens, pad;
 };
 _Static_assert(sizeof(struct page_input) == 40, "the input has no gaps");
+
+void chain_model(const uint8_t fingerprint[16], const char *isa, uint64_t ret[2])
+{
+	struct model_input in = { 0 };
+	XXH128_hash_t h;
+
+	memcpy(in.fingerprint, fingerprint, sizeof(in.fingerprint));
+	memcpy(in.isa, isa, strnlen(isa, ISA_MAX));
+	h = XXH3_128bits(&in, sizeof(in));
+	ret[0] = h.low64;
+	ret[1] = h.high64;
+}
 
 static struct kv_hash root_of(const char *purpose, const uint64_t fingerprint[2],
 			      uint32_t element_bytes, uint32_t uid, const char *label)

@@ -19,8 +19,15 @@ struct kv_hash {
 #define CHAIN_LAYOUT 1 /* of a page's bytes, and of what they mean; another number is another KV */
 
 /*
+ * What @fingerprint stands for below: XXH3-128 of the model's own fingerprint
+ * and of the name of the instruction set that computes, for each rounds in its
+ * own way, and what is served is to be what would be computed.
+ */
+void chain_model(const uint8_t fingerprint[16], const char *isa, uint64_t ret[2]);
+
+/*
  * The root of a namespace: XXH3-128 of "steamd-kv", CHAIN_LAYOUT, @element_bytes
- * of one K or V, the model's fingerprint, @uid and @label.
+ * of one K or V, @fingerprint of chain_model(), @uid and @label.
  */
 struct kv_hash chain_root(const uint64_t fingerprint[2], uint32_t element_bytes, uid_t uid,
 			  const char *label);

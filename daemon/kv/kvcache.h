@@ -70,7 +70,8 @@ bool kvcache_shared_at(const struct kvcache *c, uint32_t i, struct kvcache_share
 
 /*
  * The disk behind the arena, or NULL: pages that are sealed are written to it,
- * and found there again. It outlives the cache, or the next call.
+ * and found there again. Before it is freed the cache is told NULL; it is freed
+ * before the cache is, for what it has begun ends with calls on the cache.
  *
  * @on_moved	is called when a page was read or written, or could not be: turns
  *		may settle, and pages may be had

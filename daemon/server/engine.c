@@ -131,7 +131,7 @@ static void close_disk(struct engine *e)
 }
 
 /* The store of the model that is served; without one all works, but for a reboot. */
-static void open_disk(struct engine *e, const struct control_ready *ready)
+static void open_disk(struct engine *e, const uint64_t model[2])
 {
 	struct segments_options options = {
 		.layout = CHAIN_LAYOUT,
@@ -143,12 +143,12 @@ static void open_disk(struct engine *e, const struct control_ready *ready)
 	int r;
 
 	if (!e->options.state_dir || !e->options.settings->disk_cache ||
-	    (e->disk && memcmp(e->disk_model, ready->fingerprint, sizeof(e->disk_model)) == 0))
+	    (e->disk && memcmp(e->disk_model, model, sizeof(e->disk_model)) == 0))
 		return;
 	if (e->disk)
 		close_disk(e);
-	memcpy(e->disk_model, ready->fingerprint, sizeof(e->disk_model));
-	memcpy(options.fingerprint, ready->fingerprint, sizeof(options.fingerprint));
+	memcpy(e->disk_model, model, sizeof(e->disk_model));
+	memcpy(options.fingerprint, model, sizeof(options.fingerprint));
 	r = asprintf(&dir, "%s/kv", e->options.state_dir);
 	options.dir = dir;
 	if (r >= 0)
@@ -163,12 +163,12 @@ static void on_executor_state(struct executor *executor, void *userdata)
 {
 	struct engine *e = userdata;
 	const struct control_ready *ready = executor_ready(executor);
-	uint64_t fingerprint[2];
+	uint64_t model[2];
 
 	if (ready) {
-		memcpy(fingerprint, ready->fingerprint, sizeof(fingerprint));
-		kvcache_set_model(e->kv, fingerprint);
-		open_disk(e, ready);
+		chain_model(ready->fingerprint, ready->isa, model);
+		kvcache_set_model(e->kv, model);
+		open_disk(e, model);
 	}
 	if (e->sched)
 		sched_executor_changed(e->sched);

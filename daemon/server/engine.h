@@ -32,7 +32,7 @@ struct engine {
 	struct engine_plan plan;
 	struct kvcache *kv;
 	struct kvdisk *disk; /* NULL: none, or the model is not known yet */
-	uint8_t disk_model[CONTROL_FINGERPRINT_BYTES];
+	uint64_t disk_model[2]; /* chain_model() */
 	struct turns *turns;
 	struct executor *executor;
 	struct sched *sched;

@@ -446,6 +446,23 @@ static void roots_and_pages_have_hashes_of_their_own(void **state)
 	assert_false(chain_equal(a, (struct kv_hash){ a.lo ^ 1, a.hi }));
 }
 
+static void a_model_is_another_one_on_another_instruction_set(void **state)
+{
+	static const uint8_t print[16] = { 1 }, other[16] = { 2 };
+	uint64_t a[2], b[2];
+
+	(void)state;
+	chain_model(print, "avx2", a);
+	chain_model(print, "avx2", b);
+	assert_memory_equal(a, b, sizeof(a));
+	chain_model(print, "avx512", b);
+	assert_memory_not_equal(a, b, sizeof(a));
+	chain_model(print, "avx", b);
+	assert_memory_not_equal(a, b, sizeof(a));
+	chain_model(other, "avx2", b);
+	assert_memory_not_equal(a, b, sizeof(a));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -456,6 +473,7 @@ int main(void)
 		cmocka_unit_test(the_child_with_most_in_common_is_the_part),
 		cmocka_unit_test(a_deep_chain_goes_with_its_first_page),
 		cmocka_unit_test(roots_and_pages_have_hashes_of_their_own),
+		cmocka_unit_test(a_model_is_another_one_on_another_instruction_set),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
