@@ -44,6 +44,7 @@ struct kvcache {
 	struct kvdisk *disk; /* or NULL */
 	void (*on_moved)(void *userdata);
 	uint32_t n_transfers; /* pages with the disk's thread */
+	bool disk_is_behind;  /* pages were sealed while too many were waiting to be written */
 	void *userdata;
 	char *arena;	     /* mapped if there is a disk */
 	struct kvpool *pool;

@@ -254,6 +254,10 @@ static void ended(void *userdata)
 		snprintf(d->text, sizeof(d->text), "%s", job->r < 0 ? job->err.text : "");
 		scan_on(d, job->r < 0 ? job->r : 1);
 	} else if (job->kind == JOB_SCAN) {
+		/* what was found so far is not all: better none than a disk that takes nothing */
+		d->failed |= job->r < 0;
+		if (job->r < 0)
+			snprintf(d->text, sizeof(d->text), "%s", job->err.text);
 		scan_on(d, job->r);
 	} else if (job->kind == JOB_WRITE) {
 		end_write(d, job);

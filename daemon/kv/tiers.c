@@ -80,6 +80,12 @@ static void on_written(int r, const uint64_t sum[2], void *userdata)
 	(void)sum;
 	c->counts.n_written += r >= 0;
 	end(t);
+	/* not after a failure: a full disk would be asked again and again */
+	if (c->disk_is_behind && c->n_transfers == 0) {
+		c->disk_is_behind = false;
+		if (r >= 0)
+			kvcache_disk_ready(c);
+	}
 	if (c->on_moved)
 		c->on_moved(c->userdata);
 }
@@ -88,13 +94,18 @@ void tiers_write(struct kvcache *c, struct prefix_node *node)
 {
 	const struct kvdisk_key key = key_of(node);
 	struct transfer *t;
+	int r;
 
 	if (!c->disk || node->n_tokens != c->options.page_tokens || kvdisk_has(c->disk, &key))
 		return;
 	t = begin(c, node->page);
-	if (t && kvdisk_write(c->disk, &key, c->arena + node->page * c->options.page_bytes,
-			      node->sum, on_written, t) < 0)
-		end(t); /* too much is waiting: it stays in the arena alone */
+	if (!t)
+		return;
+	r = kvdisk_write(c->disk, &key, c->arena + node->page * c->options.page_bytes, node->sum,
+			 on_written, t);
+	if (r < 0)
+		end(t); /* it stays in the arena alone, for now */
+	c->disk_is_behind |= r == -EAGAIN;
 }
 
 void kvcache_disk_ready(struct kvcache *c)

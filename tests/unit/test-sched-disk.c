@@ -394,6 +394,21 @@ static void whatever_happens_the_text_is_right(void **state)
 	}
 }
 
+/* More pages at once than may wait to be written. */
+static void a_disk_that_fell_behind_catches_up(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open_context(&w, 9000, 600, 1, 2048);
+	world_open_disk(&w);
+	world_submit(&w, 1, 550 * WORLD_PAGE_TOKENS, 1);
+	world_run_all(&w);
+	assert_int_equal(counts(&w).n_written, 550);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -402,6 +417,7 @@ int main(void)
 		cmocka_unit_test(a_restarted_broker_finds_what_was_read),
 		cmocka_unit_test(a_damaged_record_is_computed_again),
 		cmocka_unit_test(no_tier_serves_anothers_tokens),
+		cmocka_unit_test(a_disk_that_fell_behind_catches_up),
 		cmocka_unit_test(forks_wait_for_one_read),
 		cmocka_unit_test(a_page_for_a_read_that_fails_is_cleared_for_the_next),
 		cmocka_unit_test(a_read_is_not_disturbed_by_forgetting),
