@@ -143,6 +143,7 @@ static uint32_t answer_step(struct stepper *s, const struct step *step, const st
 	const struct step_result result = {
 		.id = step->id,
 		.n_rows = step->n_rows,
+		.kind = step->kind,
 		.payload_bytes = step->n_rows * (uint32_t)sizeof(*results),
 	};
 	struct stepper_step *told = &s->steps[id];
@@ -158,6 +159,20 @@ static uint32_t answer_step(struct stepper *s, const struct step *step, const st
 	atomic_store(&told->done_ns, stepper_now_ns());
 	ring_done(&s->ring, &result);
 	return n;
+}
+
+/* Pages are moved in no time; there is nothing in them, so that every sum is right. */
+static void answer_moves(struct stepper *s, const struct step *step)
+{
+	const struct step_result result = {
+		.id = step->id,
+		.n_rows = step->n_rows,
+		.kind = step->kind,
+		.payload_bytes = step->n_rows * (uint32_t)sizeof(struct step_moved),
+	};
+
+	memset(ring_result_room(&s->ring), 0, result.payload_bytes);
+	ring_done(&s->ring, &result);
 }
 
 /* Sleeps until there is a step, and takes note of when it begins. */
@@ -191,6 +206,10 @@ int stepper_run(struct stepper *s, uint32_t n_tokens, uint64_t step_ns, stepper_
 		r = next_step(s, &at_ns, &step, &rows, err);
 		if (r < 0)
 			return r;
+		if (step->kind == STEP_MOVE) {
+			answer_moves(s, step);
+			continue;
+		}
 		sleep_until_ns(at_ns + step_ns / 2);
 		r = halfway(userdata);
 		if (r < 0)
