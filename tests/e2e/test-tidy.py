@@ -141,6 +141,7 @@ def memory_on_lease_is_left_alone():
         assert quiet(d)
         lease.send_signal(signal.SIGINT)
         lease.wait(20)
+        wait_for(lambda: d.status()["power"]["leases"] == 0, 20, "the end of the lease")
         ask(d, "-n", 300, "Hello there")
         tidied(d, 1)
 
