@@ -123,7 +123,7 @@ def a_request_ends_it_and_it_goes_on_later():
 
 def sleep_does_not_wait_for_it_nor_does_it_wake():
     with slow() as d:
-        ask(d, "-n", 300, "Hello there")
+        ask(d, "-n", 600, "Hello there")
         wait_for(lambda: is_tidying(d), 20, "tidying")
         assert d.ctl("sleep") == b"parked\n"
         tidy = d.status()["tidy"]

@@ -223,7 +223,7 @@ def a_turn_that_is_cancelled_while_it_begins_leaves_its_session_free():
         gone = Wire(d)
         gone.send_all((GENERATE, 1, question))
         gone.close()
-        assert json.loads(d.ctl("session", "list", "--json"))["sessions"] == []
+        wait_for(lambda: json.loads(d.ctl("session", "list", "--json"))["sessions"] == [], 10, "no session")
         w.send(GENERATE, 2, question)
         kind, _, fields = w.until_end()
         assert kind == DONE and fields["saved"] is True and fields["session_turn"] == 1, (kind, fields)
