@@ -123,7 +123,7 @@ def a_request_ends_it_and_it_goes_on_later():
 
 def sleep_does_not_wait_for_it_nor_does_it_wake():
     with slow() as d:
-        ask(d, "-n", 600, "Hello there")
+        ask(d, "-n", 300, "--seed", 1, "Hello there")
         wait_for(lambda: is_tidying(d), 20, "tidying")
         assert d.ctl("sleep") == b"parked\n"
         tidy = d.status()["tidy"]
@@ -135,21 +135,21 @@ def memory_on_lease_is_left_alone():
     with slow() as d:
         lease = d.popen("yield", "1M", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for(lambda: d.status()["power"]["leases"] == 1, 20, "the lease")
-        ask(d, "-n", 300, "Hello there")
+        ask(d, "-n", 300, "--seed", 1, "Hello there")
         d.ctl("tokenize", stdin=b"word " * 20000)
         wait_for(lambda: d.status()["tidy"]["waiting"] == 0, 20, "a decision")
         assert quiet(d)
         lease.send_signal(signal.SIGINT)
         lease.wait(20)
         wait_for(lambda: d.status()["power"]["leases"] == 0, 20, "the end of the lease")
-        ask(d, "-n", 300, "Hello there")
+        ask(d, "-n", 300, "--seed", 1, "Hello there")
         tidied(d, 1)
 
 
 def a_reload_and_an_end_do_not_wait_for_it():
     for what in (signal.SIGHUP, signal.SIGTERM):
         with slow() as d:
-            ask(d, "-n", 300, "Hello there")
+            ask(d, "-n", 300, "--seed", 1, "Hello there")
             wait_for(lambda: is_tidying(d), 20, "tidying")
             if what == signal.SIGTERM:
                 d.process.terminate()
