@@ -214,38 +214,6 @@ int steamd_render(struct steamd *s, const char *json, size_t len, char **ret, si
 	return r < 0 ? r : take_text(&c, ret, ret_len, err);
 }
 
-int steamd_query(struct steamd *s, enum steamd_query what, char **ret, struct steamd_error *err)
-{
-	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
-
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_query(s, what, &h, &request, err);
-	r = finish(s, &c, r, request, err);
-	if (r < 0)
-		return r;
-	if (!c.json)
-		return no_result(err, "JSON");
-	*ret = steal(c.json);
-	return 0;
-}
-
-int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err)
-{
-	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
-
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_cancel_turn(s, turn, &h, &request, err);
-	return finish(s, &c, r, request, err);
-}
-
 /* For the calls that give JSON to whom wants it. */
 static int finish_json(struct steamd *s, struct call *c, int started, uint64_t request, char **ret,
 		       struct steamd_error *err)
@@ -259,6 +227,32 @@ static int finish_json(struct steamd *s, struct call *c, int started, uint64_t r
 	if (ret)
 		*ret = steal(c->json);
 	return 0;
+}
+
+int steamd_query(struct steamd *s, enum steamd_query what, char **ret, struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { 0 };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_query(s, what, &h, &request, err);
+	return finish_json(s, &c, r, request, ret, err);
+}
+
+int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err)
+{
+	_cleanup_(call_deinit) struct call c = { 0 };
+	const struct steamd_handler h = handler_of(&c);
+	uint64_t request = 0;
+	int r;
+
+	r = check_may_block(s, err);
+	if (r == 0)
+		r = steamd_start_cancel_turn(s, turn, &h, &request, err);
+	return finish(s, &c, r, request, err);
 }
 
 int steamd_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
+#include "client/wire/sealed.h"
 
 _Static_assert((STEP_RING_SLOTS & (STEP_RING_SLOTS - 1)) == 0, "positions wrap by masking");
 _Static_assert(STEP_DEPTH_MAX <= STEP_RING_SLOTS, "a step never overwrites one in flight");
@@ -65,10 +65,9 @@ int ring_new(struct ring *ret, struct err *err)
 	_cleanup_(closep) int memfd = -1, down_fd = -1, up_fd = -1;
 	struct ring_shared *shared;
 
-	memfd = memfd_create("steamd-steps", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (memfd < 0 || ftruncate(memfd, sizeof(*shared)) < 0 ||
-	    fcntl(memfd, F_ADD_SEALS, SEALS) < 0)
-		return err_wrap(err, -errno, "cannot make the step ring's memory");
+	memfd = sealed_memfd("steamd-steps", sizeof(*shared));
+	if (memfd < 0)
+		return err_wrap(err, memfd, "cannot make the step ring's memory");
 
 	down_fd = eventfd(0, EFD_CLOEXEC); /* the executor's thread sleeps in read() */
 	up_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -106,15 +105,13 @@ int ring_map(int memfd, int down_fd, int up_fd, struct ring *ret, struct err *er
 {
 	struct ring_shared *shared;
 	struct stat st;
-	int seals;
 
 	if (fstat(memfd, &st) < 0)
 		return err_wrap(err, -errno, "cannot stat the step ring");
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != sizeof(*shared))
 		return err_set(err, -EBADMSG, "the step ring has %lld bytes; %zu are wanted",
 			       (long long)st.st_size, sizeof(*shared));
-	seals = fcntl(memfd, F_GET_SEALS);
-	if (seals < 0 || (seals & SEALS) != SEALS)
+	if (!sealed_is(memfd))
 		return err_set(err, -EBADMSG, "the step ring is not sealed against resizing");
 
 	shared = map(memfd);

@@ -106,6 +106,19 @@ void evict_lost(struct kvcache *c)
 	}
 }
 
+/* Nodes without KV are kept for explanations; no more than some. */
+static void evict_gone(struct kvcache *c)
+{
+	const uint32_t most = MAX(GONE_MIN, c->options.n_pages) + c->options.n_pages;
+	struct prefix_node *node = prefix_next(c->prefix, NULL), *next;
+
+	for (; node && prefix_nodes(c->prefix) > most; node = next) {
+		next = prefix_next(c->prefix, node);
+		if (node->page == KV_PAGE_NONE && !node->loading && LIST_EMPTY(&node->children))
+			prefix_remove(c->prefix, node);
+	}
+}
+
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
 {
 	const uint64_t now_us = clock_us();
@@ -180,18 +193,6 @@ uint32_t kvcache_available(const struct kvcache *c, uid_t uid)
 void kvcache_set_least(struct kvcache *c, uint32_t percent)
 {
 	c->min_percent = percent;
-}
-
-void evict_gone(struct kvcache *c)
-{
-	const uint32_t most = MAX(GONE_MIN, c->options.n_pages) + c->options.n_pages;
-	struct prefix_node *node = prefix_next(c->prefix, NULL), *next;
-
-	for (; node && prefix_nodes(c->prefix) > most; node = next) {
-		next = prefix_next(c->prefix, node);
-		if (node->page == KV_PAGE_NONE && !node->loading && LIST_EMPTY(&node->children))
-			prefix_remove(c->prefix, node);
-	}
 }
 
 /* Returns the bytes that the machine has back: those of free pages that had memory. */

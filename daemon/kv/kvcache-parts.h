@@ -63,6 +63,8 @@ struct kvcache {
 
 /* kvcache.c: a sealed page found or lost for its node; holds and the directory are the caller's. */
 int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page);
+/* The bytes of the node's page are there, with this sum, and are checked: noted in node and directory. */
+void kvcache_note_sealed(struct kvcache *c, struct prefix_node *node, const uint64_t sum[2]);
 /* The node's KV is gone: out of index, directory and pool. */
 void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gone why);
 
@@ -101,5 +103,3 @@ uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);
 void evict_lost(struct kvcache *c);
 /* Whether @uid may not have its page although nobody holds it, because all share it. */
 bool evict_spares(const struct kvcache *c, uid_t uid, const struct prefix_node *node);
-/* Nodes without KV are kept for explanations; no more than some. */
-void evict_gone(struct kvcache *c);

@@ -37,6 +37,28 @@ int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page)
 	return 0;
 }
 
+void kvcache_note_sealed(struct kvcache *c, struct prefix_node *node, const uint64_t sum[2])
+{
+	struct kvdir_page entry;
+
+	memcpy(node->sum, sum, sizeof(node->sum));
+	node->trust = PREFIX_CHECKED;
+	node->used_us = clock_us();
+	entry = (struct kvdir_page){
+		.uid = node->uid,
+		.n_tokens = node->n_tokens,
+		.depth = node->depth,
+		.hits = node->hits,
+		.hash = node->hash,
+		.parent = node->parent->hash,
+		.root = node->root,
+		.sum = { sum[0], sum[1] },
+		.used_us = node->used_us,
+		.tokens = node->tokens,
+	};
+	kvdir_seal(c->dir, node->page, &entry);
+}
+
 void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gone why)
 {
 	const kv_page page = node->page;

@@ -3,7 +3,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -15,8 +14,8 @@
 #include <xxhash.h>
 
 #include "client/wire/ownership.h"
+#include "client/wire/sealed.h"
 
-#define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
 #define HEAD_BYTES 4096u
 #define PAGE_TOKENS_MAX 65536u
 
@@ -118,10 +117,9 @@ int kvdir_new(uint32_t n_pages, uint32_t page_tokens, struct kvdir **ret, struct
 	r = lay_out(d, n_pages, page_tokens, err);
 	if (r < 0)
 		return r;
-	d->memfd = memfd_create("steamd-kvdir", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (d->memfd < 0 || fchmod(d->memfd, 0600) < 0 ||
-	    ftruncate(d->memfd, (off_t)d->bytes) < 0 || fcntl(d->memfd, F_ADD_SEALS, SEALS) < 0)
-		return err_wrap(err, -errno, "cannot make a KV directory of %zu bytes", d->bytes);
+	d->memfd = sealed_memfd("steamd-kvdir", d->bytes);
+	if (d->memfd < 0)
+		return err_wrap(err, d->memfd, "cannot make a KV directory of %zu bytes", d->bytes);
 	r = map(d, err);
 	if (r < 0)
 		return r;
@@ -169,7 +167,7 @@ int kvdir_adopt(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvdir 
 	_cleanup_(kvdir_freep) struct kvdir *d = kvdir_alloc();
 	struct head head;
 	struct stat st;
-	int r, seals;
+	int r;
 
 	if (!d)
 		return err_set(err, -ENOMEM, "out of memory");
@@ -187,8 +185,7 @@ int kvdir_adopt(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvdir 
 			       "%u and %zu are wanted",
 			       head.n_pages, head.page_tokens, (long long)st.st_size, n_pages,
 			       page_tokens, d->bytes);
-	seals = fcntl(memfd, F_GET_SEALS);
-	if (seals < 0 || (seals & SEALS) != SEALS)
+	if (!sealed_is(memfd))
 		return err_set(err, -EBADMSG, "the KV directory is not sealed against resizing");
 	d->memfd = memfd;
 	r = map(d, err);

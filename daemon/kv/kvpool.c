@@ -10,8 +10,7 @@
 #include <sys/stat.h>
 
 #include "client/wire/ownership.h"
-
-#define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
+#include "client/wire/sealed.h"
 
 enum page_state {
 	PAGE_FREE,
@@ -71,10 +70,9 @@ int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, stru
 		return err_set(err, -EINVAL, "a KV arena of %u pages of %llu bytes makes no sense",
 			       n_pages, (unsigned long long)page_bytes);
 
-	memfd = memfd_create("steamd-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (memfd < 0 || fchmod(memfd, 0600) < 0 || ftruncate(memfd, (off_t)bytes) < 0 ||
-	    fcntl(memfd, F_ADD_SEALS, SEALS) < 0)
-		return err_wrap(err, -errno, "cannot make a KV arena of %llu bytes",
+	memfd = sealed_memfd("steamd-arena", bytes);
+	if (memfd < 0)
+		return err_wrap(err, memfd, "cannot make a KV arena of %llu bytes",
 				(unsigned long long)bytes);
 
 	r = book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
@@ -89,15 +87,13 @@ int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page
 {
 	const uint64_t bytes = n_pages * page_bytes;
 	struct stat st;
-	int seals;
 
 	if (fstat(memfd, &st) < 0)
 		return err_wrap(err, -errno, "cannot stat the KV arena");
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes)
 		return err_set(err, -EBADMSG, "the KV arena has %lld bytes; %llu are wanted",
 			       (long long)st.st_size, (unsigned long long)bytes);
-	seals = fcntl(memfd, F_GET_SEALS);
-	if (seals < 0 || (seals & SEALS) != SEALS)
+	if (!sealed_is(memfd))
 		return err_set(err, -EBADMSG, "the KV arena is not sealed against resizing");
 	return book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
 }

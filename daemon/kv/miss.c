@@ -15,28 +15,6 @@ struct seen {
 	const struct prefix_node *next;
 };
 
-static uint32_t common(const struct prefix_node *node, const uint32_t *ids, uint32_t n)
-{
-	const uint32_t most = MIN(node->n_tokens, n);
-	uint32_t i = 0;
-
-	while (i < most && node->tokens[i] == ids[i])
-		i++;
-	return i;
-}
-
-static const struct prefix_node *next_page(const struct kvcache *c, const struct prefix_node *last,
-					   struct kv_hash root, const uint32_t *ids)
-{
-	const uint32_t n = c->options.page_tokens;
-	const struct prefix_node *node;
-
-	node = prefix_find(c->prefix, chain_next(root, last->hash, ids, n));
-	return node && node->parent == last && node->n_tokens == n && common(node, ids, n) == n
-		       ? node
-		       : NULL;
-}
-
 /* Behind shared pages there are those of other users, too: they are not looked at. */
 static void walk(const struct kvcache *c, const struct prefix_whose *whose,
 		 const struct prefix_node *space, const uint32_t *ids, uint32_t n, struct seen *ret)
@@ -45,7 +23,8 @@ static void walk(const struct kvcache *c, const struct prefix_whose *whose,
 
 	*ret = (struct seen){ 0 };
 	while (n - ret->n_tokens >= c->options.page_tokens) {
-		node = next_page(c, last, prefix_root(whose, last->depth), ids + ret->n_tokens);
+		node = prefix_next_page(c->prefix, last, prefix_root(whose, last->depth),
+					ids + ret->n_tokens);
 		if (!node)
 			break;
 		if (!ret->gone && node->page == KV_PAGE_NONE)
@@ -56,7 +35,7 @@ static void walk(const struct kvcache *c, const struct prefix_whose *whose,
 	}
 	LIST_FOREACH(node, &last->children, sibling)
 	{
-		const uint32_t k = common(node, ids + ret->n_tokens, n - ret->n_tokens);
+		const uint32_t k = prefix_common(node, ids + ret->n_tokens, n - ret->n_tokens);
 
 		if (!chain_equal(node->root, whose->root))
 			continue;

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "client/wire/ownership.h"
-#include "daemon/base/clock.h"
 #include "daemon/kv/kvcache-parts.h"
 
 static struct move *push(struct kvcache *c, enum move_purpose purpose, struct step_move order,
@@ -26,12 +25,7 @@ static struct move *push(struct kvcache *c, enum move_purpose purpose, struct st
 /* The page that it holds. */
 static const kv_page *held_page(const struct move *m)
 {
-	switch (m->purpose) {
-	case MOVE_COPY:
-		return &m->order.from;
-	default:
-		return &m->order.to;
-	}
+	return m->purpose == MOVE_COPY ? &m->order.from : &m->order.to;
 }
 
 int moves_clear(struct kvcache *c, kv_page page, uid_t uid)
@@ -166,7 +160,6 @@ static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2
 {
 	const kv_page page = m->order.to;
 	struct prefix_node *node = node_for(c, m);
-	struct kvdir_page entry;
 
 	if (!node || node->page != KV_PAGE_NONE || c->by_page[page])
 		return; /* what is before it was given up, or another turn was first */
@@ -175,22 +168,7 @@ static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2
 			prefix_remove(c->prefix, node);
 		return;
 	}
-	memcpy(node->sum, sum, sizeof(node->sum));
-	node->used_us = clock_us();
-	node->trust = PREFIX_CHECKED;
-	entry = (struct kvdir_page){
-		.uid = m->uid,
-		.n_tokens = m->n_tokens,
-		.depth = node->depth,
-		.hits = node->hits,
-		.hash = m->hash,
-		.parent = m->parent,
-		.root = m->root,
-		.sum = { sum[0], sum[1] },
-		.used_us = node->used_us,
-		.tokens = m->tokens,
-	};
-	kvdir_seal(c->dir, page, &entry);
+	kvcache_note_sealed(c, node, sum);
 	kvpool_keep(c->pool, page);
 	kvpool_give(c->pool, page, m->uid);
 	c->counts.n_sealed++;

@@ -173,14 +173,23 @@ static bool has_kv(const struct prefix_node *node)
 	return node->page != KV_PAGE_NONE;
 }
 
-static uint32_t common(const uint32_t *a, uint32_t n_a, const uint32_t *b, uint32_t n_b)
+uint32_t prefix_common(const struct prefix_node *node, const uint32_t *ids, uint32_t n)
 {
-	const uint32_t n = MIN(n_a, n_b);
+	const uint32_t most = MIN(node->n_tokens, n);
 	uint32_t i = 0;
 
-	while (i < n && a[i] == b[i])
+	while (i < most && node->tokens[i] == ids[i])
 		i++;
 	return i;
+}
+
+struct prefix_node *prefix_next_page(const struct prefix *p, const struct prefix_node *last,
+				     struct kv_hash root, const uint32_t *ids)
+{
+	struct prefix_node *node;
+
+	node = prefix_find(p, chain_next(root, last->hash, ids, p->page_tokens));
+	return node && is_child(node, last, root, ids, p->page_tokens) ? node : NULL;
 }
 
 /* The child in the namespace @root that has most of what follows. */
@@ -191,7 +200,7 @@ static void match_part(struct prefix_match *m, struct kv_hash root, const uint32
 	LIST_FOREACH(node, &m->last->children, sibling)
 	{
 		const bool may = has_kv(node) && chain_equal(node->root, root);
-		const uint32_t k = may ? common(node->tokens, node->n_tokens, ids, n) : 0;
+		const uint32_t k = may ? prefix_common(node, ids, n) : 0;
 
 		if (k > m->part_tokens) {
 			m->part = node;
@@ -210,10 +219,8 @@ void prefix_match(const struct prefix *p, const struct prefix_whose *whose, cons
 		return;
 	ret->last = node;
 	while (n >= p->page_tokens) {
-		const struct kv_hash root = prefix_root(whose, ret->n_pages);
-
-		node = prefix_find(p, chain_next(root, ret->last->hash, ids, p->page_tokens));
-		if (!node || !is_child(node, ret->last, root, ids, p->page_tokens))
+		node = prefix_next_page(p, ret->last, prefix_root(whose, ret->n_pages), ids);
+		if (!node)
 			break;
 		if (!has_kv(node)) {
 			ret->gone = node;

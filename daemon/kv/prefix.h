@@ -98,6 +98,12 @@ struct prefix_match {
 };
 void prefix_match(const struct prefix *p, const struct prefix_whose *whose, const uint32_t *ids,
 		  uint32_t n, struct prefix_match *ret);
+/* The child of @last in the namespace @root that is a page of @ids, with or without KV; NULL: none. */
+struct prefix_node *prefix_next_page(const struct prefix *p, const struct prefix_node *last,
+				     struct kv_hash root, const uint32_t *ids);
+/* How many of the first @n of @ids the node's tokens begin with. */
+uint32_t prefix_common(const struct prefix_node *node, const uint32_t *ids, uint32_t n);
+
 /* The nodes of the whole pages down to @last, in order: [last->depth]. */
 void prefix_path(struct prefix_node *last, struct prefix_node **ret);
 

@@ -9,7 +9,6 @@
 #include <sys/mman.h>
 
 #include "client/wire/ownership.h"
-#include "daemon/base/clock.h"
 #include "daemon/kv/kvcache-parts.h"
 
 /* A page with the disk's thread: it is held. */
@@ -150,30 +149,6 @@ uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
 	return n_pages;
 }
 
-/* The page holds what it should: it is as if it had been sealed here. */
-static void loaded(struct kvcache *c, struct prefix_node *node, const uint64_t sum[2])
-{
-	struct kvdir_page entry;
-
-	memcpy(node->sum, sum, sizeof(node->sum));
-	node->trust = PREFIX_CHECKED;
-	node->used_us = clock_us();
-	entry = (struct kvdir_page){
-		.uid = node->uid,
-		.n_tokens = node->n_tokens,
-		.depth = node->depth,
-		.hits = node->hits,
-		.hash = node->hash,
-		.parent = node->parent->hash,
-		.root = node->root,
-		.sum = { sum[0], sum[1] },
-		.used_us = node->used_us,
-		.tokens = node->tokens,
-	};
-	kvdir_seal(c->dir, node->page, &entry);
-	c->counts.n_read++;
-}
-
 static void on_read(int r, const uint64_t sum[2], void *userdata)
 {
 	struct transfer *t = userdata;
@@ -184,8 +159,9 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 	if (node && node->loading) {
 		node->loading = false;
 		c->counts.n_damaged += r == -EBADMSG;
+		c->counts.n_read += r >= 0;
 		if (r >= 0)
-			loaded(c, node, sum);
+			kvcache_note_sealed(c, node, sum);
 		else
 			kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
 	}

@@ -11,8 +11,8 @@
 #include <sys/stat.h>
 
 #include "client/wire/ownership.h"
+#include "client/wire/sealed.h"
 
-#define SEALS (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL)
 #define MEMORY_PAGE 4096ull
 #define CONTEXT_MAX (1u << 24)
 #define PAGES_MAX (1u << 22)
@@ -125,10 +125,9 @@ int turns_new(uint32_t max_context, uint32_t max_pages, struct turns **ret, stru
 	t->max_context = max_context;
 	t->max_pages = max_pages;
 	lay_out(t);
-	t->memfd = memfd_create("steamd-turns", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (t->memfd < 0 || fchmod(t->memfd, 0600) < 0 ||
-	    ftruncate(t->memfd, (off_t)t->bytes) < 0 || fcntl(t->memfd, F_ADD_SEALS, SEALS) < 0)
-		return err_wrap(err, -errno, "cannot make %llu bytes for turns",
+	t->memfd = sealed_memfd("steamd-turns", t->bytes);
+	if (t->memfd < 0)
+		return err_wrap(err, t->memfd, "cannot make %llu bytes for turns",
 				(unsigned long long)t->bytes);
 	r = map(t, err);
 	if (r < 0)
@@ -232,7 +231,7 @@ int turns_adopt(int memfd, struct turns **ret, struct err *err)
 	struct turns_shared head;
 	char boot_id[BOOT_ID_BYTES];
 	struct stat st;
-	int r, seals;
+	int r;
 
 	if (!t)
 		return err_set(err, -ENOMEM, "out of memory");
@@ -256,8 +255,7 @@ int turns_adopt(int memfd, struct turns **ret, struct err *err)
 	if (head.record_bytes != t->at.bytes || (uint64_t)st.st_size != t->bytes)
 		return err_set(err, -EBADMSG, "the turns' memory has %lld bytes; %llu are wanted",
 			       (long long)st.st_size, (unsigned long long)t->bytes);
-	seals = fcntl(memfd, F_GET_SEALS);
-	if (seals < 0 || (seals & SEALS) != SEALS)
+	if (!sealed_is(memfd))
 		return err_set(err, -EBADMSG, "the turns' memory is not sealed against resizing");
 
 	t->memfd = memfd;
