@@ -113,10 +113,12 @@ struct power_wish {
 /*
  * Asks. on_done() comes later, never from inside. A WAKE ends all leases and
  * all other wishes. Returns 0, or with a sentence:
- *	-EAGAIN		there is no executor yet, or POWER_LEASES_MAX leases are held
+ *	-EAGAIN		there is no executor yet (a WAKE waits for it), or POWER_LEASES_MAX
+ *			leases are held
  *	-ESRCH		no such process
  */
 int power_ask(struct power *p, struct power_wish *w, struct err *err);
+void power_refuse(struct power *p, int r, const struct err *err); /* the model cannot be: WAKEs end so */
 void power_withdraw(struct power_wish *w); /* also ends the lease it holds; no on_done() */
 
 /* To be called by what watches the machine; also for tests. */

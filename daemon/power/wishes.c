@@ -138,11 +138,25 @@ static void forget_wishes(struct power *p)
 	p->pressed = POWER_QUIET;
 }
 
+void power_refuse(struct power *p, int r, const struct err *err)
+{
+	struct power_wish *w;
+
+	do {
+		TAILQ_FOREACH(w, &p->wishes, link) {
+			if (w->kind == POWER_WISH_WAKE)
+				break;
+		}
+		if (w)
+			end_wish(w, r, err); /* may withdraw others */
+	} while (w);
+}
+
 int power_ask(struct power *p, struct power_wish *w, struct err *err)
 {
 	int r;
 
-	if (!p->executor)
+	if (!p->executor && w->kind != POWER_WISH_WAKE)
 		return err_set(err, -EAGAIN, "there is no executor yet: the model is being opened");
 	if (w->kind == POWER_WISH_WAKE)
 		forget_wishes(p);

@@ -29,6 +29,8 @@ struct execrecord {
 	uint32_t version, state; /* enum execrecord_state */
 	struct control_ready ready; /* the last one; kind 0: there was none */
 	struct execrecord_price parked, gone;
+	int32_t pid; /* 0: not known yet */
+	uint32_t pad;
 };
 
 /* A new memfd with @record, parked. A descriptor or a negative errno. */

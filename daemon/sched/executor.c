@@ -68,6 +68,7 @@ static void unpark(void)
 static void set_record(struct executor *e, enum execrecord_state state)
 {
 	e->record.state = state;
+	e->record.pid = e->pid;
 	execrecord_write(e->record_fd, &e->record);
 }
 
@@ -78,6 +79,7 @@ static void park(struct executor *e)
 	fdstore_put("ring-down", e->ring.down_fd, 0);
 	fdstore_put("ring-up", e->ring.up_fd, 0);
 	e->record.state = EXECRECORD_LOADING;
+	e->record.pid = e->pid;
 	closep(&e->record_fd);
 	e->record_fd = execrecord_new(&e->record);
 	fdstore_put("exec-ctl", e->control_fd, 1); /* last: without it the others are no executor */
@@ -629,6 +631,8 @@ static void adopt_state(struct executor *e)
 {
 	if (e->record_fd < 0)
 		e->record_fd = execrecord_new(&(struct execrecord){ .state = EXECRECORD_LOADING });
+	else
+		e->pid = e->record.pid;
 	switch (e->record_fd < 0 ? 0 : e->record.state) {
 	case EXECRECORD_READY:
 		e->state = EXECUTOR_READY;

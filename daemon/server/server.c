@@ -168,6 +168,7 @@ static void refuse(struct server *s, int code, const char *text)
 		next = TAILQ_NEXT(st, link);
 		stream_fail(st, r, &err);
 	}
+	power_refuse(s->power, r, &err);
 	request_resume_waiting(s);
 	power_look(s->power);
 	if (s->options.foreground && !s->was_ready)

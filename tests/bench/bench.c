@@ -27,10 +27,10 @@ extern char **environ;
 
 /* In the order in which they are measured: what is outside comes last. */
 static const struct bench_figure *const families[] = {
-	figures_bandwidth, figures_peaks,    figures_disk,	figures_tokenizer, figures_gemv,
-	figures_gemm,	   figures_router,   figures_attention, figures_load,	   figures_segments,
-	figures_decode,	   figures_prefill,  figures_echo,	figures_delivery,  figures_again,
-	figures_memory,	   figures_overhead,
+	figures_bandwidth, figures_peaks,   figures_disk,      figures_tokenizer, figures_gemv,
+	figures_gemm,	   figures_router,  figures_attention, figures_load,	  figures_segments,
+	figures_decode,	   figures_prefill, figures_echo,      figures_delivery,  figures_again,
+	figures_restart,   figures_memory,  figures_overhead,
 };
 
 /* What the figures are of goes to stderr, where it disturbs no table. */

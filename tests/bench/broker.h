@@ -1,7 +1,8 @@
 /*
  * A steamd of the bench's own: the real program in a directory that goes with
  * it, started as a service manager starts it (NOTIFY_SOCKET, WATCHDOG_USEC),
- * so that the bench can stand in for the unit of its executor.
+ * so that the bench can stand in for the unit of its executor. What it gives the
+ * manager to keep (FDSTORE=1) is kept, for the one that follows it.
  */
 #pragma once
 
@@ -12,6 +13,7 @@
 
 struct broker;
 
+/* The strings live as long as the broker. */
 struct broker_options {
 	const char *program;	/* of steamd */
 	const char *model;	/* directory of the checkpoint */
@@ -27,6 +29,9 @@ struct broker_options {
  */
 int broker_start(const struct broker_options *options, struct broker **ret, struct err *err);
 struct broker *broker_stop(struct broker *b); /* waits for its end */
+
+/* Kills it (SIGKILL) and starts another with what was kept; errors and time as of broker_start(). */
+int broker_restart(struct broker *b, struct err *err);
 
 pid_t broker_pid(const struct broker *b);
 const char *broker_socket(const struct broker *b);  /* for clients */

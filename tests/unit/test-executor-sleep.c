@@ -169,6 +169,7 @@ static void pass_descriptors(struct watch *w)
 /* The broker goes and comes back; @state is where the executor is then. Once a test. */
 static void restart_broker(struct watch *w, enum executor_state state)
 {
+	const pid_t pid = executor_pid(w->executor);
 	struct err err = { 0 };
 	struct ring ring;
 	int control_fd;
@@ -185,6 +186,7 @@ static void restart_broker(struct watch *w, enum executor_state state)
 					  fdstore_take("ring-up"), &ring, &err),
 				 0);
 		assert_int_equal(executor_adopt(w->executor, control_fd, &ring, &err), 0);
+		assert_int_equal(executor_pid(w->executor), pid);
 	}
 	fdstore_discard_rest();
 	assert_int_equal(executor_state(w->executor), state);

@@ -695,6 +695,35 @@ static void without_an_executor_there_is_nothing_to_ask(void **state)
 	power_suspend(l.power, true, on_safe, &l);
 	settle(&l);
 	assert_int_equal(l.n_safe, 1);
+	power_suspend(l.power, false, NULL, NULL);
+	close_ladder(&l);
+}
+
+static void to_wake_waits_for_the_first_executor(void **state)
+{
+	struct power_wish up = { .kind = POWER_WISH_WAKE, .on_done = on_done };
+	struct executor *executor;
+	struct err err = { 0 };
+	struct ladder l;
+
+	(void)state;
+	open_ladder(&l, 0, 0);
+	executor = l.world.executor;
+	power_set_executor(l.power, NULL);
+	assert_int_equal(power_ask(l.power, &up, NULL), 0);
+	settle(&l);
+	assert_int_equal(l.n_done, 0);
+	power_set_executor(l.power, executor);
+	settle(&l);
+	assert_int_equal(l.n_done, 1);
+	assert_int_equal(l.done_r, 0);
+
+	power_set_executor(l.power, NULL);
+	assert_int_equal(power_ask(l.power, &up, NULL), 0);
+	power_refuse(l.power, err_set(&err, -ENOEXEC, "no model"), &err);
+	assert_int_equal(l.n_done, 2);
+	assert_int_equal(l.done_r, -ENOEXEC);
+	power_set_executor(l.power, executor);
 	close_ladder(&l);
 }
 
@@ -740,6 +769,7 @@ int main(void)
 		cmocka_unit_test(before_suspend_turns_pause_and_afterwards_they_go_on),
 		cmocka_unit_test(what_slept_before_suspend_sleeps_after_it),
 		cmocka_unit_test(without_an_executor_there_is_nothing_to_ask),
+		cmocka_unit_test(to_wake_waits_for_the_first_executor),
 		cmocka_unit_test(prices_are_reckoned_until_they_are_measured),
 	};
 
