@@ -22,6 +22,7 @@ struct move {
 	struct step_move order;
 	enum move_purpose purpose;
 	uid_t uid;
+	bool passing;			   /* SEAL */
 	struct kv_hash root, parent, hash; /* SEAL; CHECK: hash */
 	uint32_t n_tokens, tokens[];	   /* SEAL */
 };
@@ -94,15 +95,27 @@ int moves_check(struct kvcache *c, struct prefix_node *node);
 void moves_free(struct kvcache *c);
 
 /* tiers.c: pages between arena and disk. */
-void tiers_write(struct kvcache *c, struct prefix_node *node); /* a whole page that was sealed */
-/* Whether the node's page is on disk, or being written to it. */
-bool tiers_has(const struct kvcache *c, const struct prefix_node *node);
-/* How many whole pages of what follows @m are on disk: ids are those after what @m found. */
-uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
-		    const struct prefix_match *m, const uint32_t *ids, uint32_t n);
-/* Has them read, into pages put at @table; returns how many, each held. */
+void tiers_write(struct kvcache *c, struct prefix_node *node); /* a page that was sealed */
+/* Whether the node's page is on disk. */
+bool tiers_has_written(const struct kvcache *c, const struct prefix_node *node);
+/* What of a text is on disk behind what the arena has. */
+struct tiers_found {
+	uint32_t n_pages;     /* whole ones */
+	uint32_t part_tokens; /* of the part behind those, 0: there is none; of the text's own namespace */
+	struct kv_hash part;  /* its hash */
+};
+/* @ids: those after what @m found; @n of them. */
+void tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
+		const struct prefix_match *m, const uint32_t *ids, uint32_t n,
+		struct tiers_found *ret);
+/*
+ * Has them read: the whole pages into pages put at @table, each held, of which
+ * it returns the number; the part, if it has over @least tokens or whole pages
+ * were found, into *ret_part, held, or KV_PAGE_NONE.
+ */
 uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
-		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table);
+		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, uint32_t least,
+		    kv_page *table, kv_page *ret_part);
 
 /* tiers-flush.c: something moved that flushes may have waited for. */
 void tiers_moved(struct kvcache *c);

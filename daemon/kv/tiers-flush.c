@@ -14,7 +14,7 @@ static uint32_t count_left(const struct kvcache *c)
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		const struct prefix_node *node = c->by_page[page];
 
-		n += node && !node->loading && !tiers_has(c, node);
+		n += node && !node->loading && !node->passing && !tiers_has_written(c, node);
 	}
 	return n;
 }

@@ -22,7 +22,7 @@ struct tiers_flush {
 	void *userdata;
 
 	/* the cache's own; n_left may be read once it has ended */
-	uint32_t n_left; /* sealed pages that are not on the disk */
+	uint32_t n_left; /* sealed pages that are not on the disk, and were to be */
 	bool late;	 /* the time was over */
 	struct kvcache *cache; /* NULL: it has ended, or was not begun */
 	sd_event_source *timer;
