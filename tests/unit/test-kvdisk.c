@@ -705,17 +705,17 @@ static void a_part_that_a_longer_one_has_goes_first(void **state)
 	make(&t);
 	t.options.limits.total_bytes = 256 * PAGE_BYTES;
 	open_again(&t);
-	for (uint32_t i = 0; i < 30; i++)
+	for (uint32_t i = 0; i < 50; i++)
 		assert_int_equal(write_part(&t, 2 * i, 5), 0);
-	for (uint32_t i = 0; i < 30; i++)
+	for (uint32_t i = 0; i < 50; i++)
 		assert_int_equal(write_part(&t, 2 * i, 9), 0);
-	for (uint32_t i = 0; i < 30; i++)
+	for (uint32_t i = 0; i < 50; i++)
 		assert_int_equal(find_part(&t, 2 * i, 8), 5);
-	while (n_pages(&t) == 60 + n)
+	while (n_pages(&t) == 100 + n)
 		write_one(&t, 100 + 2 * n++);
 	assert_true(n > 20); /* all parts but the last file's fit */
-	assert_int_equal(n_pages(&t), 30 + n);
-	for (uint32_t i = 0; i < 30; i++) {
+	assert_int_equal(n_pages(&t), 50 + n);
+	for (uint32_t i = 0; i < 50; i++) {
 		assert_int_equal(find_part(&t, 2 * i, 8), 0);
 		assert_int_equal(find_part(&t, 2 * i, 15), 9);
 	}
