@@ -178,6 +178,7 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	c->options = *options;
 	TAILQ_INIT(&c->waiting);
 	TAILQ_INIT(&c->under_way);
+	TAILQ_INIT(&c->flushes);
 	if (options->arena_fd >= 0 && options->dir_fd >= 0)
 		adopt(c, ret_lost ? ret_lost : &ignored);
 	/* what was not taken over is given back to the machine before as much is made again */
@@ -201,6 +202,7 @@ struct kvcache *kvcache_free(struct kvcache *c)
 	if (!c)
 		return NULL;
 	moves_free(c);
+	tiers_moved(c); /* without a disk, flushes end */
 	prefix_free(c->prefix);
 	if (c->arena)
 		munmap(c->arena, c->options.n_pages * c->options.page_bytes);
@@ -264,18 +266,18 @@ void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 		  uint32_t n, struct kvcache_found *ret)
 {
 	const struct prefix_whose whose = shared_whose(c, root, uid, ids, n);
+	struct tiers_found disk;
 	struct prefix_match m;
-	uint32_t n_disk;
 
 	match(c, &whose, ids, n, &m);
+	tiers_look(c, &whose, &m, ids + m.n_pages * c->options.page_tokens,
+		   n - m.n_pages * c->options.page_tokens, &disk);
 	*ret = (struct kvcache_found){
-		.n_tokens = m.n_pages * c->options.page_tokens + m.part_tokens,
+		.n_tokens = (m.n_pages + disk.n_pages) * c->options.page_tokens,
 		.n_pages = m.n_pages,
 	};
-	n_disk = tiers_look(c, &whose, &m, ids + m.n_pages * c->options.page_tokens,
-			    n - m.n_pages * c->options.page_tokens);
-	if (n_disk > 0)
-		ret->n_tokens = (m.n_pages + n_disk) * c->options.page_tokens;
+	ret->n_tokens += disk.n_pages > 0 ? disk.part_tokens
+					  : MAX(disk.part_tokens, m.part_tokens);
 	for (const struct prefix_node *node = m.last; node && node->parent; node = node->parent)
 		ret->n_unheld += kvpool_holders(c->pool, node->page) == 0 &&
 				 !evict_spares(c, uid, node);
@@ -290,21 +292,18 @@ static void touch(struct kvcache *c, struct prefix_node *node)
 		moves_check(c, node); /* if there is no memory for it, settling tries again */
 }
 
-/* Holds the page to be copied from, and takes the one to be copied to. */
-static void hold_part(struct kvcache *c, uid_t uid, const struct prefix_match *m, kv_page *table,
-		      struct kvcache_held *ret)
+/* @source, which is held, is what to copy from if a page to copy to can be taken. Returns the tokens in it, or 0. */
+static uint32_t hold_part(struct kvcache *c, uid_t uid, kv_page source, uint32_t n_tokens,
+			  kv_page *table, struct kvcache_held *ret)
 {
-	const kv_page source = m->part->page;
-
-	kvpool_hold(c->pool, &source, 1);
 	if (kvcache_take(c, uid, 1, &table[ret->n_pages]) < 0) {
 		kvcache_drop(c, &source, 1);
-		return;
+		return 0;
 	}
-	touch(c, m->part);
 	ret->source = source;
-	ret->source_tokens = m->part_tokens;
-	ret->n_tokens += m->part_tokens;
+	ret->source_tokens = n_tokens;
+	ret->n_tokens += n_tokens;
+	return n_tokens;
 }
 
 uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
@@ -313,6 +312,7 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 	const struct prefix_whose whose = shared_whose(c, root, uid, ids, n);
 	struct prefix_match m;
 	uint32_t n_disk;
+	kv_page part;
 
 	match(c, &whose, ids, n, &m);
 	*ret = (struct kvcache_held){
@@ -326,15 +326,21 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 		kvpool_hold(c->pool, &node->page, 1);
 		touch(c, node);
 	}
-	n_disk = tiers_hold(c, &whose, &m, ids + ret->n_tokens, n - ret->n_tokens,
-			    table + ret->n_pages);
+	n_disk = tiers_hold(c, &whose, &m, ids + ret->n_tokens, n - ret->n_tokens, m.part_tokens,
+			    table + ret->n_pages, &part);
 	ret->n_pages += n_disk;
 	ret->n_tokens += n_disk * c->options.page_tokens;
 	ret->n_disk_tokens = n_disk * c->options.page_tokens;
-	if (m.part && n_disk == 0) {
+	if (part != KV_PAGE_NONE) {
+		ret->n_disk_tokens +=
+			hold_part(c, uid, part, c->by_page[part]->n_tokens, table, ret);
+	} else if (m.part && n_disk == 0) {
 		match(c, &whose, ids, n, &m); /* a read that failed may have cost it */
-		if (m.part)
-			hold_part(c, uid, &m, table, ret);
+		if (m.part) {
+			kvpool_hold(c->pool, &m.part->page, 1);
+			touch(c, m.part);
+			hold_part(c, uid, m.part->page, m.part_tokens, table, ret);
+		}
 	}
 	c->counts.n_found_tokens += ret->n_tokens;
 	return ret->n_pages + (ret->source != KV_PAGE_NONE);

@@ -27,6 +27,7 @@ struct kvcache_options {
 	uint32_t n_pages, page_tokens;
 	uint64_t page_bytes;
 	uint32_t element_bytes; /* of one K or V */
+	uint32_t n_strips; /* of a page, each of all its positions: as in struct kvdisk_key */
 	int arena_fd, dir_fd;	/* of an earlier life, both or none (-1); taken in any case */
 };
 
@@ -81,7 +82,7 @@ bool kvcache_shared_at(const struct kvcache *c, uint32_t i, struct kvcache_share
 struct kvdisk;
 int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(void *userdata),
 		     void *userdata);
-/* Its files have been looked into: what is in the arena and not on it is written now. */
+/* Its files have been looked into, or it failed: what is in the arena and not on it is written now, if it can be. */
 void kvcache_disk_ready(struct kvcache *c);
 /* Whether all that there is can be found: not while files of the disk are looked into. */
 bool kvcache_is_ready(const struct kvcache *c);
@@ -148,12 +149,18 @@ void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n);
 int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_page *table,
 		  uint32_t n, uint32_t n_kv);
 
+/* What becomes of the page behind a turn's last whole one: its tail. */
+enum kvcache_tail {
+	KVCACHE_TAIL_GROWS, /* not sealed */
+	KVCACHE_TAIL_RESTS, /* sealed, and found in the arena */
+	KVCACHE_TAIL_ENDS,  /* and written to disk: the turn has come to its end */
+};
 /*
  * Queues the sealing of what a turn's table holds: its whole pages below @n_kv
- * of its @n_ids tokens, from @chain on, and with @tail what is in the next one.
+ * of its @n_ids tokens, from @chain on, and as @tail says what is in the next one.
  */
 void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
-		  uint32_t n_ids, const kv_page *table, uint32_t n_kv, bool tail,
+		  uint32_t n_ids, const kv_page *table, uint32_t n_kv, enum kvcache_tail tail,
 		  struct kvcache_chain *chain);
 
 /* Takes the oldest moves that are to be done: at most @max. They are then under way. */

@@ -9,17 +9,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
+#include <xxhash.h>
 
 #include "client/wire/ownership.h"
 #include "daemon/base/worker.h"
 
 #define WAITING_MAX 256 /* writes */
+#define OUTLIVED_MAX 4	/* parts that one page makes superfluous at once; others go as they get old */
 
 /* A record in the index. */
 struct record {
 	LIST_ENTRY(record) bucket;
 	struct segments_key key;
 	struct segments_place place; /* segment 0: being written */
+	bool outlived;		     /* a part, and a longer one was written */
 };
 LIST_HEAD(records, record);
 
@@ -41,7 +44,10 @@ struct job {
 	struct segments_key key;
 	struct segments_place place;
 	void *payload;
+	uint32_t n_strips;
 	uint64_t sum[2]; /* READ: out */
+	struct segments_place outlived[OUTLIVED_MAX]; /* WRITE: when it is written */
+	uint32_t n_outlived;
 	struct segments_limits limits;
 	kvdisk_done_fn done;
 	void *userdata;
@@ -61,11 +67,12 @@ struct kvdisk {
 	char *dir;
 	struct segments *store; /* the thread's, once it is open */
 	struct job *running;	/* the thread's */
+	char *room;		/* the thread's: a part as it is in its file */
 	char text[sizeof(((struct err *)0)->text)];
 	bool failed, scanned; /* scanned: all files were */
 	bool ready;	      /* on_ready was called */
 	struct segments_stats stats;
-	uint64_t n_records;
+	uint64_t n_records, n_parts;
 	uint32_t n_writing, n_jobs;
 	uint32_t n_buckets;
 	struct records *buckets;
@@ -94,11 +101,17 @@ static struct record *find(const struct kvdisk *d, const struct segments_key *ke
 	return NULL;
 }
 
+static bool is_part(const struct kvdisk *d, uint32_t n_tokens)
+{
+	return n_tokens < d->options.page_tokens;
+}
+
 static void forget(struct kvdisk *d, struct record *rec)
 {
 	LIST_REMOVE(rec, bucket);
-	free(rec);
 	d->n_records--;
+	d->n_parts -= is_part(d, rec->key.n_tokens);
+	free(rec);
 }
 
 /* The newest record of a page is the one to read. */
@@ -114,6 +127,7 @@ static struct record *note(struct kvdisk *d, const struct segments_key *key,
 		rec->key = *key;
 		LIST_INSERT_HEAD(bucket_of(d, key->hash), rec, bucket);
 		d->n_records++;
+		d->n_parts += is_part(d, key->n_tokens);
 	}
 	rec->place = place;
 	return rec;
@@ -154,6 +168,103 @@ static void run_open(struct job *job)
 	job->r = segments_open(&d->options, &d->store, &job->err);
 }
 
+/* Between a page and a part's bytes, one strip after the other; what the page has behind them becomes zeros, for it may be another's. */
+static void move_strips(const struct job *job, char *part, bool to_part)
+{
+	const struct segments_options *o = &job->disk->options;
+	const uint64_t strip_bytes = o->page_bytes / job->n_strips;
+	const uint64_t bytes = strip_bytes / o->page_tokens * job->key.n_tokens;
+	char *page = job->payload;
+
+	for (uint32_t i = 0; i < job->n_strips; i++) {
+		if (to_part) {
+			memcpy(part + i * bytes, page + i * strip_bytes, bytes);
+			continue;
+		}
+		memcpy(page + i * strip_bytes, part + i * bytes, bytes);
+		memset(page + i * strip_bytes + bytes, 0, strip_bytes - bytes);
+	}
+}
+
+static uint64_t part_bytes(const struct job *job)
+{
+	const struct segments_options *o = &job->disk->options;
+
+	return o->page_bytes / job->n_strips / o->page_tokens * job->key.n_tokens * job->n_strips;
+}
+
+static void sum_of(const void *bytes, uint64_t n, uint64_t ret[2])
+{
+	const XXH128_hash_t sum = XXH3_128bits(bytes, n);
+
+	ret[0] = sum.low64;
+	ret[1] = sum.high64;
+}
+
+/* The file's record has the sum of all of its payload; the part's own is looked at before. */
+static int write_part(struct job *job)
+{
+	struct kvdisk *d = job->disk;
+	const uint64_t bytes = part_bytes(job);
+	uint64_t sum[2];
+
+	move_strips(job, d->room, true);
+	sum_of(d->room, bytes, sum);
+	if (!same(sum, job->sum))
+		return -EBADMSG;
+	memset(d->room + bytes, 0, d->options.page_bytes - bytes);
+	sum_of(d->room, d->options.page_bytes, sum);
+	return segments_append(d->store, &job->key, job->tokens, d->room, sum, &job->place,
+			       &job->err);
+}
+
+static int read_part(struct job *job)
+{
+	struct kvdisk *d = job->disk;
+	int r;
+
+	r = segments_read(d->store, job->place, &job->key, job->tokens, d->room, NULL, &job->err);
+	if (r < 0)
+		return r;
+	sum_of(d->room, part_bytes(job), job->sum);
+	move_strips(job, d->room, false);
+	return 0;
+}
+
+/* Room for a part; made when first wanted. */
+static bool have_room(struct kvdisk *d)
+{
+	const uint64_t page = 4096, bytes = (d->options.page_bytes + page - 1) / page * page;
+
+	if (!d->room)
+		d->room = aligned_alloc(page, bytes);
+	return d->room;
+}
+
+static void run_write(struct job *job)
+{
+	struct kvdisk *d = job->disk;
+
+	if (!is_part(d, job->key.n_tokens))
+		job->r = segments_append(d->store, &job->key, job->tokens, job->payload, job->sum,
+					 &job->place, &job->err);
+	else
+		job->r = have_room(d) ? write_part(job) : -ENOMEM;
+	for (uint32_t i = 0; i < job->n_outlived && job->r >= 0; i++)
+		segments_outlive(d->store, job->outlived[i]);
+}
+
+static void run_read(struct job *job)
+{
+	struct kvdisk *d = job->disk;
+
+	if (!is_part(d, job->key.n_tokens))
+		job->r = segments_read(d->store, job->place, &job->key, job->tokens, job->payload,
+				       job->sum, &job->err);
+	else
+		job->r = have_room(d) ? read_part(job) : -ENOMEM;
+}
+
 /* On the thread. */
 static void run(void *userdata)
 {
@@ -168,11 +279,9 @@ static void run(void *userdata)
 	} else if (job->kind == JOB_SCAN) {
 		job->r = segments_scan(d->store, &job->err);
 	} else if (job->kind == JOB_WRITE) {
-		job->r = segments_append(d->store, &job->key, job->tokens, job->payload, job->sum,
-					 &job->place, &job->err);
+		run_write(job);
 	} else if (job->kind == JOB_READ) {
-		job->r = segments_read(d->store, job->place, &job->key, job->tokens, job->payload,
-				       job->sum, &job->err);
+		run_read(job);
 	} else if (job->kind == JOB_FLUSH) {
 		job->r = segments_flush(d->store, &job->err);
 	} else {
@@ -325,6 +434,7 @@ struct kvdisk *kvdisk_free(struct kvdisk *d)
 			forget(d, LIST_FIRST(&d->buckets[i]));
 	}
 	free(d->buckets);
+	free(d->room);
 	free(d->dir);
 	free(d);
 	return NULL;
@@ -349,6 +459,16 @@ bool kvdisk_has(const struct kvdisk *d, const struct kvdisk_key *key)
 	return !d->failed && find(d, &k) != NULL;
 }
 
+bool kvdisk_is_written(const struct kvdisk *d, const struct kvdisk_key *key)
+{
+	const struct record *rec;
+	struct segments_key k;
+
+	fill_key(key, &k);
+	rec = d->failed ? NULL : find(d, &k);
+	return rec && rec->place.segment != 0;
+}
+
 static struct job *new_job(enum job_kind kind, const struct kvdisk_key *key, void *payload,
 			   kvdisk_done_fn done, void *userdata)
 {
@@ -359,10 +479,62 @@ static struct job *new_job(enum job_kind kind, const struct kvdisk_key *key, voi
 	job->kind = kind;
 	fill_key(key, &job->key);
 	memcpy(job->tokens, key->tokens, key->n_tokens * sizeof(*key->tokens));
+	job->n_strips = MAX(key->n_strips, 1u);
 	job->payload = payload;
 	job->done = done;
 	job->userdata = userdata;
 	return job;
+}
+
+/* The part of @n_tokens of @ids, or NULL. */
+static struct record *find_part(const struct kvdisk *d, struct kv_hash root, uid_t uid,
+				struct kv_hash parent, const uint32_t *ids, uint32_t n_tokens)
+{
+	struct segments_key k;
+
+	fill_key(
+		&(struct kvdisk_key){
+			.hash = chain_next(root, parent, ids, n_tokens),
+			.parent = parent,
+			.root = root,
+			.uid = uid,
+			.n_tokens = n_tokens,
+		},
+		&k);
+	return find(d, &k);
+}
+
+uint32_t kvdisk_find_part(const struct kvdisk *d, struct kv_hash root, uid_t uid,
+			  struct kv_hash parent, const uint32_t *ids, uint32_t n,
+			  struct kv_hash *ret_hash)
+{
+	const struct record *rec;
+
+	if (d->failed || d->n_parts == 0)
+		return 0;
+	for (uint32_t k = MIN(n, d->options.page_tokens - 1); k > 0; k--) {
+		rec = find_part(d, root, uid, parent, ids, k);
+		if (!rec || rec->place.segment == 0)
+			continue;
+		*ret_hash = (struct kv_hash){ rec->key.hash[0], rec->key.hash[1] };
+		return k;
+	}
+	return 0;
+}
+
+/* Which parts the page of this job makes superfluous, the longest first. */
+static void find_outlived(struct kvdisk *d, const struct kvdisk_key *key, struct job *job)
+{
+	for (uint32_t k = key->n_tokens - 1;
+	     k > 0 && d->n_parts > 0 && job->n_outlived < OUTLIVED_MAX; k--) {
+		struct record *rec =
+			find_part(d, key->root, key->uid, key->parent, key->tokens, k);
+
+		if (!rec || rec->place.segment == 0 || rec->outlived)
+			continue;
+		rec->outlived = true;
+		job->outlived[job->n_outlived++] = rec->place;
+	}
 }
 
 int kvdisk_write(struct kvdisk *d, const struct kvdisk_key *key, const void *payload,
@@ -378,6 +550,7 @@ int kvdisk_write(struct kvdisk *d, const struct kvdisk_key *key, const void *pay
 	if (!job)
 		return -ENOMEM;
 	memcpy(job->sum, sum, sizeof(job->sum));
+	find_outlived(d, key, job);
 	rec = note(d, &job->key, (struct segments_place){ 0 });
 	r = rec ? push(d, job) : -ENOMEM;
 	if (r < 0) {
@@ -410,27 +583,33 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 	return r;
 }
 
-static void push_plain(struct kvdisk *d, enum job_kind kind, const struct segments_limits *limits)
+static int push_plain(struct kvdisk *d, const struct job *what)
 {
 	struct job *job = d->failed ? NULL : calloc(1, sizeof(*job));
+	int r;
 
 	if (!job)
-		return;
-	job->kind = kind;
-	if (limits)
-		job->limits = *limits;
-	if (push(d, job) < 0)
+		return d->failed ? -ENODEV : -ENOMEM;
+	*job = *what;
+	r = push(d, job);
+	if (r < 0)
 		free(job);
+	return r;
+}
+
+int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
+{
+	return push_plain(d, &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
 }
 
 void kvdisk_flush(struct kvdisk *d)
 {
-	push_plain(d, JOB_FLUSH, NULL);
+	kvdisk_flush_then(d, NULL, NULL);
 }
 
 void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits)
 {
-	push_plain(d, JOB_LIMIT, limits);
+	push_plain(d, &(struct job){ .kind = JOB_LIMIT, .limits = *limits });
 }
 
 bool kvdisk_is_ready(const struct kvdisk *d)

@@ -12,11 +12,18 @@
 
 struct kvdisk;
 
-/* A page: whose, behind which, and of which tokens. */
+/*
+ * A page: whose, behind which, and of which tokens. One with fewer than a
+ * page's tokens is a part: of each of its strips only what those tokens have
+ * is written and read, and its sum is over that. When a page has been written
+ * that begins with all of a part behind the same parent, the part is the first
+ * to go when room is wanted.
+ */
 struct kvdisk_key {
 	struct kv_hash hash, parent, root;
 	uid_t uid;
 	uint32_t n_tokens;
+	uint32_t n_strips;	/* that the page's bytes are divided into, each of all its positions; 0: 1 */
 	const uint32_t *tokens; /* copied */
 };
 
@@ -46,6 +53,15 @@ struct kvdisk *kvdisk_free(struct kvdisk *d);
 
 /* Whether the page is there; one whose writing was asked for counts. */
 bool kvdisk_has(const struct kvdisk *d, const struct kvdisk_key *key);
+bool kvdisk_is_written(const struct kvdisk *d, const struct kvdisk_key *key); /* such a one does not */
+/*
+ * How many of the first @n of @ids the longest part has that they begin with,
+ * behind @parent in @root of @uid: 0 if there is none that can be read. Sets
+ * *ret_hash to its hash.
+ */
+uint32_t kvdisk_find_part(const struct kvdisk *d, struct kv_hash root, uid_t uid,
+			  struct kv_hash parent, const uint32_t *ids, uint32_t n,
+			  struct kv_hash *ret_hash);
 /* Whether all files were looked into, or nothing will come of it. */
 bool kvdisk_is_ready(const struct kvdisk *d);
 /*
@@ -59,6 +75,8 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 		void *userdata);
 /* What was written so far is made to last when all before it is done: at a quiet moment. */
 void kvdisk_flush(struct kvdisk *d);
+/* The same, and says when; -ENODEV: the disk failed, -ENOMEM: then @done is not called. */
+int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata);
 
 /* New limits, for what is written from now on. */
 void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits);

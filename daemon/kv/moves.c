@@ -72,6 +72,7 @@ static void queue_seal(struct kvcache *c, const struct move *what, kv_page page,
 	if (!m)
 		return; /* then it will not be found */
 	m->uid = what->uid;
+	m->passing = what->passing;
 	m->root = what->root;
 	m->parent = what->parent;
 	m->hash = what->hash;
@@ -79,7 +80,7 @@ static void queue_seal(struct kvcache *c, const struct move *what, kv_page page,
 }
 
 void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
-		  uint32_t n_ids, const kv_page *table, uint32_t n_kv, bool tail,
+		  uint32_t n_ids, const kv_page *table, uint32_t n_kv, enum kvcache_tail tail,
 		  struct kvcache_chain *chain)
 {
 	const uint32_t page_tokens = c->options.page_tokens;
@@ -106,13 +107,14 @@ void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 			queue_seal(c, &what, page, tokens, page_tokens);
 	}
 	left = n_kv % page_tokens;
-	if (!tail || left == 0 || c->by_page[table[chain->n_pages]])
+	if (tail == KVCACHE_TAIL_GROWS || left == 0 || c->by_page[table[chain->n_pages]])
 		return;
 	what.parent = chain->hash;
 	ids += (size_t)chain->n_pages * page_tokens;
 	what.root = root;
 	what.uid = uid;
 	what.hash = chain_next(root, chain->hash, ids, left);
+	what.passing = tail == KVCACHE_TAIL_RESTS;
 	queue_seal(c, &what, table[chain->n_pages], ids, left);
 }
 
@@ -156,18 +158,30 @@ static struct prefix_node *node_for(struct kvcache *c, const struct move *m)
 	return prefix_add(c->prefix, parent, m->root, m->uid, m->hash, m->tokens, m->n_tokens);
 }
 
+/* A turn ended on what one that went on had left there. */
+static void note_rest(struct kvcache *c, struct prefix_node *node, const struct move *m)
+{
+	if (!node || node->page == KV_PAGE_NONE || node->loading || !node->passing || m->passing)
+		return;
+	node->passing = false;
+	tiers_write(c, node);
+}
+
 static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2])
 {
 	const kv_page page = m->order.to;
 	struct prefix_node *node = node_for(c, m);
 
-	if (!node || node->page != KV_PAGE_NONE || c->by_page[page])
+	if (!node || node->page != KV_PAGE_NONE || c->by_page[page]) {
+		note_rest(c, node, m);
 		return; /* what is before it was given up, or another turn was first */
+	}
 	if (!supersede(c, node) || kvcache_own(c, node, page) < 0) {
 		if (LIST_EMPTY(&node->children))
 			prefix_remove(c->prefix, node);
 		return;
 	}
+	node->passing = m->passing;
 	kvcache_note_sealed(c, node, sum);
 	kvpool_keep(c->pool, page);
 	kvpool_give(c->pool, page, m->uid);
@@ -225,6 +239,7 @@ void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n)
 		c->counts.n_cleared += m->purpose == MOVE_CLEAR;
 		end(c, m);
 	}
+	tiers_moved(c);
 }
 
 void moves_free(struct kvcache *c)
@@ -251,6 +266,7 @@ void kvcache_executor_lost(struct kvcache *c)
 		if (c->by_page[page] && !c->by_page[page]->loading)
 			c->by_page[page]->trust = PREFIX_UNCHECKED;
 	}
+	tiers_moved(c);
 }
 
 /* Whether a page behind @parent is being sealed that begins as @ids do. */

@@ -36,6 +36,7 @@ struct prefix_node {
 	uint32_t n_paged_children; /* with a page of the arena */
 	uint8_t trust, gone;
 	bool loading; /* from disk; trust is PENDING */
+	bool passing; /* a part of a page, of a turn that goes on: not for the disk */
 	uint32_t tokens[];
 };
 

@@ -45,7 +45,7 @@ static double worth(const struct segments_file *f, uint64_t now_us)
 		const struct segments_record *r = &f->records[i];
 		const uint64_t age_us = now_us > r->used_us ? now_us - r->used_us : 0;
 
-		if (r->key.n_tokens > 0)
+		if (r->key.n_tokens > 0 && !r->outlived)
 			sum += r->key.n_tokens * (1.0 + r->hits) / (double)(60 * US_PER_S + age_us);
 	}
 	return sum / (double)(f->bytes + 1);
@@ -86,12 +86,40 @@ static struct segments_file *worth_least(struct segments *s, uint32_t uid,
 	return least;
 }
 
+static struct segments_file *any_outlived(struct segments *s, uint32_t uid,
+					  enum segments_whose whose)
+{
+	for (uint32_t i = 0; i < s->n_files; i++)
+		if (s->files[i]->state == SEGMENT_SOUND && s->files[i]->n_outlived > 0 &&
+		    may_take(s, s->files[i], uid, whose))
+			return s->files[i];
+	return NULL;
+}
+
+/* Forgets what others have all of. Returns the bytes that this gave back, as far as can be told. */
+static uint64_t forget_outlived(struct segments *s, uint32_t uid, enum segments_whose whose)
+{
+	const uint64_t before = total_bytes(s);
+	struct segments_file *f;
+
+	while ((f = any_outlived(s, uid, whose))) {
+		uint32_t slot = 0;
+
+		while (!f->records[slot].outlived || f->records[slot].key.n_tokens == 0)
+			slot++;
+		segments_file_forget(s, f, slot, true, SEGMENTS_EVICTED); /* may free @f */
+	}
+	return before - total_bytes(s);
+}
+
 uint64_t segments_evict_one(struct segments *s, uint32_t uid, enum segments_whose whose,
 			    const struct segments_file *but)
 {
 	struct segments_file *f;
-	uint64_t bytes = 0;
+	uint64_t bytes = forget_outlived(s, uid, whose);
 
+	if (bytes > 0)
+		return bytes;
 	/* one that cannot be deleted frees nothing, and is no candidate any more */
 	while (bytes == 0 && (f = worth_least(s, uid, whose, but)))
 		bytes = segments_file_drop(s, f, true, SEGMENTS_EVICTED);

@@ -110,7 +110,7 @@ static void strip(struct segments_file *f)
 {
 	free(steal(f->h));
 	free(steal(f->records));
-	f->n_live = 0;
+	f->n_live = f->n_outlived = 0;
 }
 
 struct segments_file *segments_file_free(struct segments *s, struct segments_file *f)
@@ -539,6 +539,7 @@ void segments_file_forget(struct segments *s, struct segments_file *f, uint32_t 
 		tell(s, f, slot, why);
 	f->records[slot].key.n_tokens = 0;
 	f->n_live--;
+	f->n_outlived -= f->records[slot].outlived;
 	if (f->n_live == 0 && f->next == f->layout.n_slots) {
 		segments_file_drop(s, f, false, why);
 		return;

@@ -30,7 +30,8 @@ static inline bool segments_is_passing(int r)
 struct segments_record {
 	struct segments_key key; /* n_tokens 0: nothing is in this slot, and nothing will be */
 	uint64_t used_us;	 /* by the wall clock */
-	uint32_t hits, pad;
+	uint32_t hits;
+	bool outlived;		 /* another has all of it */
 };
 
 struct segments_name {
@@ -53,6 +54,7 @@ struct segments_file {
 	struct segfile_layout layout;
 	struct segments_record *records; /* [layout.n_slots] */
 	uint32_t next, n_live;		 /* next: slot to be written; n_slots: full */
+	uint32_t n_outlived;		 /* of n_live */
 	bool footer;			 /* there is one, or was: it has to follow changes */
 	bool dirty;			 /* written to since the last sync */
 	bool direct;			 /* fd is O_DIRECT */

@@ -259,6 +259,16 @@ int segments_append(struct segments *s, const struct segments_key *key, const ui
 	return r;
 }
 
+void segments_outlive(struct segments *s, struct segments_place place)
+{
+	struct segments_file *f = segments_file_at(s, place);
+
+	if (!f || f->records[place.slot].outlived)
+		return;
+	f->records[place.slot].outlived = true;
+	f->n_outlived++;
+}
+
 void segments_forget(struct segments *s, struct segments_place place)
 {
 	struct segments_file *f = segments_file_at(s, place);

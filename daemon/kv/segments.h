@@ -117,8 +117,8 @@ int segments_scan(struct segments *s, struct err *err);
 /*
  * Stores a page; on the disk for certain after segments_flush(), or when its
  * segment is full. Makes room by eviction where a limit or the file system
- * asks for it: of files that are not ours first, then of the segments that are
- * worth least (tokens x hits / age); for a limit of a uid only of its own, and
+ * asks for it: of what segments_outlive() was called for and of files that are
+ * not ours first, then of the segments that are worth least (tokens x hits / age); for a limit of a uid only of its own, and
  * never so that another uid is left with less than user_min_bytes.
  *
  * tokens	key->n_tokens ids
@@ -165,6 +165,9 @@ int segments_read(struct segments *s, struct segments_place place, const struct 
 int segments_prefetch(struct segments *s, struct segments_place place, void *payload);
 /* Ends all prefetches; waits for those that are being read. */
 void segments_cancel(struct segments *s);
+
+/* Another record has all that this one has: where room is wanted it goes first, and alone. */
+void segments_outlive(struct segments *s, struct segments_place place);
 
 /*
  * Forgets one record, or all of a uid: their bytes are given back to the file

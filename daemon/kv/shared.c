@@ -138,6 +138,7 @@ bool kvcache_shared_at(const struct kvcache *c, uint32_t i, struct kvcache_share
 {
 	const struct kv_hash root = shared_root(c);
 	struct prefix_whose whose = { .root = root, .shared_root = root };
+	struct tiers_found found;
 	struct prefix_match m;
 	const struct shared *s;
 	uint32_t n;
@@ -155,7 +156,7 @@ bool kvcache_shared_at(const struct kvcache *c, uint32_t i, struct kvcache_share
 		.n_arena = m.n_pages,
 	};
 	n -= m.n_pages * c->options.page_tokens;
-	ret->n_disk = tiers_look(c, &whose, &m, s->ids + (size_t)m.n_pages * c->options.page_tokens,
-				 n);
+	tiers_look(c, &whose, &m, s->ids + (size_t)m.n_pages * c->options.page_tokens, n, &found);
+	ret->n_disk = found.n_pages;
 	return true;
 }

@@ -1,6 +1,6 @@
 /*
- * Whole pages between arena and disk: written when they are sealed, read when
- * a turn wants them. A page that is being read is in the index already, so that
+ * Pages between arena and disk: written when they are sealed, a turn's last
+ * one when the turn has ended; read when a turn wants them. A page that is being read is in the index already, so that
  * others wait for it rather than read it too; it is sealed when it is right.
  */
 #include <errno.h>
@@ -31,6 +31,7 @@ int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(vo
 	c->disk = disk;
 	c->on_moved = on_moved;
 	c->userdata = userdata;
+	tiers_moved(c);
 	return 0;
 }
 
@@ -39,7 +40,7 @@ bool kvcache_is_ready(const struct kvcache *c)
 	return !c->disk || kvdisk_is_ready(c->disk);
 }
 
-static struct kvdisk_key key_of(const struct prefix_node *node)
+static struct kvdisk_key key_of(const struct kvcache *c, const struct prefix_node *node)
 {
 	return (struct kvdisk_key){
 		.hash = node->hash,
@@ -47,8 +48,16 @@ static struct kvdisk_key key_of(const struct prefix_node *node)
 		.root = node->root,
 		.uid = node->uid,
 		.n_tokens = node->n_tokens,
+		.n_strips = c->options.n_strips,
 		.tokens = node->tokens,
 	};
+}
+
+bool tiers_has_written(const struct kvcache *c, const struct prefix_node *node)
+{
+	const struct kvdisk_key key = key_of(c, node);
+
+	return c->disk && kvdisk_is_written(c->disk, &key);
 }
 
 static struct transfer *begin(struct kvcache *c, kv_page page)
@@ -78,6 +87,7 @@ static void on_written(int r, const uint64_t sum[2], void *userdata)
 
 	(void)sum;
 	c->counts.n_written += r >= 0;
+	c->n_unsynced += r >= 0;
 	end(t);
 	/* not after a failure: a full disk would be asked again and again */
 	if (c->disk_is_behind && c->n_transfers == 0) {
@@ -85,17 +95,18 @@ static void on_written(int r, const uint64_t sum[2], void *userdata)
 		if (r >= 0)
 			kvcache_disk_ready(c);
 	}
+	tiers_moved(c);
 	if (c->on_moved)
 		c->on_moved(c->userdata);
 }
 
 void tiers_write(struct kvcache *c, struct prefix_node *node)
 {
-	const struct kvdisk_key key = key_of(node);
+	const struct kvdisk_key key = key_of(c, node);
 	struct transfer *t;
 	int r;
 
-	if (!c->disk || node->n_tokens != c->options.page_tokens || kvdisk_has(c->disk, &key))
+	if (!c->disk || node->passing || kvdisk_has(c->disk, &key))
 		return;
 	t = begin(c, node->page);
 	if (!t)
@@ -109,10 +120,12 @@ void tiers_write(struct kvcache *c, struct prefix_node *node)
 
 void kvcache_disk_ready(struct kvcache *c)
 {
+	c->disk_is_behind = false;
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		if (c->by_page[page] && !c->by_page[page]->loading)
 			tiers_write(c, c->by_page[page]);
 	}
+	tiers_moved(c);
 }
 
 /* Page @i of a text. */
@@ -127,26 +140,31 @@ static struct kvdisk_key next_key(const struct kvcache *c, const struct prefix_w
 		.root = root,
 		.uid = prefix_uid(whose, i),
 		.n_tokens = c->options.page_tokens,
+		.n_strips = c->options.n_strips,
 		.tokens = ids,
 	};
 }
 
-uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
-		    const struct prefix_match *m, const uint32_t *ids, uint32_t n)
+void tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
+		const struct prefix_match *m, const uint32_t *ids, uint32_t n,
+		struct tiers_found *ret)
 {
 	struct kv_hash parent = m->last ? m->last->hash : prefix_root(whose, 0);
-	uint32_t n_pages = 0;
 
+	*ret = (struct tiers_found){ 0 };
 	for (; c->disk && n >= c->options.page_tokens; n -= c->options.page_tokens) {
-		const struct kvdisk_key key = next_key(c, whose, m->n_pages + n_pages, parent, ids);
+		const struct kvdisk_key key =
+			next_key(c, whose, m->n_pages + ret->n_pages, parent, ids);
 
 		if (!kvdisk_has(c->disk, &key))
 			break;
 		parent = key.hash;
 		ids += c->options.page_tokens;
-		n_pages++;
+		ret->n_pages++;
 	}
-	return n_pages;
+	if (c->disk && m->n_pages + ret->n_pages >= whose->n_shared)
+		ret->part_tokens = kvdisk_find_part(c->disk, whose->root, whose->uid, parent, ids,
+						    n, &ret->part);
 }
 
 static void on_read(int r, const uint64_t sum[2], void *userdata)
@@ -166,6 +184,7 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 			kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
 	}
 	end(t);
+	tiers_moved(c);
 	if (c->on_moved)
 		c->on_moved(c->userdata);
 }
@@ -173,7 +192,7 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 /* A page for the node, and the read begun. The caller's hold on it comes with it. */
 static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
 {
-	const struct kvdisk_key key = key_of(node);
+	const struct kvdisk_key key = key_of(c, node);
 	struct transfer *t;
 	kv_page page;
 	int r;
@@ -206,21 +225,44 @@ static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
 	return r;
 }
 
-uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
-		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table)
+/* The part that was found behind @parent, which begins with what is at @ids. */
+static kv_page hold_part(struct kvcache *c, const struct prefix_whose *whose,
+			 struct prefix_node *parent, const uint32_t *ids,
+			 const struct tiers_found *found)
 {
-	const uint32_t n_pages = m->last ? tiers_look(c, whose, m, ids, n) : 0;
+	struct prefix_node *node;
+	kv_page page;
+
+	if (!shared_may_follow(c, parent, whose->root, whose->uid))
+		return KV_PAGE_NONE;
+	node = prefix_add(c->prefix, parent, whose->root, whose->uid, found->part, ids,
+			  found->part_tokens);
+	if (!node || node->page != KV_PAGE_NONE || load(c, node, &page) < 0)
+		return KV_PAGE_NONE;
+	return page;
+}
+
+uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
+		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, uint32_t least,
+		    kv_page *table, kv_page *ret_part)
+{
 	struct prefix_node *node = m->last;
+	struct tiers_found found = { 0 };
 	uint32_t i;
 
-	for (i = 0; i < n_pages; i++) {
+	*ret_part = KV_PAGE_NONE;
+	if (m->last)
+		tiers_look(c, whose, m, ids, n, &found);
+	for (i = 0; i < found.n_pages; i++) {
 		const struct kvdisk_key key = next_key(c, whose, m->n_pages + i, node->hash, ids);
 
 		node = prefix_add(c->prefix, node, key.root, key.uid, key.hash, ids,
 				  c->options.page_tokens);
 		if (!node || node->page != KV_PAGE_NONE || load(c, node, &table[i]) < 0)
-			break;
+			return i;
 		ids += c->options.page_tokens;
 	}
+	if (found.part_tokens > (i > 0 ? 0 : least))
+		*ret_part = hold_part(c, whose, node, ids, &found);
 	return i;
 }

@@ -87,8 +87,8 @@ static bool soon_found(const struct sched *s, struct turn *t, const struct kvcac
 
 	if (t->rec->score)
 		return false;
-	/* files of the disk are being looked into: a whole page may be in one */
-	if (!kvcache_is_ready(s->cache) && t->rec->n_ids - 1 - found->n_tokens >= page_tokens)
+	/* files of the disk are being looked into: more may be in one */
+	if (!kvcache_is_ready(s->cache) && t->rec->n_ids - 1 > found->n_tokens)
 		return true;
 	if (kvcache_is_sealing(s->cache, t->root, t->rec->uid, turn_ids(s->turns, t->rec),
 			       t->rec->n_ids - 1))

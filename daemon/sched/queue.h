@@ -68,7 +68,7 @@ uint32_t sched_to_feed(const struct turn *turn); /* tokens known that the execut
 enum turn_finish sched_verdict(const struct turn *turn);
 
 /* What the turn's slot has computed is worth finding again; @tail: it computes no more. */
-void sched_seal(struct turn *turn, bool tail);
+void sched_seal(struct turn *turn, enum kvcache_tail tail);
 
 /* choose.c */
 /* Who competes now: before any of the others of an event. */

@@ -129,12 +129,12 @@ static void apply_turn(const struct applied *a, struct turn *t)
 		return;
 	}
 	if (!apply_record(a, t->rec)) {
-		sched_seal(t, false);
+		sched_seal(t, KVCACHE_TAIL_GROWS);
 		if (s->slots[slot] == t && t->on_state)
 			t->on_state(t); /* a prompt has come further */
 		return;
 	}
-	sched_seal(t, false);
+	sched_seal(t, KVCACHE_TAIL_GROWS);
 	t->replaying = false;
 	if (t->rec->n_ids >= t->cleared_at)
 		t->rec->n_faults = 0;

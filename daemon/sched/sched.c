@@ -158,7 +158,8 @@ static void give_up_places(struct turn *t)
 	if (t->settling)
 		kvcache_unsettle(s->cache, &t->held);
 	else if (rec->slot != TURN_NO_SLOT)
-		sched_seal(t, true);
+		sched_seal(t, atomic_load(&rec->state) == TURN_ENDED ? KVCACHE_TAIL_ENDS
+								     : KVCACHE_TAIL_RESTS);
 	kvcache_drop(s->cache, turn_page_table(s->turns, rec), rec->n_pages);
 	rec->n_pages = 0;
 	rec->slot = TURN_NO_SLOT;
@@ -168,7 +169,7 @@ static void give_up_places(struct turn *t)
 	t->chain = (struct kvcache_chain){ 0 };
 }
 
-void sched_seal(struct turn *t, bool tail)
+void sched_seal(struct turn *t, enum kvcache_tail tail)
 {
 	struct sched *s = t->sched;
 	struct turn_record *rec = t->rec;

@@ -124,6 +124,14 @@ static int on_reload_signal(sd_event_source *source, const struct signalfd_sigin
 	return 0;
 }
 
+static int on_stop_signal(sd_event_source *source, const struct signalfd_siginfo *si,
+			  void *userdata)
+{
+	(void)source, (void)si;
+	server_stop(userdata);
+	return 0;
+}
+
 static void on_ready(void *userdata)
 {
 	(void)userdata;
@@ -151,10 +159,6 @@ static int open_loop(sd_event **ret)
 	r = block_signals();
 	if (r >= 0)
 		r = sd_event_default(ret);
-	if (r >= 0)
-		r = sd_event_add_signal(*ret, NULL, SIGTERM, NULL, NULL);
-	if (r >= 0)
-		r = sd_event_add_signal(*ret, NULL, SIGINT, NULL, NULL);
 	return r;
 }
 
@@ -213,6 +217,18 @@ static void keep_no_cores(void)
 	setrlimit(RLIMIT_CORE, &limit);
 }
 
+static int watch_signals(sd_event *loop, struct server *server, struct err *err)
+{
+	int r;
+
+	r = sd_event_add_signal(loop, NULL, SIGHUP, on_reload_signal, server);
+	if (r >= 0)
+		r = sd_event_add_signal(loop, NULL, SIGTERM, on_stop_signal, server);
+	if (r >= 0)
+		r = sd_event_add_signal(loop, NULL, SIGINT, on_stop_signal, server);
+	return r < 0 ? err_set(err, r, "signals cannot be watched: %s", strerror(-r)) : 0;
+}
+
 static int serve(const struct options *o, struct settings *settings, struct err *err)
 {
 	_cleanup_(loopp) sd_event *loop = NULL;
@@ -242,9 +258,9 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 	r = server_new(loop, &options, &server, err);
 	if (r < 0)
 		return r;
-	r = sd_event_add_signal(loop, NULL, SIGHUP, on_reload_signal, server);
+	r = watch_signals(loop, server, err);
 	if (r < 0)
-		return err_set(err, r, "SIGHUP cannot be watched: %s", strerror(-r));
+		return r;
 	r = server_listen(server, err);
 	if (r < 0)
 		return r;
@@ -254,7 +270,6 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 	health_ready(server->health);
 
 	r = sd_event_loop(loop);
-	fdstore_notify("STOPPING=1");
 	if (r < 0)
 		return err_set(err, r, "the event loop failed: %s", strerror(-r));
 	return r;

@@ -44,6 +44,7 @@ int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram
 		return err_set(err, -EINVAL, "PageTokens=%u is not a multiple of 8",
 			       plan.page_tokens);
 
+	plan.page_strips = c->layers * 2 * c->kv_heads;
 	plan.page_bytes = config_kv_bytes(c, element_bytes(s)) * plan.page_tokens;
 	if (bytes == 0)
 		bytes = MIN(whole * plan.page_bytes, ram_bytes / 4);
@@ -111,8 +112,7 @@ static void on_disk_ready(void *userdata)
 
 	if (kvdisk_text(e->disk)[0])
 		log_warning("no KV cache on disk: %s", kvdisk_text(e->disk));
-	else
-		kvcache_disk_ready(e->kv);
+	kvcache_disk_ready(e->kv);
 	on_page_moved(e);
 }
 
@@ -244,6 +244,7 @@ static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct er
 		.page_tokens = e->plan.page_tokens,
 		.page_bytes = e->plan.page_bytes,
 		.element_bytes = element_bytes(e->options.settings),
+		.n_strips = e->plan.page_strips,
 		.arena_fd = adopt ? fdstore_take("arena") : -1,
 		.dir_fd = adopt ? fdstore_take("kvdir") : -1,
 	};

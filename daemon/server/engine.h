@@ -21,7 +21,7 @@ struct engine_options {
 
 /* How much of everything, reckoned before anything is made. */
 struct engine_plan {
-	uint32_t page_tokens, n_pages, max_context, pages_per_turn;
+	uint32_t page_tokens, page_strips, n_pages, max_context, pages_per_turn;
 	uint64_t page_bytes;
 	char warning[256]; /* empty, or why max_context is less than Context= */
 };

@@ -13,6 +13,7 @@
 
 #include "client/wire/codes.h"
 #include "daemon/base/clock.h"
+#include "daemon/base/fdstore.h"
 #include "daemon/base/log.h"
 #include "daemon/power/power.h"
 #include "daemon/server/explain.h"
@@ -639,6 +640,32 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	return 0;
 }
 
+static void on_last_flush(struct tiers_flush *f)
+{
+	struct server *s = f->userdata;
+
+	if (f->n_left > 0)
+		log_warning("%u pages of KV are not on disk%s; after a reboot they are computed "
+			    "again",
+			    f->n_left, f->late ? " in time" : "");
+	sd_event_exit(s->loop, 0);
+}
+
+void server_stop(struct server *s)
+{
+	struct tiers_flush *f = &s->last_flush;
+
+	fdstore_notify("STOPPING=1");
+	if (!s->stopping && s->engine && s->engine->disk) {
+		s->stopping = true;
+		f->on_flushed = on_last_flush;
+		f->userdata = s;
+		if (tiers_flush(s->engine->kv, s->loop, SERVER_STOP_US, f) >= 0)
+			return;
+	}
+	sd_event_exit(s->loop, 0);
+}
+
 /* Turns stay in their memory, as they are, for the next broker. */
 static void let_streams_go(struct server *s)
 {
@@ -662,6 +689,7 @@ struct server *server_free(struct server *s)
 	if (!s)
 		return NULL;
 	s->leaving = true;
+	tiers_flush_withdraw(&s->last_flush);
 	let_streams_go(s);
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);

@@ -10,12 +10,14 @@
 
 #include "daemon/base/settings.h"
 #include "daemon/base/worker.h"
+#include "daemon/kv/tiers.h"
 #include "daemon/server/engine.h"
 #include "daemon/server/textmodel.h"
 
 #define SERVER_EXIT_REFUSED 65		      /* a foreground start whose model was refused */
 #define SERVER_USER_HELD_BYTES_MAX (256u << 20) /* of requests not yet submitted, per user */
 #define SERVER_CREDIT_TOKENS 1024	      /* what hello advises */
+#define SERVER_STOP_US (5 * 1000000ull)	      /* of TimeoutStopSec=, which is 30 s */
 #define SERVER_KEEP_US (600 * 1000000ull)     /* an ended turn that nobody reads */
 
 struct peer;
@@ -61,7 +63,8 @@ struct server {
 	struct engine *engine;	 /* NULL until then, too */
 	struct sharedprompts *shared; /* as last read; NULL: not yet */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
-	bool opening, was_ready, leaving;
+	bool opening, was_ready, stopping, leaving;
+	struct tiers_flush last_flush; /* when it stops */
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
 	char boot_id[33];
@@ -88,6 +91,12 @@ struct server {
 /* Makes a server that knows no model yet and listens nowhere. */
 int server_new(sd_event *loop, const struct server_options *options, struct server **ret,
 	       struct err *err);
+
+/*
+ * Ends the loop with 0, once the KV that is only in memory is on disk, at most
+ * SERVER_STOP_US from now; called again, at once. Until then all goes on.
+ */
+void server_stop(struct server *s);
 
 /* Closes every connection; turns go on in a parked executor, if there is one. */
 struct server *server_free(struct server *s);

@@ -61,7 +61,7 @@ static void say(struct kvcache *c, uid_t uid, const uint32_t *ids, uint32_t n)
 	kv_page table[16];
 
 	assert_int_equal(kvcache_take(c, uid, n_pages, table), 0);
-	kvcache_seal(c, kvcache_root(c, uid, ""), uid, ids, n, table, n, true, &chain);
+	kvcache_seal(c, kvcache_root(c, uid, ""), uid, ids, n, table, n, KVCACHE_TAIL_ENDS, &chain);
 	do_moves(c);
 	kvcache_drop(c, table, n_pages);
 }

@@ -530,7 +530,7 @@ static void freed_with_jobs_waiting_each_ends_once(void **state)
 		assert_int_equal(kvdisk_write(t.d,
 					      &(struct kvdisk_key){ .hash = { i, i },
 								    .uid = 1000,
-								    .n_tokens = 3,
+								    .n_tokens = PAGE_TOKENS,
 								    .tokens = key.tokens },
 					      t.payload, sum, on_done, &e[i]),
 				 0);
@@ -578,6 +578,150 @@ static void it_may_be_freed_at_any_moment_of_its_opening(void **state)
 	end(&t);
 }
 
+enum { STRIPS = 4, PART_OF_TOKEN = PAGE_BYTES / PAGE_TOKENS };
+
+/* The first @n tokens of page @i, behind its parent; as the cache names it. */
+static struct kvdisk_key part_of(uint32_t i, uint32_t n)
+{
+	struct kvdisk_key key = key_of(i);
+
+	key.n_tokens = n;
+	key.n_strips = STRIPS;
+	key.hash = chain_next(key.root, key.parent, key.tokens, n);
+	return key;
+}
+
+/* The sum of what @n tokens have of each strip. */
+static void sum_part(const uint8_t *payload, uint32_t n, uint64_t sum[2])
+{
+	static uint8_t part[PAGE_BYTES];
+	const uint32_t bytes = n * PART_OF_TOKEN / STRIPS;
+	XXH128_hash_t h;
+
+	for (uint32_t i = 0; i < STRIPS; i++)
+		memcpy(part + i * bytes, payload + i * PAGE_BYTES / STRIPS, bytes);
+	h = XXH3_128bits(part, STRIPS * bytes);
+	sum[0] = h.low64;
+	sum[1] = h.high64;
+}
+
+static int write_part(struct disk *t, uint32_t i, uint32_t n)
+{
+	const struct kvdisk_key key = part_of(i, n);
+	struct ends e = { 0 };
+	uint64_t sum[2];
+
+	fill(t->payload, i, sum);
+	sum_part(t->payload, n, sum);
+	assert_int_equal(kvdisk_write(t->d, &key, t->payload, sum, on_done, &e), 0);
+	run_all(t);
+	assert_int_equal(e.n, 1);
+	return e.r;
+}
+
+/* The tokens of the longest part that page @i begins with, of @n looked at; it is read and compared. */
+static uint32_t find_part(struct disk *t, uint32_t i, uint32_t n)
+{
+	struct kvdisk_key key = key_of(i);
+	struct ends e = { 0 };
+	uint64_t sum[2];
+	uint32_t k;
+
+	k = kvdisk_find_part(t->d, key.root, key.uid, key.parent, key.tokens, n, &key.hash);
+	if (k == 0)
+		return 0;
+	key.n_tokens = k;
+	key.n_strips = STRIPS;
+	memset(t->room, 0xee, PAGE_BYTES);
+	assert_int_equal(kvdisk_read(t->d, &key, t->room, on_done, &e), 0);
+	run_all(t);
+	assert_int_equal(e.r, 0);
+	fill(t->payload, i, sum);
+	sum_part(t->payload, k, sum);
+	assert_true(e.sum[0] == sum[0] && e.sum[1] == sum[1]);
+	for (uint32_t at = 0; at < PAGE_BYTES; at++) {
+		const bool in = at % (PAGE_BYTES / STRIPS) < k * PART_OF_TOKEN / STRIPS;
+
+		assert_int_equal(t->room[at], in ? t->payload[at] : 0);
+	}
+	return k;
+}
+
+static void a_part_is_found_by_all_of_its_tokens(void **state)
+{
+	struct disk t;
+	struct kvdisk_key key;
+
+	(void)state;
+	begin(&t);
+	assert_int_equal(find_part(&t, 2, 15), 0);
+	assert_int_equal(write_part(&t, 2, 5), 0);
+	assert_int_equal(write_part(&t, 2, 11), 0);
+	for (int life = 0; life < 2; life++) {
+		for (uint32_t n = 0; n <= PAGE_TOKENS; n++)
+			assert_int_equal(find_part(&t, 2, n), n < 5 ? 0 : n < 11 ? 5 : 11);
+		assert_int_equal(find_part(&t, 4, 15), 0); /* other tokens, another parent */
+		key = key_of(2);
+		assert_int_equal(kvdisk_find_part(t.d, key.root, key.uid + 1, key.parent,
+						  key.tokens, 15, &key.hash),
+				 0);
+		key.root.hi++;
+		assert_int_equal(kvdisk_find_part(t.d, key.root, key.uid, key.parent, key.tokens,
+						  15, &key.hash),
+				 0);
+		t.d = kvdisk_free(t.d);
+		open_again(&t);
+	}
+	end(&t);
+}
+
+static void a_part_that_is_not_what_its_sum_says_is_not_written(void **state)
+{
+	struct disk t;
+	const struct kvdisk_key key = part_of(2, 7);
+	struct ends e = { 0 };
+	uint64_t sum[2];
+
+	(void)state;
+	begin(&t);
+	fill(t.payload, 2, sum);
+	sum_part(t.payload, 7, sum);
+	t.payload[3]++;
+	assert_int_equal(kvdisk_write(t.d, &key, t.payload, sum, on_done, &e), 0);
+	run_all(&t);
+	assert_int_equal(e.r, -EBADMSG);
+	assert_int_equal(n_pages(&t), 0);
+	assert_int_equal(find_part(&t, 2, 15), 0);
+	end(&t);
+}
+
+/* The longer has all of the shorter, which stays until there is no room, and then is the only one to go. */
+static void a_part_that_a_longer_one_has_goes_first(void **state)
+{
+	struct disk t;
+	uint32_t n = 0;
+
+	(void)state;
+	make(&t);
+	t.options.limits.total_bytes = 256 * PAGE_BYTES;
+	open_again(&t);
+	for (uint32_t i = 0; i < 50; i++)
+		assert_int_equal(write_part(&t, 2 * i, 5), 0);
+	for (uint32_t i = 0; i < 50; i++)
+		assert_int_equal(write_part(&t, 2 * i, 9), 0);
+	for (uint32_t i = 0; i < 50; i++)
+		assert_int_equal(find_part(&t, 2 * i, 8), 5);
+	while (n_pages(&t) == 100 + n)
+		write_one(&t, 100 + 2 * n++);
+	assert_true(n > 20); /* all parts but the last file's fit */
+	assert_int_equal(n_pages(&t), 50 + n);
+	for (uint32_t i = 0; i < 50; i++) {
+		assert_int_equal(find_part(&t, 2 * i, 8), 0);
+		assert_int_equal(find_part(&t, 2 * i, 15), 9);
+	}
+	end(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -594,6 +738,9 @@ int main(void)
 		cmocka_unit_test(pages_of_a_segment_that_went_are_not_in_the_index),
 		cmocka_unit_test(freed_with_jobs_waiting_each_ends_once),
 		cmocka_unit_test(it_may_be_freed_at_any_moment_of_its_opening),
+		cmocka_unit_test(a_part_is_found_by_all_of_its_tokens),
+		cmocka_unit_test(a_part_that_is_not_what_its_sum_says_is_not_written),
+		cmocka_unit_test(a_part_that_a_longer_one_has_goes_first),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

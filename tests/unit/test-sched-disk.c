@@ -1,4 +1,5 @@
 /* Pages that the arena has lost come back from disk: to their own uid, whole, and right or not at all. */
+#include "daemon/kv/tiers.h"
 #include "tests/unit/world.h"
 
 #include <fcntl.h>
@@ -47,7 +48,7 @@ static void evicted_pages_come_back_from_disk(void **state)
 	world_open(&w, 16, 4, 64);
 	world_open_disk(&w);
 	first_turn(&w, 1, 100, ids);
-	assert_int_equal(counts(&w).n_written, 7);
+	assert_int_equal(counts(&w).n_written, 8);
 	for (uint32_t i = 0; i < 6; i++) {
 		world_submit(&w, 1, 200, 10);
 		world_run_all(&w);
@@ -56,9 +57,9 @@ static void evicted_pages_come_back_from_disk(void **state)
 	n_computed = w.computer.n_computed;
 	b = say(&w, 1, ids, 120, 130, 5);
 	world_run_all(&w);
-	assert_int_equal(b->rec->n_cached, 112); /* of 119, what was whole */
-	assert_int_equal(counts(&w).n_read, 7);
-	assert_int_equal(w.computer.n_computed - n_computed, 18 + 4);
+	assert_int_equal(b->rec->n_cached, 119);
+	assert_int_equal(counts(&w).n_read, 8);
+	assert_int_equal(w.computer.n_computed - n_computed, 11 + 4);
 	assert_int_equal(counts(&w).n_damaged, 0);
 	world_assert_text(&w, b, 5);
 	world_assert_all_free(&w);
@@ -93,6 +94,132 @@ static void after_a_reboot_whole_pages_are_found_on_disk(void **state)
 	world_close(&w);
 }
 
+/* Whatever the length, nothing that was computed is computed again; and once a turn is what a part is written. */
+static void after_a_reboot_the_next_turn_computes_only_what_is_new(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[IDS_MAX];
+	uint64_t n_computed;
+
+	(void)state;
+	for (uint32_t n = 90; n < 110; n++) {
+		const uint32_t n_kv = n + 20 - 1; /* what was sampled last was not fed */
+
+		world_open(&w, 64, 4, 64);
+		world_open_disk(&w);
+		first_turn(&w, 1, n, ids);
+		assert_int_equal(counts(&w).n_written, (n_kv + 15) / 16);
+		world_reboot(&w);
+		n_computed = w.computer.n_computed;
+		b = say(&w, 1, ids, n + 20, n + 30, 5);
+		world_run_all(&w);
+		assert_int_equal(b->rec->n_cached, n_kv);
+		assert_int_equal(b->rec->n_cached_disk, n_kv);
+		assert_int_equal(w.computer.n_computed - n_computed, 11 + 4);
+		assert_int_equal(counts(&w).n_damaged, 0);
+		world_assert_text(&w, b, 5);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
+}
+
+/* The arena's own part is shorter than the disk's, and the other way round. */
+static void the_longer_part_is_taken(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[IDS_MAX];
+
+	(void)state;
+	world_open(&w, 64, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	world_reboot(&w);
+	b = say(&w, 1, ids, 115, 115, 1); /* 3 of the part's 7 tokens are in the arena now */
+	world_run_all(&w);
+	assert_int_equal(b->rec->n_cached, 112);
+	b = say(&w, 1, ids, 120, 122, 1);
+	world_run_all(&w);
+	assert_int_equal(b->rec->n_cached, 119);
+	assert_int_equal(b->rec->n_cached_disk, 7);
+	world_assert_text(&w, b, 1);
+	memcpy(ids, turn_ids(w.turns, b->rec), 122 * sizeof(*ids));
+	b = say(&w, 1, ids, 122, 124, 3);
+	world_run_all(&w);
+	assert_int_equal(b->rec->n_cached, 122);
+	assert_int_equal(b->rec->n_cached_disk, 0);
+	world_assert_text(&w, b, 3);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static uint32_t n_flushed;
+
+static void on_flushed(struct tiers_flush *f)
+{
+	assert_null(f->cache);
+	n_flushed++;
+}
+
+/* More than may wait to be written. */
+static void a_flush_ends_when_all_is_on_disk(void **state)
+{
+	struct tiers_flush f = { .on_flushed = on_flushed }, late = f;
+	struct world w;
+
+	(void)state;
+	world_open_context(&w, 9000, 600, 1, 2048);
+	world_submit(&w, 1, 550 * WORLD_PAGE_TOKENS + 5, 1);
+	world_run_all(&w);
+	n_flushed = 0;
+	assert_int_equal(tiers_flush(w.cache, w.loop, 1000, &f), 0);
+	assert_int_equal(n_flushed, 0);
+	world_run(&w, 0);
+	assert_int_equal(n_flushed, 1); /* there is no disk */
+	assert_int_equal(f.n_left, 551);
+	assert_false(f.late);
+
+	world_open_disk(&w);
+	assert_int_equal(tiers_flush(w.cache, w.loop, UINT64_MAX / 4, &f), 0);
+	assert_int_equal(tiers_flush(w.cache, w.loop, UINT64_MAX / 4, &late), 0);
+	tiers_flush_withdraw(&late);
+	while (n_flushed == 1)
+		assert_true(sd_event_run(w.loop, UINT64_MAX) >= 0);
+	assert_int_equal(f.n_left, 0);
+	assert_false(f.late);
+	assert_int_equal(counts(&w).n_written, 551);
+	assert_int_equal(n_flushed, 2);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void a_flush_ends_when_its_time_is_over(void **state)
+{
+	struct tiers_flush f = { .on_flushed = on_flushed };
+	struct world w;
+
+	(void)state;
+	for (int how = 0; how < 2; how++) {
+		world_open_context(&w, 9000, 600, 1, 2048);
+		world_open_disk(&w);
+		world_submit(&w, 1, 100 * WORLD_PAGE_TOKENS, 1);
+		while (counts(&w).n_sealed < 100)
+			world_turn(&w);
+		n_flushed = 0;
+		assert_int_equal(tiers_flush(w.cache, w.loop, how ? 0 : UINT64_MAX / 4, &f), 0);
+		if (how == 0)
+			world_reboot(&w); /* the disk and the cache go */
+		while (n_flushed == 0)
+			assert_true(sd_event_run(w.loop, UINT64_MAX) >= 0);
+		assert_int_equal(n_flushed, 1);
+		assert_int_equal(f.late, how);
+		world_run_all(&w);
+		assert_int_equal(n_flushed, 1);
+		world_close(&w);
+	}
+}
+
 /* What has been read from disk is in the directory, as what was computed is. */
 static void a_restarted_broker_finds_what_was_read(void **state)
 {
@@ -111,8 +238,8 @@ static void a_restarted_broker_finds_what_was_read(void **state)
 	world_run_all(&w);
 	b = say(&w, 1, ids, 120, 130, 5);
 	world_run_all(&w);
-	assert_true(b->rec->n_cached >= 112);
-	assert_int_equal(counts(&w).n_read, 0);
+	assert_int_equal(b->rec->n_cached, 119);
+	assert_int_equal(counts(&w).n_read, 1); /* of the first turn, what is behind its whole pages */
 	assert_int_equal(counts(&w).n_damaged, 0);
 	world_assert_text(&w, b, 5);
 	world_assert_all_free(&w);
@@ -146,7 +273,7 @@ static void a_damaged_record_is_computed_again(void **state)
 	uint32_t ids[IDS_MAX];
 
 	(void)state;
-	for (uint32_t slot = 0; slot < 7; slot++) {
+	for (uint32_t slot = 0; slot < 8; slot++) { /* the last one is of the part */
 		world_open(&w, 64, 4, 64);
 		world_open_disk(&w);
 		first_turn(&w, 1, 100, ids);
@@ -206,7 +333,7 @@ static void no_tier_serves_anothers_tokens(void **state)
 	/* it was there all the time */
 	t = say(&w, 1, ids, 120, 130, 5);
 	world_run_all(&w);
-	assert_int_equal(t->rec->n_cached, 112);
+	assert_int_equal(t->rec->n_cached, 119);
 	world_assert_text(&w, t, 5);
 	world_assert_all_free(&w);
 	world_close(&w);
@@ -414,6 +541,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(evicted_pages_come_back_from_disk),
 		cmocka_unit_test(after_a_reboot_whole_pages_are_found_on_disk),
+		cmocka_unit_test(after_a_reboot_the_next_turn_computes_only_what_is_new),
+		cmocka_unit_test(the_longer_part_is_taken),
+		cmocka_unit_test(a_flush_ends_when_all_is_on_disk),
+		cmocka_unit_test(a_flush_ends_when_its_time_is_over),
 		cmocka_unit_test(a_restarted_broker_finds_what_was_read),
 		cmocka_unit_test(a_damaged_record_is_computed_again),
 		cmocka_unit_test(no_tier_serves_anothers_tokens),
