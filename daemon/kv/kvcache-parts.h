@@ -7,6 +7,7 @@
 #include "daemon/kv/kvdir.h"
 #include "daemon/kv/kvdisk.h"
 #include "daemon/kv/prefix.h"
+#include "daemon/kv/tiers.h"
 
 enum move_purpose {
 	MOVE_SEAL,  /* the sum, and with it a new sealed page */
@@ -25,6 +26,7 @@ struct move {
 	uint32_t n_tokens, tokens[];	   /* SEAL */
 };
 TAILQ_HEAD(moves, move);
+TAILQ_HEAD(tiers_flushes, tiers_flush);
 
 /* A marked prompt: its whole pages. */
 struct shared {
@@ -45,6 +47,9 @@ struct kvcache {
 	void (*on_moved)(void *userdata);
 	uint32_t n_transfers; /* pages with the disk's thread */
 	bool disk_is_behind;  /* pages were sealed while too many were waiting to be written */
+	struct tiers_flushes flushes;
+	uint32_t n_unsynced; /* pages written since a sync was last asked for */
+	bool syncing;
 	void *userdata;
 	char *arena;	     /* mapped if there is a disk */
 	struct kvpool *pool;
@@ -90,12 +95,17 @@ void moves_free(struct kvcache *c);
 
 /* tiers.c: pages between arena and disk. */
 void tiers_write(struct kvcache *c, struct prefix_node *node); /* a whole page that was sealed */
+/* Whether the node's page is on disk, or being written to it. */
+bool tiers_has(const struct kvcache *c, const struct prefix_node *node);
 /* How many whole pages of what follows @m are on disk: ids are those after what @m found. */
 uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
 		    const struct prefix_match *m, const uint32_t *ids, uint32_t n);
 /* Has them read, into pages put at @table; returns how many, each held. */
 uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
 		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table);
+
+/* tiers-flush.c: something moved that flushes may have waited for. */
+void tiers_moved(struct kvcache *c);
 
 /* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);

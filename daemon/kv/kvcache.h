@@ -81,7 +81,7 @@ bool kvcache_shared_at(const struct kvcache *c, uint32_t i, struct kvcache_share
 struct kvdisk;
 int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(void *userdata),
 		     void *userdata);
-/* Its files have been looked into: what is in the arena and not on it is written now. */
+/* Its files have been looked into, or it failed: what is in the arena and not on it is written now, if it can be. */
 void kvcache_disk_ready(struct kvcache *c);
 /* Whether all that there is can be found: not while files of the disk are looked into. */
 bool kvcache_is_ready(const struct kvcache *c);

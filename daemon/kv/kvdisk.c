@@ -410,27 +410,33 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 	return r;
 }
 
-static void push_plain(struct kvdisk *d, enum job_kind kind, const struct segments_limits *limits)
+static int push_plain(struct kvdisk *d, const struct job *what)
 {
 	struct job *job = d->failed ? NULL : calloc(1, sizeof(*job));
+	int r;
 
 	if (!job)
-		return;
-	job->kind = kind;
-	if (limits)
-		job->limits = *limits;
-	if (push(d, job) < 0)
+		return d->failed ? -ENODEV : -ENOMEM;
+	*job = *what;
+	r = push(d, job);
+	if (r < 0)
 		free(job);
+	return r;
+}
+
+int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
+{
+	return push_plain(d, &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
 }
 
 void kvdisk_flush(struct kvdisk *d)
 {
-	push_plain(d, JOB_FLUSH, NULL);
+	kvdisk_flush_then(d, NULL, NULL);
 }
 
 void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits)
 {
-	push_plain(d, JOB_LIMIT, limits);
+	push_plain(d, &(struct job){ .kind = JOB_LIMIT, .limits = *limits });
 }
 
 bool kvdisk_is_ready(const struct kvdisk *d)

@@ -225,6 +225,7 @@ void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n)
 		c->counts.n_cleared += m->purpose == MOVE_CLEAR;
 		end(c, m);
 	}
+	tiers_moved(c);
 }
 
 void moves_free(struct kvcache *c)
@@ -251,6 +252,7 @@ void kvcache_executor_lost(struct kvcache *c)
 		if (c->by_page[page] && !c->by_page[page]->loading)
 			c->by_page[page]->trust = PREFIX_UNCHECKED;
 	}
+	tiers_moved(c);
 }
 
 /* Whether a page behind @parent is being sealed that begins as @ids do. */

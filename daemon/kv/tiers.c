@@ -31,6 +31,7 @@ int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(vo
 	c->disk = disk;
 	c->on_moved = on_moved;
 	c->userdata = userdata;
+	tiers_moved(c);
 	return 0;
 }
 
@@ -49,6 +50,13 @@ static struct kvdisk_key key_of(const struct prefix_node *node)
 		.n_tokens = node->n_tokens,
 		.tokens = node->tokens,
 	};
+}
+
+bool tiers_has(const struct kvcache *c, const struct prefix_node *node)
+{
+	const struct kvdisk_key key = key_of(node);
+
+	return c->disk && kvdisk_has(c->disk, &key);
 }
 
 static struct transfer *begin(struct kvcache *c, kv_page page)
@@ -78,6 +86,7 @@ static void on_written(int r, const uint64_t sum[2], void *userdata)
 
 	(void)sum;
 	c->counts.n_written += r >= 0;
+	c->n_unsynced += r >= 0;
 	end(t);
 	/* not after a failure: a full disk would be asked again and again */
 	if (c->disk_is_behind && c->n_transfers == 0) {
@@ -85,6 +94,7 @@ static void on_written(int r, const uint64_t sum[2], void *userdata)
 		if (r >= 0)
 			kvcache_disk_ready(c);
 	}
+	tiers_moved(c);
 	if (c->on_moved)
 		c->on_moved(c->userdata);
 }
@@ -109,10 +119,12 @@ void tiers_write(struct kvcache *c, struct prefix_node *node)
 
 void kvcache_disk_ready(struct kvcache *c)
 {
+	c->disk_is_behind = false;
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		if (c->by_page[page] && !c->by_page[page]->loading)
 			tiers_write(c, c->by_page[page]);
 	}
+	tiers_moved(c);
 }
 
 /* Page @i of a text. */
@@ -166,6 +178,7 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 			kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
 	}
 	end(t);
+	tiers_moved(c);
 	if (c->on_moved)
 		c->on_moved(c->userdata);
 }

@@ -111,8 +111,7 @@ static void on_disk_ready(void *userdata)
 
 	if (kvdisk_text(e->disk)[0])
 		log_warning("no KV cache on disk: %s", kvdisk_text(e->disk));
-	else
-		kvcache_disk_ready(e->kv);
+	kvcache_disk_ready(e->kv);
 	on_page_moved(e);
 }
 
