@@ -10,6 +10,7 @@
 
 #include "daemon/base/settings.h"
 #include "daemon/base/worker.h"
+#include "daemon/kv/tiers.h"
 #include "daemon/server/engine.h"
 #include "daemon/server/textmodel.h"
 
@@ -64,6 +65,8 @@ struct server {
 	bool opening, was_ready, leaving;
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
+	struct tiers_flush flush; /* before the executor sleeps, see sleep.c */
+	bool flushing, flushed;
 	char boot_id[33];
 	uint64_t started_us;
 	gid_t admin_gid;	 /* (gid_t)-1: there is no such group */
