@@ -255,7 +255,7 @@ int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err
 	return finish(s, &c, r, request, err);
 }
 
-int steamd_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,
+int steamd_sleep(struct steamd *s, const char *rung, int now, const struct steamd_handler *handler,
 		 char **ret, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
@@ -265,7 +265,7 @@ int steamd_sleep(struct steamd *s, const char *rung, const struct steamd_handler
 
 	r = check_may_block(s, err);
 	if (r == 0)
-		r = steamd_start_sleep(s, rung, &h, &request, err);
+		r = steamd_start_sleep(s, rung, now, &h, &request, err);
 	return finish_json(s, &c, r, request, ret, err);
 }
 

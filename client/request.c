@@ -449,8 +449,9 @@ int steamd_start_cancel_turn(struct steamd *s, uint64_t turn, const struct steam
 	return start(s, &m, NULL, handler, ret, err);
 }
 
-int steamd_start_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,
-		       uint64_t *ret, struct steamd_error *err)
+int steamd_start_sleep(struct steamd *s, const char *rung, int now,
+		       const struct steamd_handler *handler, uint64_t *ret,
+		       struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_SLEEP };
 	const int r = handle_check(s, err);
@@ -459,6 +460,8 @@ int steamd_start_sleep(struct steamd *s, const char *rung, const struct steamd_h
 		return r;
 	if (rung)
 		MSG_SET(&m.sleep, rung, span_of(rung));
+	if (now)
+		MSG_SET(&m.sleep, now, true);
 	return start(s, &m, NULL, handler, ret, err);
 }
 

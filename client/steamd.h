@@ -106,7 +106,7 @@ struct steamd_delta {
 };
 
 struct steamd_progress {
-	const char *state; /* loading, queued, prefill, restarting, or reconnecting; of sleep: busy, parking, leaving, yielded */
+	const char *state; /* loading, queued, prefill, restarting, asleep or reconnecting; of sleep: busy, sealing, parking, leaving, yielded */
 	const char *text;  /* for a person; "" if none */
 	uint32_t done, total;
 };
@@ -305,15 +305,18 @@ STEAMD_API int steamd_cache_explain(struct steamd *s, uint64_t turn, const char 
  * be left out with the rest of it (NULL).
  *
  * steamd_sleep()	once nothing is to be computed: down to at least @rung,
- *			"parked" (NULL) or "gone"; returns when it is there
+ *			"parked" (NULL) or "gone"; returns when it is there.
+ *			@now: answers pause rather than end first, and go on at the
+ *			next request or steamd_wake()
  * steamd_wake()	up; returns when the model is ready. Ends all leases
  * steamd_yield()	gives memory back until @bytes are free, or all that can be.
  *			@pid: returns then; it stays free until that process ends.
  *			0: on_progress says "yielded" then; returns at a wake-up, or
  *			with the connection
  */
-STEAMD_API int steamd_sleep(struct steamd *s, const char *rung, const struct steamd_handler *handler,
-			    char **ret, struct steamd_error *err);
+STEAMD_API int steamd_sleep(struct steamd *s, const char *rung, int now,
+			    const struct steamd_handler *handler, char **ret,
+			    struct steamd_error *err);
 STEAMD_API int steamd_wake(struct steamd *s, const struct steamd_handler *handler, char **ret,
 			   struct steamd_error *err);
 STEAMD_API int steamd_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
@@ -358,7 +361,7 @@ STEAMD_API int steamd_start_cancel_turn(struct steamd *s, uint64_t turn,
 STEAMD_API int steamd_start_cache_explain(struct steamd *s, uint64_t turn, const char *session,
 					  const struct steamd_handler *handler, uint64_t *ret,
 					  struct steamd_error *err);
-STEAMD_API int steamd_start_sleep(struct steamd *s, const char *rung,
+STEAMD_API int steamd_start_sleep(struct steamd *s, const char *rung, int now,
 				  const struct steamd_handler *handler, uint64_t *ret,
 				  struct steamd_error *err);
 STEAMD_API int steamd_start_wake(struct steamd *s, const struct steamd_handler *handler,

@@ -10,7 +10,7 @@
 
 struct waiting {
 	struct ctl *c;
-	bool ended;
+	bool ended, told_busy;
 	int code;
 	char *json;
 };
@@ -27,12 +27,26 @@ static void print_held(const struct waiting *w, const struct steamd_progress *pr
 	}
 }
 
+/* It may take long: whoever waits, a script's log too, is told for what, once or as it changes. */
+static void print_busy(struct waiting *w, const struct steamd_progress *progress)
+{
+	const bool again = w->told_busy;
+
+	w->told_busy = true;
+	if (isatty(STDERR_FILENO))
+		fprintf(stderr, "\r\033[K%s", progress->text);
+	else if (!again)
+		fprintf(stderr, "%s\n", progress->text);
+}
+
 static void on_progress(void *userdata, const struct steamd_progress *progress)
 {
-	const struct waiting *w = userdata;
+	struct waiting *w = userdata;
 
 	if (strcmp(progress->state, "yielded") == 0)
 		print_held(w, progress);
+	else if (!w->c->json && strcmp(progress->state, "busy") == 0)
+		print_busy(w, progress);
 	else if (!w->c->json && isatty(STDERR_FILENO)) /* for a person, and only if there is one */
 		fprintf(stderr, "\r\033[K%s", progress->text[0] ? progress->text : progress->state);
 }
@@ -106,7 +120,7 @@ int run_sleep(struct ctl *c)
 
 	if (c->n_words > 1)
 		return fail(EXIT_USAGE, "sleep wants one rung, parked or gone");
-	r = steamd_start_sleep(c->s, c->n_words ? c->words[0] : NULL, &h, NULL, &err);
+	r = steamd_start_sleep(c->s, c->n_words ? c->words[0] : NULL, c->now, &h, NULL, &err);
 	return await_end(&w, r, &err);
 }
 

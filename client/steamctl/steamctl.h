@@ -33,6 +33,7 @@ enum exit_code {
 struct ctl {
 	const char *socket;
 	bool json;
+	bool now; /* --now */
 
 	struct steamd_generate g; /* sampler flags go straight in */
 	const char *stops[STOPS_MAX];

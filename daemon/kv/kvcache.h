@@ -100,6 +100,8 @@ bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, uid_t uid,
 			const uint32_t *ids, uint32_t n);
 /* Whether any page is to be moved, to or from the disk too: what holds it is soon over. */
 bool kvcache_is_moving(const struct kvcache *c);
+/* Whether the executor is to move any. */
+bool kvcache_has_orders(const struct kvcache *c);
 
 /* How far the pages of a turn are chained. Zeroed, it is at the beginning. */
 struct kvcache_chain {

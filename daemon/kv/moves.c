@@ -318,7 +318,12 @@ bool kvcache_is_sealing(const struct kvcache *c, struct kv_hash root, uid_t uid,
 	return false;
 }
 
+bool kvcache_has_orders(const struct kvcache *c)
+{
+	return !TAILQ_EMPTY(&c->waiting) || !TAILQ_EMPTY(&c->under_way);
+}
+
 bool kvcache_is_moving(const struct kvcache *c)
 {
-	return !TAILQ_EMPTY(&c->waiting) || !TAILQ_EMPTY(&c->under_way) || c->n_transfers > 0;
+	return kvcache_has_orders(c) || c->n_transfers > 0;
 }

@@ -29,6 +29,11 @@ struct power {
 	bool up_wanted;	      /* with nobody to tell */
 	enum power_rung told; /* the rung that was logged last */
 	bool suspended, was_up;
+	bool sealed;		/* seal() was called and unseal() was not */
+	bool sealing;		/* and the executor has not been told to go yet */
+	enum power_rung sealing_at;
+	uint64_t seal_until_us; /* while sealing */
+	uint64_t safe_until_us; /* on_safe() comes then at the latest */
 	void (*on_safe)(void *userdata);
 	void *on_safe_userdata;
 	sd_event_source *later, *timer;

@@ -46,9 +46,9 @@ bool power_is_nothing(const struct power *p)
 /* The rung it is on or on the way down to; on the way up, and at first, it is quiet already. */
 enum power_rung power_rung_of(const struct power *p, bool *ret_moving)
 {
-	if (!p->executor) {
+	if (!p->executor || p->sealing) {
 		*ret_moving = true;
-		return POWER_QUIET;
+		return p->executor ? p->sealing_at : POWER_QUIET;
 	}
 	switch (power_state(p)) {
 	case EXECUTOR_PARKING:
@@ -132,12 +132,64 @@ static enum power_rung wanted_rung(const struct power *p)
 	return rung;
 }
 
-static void go_down(struct power *p, enum power_rung rung)
+/* Whether nothing is lost if the executor goes to @rung. Else there is more to wait for. */
+static bool is_sealed(struct power *p, enum power_rung at, enum power_rung rung)
+{
+	const uint64_t now = clock_us();
+
+	if (!p->options.seal)
+		return true;
+	if (!p->sealing) {
+		p->seal_until_us = now + POWER_SEAL_US;
+		p->sealing_at = at;
+	}
+	if (p->safe_until_us)
+		p->seal_until_us = MIN(p->seal_until_us, p->safe_until_us);
+	p->sealing = p->sealed = true;
+	if (now < p->seal_until_us &&
+	    !p->options.seal(rung, p->seal_until_us - now, p->options.userdata))
+		return false;
+	p->sealing = false;
+	return true;
+}
+
+static void stop_sealing(struct power *p)
+{
+	if (p->sealing)
+		power_later(p); /* until now it was on the move, for all that asked */
+	p->sealing = false;
+}
+
+/* There is nothing to be sealed for: the executor stays up, or comes. */
+static void unseal(struct power *p)
+{
+	stop_sealing(p);
+	if (p->sealed && p->options.unseal)
+		p->options.unseal(p->options.userdata);
+	p->sealed = false;
+}
+
+static enum power_rung real_rung(const struct power *p)
 {
 	bool moving;
-	const enum power_rung at = power_rung_of(p, &moving);
 
-	if (!p->executor || rung <= at)
+	return p->sealing ? p->sealing_at : power_rung_of(p, &moving);
+}
+
+static void go_down(struct power *p, enum power_rung rung)
+{
+	const enum power_rung at = real_rung(p);
+
+	if (!p->executor)
+		return;
+	if (rung <= at) {
+		if (at == POWER_QUIET)
+			unseal(p);
+		else if (p->sealing)
+			stop_sealing(p);
+		return;
+	}
+	if (!is_sealed(p, at, rung))
 		return;
 	if (rung == POWER_PARKED)
 		(void)executor_park(
@@ -151,11 +203,11 @@ static void tell_safe(struct power *p)
 {
 	void (*const on_safe)(void *userdata) = p->on_safe;
 
-	if (!on_safe || !(power_is_nothing(p) || power_state(p) == EXECUTOR_GONE))
+	if (!on_safe || (!power_is_nothing(p) && power_state(p) != EXECUTOR_GONE &&
+			 clock_us() < p->safe_until_us))
 		return;
 	p->on_safe = NULL;
-	if (p->options.seal)
-		p->options.seal(p->options.userdata);
+	p->safe_until_us = 0;
 	on_safe(p->on_safe_userdata);
 }
 
@@ -222,10 +274,17 @@ static void tell_arrival(struct power *p)
 		 (unsigned long long)view.prices[at].freed_bytes >> 20);
 }
 
+static void go_up(struct power *p)
+{
+	unseal(p);
+	executor_wake(p->executor);
+}
+
 static void settle(struct power *p)
 {
 	const bool work = has_work(p);
 	enum power_rung next;
+	uint64_t next_us;
 
 	tell_arrival(p);
 	note_idleness(p, work);
@@ -236,11 +295,13 @@ static void settle(struct power *p)
 	if (p->suspended)
 		go_down(p, POWER_GONE);
 	else if (p->executor && (work || power_is_up_wanted(p)))
-		executor_wake(p->executor);
+		go_up(p);
 	else
 		go_down(p, wanted_rung(p));
 	tell_safe(p);
-	arm_timer(p, earlier(find_next(p, &next), power_keep_us(p)));
+	next_us = earlier(find_next(p, &next), power_keep_us(p));
+	next_us = earlier(next_us, p->sealing ? p->seal_until_us : 0);
+	arm_timer(p, earlier(next_us, p->safe_until_us));
 	if (p->options.on_change)
 		p->options.on_change(p->options.userdata);
 }
@@ -262,7 +323,7 @@ void power_look(struct power *p)
 {
 	/* in the midst of work there is nothing to decide */
 	if (power_state(p) == EXECUTOR_READY && p->idle_since_us == 0 && p->timer_at_us == 0 &&
-	    TAILQ_EMPTY(&p->wishes) && !p->suspended && has_work(p))
+	    TAILQ_EMPTY(&p->wishes) && !p->suspended && !p->sealed && has_work(p))
 		return;
 	power_later(p);
 }
@@ -290,7 +351,8 @@ void power_pressed(struct power *p)
 			 (unsigned long long)bytes >> 20);
 }
 
-void power_suspend(struct power *p, bool asleep, void (*on_safe)(void *userdata), void *userdata)
+void power_suspend(struct power *p, bool asleep, uint64_t delay_us,
+		   void (*on_safe)(void *userdata), void *userdata)
 {
 	bool moving;
 
@@ -299,6 +361,7 @@ void power_suspend(struct power *p, bool asleep, void (*on_safe)(void *userdata)
 	p->suspended = asleep;
 	p->on_safe = on_safe;
 	p->on_safe_userdata = userdata;
+	p->safe_until_us = asleep ? clock_us() + delay_us / 4 * 3 : 0;
 	if (asleep)
 		p->was_up = p->executor && power_rung_of(p, &moving) == POWER_QUIET;
 	else
@@ -321,7 +384,9 @@ static void on_safe(void *userdata)
 
 static void on_sleep(bool asleep, void *userdata)
 {
-	power_suspend(userdata, asleep, asleep ? on_safe : NULL, userdata);
+	struct power *p = userdata;
+
+	power_suspend(p, asleep, suspend_delay_us(p->suspend), asleep ? on_safe : NULL, p);
 }
 
 /* Neither is needed: what is not to be had is told by power_look_at(). */
@@ -381,6 +446,7 @@ struct power *power_free(struct power *p)
 
 void power_set_executor(struct power *p, struct executor *e)
 {
+	unseal(p);
 	p->executor = e;
 	p->idle_since_us = 0;
 	p->pressed = POWER_QUIET;
@@ -412,6 +478,7 @@ void power_look_at(const struct power *p, struct power_view *ret)
 
 	*ret = (struct power_view){ .n_leases = p->n_leases };
 	ret->rung = power_rung_of(p, &ret->moving);
+	ret->sealing = p->sealing;
 	next_us = find_next(p, &ret->next);
 	if (next_us)
 		ret->next_in_us = MAX(next_us, clock_us() + 1) - clock_us();

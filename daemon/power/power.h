@@ -18,15 +18,24 @@
  *			pages, which must be computed again, when there is work or
  *			nothing else is left
  *
- * and in any case, with work or without, before the machine is suspended.
+ * and in any case, with work or without, before the machine is suspended: that
+ * pauses answers, as a wish to sleep now does. Any other wish waits for them.
+ *
+ * On the way down, in this order: no step is begun, those in flight end, what
+ * was computed is sealed to its last token, what is not on disk is written to
+ * it, and then the executor gives its memory back or leaves; only then does the
+ * machine sleep. POWER_SEAL_US is the time for all before the executor, and
+ * before a suspend three quarters of what logind gives: what is not safe then
+ * is computed again.
  *
  * Up it goes, straight to quiet, when there is work or somebody wishes it, and
- * never for anything else: not when a lease ends. Steps under way are finished
- * first, either way; work that comes on the way down waits until the way up.
+ * never for anything else: not when a lease ends. Work that comes on the way
+ * down waits until the way up, and what sealing there is left to do is left.
  *
- * One timer, armed for the next rung, or a lease's pages, and for nothing else:
- * none while there is work, none when no idle time is set, none on the last rung. Everything
- * happens on the loop, and nothing inside a caller's call but what is said so.
+ * One timer, armed for the next rung, or a lease's pages, or the end of the time
+ * for sealing, and for nothing else: none while there is work, none when no idle
+ * time is set, none on the last rung. Everything happens on the loop, and
+ * nothing inside a caller's call but what is said so.
  */
 #pragma once
 
@@ -39,6 +48,7 @@
 #include "client/wire/err.h"
 #include "daemon/base/settings.h"
 
+#define POWER_SEAL_US (60 * 1000000ull) /* for all that is to be safe before the executor sleeps */
 #define POWER_GRACE_US (5 * 1000000ull) /* under a lease, from the end of work to its rung */
 #define POWER_PRESSURE_BYTES (1ull << 30) /* of KV pages, at each sign of pressure */
 #define POWER_LEASES_MAX 32
@@ -60,8 +70,16 @@ struct power_options {
 	 * about @bytes are free. Returns the bytes freed. NULL: there are none.
 	 */
 	uint64_t (*yield_pages)(uint64_t bytes, void *userdata);
-	/* The machine is about to be suspended: KV is to be made safe. NULL: it is. */
-	void (*seal)(void *userdata);
+	/*
+	 * What was computed is to be made safe, within @timeout_us; @rung is where
+	 * the executor goes. Called again, when power_look() was, until it returns
+	 * true, or the time is over. NULL: it is safe.
+	 */
+	bool (*seal)(enum power_rung rung, uint64_t timeout_us, void *userdata);
+	/* The executor is up again, or stays up: steps may be begun. NULL with seal. */
+	void (*unseal)(void *userdata);
+	/* Answers that are being computed pause; has_work() does not tell of them until unseal(), or others come. */
+	void (*halt)(void *userdata);
 	/* Something that power_look_at() tells has changed; may be NULL. */
 	void (*on_change)(void *userdata);
 	void *userdata;
@@ -87,6 +105,7 @@ enum power_wish_kind { POWER_WISH_SLEEP, POWER_WISH_WAKE, POWER_WISH_YIELD };
 struct power_wish {
 	enum power_wish_kind kind;
 	enum power_rung rung; /* SLEEP: at least so deep */
+	bool now;	      /* SLEEP: answers pause; else they are waited for */
 	uint64_t bytes;	      /* YIELD */
 	pid_t pid;	      /* YIELD: the lease ends with it; 0: with power_withdraw() */
 	/*
@@ -123,8 +142,13 @@ void power_withdraw(struct power_wish *w); /* also ends the lease it holds; no o
 
 /* To be called by what watches the machine; also for tests. */
 void power_pressed(struct power *p);
-/* @asleep: down to gone, then @on_safe, once; false: up again if it was up, or is needed. */
-void power_suspend(struct power *p, bool asleep, void (*on_safe)(void *userdata), void *userdata);
+/*
+ * @asleep: down to gone, then @on_safe, once, and after @delay_us, which is how
+ * long the machine waits, in any case early enough; false: up again if it was
+ * up, or is needed.
+ */
+void power_suspend(struct power *p, bool asleep, uint64_t delay_us,
+		   void (*on_safe)(void *userdata), void *userdata);
 
 /* The time the timer is set to, by clock_us(); 0: none. For tests with a clock of their own: */
 uint64_t power_next_us(const struct power *p);
@@ -137,7 +161,8 @@ struct power_price {
 
 struct power_view {
 	enum power_rung rung; /* the one it is on, or comes from */
-	bool moving;	      /* between rungs, or loading */
+	bool moving;	      /* between rungs, loading, or sealing */
+	bool sealing;	      /* about to go down */
 	enum power_rung next; /* where idleness leads */
 	uint64_t next_in_us;  /* 0: nowhere */
 	uint32_t n_leases;

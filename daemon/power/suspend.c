@@ -1,4 +1,4 @@
-/* One match and one method call of org.freedesktop.login1. */
+/* One match, one method call and one property of org.freedesktop.login1. */
 #include "daemon/power/suspend.h"
 
 #include <errno.h>
@@ -12,10 +12,12 @@
 #define LOGIND_NAME "org.freedesktop.login1"
 #define LOGIND_PATH "/org/freedesktop/login1"
 #define LOGIND_MANAGER "org.freedesktop.login1.Manager"
+#define DELAY_DEFAULT_US 5000000ull
 
 struct suspend {
 	sd_bus *bus;
-	sd_bus_slot *match, *call;
+	sd_bus_slot *match, *call, *ask_delay;
+	uint64_t delay_us;
 	int inhibitor_fd;
 	char text[128];
 	void (*on_sleep)(bool asleep, void *userdata);
@@ -48,8 +50,29 @@ static int on_inhibited(sd_bus_message *m, void *userdata, sd_bus_error *error)
 	return 0;
 }
 
+/* InhibitDelayMaxSec= of the machine; without an answer the default is believed. */
+static int on_delay(sd_bus_message *m, void *userdata, sd_bus_error *error)
+{
+	struct suspend *s = userdata;
+	uint64_t us;
+
+	(void)error;
+	s->ask_delay = sd_bus_slot_unref(s->ask_delay);
+	if (!sd_bus_message_is_method_error(m, NULL) && sd_bus_message_read(m, "v", "t", &us) >= 0)
+		s->delay_us = us;
+	return 0;
+}
+
 static int take(struct suspend *s)
 {
+	int r;
+
+	s->ask_delay = sd_bus_slot_unref(s->ask_delay);
+	r = sd_bus_call_method_async(s->bus, &s->ask_delay, LOGIND_NAME, LOGIND_PATH,
+				     "org.freedesktop.DBus.Properties", "Get", on_delay, s, "ss",
+				     LOGIND_MANAGER, "InhibitDelayMaxUSec");
+	if (r < 0)
+		return r;
 	s->call = sd_bus_slot_unref(s->call);
 	return sd_bus_call_method_async(s->bus, &s->call, LOGIND_NAME, LOGIND_PATH, LOGIND_MANAGER,
 					"Inhibit", on_inhibited, s, "ssss", "sleep", "steamd",
@@ -79,6 +102,7 @@ int suspend_new(sd_event *loop, void (*on_sleep)(bool asleep, void *userdata), v
 	if (!s)
 		return err_set(err, -ENOMEM, "out of memory");
 	s->inhibitor_fd = -1;
+	s->delay_us = DELAY_DEFAULT_US;
 	s->on_sleep = on_sleep;
 	s->userdata = userdata;
 	snprintf(s->text, sizeof(s->text), "asking logind");
@@ -104,6 +128,7 @@ struct suspend *suspend_free(struct suspend *s)
 	if (!s)
 		return NULL;
 	suspend_release(s);
+	sd_bus_slot_unref(s->ask_delay);
 	sd_bus_slot_unref(s->call);
 	sd_bus_slot_unref(s->match);
 	if (s->bus)
@@ -111,6 +136,11 @@ struct suspend *suspend_free(struct suspend *s)
 	sd_bus_close_unref(s->bus);
 	free(s);
 	return NULL;
+}
+
+uint64_t suspend_delay_us(const struct suspend *s)
+{
+	return s->delay_us;
 }
 
 void suspend_release(struct suspend *s)

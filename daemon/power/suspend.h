@@ -6,6 +6,7 @@
 #pragma once
 
 #include <stdbool.h>
+#include <stdint.h>
 #include <systemd/sd-event.h>
 
 #include "client/wire/err.h"
@@ -21,6 +22,9 @@ struct suspend;
 int suspend_new(sd_event *loop, void (*on_sleep)(bool asleep, void *userdata), void *userdata,
 		struct suspend **ret, struct err *err);
 struct suspend *suspend_free(struct suspend *s);
+
+/* How long it waits for us: what it said, or its default. */
+uint64_t suspend_delay_us(const struct suspend *s);
 
 void suspend_release(struct suspend *s);
 /* "inhibitor held", or why there is none. */

@@ -230,7 +230,8 @@ void sched_admit(struct sched *s)
 	double paid_us = 0;
 	struct turn *t;
 
-	if (!executor_ring(s->executor) || s->draining || executor_is_dying(s->executor))
+	if (!executor_ring(s->executor) || s->draining || s->resting ||
+	    executor_is_dying(s->executor))
 		return;
 	for (t = s->first; t; t = t->next)
 		t->waits = false;

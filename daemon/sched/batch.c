@@ -325,9 +325,12 @@ static bool push_one(struct sched *s, struct ring *ring)
 
 	if (!b.payload)
 		return false;
-	grant_pages(&b);
+	if (!s->resting)
+		grant_pages(&b);
 	if (push_moves(s, ring))
 		return true;
+	if (s->resting)
+		return false;
 	b.flight->n_rows = 0;
 	b.flight->is_move = false;
 	b.flight->load = (struct pace_load){ 0 };

@@ -50,6 +50,7 @@ struct sched {
 	uint64_t ring_ino;	     /* of the executor's ring; 0: none */
 	bool unsettled;		     /* adopted turns may be at their end already */
 	bool draining;		     /* an earlier life's steps are in the ring: nothing is pushed */
+	bool resting, halted;	     /* see sched_rest() */
 
 	uint32_t decode_slot;	     /* served last */
 	sd_event_source *pump, *timer;

@@ -281,7 +281,7 @@ static int check_limits(const struct sched *s, const struct turn_record *rec, st
 	uint64_t left;
 
 	if (rec->tidy)
-		return s->first ? err_set(err, -EBUSY, "other turns wait or run") : 0;
+		return s->first || s->resting ? err_set(err, -EBUSY, "other turns wait or run, or none may") : 0;
 	sched_count(s, (uid_t)-1, &all);
 	sched_count(s, rec->uid, &own);
 	if (own.queued_tokens + rec->n_prompt > s->settings->max_user_queued_tokens)
@@ -336,6 +336,7 @@ int sched_submit(struct sched *s, struct turn *t, struct err *err)
 		return r;
 
 	sched_end_tidying(s);
+	s->halted = false;
 	rec->n_ids = MAX(rec->n_ids, rec->n_prompt);
 	rec->slot = TURN_NO_SLOT;
 	rec->stop_id = UINT32_MAX;
@@ -587,6 +588,72 @@ static void look_at_executor(struct sched *s)
 	restart_turns(s, died);
 }
 
+static bool computes(const struct sched *s)
+{
+	for (uint32_t i = 0; i < s->n_flights; i++) {
+		if (!s->flights[i].is_move)
+			return true;
+	}
+	return s->draining;
+}
+
+/* Steps in flight are over: nobody needs a place, and what was computed is sealed. */
+static void lay_down(struct sched *s)
+{
+	if (!s->resting || computes(s))
+		return;
+	for (struct turn *t = s->first; t; t = t->next) {
+		if (t->rec->slot != TURN_NO_SLOT)
+			sched_put_back(t);
+	}
+}
+
+void sched_rest(struct sched *s, bool halted)
+{
+	s->halted |= halted;
+	if (s->resting)
+		return;
+	s->resting = true;
+	sched_end_tidying(s);
+	pump_later(s);
+}
+
+void sched_go_on(struct sched *s)
+{
+	s->halted = false;
+	if (!s->resting)
+		return;
+	s->resting = false;
+	pump_later(s);
+}
+
+bool sched_is_resting(const struct sched *s)
+{
+	return s->resting;
+}
+
+bool sched_is_at_rest(const struct sched *s)
+{
+	if (!executor_ring(s->executor) || executor_is_dying(s->executor))
+		return true;
+	for (const struct turn *t = s->first; t; t = t->next) {
+		if (t->rec->slot != TURN_NO_SLOT)
+			return false;
+	}
+	return s->resting && s->n_flights == 0 && !s->draining &&
+	       !kvcache_has_orders(s->cache);
+}
+
+uint32_t sched_work(const struct sched *s)
+{
+	struct sched_counts counts;
+
+	if (s->halted)
+		return 0;
+	sched_count(s, (uid_t)-1, &counts);
+	return counts.n_queued + counts.n_running - counts.n_paused + sched_is_tidying(s);
+}
+
 void sched_executor_changed(struct sched *s)
 {
 	look_at_executor(s);
@@ -599,6 +666,7 @@ void sched_executor_changed(struct sched *s)
 	if (s->unsettled && !s->draining)
 		end_settled(s);
 	keep_deadlines(s);
+	lay_down(s);
 	sched_admit(s);
 	if (sched_settle(s))
 		pump_later(s);

@@ -91,6 +91,21 @@ void sched_pause(struct turn *turn, bool paused);
 /* Frees an ended turn's record; the scheduler has let go of the turn before on_end. */
 void sched_release(struct turn *turn);
 
+/*
+ * Before the executor goes to sleep. At rest, no step computes: those in flight
+ * end, then turns give slot and pages up, and what they computed is sealed to
+ * its last token; afterwards they go on from there, and nothing is computed
+ * again. sched_work() does not count @halted ones: those that are there now,
+ * until another is submitted or the rest ends.
+ */
+void sched_rest(struct sched *s, bool halted);
+void sched_go_on(struct sched *s);
+bool sched_is_resting(const struct sched *s);
+/* All of the above has happened, or the executor cannot do more of it. */
+bool sched_is_at_rest(const struct sched *s);
+/* Turns that want to be computed: not those that are paused or halted. */
+uint32_t sched_work(const struct sched *s);
+
 /* To be called from the executor's on_results and on_state. */
 void sched_results(struct sched *s);
 void sched_executor_changed(struct sched *s);

@@ -696,6 +696,7 @@ struct server *server_free(struct server *s)
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
 	s->tidy = tidy_free(s->tidy);
 	s->power = power_free(s->power);
+	tiers_flush_withdraw(&s->flush);
 	s->sessions = sessions_free(s->sessions);
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))

@@ -67,6 +67,8 @@ struct server {
 	struct tiers_flush last_flush; /* when it stops */
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
+	struct tiers_flush flush; /* before the executor sleeps, see sleep.c */
+	bool flushing, flushed;
 	char boot_id[33];
 	uint64_t started_us;
 	gid_t admin_gid;	 /* (gid_t)-1: there is no such group */

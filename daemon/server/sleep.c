@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/log.h"
 #include "daemon/power/power.h"
 #include "daemon/server/health.h"
 #include "daemon/server/tidy.h"
@@ -17,18 +18,18 @@
 struct nap {
 	struct power_wish wish;
 	struct request *request;
+	uint32_t n_running, n_queued; /* as they were told last */
 };
 
 static bool has_work(void *userdata)
 {
 	const struct server *s = userdata;
-	struct sched_counts counts;
 
 	if (!s->engine)
 		return false;
-	sched_count(s->engine->sched, (uid_t)-1, &counts);
-	return counts.n_queued + counts.n_running > counts.n_paused ||
-	       sched_is_tidying(s->engine->sched) || kvcache_is_moving(s->engine->kv);
+	/* what moves while it is made safe is no reason not to sleep */
+	return sched_work(s->engine->sched) > 0 ||
+	       (!sched_is_resting(s->engine->sched) && kvcache_is_moving(s->engine->kv));
 }
 
 static uint64_t yield_pages(uint64_t bytes, void *userdata)
@@ -38,13 +39,52 @@ static uint64_t yield_pages(uint64_t bytes, void *userdata)
 	return s->engine ? kvcache_yield(s->engine->kv, bytes) : 0;
 }
 
-/* Before a suspend, from which not every machine wakes up. */
-static void seal(void *userdata)
+static void on_flushed(struct tiers_flush *f)
+{
+	struct server *s = f->userdata;
+
+	s->flushed = true;
+	if (f->n_left > 0)
+		log_info("%u pages of the KV cache are not on disk%s", f->n_left,
+			 f->late ? ": there was no time for more" : "");
+	power_look(s->power);
+}
+
+/* Turns give up their places, sealed; then all goes to disk, for not every machine wakes up. */
+static bool seal(enum power_rung rung, uint64_t timeout_us, void *userdata)
+{
+	struct server *s = userdata;
+
+	(void)rung;
+	if (!s->engine)
+		return true;
+	sched_rest(s->engine->sched, false);
+	if (!sched_is_at_rest(s->engine->sched))
+		return false;
+	if (!s->flushing) {
+		s->flush = (struct tiers_flush){ .on_flushed = on_flushed, .userdata = s };
+		s->flushing = true;
+		s->flushed = tiers_flush(s->engine->kv, s->loop, timeout_us, &s->flush) < 0;
+	}
+	return s->flushed;
+}
+
+static void unseal(void *userdata)
+{
+	struct server *s = userdata;
+
+	tiers_flush_withdraw(&s->flush);
+	s->flushing = s->flushed = false;
+	if (s->engine)
+		sched_go_on(s->engine->sched);
+}
+
+static void halt(void *userdata)
 {
 	const struct server *s = userdata;
 
-	if (s->engine && s->engine->disk)
-		kvdisk_flush(s->engine->disk);
+	if (s->engine)
+		sched_rest(s->engine->sched, true);
 }
 
 /* For `systemctl status`; while it loads or is refused, others say so. */
@@ -69,6 +109,8 @@ int sleep_open(struct server *s, struct err *err)
 		.has_work = has_work,
 		.yield_pages = yield_pages,
 		.seal = seal,
+		.unseal = unseal,
+		.halt = halt,
 		.on_change = on_change,
 		.userdata = s,
 	};
@@ -76,13 +118,13 @@ int sleep_open(struct server *s, struct err *err)
 	return power_new(s->loop, &options, &s->power, err);
 }
 
-static const char *moving_to(const struct server *s, const struct power_wish *w)
+static const char *moving_to(const struct server *s)
 {
 	struct power_view view;
 
-	if (w->kind != POWER_WISH_WAKE && has_work((void *)s))
-		return "busy";
 	power_look_at(s->power, &view);
+	if (view.sealing)
+		return "sealing";
 	if (view.moving && view.rung != POWER_QUIET)
 		return view.rung == POWER_PARKED ? "parking" : "leaving";
 	return "loading";
@@ -105,6 +147,29 @@ static void tell_held(struct nap *n)
 	peer_send(n->request->peer, &m);
 }
 
+/* Answers are not cut off: who wants the memory back hears what it is waiting for. */
+static void tell_busy(struct nap *n)
+{
+	struct msg m = { .type = MSG_PROGRESS, .id = n->request->id };
+	struct sched_counts counts = { 0 };
+	char text[160];
+
+	if (n->request->server->engine)
+		sched_count(n->request->server->engine->sched, (uid_t)-1, &counts);
+	if (n->request->last_state && n->n_running == counts.n_running &&
+	    n->n_queued == counts.n_queued)
+		return;
+	n->request->last_state = "busy";
+	n->n_running = counts.n_running;
+	n->n_queued = counts.n_queued;
+	snprintf(text, sizeof(text), "waiting for answers: %u being computed, %u queued%s",
+		 counts.n_running, counts.n_queued,
+		 n->wish.kind == POWER_WISH_SLEEP ? "; 'sleep --now' pauses them" : "");
+	MSG_SET(&m.progress, state, span_of("busy"));
+	MSG_SET(&m.progress, text, span_of(text));
+	peer_send(n->request->peer, &m);
+}
+
 static void on_progress(struct power_wish *w)
 {
 	struct nap *n = w->userdata;
@@ -117,9 +182,13 @@ static void on_progress(struct power_wish *w)
 		tell_held(n);
 		return;
 	}
+	if (w->kind != POWER_WISH_WAKE && has_work((void *)s)) {
+		tell_busy(n);
+		return;
+	}
 	if (s->engine && executor_state(s->engine->executor) == EXECUTOR_LOADING)
 		progress = executor_progress(s->engine->executor);
-	request_progress(n->request, moving_to(s, w), progress ? progress->percent : 0,
+	request_progress(n->request, moving_to(s), progress ? progress->percent : 0,
 			 progress ? 100 : 0);
 }
 
@@ -208,6 +277,7 @@ int sleep_on_sleep(struct request *q, struct err *err)
 	r = check_admin(q, "send the daemon to sleep", err);
 	if (r < 0)
 		return r;
+	wish.now = q->msg.sleep.has_now && q->msg.sleep.now;
 	if (q->msg.sleep.has_rung) {
 		snprintf(name, sizeof(name), "%.*s", SPAN_ARG(q->msg.sleep.rung));
 		if (power_rung_parse(name, &wish.rung) < 0)

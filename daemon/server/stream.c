@@ -368,7 +368,9 @@ void stream_progress(struct stream *st)
 
 	if (!st->request || st->ended)
 		return;
-	if (executor_state(e) != EXECUTOR_READY) {
+	if (sched_is_resting(st->server->engine->sched)) {
+		request_progress(st->request, "asleep", 0, 0);
+	} else if (executor_state(e) != EXECUTOR_READY) {
 		progress = executor_state(e) == EXECUTOR_LOADING ? executor_progress(e) : NULL;
 		request_progress(st->request,
 				 st->server->was_ready && !st->server->waking ? "restarting"

@@ -101,7 +101,7 @@ static int count(struct broker *b, struct steamd *s, const char *rung, uint32_t 
 
 	r = ask_once(s, &error);
 	if (r >= 0)
-		r = steamd_sleep(s, rung, NULL, NULL, &error);
+		r = steamd_sleep(s, rung, 0, NULL, NULL, &error);
 	if (r >= 0)
 		r = find_executor(s, &executor, &error);
 	if (r < 0)

@@ -38,10 +38,14 @@ def begin(d, n, **kwargs):
     return request
 
 
-def end(request):
+def end_whole(request):
     out = request.stdout.read()
     assert request.wait(60) == 0, request.returncode
-    return json.loads(out.splitlines()[-1])["ids"]
+    return json.loads(out.splitlines()[-1])
+
+
+def end(request):
+    return end_whole(request)["ids"]
 
 
 def rss(pid):
@@ -149,13 +153,35 @@ def requests_that_come_while_it_parks_are_answered():
 
 def a_running_answer_is_finished_before_it_sleeps():
     with Daemon("air") as d:
-        want = answer(d, 300)
-        request = begin(d, 300)
+        n = 300 if SANITIZED else 700
+        want = answer(d, n)
+        request = begin(d, n)
         wait_for(lambda: d.status()["load"]["running"], 10, "the turn")
         assert d.ctl("sleep") == b"parked\n"
+        assert "waiting for answers: 1 being computed, 0 queued; 'sleep --now' pauses them" in d.last_stderr, d.last_stderr
         assert request.wait(20) == 0
         assert json.loads(request.stdout.read().splitlines()[-1])["ids"] == want
         assert rung(d) == "parked"
+
+
+def sleep_now_pauses_answers_until_there_is_another_request_or_a_wake_up():
+    n = 300 if SANITIZED else 1500
+    with Daemon("air") as d:
+        want = answer(d, n)
+        for how, wake in (("parked", True), ("gone", True), ("parked", False), ("gone", False)):
+            request = begin(d, n)
+            wait_for(lambda: d.status()["load"]["running"], 10, "the turn")
+            assert d.ctl("sleep", how, "--now").decode() == how + "\n"
+            assert request.poll() is None and rung(d) == how
+            time.sleep(0.3)
+            assert request.poll() is None and rung(d) == how  # what pauses wakes nobody up
+            if wake:
+                d.ctl("wake")
+            else:
+                answer(d)
+            out = end_whole(request)
+            assert out["ids"] == want
+            assert out["usage"].get("recomputed_tokens", 0) == 0, out["usage"]
 
 
 def progress_is_told_to_who_waits_for_the_wake_up():
@@ -609,12 +635,33 @@ def before_suspend_it_is_made_safe_and_streams_go_on_after_it():
         assert rung(d) == "gone" and request.poll() is None
         wait_for(lambda: not children(d.process.pid), 10, "the executor's end")
         bus.prepare(False)
-        assert end(request) == want
+        out = end_whole(request)
+        assert out["ids"] == want
+        assert out["usage"].get("recomputed_tokens", 0) == 0, out["usage"]  # it was sealed to its last token
         wait_for(bus.inhibited, 10, "the inhibitor, again")
         assert rung(d) == "quiet"
         before = switches(d.process.pid)
         time.sleep(2)
         assert switches(d.process.pid) == before  # a bus that says nothing wakes nobody
+
+
+def what_was_computed_before_suspend_is_on_disk_before_the_machine_sleeps():
+    with Bus() as bus, Daemon("air", "PageTokens=16") as d:
+        wait_for(bus.inhibited, 10, "the inhibitor")
+        request = begin(d, 1500)
+        wait_for(lambda: d.status()["load"]["running"], 10, "the turn")
+        bus.prepare(True)
+        wait_for(lambda: not bus.inhibited(), 10, "the inhibitor's release")
+        kv = d.status()["kv"]
+        assert kv["sealed_pages"] > 2 and kv["written_pages"] >= kv["sealed_pages"] - 1, kv  # the last is a part
+        d.process.kill()  # the battery was empty
+        d.process.wait()
+        request.kill()
+        request.wait()
+        bus.prepare(False)
+        d.log_path.write_text("")
+        d.__enter__()
+        assert d.complete(PROMPT["ids"], 1)["usage"]["cached_disk"] == 32
 
 
 def without_logind_the_bus_is_of_no_use_and_no_harm():
@@ -630,4 +677,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "rss", "switches", "disturb")])
+         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "rss", "switches", "disturb")])

@@ -13,6 +13,7 @@
 
 #define WEIGHTS 900ull
 #define RESIDENT 1000ull
+#define DELAY_US (5 * US_PER_S)
 
 struct ladder {
 	struct world world;
@@ -21,6 +22,7 @@ struct ladder {
 	uint32_t n_yields, n_seals, n_safe, n_done, n_progress;
 	int done_r;
 	enum executor_state sealed_in;
+	bool disk_hangs;
 };
 
 static struct ladder *the_ladder;
@@ -28,10 +30,8 @@ static struct ladder *the_ladder;
 static bool has_work(void *userdata)
 {
 	struct ladder *l = userdata;
-	struct sched_counts counts;
 
-	sched_count(l->world.sched, (uid_t)-1, &counts);
-	return counts.n_queued + counts.n_running > counts.n_paused;
+	return sched_work(l->world.sched) > 0;
 }
 
 static uint64_t yield_pages(uint64_t bytes, void *userdata)
@@ -44,12 +44,27 @@ static uint64_t yield_pages(uint64_t bytes, void *userdata)
 	return n;
 }
 
-static void seal(void *userdata)
+static bool seal(enum power_rung rung, uint64_t timeout_us, void *userdata)
 {
 	struct ladder *l = userdata;
 
+	assert_true(rung > POWER_QUIET && timeout_us > 0);
+	sched_rest(l->world.sched, false);
+	if (!sched_is_at_rest(l->world.sched) || l->disk_hangs)
+		return false;
 	l->n_seals++;
 	l->sealed_in = executor_state(l->world.executor);
+	return true;
+}
+
+static void unseal(void *userdata)
+{
+	sched_go_on(((struct ladder *)userdata)->world.sched);
+}
+
+static void halt(void *userdata)
+{
+	sched_rest(((struct ladder *)userdata)->world.sched, true);
 }
 
 static void on_safe(void *userdata)
@@ -136,6 +151,8 @@ static void open_ladder(struct ladder *l, uint32_t idle_park, uint32_t idle_exit
 					 .has_work = has_work,
 					 .yield_pages = yield_pages,
 					 .seal = seal,
+					 .unseal = unseal,
+					 .halt = halt,
 					 .userdata = l,
 					 .no_pressure = true,
 					 .no_suspend = true };
@@ -637,12 +654,12 @@ static void before_suspend_turns_pause_and_afterwards_they_go_on(void **state)
 	open_ladder(&l, 60, 0);
 	t = world_submit(&l.world, 1, 20, 40);
 	world_run(&l.world, 10);
-	power_suspend(l.power, true, on_safe, &l);
+	power_suspend(l.power, true, DELAY_US, on_safe, &l);
 	settle(&l);
 	is_on(&l, POWER_GONE);
 	assert_int_equal(t->rec->state == TURN_ENDED, false);
 	assert_int_equal(l.n_seals, 1);
-	assert_int_equal(l.sealed_in, EXECUTOR_GONE); /* nothing computes any more */
+	assert_int_equal(l.sealed_in, EXECUTOR_READY); /* for sums are the executor's to make */
 	assert_int_equal(l.n_safe, 1);
 	assert_int_equal(power_next_us(l.power), 0);
 	late = world_submit(&l.world, 2, 20, 5);
@@ -650,10 +667,131 @@ static void before_suspend_turns_pause_and_afterwards_they_go_on(void **state)
 	is_on(&l, POWER_GONE); /* not now */
 	assert_int_equal(l.n_safe, 1);
 	clock_advance(8 * 3600 * US_PER_S);
-	power_suspend(l.power, false, NULL, NULL);
+	power_suspend(l.power, false, 0, NULL, NULL);
 	settle(&l);
 	world_assert_text(&l.world, t, 40);
 	world_assert_text(&l.world, late, 5);
+	assert_int_equal(t->rec->n_recomputed, 0); /* sealed to its last token */
+	is_on(&l, POWER_QUIET);
+	close_ladder(&l);
+}
+
+static void a_suspend_waits_for_no_longer_than_it_may(void **state)
+{
+	struct turn *t;
+	struct ladder l;
+
+	(void)state;
+	open_ladder(&l, 0, 0);
+	t = world_submit(&l.world, 1, 20, 40);
+	world_run(&l.world, 10);
+	l.disk_hangs = true;
+	power_suspend(l.power, true, DELAY_US, on_safe, &l);
+	settle(&l);
+	assert_int_equal(l.n_safe, 0);
+	assert_int_equal(executor_state(l.world.executor), EXECUTOR_READY);
+	assert_int_equal(power_next_us(l.power), clock_us() + DELAY_US * 3 / 4);
+	pass(&l, DELAY_US / US_PER_S);
+	assert_int_equal(l.n_safe, 1);
+	is_on(&l, POWER_GONE);
+	power_suspend(l.power, false, 0, NULL, NULL);
+	settle(&l);
+	world_assert_text(&l.world, t, 40);
+
+	/* nor for a step that does not end */
+	l.disk_hangs = false;
+	t = world_submit(&l.world, 1, 20, 40);
+	run(&l, 0);
+	power_suspend(l.power, true, DELAY_US, on_safe, &l);
+	run(&l, 0);
+	assert_int_equal(l.n_safe, 1);
+	clock_advance(DELAY_US);
+	power_tick(l.power);
+	assert_int_equal(l.n_safe, 2);
+	power_suspend(l.power, false, 0, NULL, NULL);
+	settle(&l);
+	world_assert_text(&l.world, t, 40);
+	is_on(&l, POWER_QUIET);
+	close_ladder(&l);
+}
+
+static void sleep_now_pauses_answers_until_others_come_or_a_wake_up(void **state)
+{
+	struct power_wish w, up = { .kind = POWER_WISH_WAKE, .on_done = on_done };
+	struct turn *t, *other;
+	struct ladder l;
+
+	(void)state;
+	for (int i = 0; i < 4; i++) {
+		open_ladder(&l, 0, 600);
+		t = world_submit(&l.world, 1, 20, 40);
+		world_run(&l.world, 10);
+		w = sleep_to(i % 2 ? POWER_GONE : POWER_PARKED);
+		w.now = true;
+		assert_int_equal(power_ask(l.power, &w, NULL), 0);
+		settle(&l);
+		assert_int_equal(l.n_done, 1);
+		is_on(&l, w.rung);
+		assert_int_equal(t->rec->state, TURN_QUEUED);
+		pass(&l, 100);
+		is_on(&l, w.rung);
+		if (i < 2) {
+			assert_int_equal(power_ask(l.power, &up, NULL), 0);
+		} else {
+			other = world_submit(&l.world, 2, 20, 5);
+			settle(&l);
+			world_assert_text(&l.world, other, 5);
+		}
+		settle(&l);
+		world_assert_text(&l.world, t, 40);
+		assert_int_equal(t->rec->n_recomputed, 0);
+		is_on(&l, POWER_QUIET);
+		close_ladder(&l);
+	}
+}
+
+static void a_wish_to_sleep_now_withdrawn_halts_nothing(void **state)
+{
+	struct power_wish w = sleep_to(POWER_PARKED);
+	struct turn *t;
+	struct ladder l;
+
+	(void)state;
+	open_ladder(&l, 0, 0);
+	t = world_submit(&l.world, 1, 20, 40);
+	world_run(&l.world, 10);
+	l.disk_hangs = true;
+	w.now = true;
+	assert_int_equal(power_ask(l.power, &w, NULL), 0);
+	settle(&l);
+	assert_int_equal(l.n_done, 0);
+	power_withdraw(&w);
+	settle(&l);
+	world_assert_text(&l.world, t, 40);
+	is_on(&l, POWER_QUIET);
+	close_ladder(&l);
+}
+
+static void work_that_comes_while_it_is_sealed_is_done_at_once(void **state)
+{
+	struct power_wish w = sleep_to(POWER_GONE), up = { .kind = POWER_WISH_WAKE, .on_done = on_done };
+	struct turn *t;
+	struct ladder l;
+
+	(void)state;
+	open_ladder(&l, 60, 0);
+	l.disk_hangs = true;
+	pass(&l, 60);
+	t = world_submit(&l.world, 1, 20, 5);
+	settle(&l);
+	world_assert_text(&l.world, t, 5);
+	is_on(&l, POWER_QUIET);
+
+	assert_int_equal(power_ask(l.power, &w, NULL), 0);
+	settle(&l);
+	assert_int_equal(power_ask(l.power, &up, NULL), 0);
+	settle(&l);
+	assert_int_equal(l.n_done, 2);
 	is_on(&l, POWER_QUIET);
 	close_ladder(&l);
 }
@@ -665,17 +803,17 @@ static void what_slept_before_suspend_sleeps_after_it(void **state)
 
 	(void)state;
 	open_ladder(&l, 0, 0);
-	power_suspend(l.power, true, on_safe, &l);
+	power_suspend(l.power, true, DELAY_US, on_safe, &l);
 	settle(&l);
-	power_suspend(l.power, false, NULL, NULL);
+	power_suspend(l.power, false, 0, NULL, NULL);
 	settle(&l);
 	is_on(&l, POWER_QUIET);
 	assert_int_equal(power_ask(l.power, &w, NULL), 0);
 	settle(&l);
-	power_suspend(l.power, true, on_safe, &l);
+	power_suspend(l.power, true, DELAY_US, on_safe, &l);
 	settle(&l);
 	assert_int_equal(l.n_safe, 2);
-	power_suspend(l.power, false, NULL, NULL);
+	power_suspend(l.power, false, 0, NULL, NULL);
 	settle(&l);
 	is_on(&l, POWER_GONE);
 	close_ladder(&l);
@@ -692,7 +830,7 @@ static void without_an_executor_there_is_nothing_to_ask(void **state)
 	power_set_executor(l.power, NULL);
 	assert_int_equal(power_ask(l.power, &w, &err), -EAGAIN);
 	assert_string_equal(err.text, "there is no executor yet: the model is being opened");
-	power_suspend(l.power, true, on_safe, &l);
+	power_suspend(l.power, true, DELAY_US, on_safe, &l);
 	settle(&l);
 	assert_int_equal(l.n_safe, 1);
 	power_suspend(l.power, false, NULL, NULL);
@@ -767,6 +905,10 @@ int main(void)
 		cmocka_unit_test(there_are_only_so_many_leases),
 		cmocka_unit_test(pressure_takes_rungs_first_and_pages_while_there_is_work),
 		cmocka_unit_test(before_suspend_turns_pause_and_afterwards_they_go_on),
+		cmocka_unit_test(a_suspend_waits_for_no_longer_than_it_may),
+		cmocka_unit_test(sleep_now_pauses_answers_until_others_come_or_a_wake_up),
+		cmocka_unit_test(a_wish_to_sleep_now_withdrawn_halts_nothing),
+		cmocka_unit_test(work_that_comes_while_it_is_sealed_is_done_at_once),
 		cmocka_unit_test(what_slept_before_suspend_sleeps_after_it),
 		cmocka_unit_test(without_an_executor_there_is_nothing_to_ask),
 		cmocka_unit_test(to_wake_waits_for_the_first_executor),
