@@ -57,6 +57,7 @@ struct kvcache {
 	struct owner *owners;
 	uint32_t n_owners;
 	uint32_t min_percent; /* of the arena, that others leave a uid */
+	LIST_HEAD(, carry) carries;
 	uint64_t model_before[2]; /* the fingerprint in force before this one; zeros: none */
 	struct kvcache_counts counts; /* those that only rise */
 };
@@ -96,6 +97,9 @@ uint32_t tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
 /* Has them read, into pages put at @table; returns how many, each held. */
 uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
 		    const struct prefix_match *m, const uint32_t *ids, uint32_t n, kv_page *table);
+
+/* carry.c: the cache ends: what is under way ends by itself, without it. */
+void carry_leave_all(struct kvcache *c);
 
 /* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);

@@ -178,6 +178,7 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	c->options = *options;
 	TAILQ_INIT(&c->waiting);
 	TAILQ_INIT(&c->under_way);
+	LIST_INIT(&c->carries);
 	if (options->arena_fd >= 0 && options->dir_fd >= 0)
 		adopt(c, ret_lost ? ret_lost : &ignored);
 	/* what was not taken over is given back to the machine before as much is made again */
@@ -200,6 +201,7 @@ struct kvcache *kvcache_free(struct kvcache *c)
 {
 	if (!c)
 		return NULL;
+	carry_leave_all(c);
 	moves_free(c);
 	prefix_free(c->prefix);
 	if (c->arena)

@@ -13,13 +13,15 @@
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/transfer.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
 #endif
 
 static const char features[] =
-	"resume cancel detach attached logprobs score chat sessions sleep class limits explain";
+	"resume cancel detach attached logprobs score chat sessions sleep class limits explain "
+	"session-files";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -107,6 +109,19 @@ static void on_cancel(struct peer *p, const struct msg *m)
 
 	if (q)
 		request_cancel(q);
+}
+
+static void on_session_data(struct peer *p, const struct msg *m)
+{
+	struct request *q = find_request(p, m->id);
+	struct err err = { 0 };
+	int r;
+
+	if (!q) /* it ended: the rest of its file crossed that */
+		return;
+	r = transfer_take(q, m->session_data.data, &err);
+	if (r < 0)
+		request_error(q, r, &err);
 }
 
 static int reply_json(struct request *q, char *json)
@@ -303,6 +318,8 @@ void dispatch(struct peer *p, struct span payload)
 		on_credit(p, &m);
 	} else if (m.type == MSG_CANCEL) {
 		on_cancel(p, &m);
+	} else if (m.type == MSG_SESSION_DATA) {
+		on_session_data(p, &m);
 	} else if (find_request(p, m.id)) {
 		snprintf(text, sizeof(text), "%s uses the id %llu of a request that is still open",
 			 msg_name(m.type), (unsigned long long)m.id);

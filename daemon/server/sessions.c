@@ -11,6 +11,7 @@
 #include "daemon/server/explain.h"
 #include "daemon/server/said.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/transfer.h"
 #include "daemon/session/store.h"
 #include "daemon/text/pyjson.h"
 
@@ -38,7 +39,8 @@ struct job {
 	uid_t uid;
 	uint64_t vocab, turn; /* turn: the record's id, to find its stream again */
 	uint32_t vocab_size, max_sessions;
-	struct bytes out;
+	struct bytes out, file;
+	size_t n_ids;
 	char *defaults;
 	struct store_begun begun;
 
@@ -52,6 +54,7 @@ struct job {
 static void job_free(struct job *job)
 {
 	bytes_deinit(&job->out);
+	bytes_deinit(&job->file);
 	store_begun_deinit(&job->begun);
 	free(job->defaults);
 	free(job->answer);
@@ -275,6 +278,26 @@ static int run_export(struct job *job)
 			    &job->out, &job->err);
 }
 
+static int run_export_kv(struct job *job)
+{
+	const struct store_who who = who_of(job);
+	const int r = run_export(job);
+
+	return r < 0 ? r
+		     : store_ids(job->x->store, &who, job->request->msg.session_export.session,
+				 job->vocab, &job->ids, &job->n_ids, &job->err);
+}
+
+static void exported(struct job *job)
+{
+	int r = job->result;
+
+	if (r >= 0)
+		r = transfer_send(job->request, &job->out, steal(job->ids), job->n_ids, &job->err);
+	if (r < 0)
+		request_error(job->request, r, &job->err);
+}
+
 static int run_import(struct job *job)
 {
 	const struct request *q = job->request;
@@ -295,6 +318,43 @@ static int run_import(struct job *job)
 	}
 	return store_import(job->x->store, &who, file, m->name, job->vocab, job->vocab_size,
 			    job->max_sessions, &job->out, &job->err);
+}
+
+/* The ids of what was imported, by the id that it says it has. */
+static int find_imported(struct job *job)
+{
+	const struct store_who who = who_of(job);
+	json_t *o = NULL;
+	int r;
+
+	r = pyjson_load(bytes_span(&job->out), &o, &job->err);
+	if (r == 0)
+		r = store_ids(job->x->store, &who,
+			      span_of(json_string_value(json_object_get(o, "id"))), job->vocab,
+			      &job->ids, &job->n_ids, &job->err);
+	json_decref(o);
+	return r;
+}
+
+static int run_import_file(struct job *job)
+{
+	const struct store_who who = who_of(job);
+	const int r = store_import(job->x->store, &who, bytes_span(&job->file),
+				   job->request->msg.session_import.name, job->vocab,
+				   job->vocab_size, job->max_sessions, &job->out, &job->err);
+
+	return r < 0 ? r : find_imported(job);
+}
+
+static void imported(struct job *job)
+{
+	int r = job->result;
+
+	if (r >= 0)
+		r = transfer_stored(job->request, &job->out, steal(job->ids), job->n_ids,
+				    &job->err);
+	if (r < 0)
+		request_error(job->request, r, &job->err);
 }
 
 static int run_gc(struct job *job)
@@ -354,19 +414,39 @@ int sessions_handle(struct request *q, struct err *err)
 		{ MSG_SESSION_EXPORT, run_export }, { MSG_SESSION_IMPORT, run_import },
 		{ MSG_SESSION_GC, run_gc },
 	};
+	const bool with_kv = q->msg.type == MSG_SESSION_EXPORT && q->msg.session_export.has_kv &&
+			     q->msg.session_export.kv;
 	struct job *job;
 	size_t i = 0;
 	int r;
 
+	if (q->msg.type == MSG_SESSION_IMPORT && q->msg.session_import.has_pieces &&
+	    q->msg.session_import.pieces && !q->msg.session_import.has_data &&
+	    !q->msg.session_import.has_attached)
+		return transfer_receive(q, err);
 	while (verbs[i].type != q->msg.type)
 		i++;
-	r = job_new(q->server, q, verbs[i].run, reply, &job, err);
+	r = job_new(q->server, q, with_kv ? run_export_kv : verbs[i].run,
+		    with_kv ? exported : reply, &job, err);
 	if (r < 0)
 		return r;
 	if (q->msg.type == MSG_SESSION_NEW && !(job->defaults = defaults_of(&q->msg.session_new))) {
 		job_free(job);
 		return err_set(err, -ENOMEM, "out of memory");
 	}
+	return push_request(job, err);
+}
+
+int sessions_import(struct request *q, struct bytes *file, struct err *err)
+{
+	struct job *job;
+	int r;
+
+	r = job_new(q->server, q, run_import_file, imported, &job, err);
+	if (r < 0)
+		return r;
+	job->file = *file;
+	*file = (struct bytes){ 0 };
 	return push_request(job, err);
 }
 

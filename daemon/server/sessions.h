@@ -33,6 +33,9 @@ struct sessions *sessions_free(struct sessions *x);
 /* Every request of `steamctl session`. */
 int sessions_handle(struct request *q, struct err *err);
 
+/* Has the store take @file, taken over, for the SESSION_IMPORT @q: transfer_stored() follows. */
+int sessions_import(struct request *q, struct bytes *file, struct err *err);
+
 /* A cache_explain request that names a session: explain_session() once it is found. */
 int sessions_explain(struct request *q, struct err *err);
 
