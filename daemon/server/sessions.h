@@ -47,6 +47,9 @@ void sessions_end(struct stream *st);
 /* Tells the store, once, which turns go on from an earlier life. */
 void sessions_settle(struct server *s);
 
+/* The model is open: what sessions said before is learned again, once for a tokenizer. */
+void sessions_recall(struct server *s);
+
 /* For status. */
 json_t *sessions_describe(const struct sessions *x);
 
