@@ -542,7 +542,6 @@ static void what_is_recalled_is_found_and_costs_nothing_that_is_there(void **sta
 	assert_true(spans_user_bytes(w.s, 1000) > 0);
 	for (int i = 0; i < N; i++)
 		ids_deinit(&said[i]);
-	json_decref(talks[2]);
 	world_close(&w);
 }
 
