@@ -148,10 +148,13 @@ static int on_ps(struct request *q, struct err *err)
 	return reply_json(q, report_ps(q->server, q->peer));
 }
 
+/* The store knows how many sessions there are; without one it is left out. */
 static int on_limits(struct request *q, struct err *err)
 {
 	(void)err;
-	return reply_json(q, limits_report(q->peer));
+	if (sessions_limits(q) >= 0)
+		return 0;
+	return reply_json(q, limits_report(q->peer, NULL, 0));
 }
 
 static int on_models(struct request *q, struct err *err)

@@ -42,6 +42,8 @@ struct job {
 	struct store_live *live;
 	size_t n_live;
 	struct recall *recall;
+	struct store_usage *usage;
+	size_t n_usage;
 };
 
 /* For the namespace of @q, or of nobody yet; *@ret is to be pushed, or freed. */

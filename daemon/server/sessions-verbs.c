@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/server/explain.h"
+#include "daemon/server/limits.h"
 #include "daemon/server/sessions-parts.h"
 #include "daemon/server/transfer.h"
 #include "daemon/text/pyjson.h"
@@ -278,4 +279,38 @@ int sessions_explain(struct request *q, struct err *err)
 	const int r = job_new(q->server, q, run_find, found, &job, err);
 
 	return r < 0 ? r : job_push_request(job, err);
+}
+
+static int run_usage(struct job *job)
+{
+	return store_usage(job->x->store, &job->usage, &job->n_usage, &job->err);
+}
+
+static void counted(struct job *job)
+{
+	static const struct store_usage none;
+	struct msg m = { .type = MSG_DONE };
+	_cleanup_(freep) char *json = NULL;
+
+	if (job->result < 0) {
+		request_error(job->request, job->result, &job->err);
+		return;
+	}
+	json = limits_report(job->request->peer, job->usage ? job->usage : &none, job->n_usage);
+	if (!json) {
+		request_error(job->request, -ENOMEM, NULL);
+		return;
+	}
+	MSG_SET(&m.done, json, span_of(json));
+	request_done(job->request, &m);
+}
+
+int sessions_limits(struct request *q)
+{
+	struct err ignored = { 0 };
+	struct job *job;
+	int r;
+
+	r = job_new(q->server, q, run_usage, counted, &job, &ignored);
+	return r < 0 ? r : job_push_request(job, &ignored);
 }

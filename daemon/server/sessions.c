@@ -19,6 +19,7 @@ void job_free(struct job *job)
 	free(job->answer);
 	free(job->ids);
 	free(job->live);
+	free(job->usage);
 	free(job);
 }
 

@@ -36,6 +36,9 @@ int sessions_handle(struct request *q, struct err *err);
 /* Has the store take @file, taken over, for the SESSION_IMPORT @q: transfer_stored() follows. */
 int sessions_import(struct request *q, struct bytes *file, struct err *err);
 
+/* A limits request: answered when the sessions are counted. Negative: it is not begun. */
+int sessions_limits(struct request *q);
+
 /* A cache_explain request that names a session: explain_session() once it is found. */
 int sessions_explain(struct request *q, struct err *err);
 

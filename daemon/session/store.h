@@ -65,6 +65,13 @@ struct store_counts {
 };
 void store_count(const struct store *s, struct store_counts *ret);
 
+/* Sessions of each uid, of all its labels, as their limit counts them. malloc'd. */
+struct store_usage {
+	uid_t uid;
+	uint32_t n_sessions;
+};
+int store_usage(struct store *s, struct store_usage **ret, size_t *ret_n, struct err *err);
+
 /* What a turn begins with. */
 struct store_begun {
 	uint64_t session;
