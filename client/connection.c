@@ -314,10 +314,11 @@ void handle_up(struct steamd *s)
 	s->state = HANDLE_UP;
 	set_timer(s, 0);
 	handle_error(&err, -ECONNRESET, STEAMD_CODE_LOST,
-		     "steamd closed the connection each time this request was sent");
+		     "steamd closed the connection each time this request was sent, or while a "
+		     "file was under way");
 	while ((q = request_after(s, id)) && q->id <= last) {
 		id = q->id;
-		if (q->n_resends++ < HANDLE_RESENDS_MAX)
+		if (q->n_resends++ < HANDLE_RESENDS_MAX && !q->moved)
 			handle_send_request(s, q);
 		else
 			handle_end(s, q, NULL, &err);

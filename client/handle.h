@@ -43,6 +43,11 @@ struct handle_request {
 	uint32_t next_index; /* first token not yet delivered */
 	uint32_t unpaid;     /* tokens delivered for which no credit was given back */
 	uint32_t n_resends;
+	/* a session's file, see struct steamd_session */
+	int (*put)(void *userdata, const void *data, size_t len);
+	long (*get)(void *userdata, void *data, size_t max);
+	void *file_userdata;
+	bool moved; /* pieces of it went: it cannot be asked again */
 };
 
 struct steamd {

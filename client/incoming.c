@@ -221,6 +221,64 @@ static int on_progress(struct steamd *s, struct handle_request *q, const struct 
 	return 0;
 }
 
+/* The caller's end of a file failed: it knows why. */
+static void end_file(struct steamd *s, struct handle_request *q, int r)
+{
+	struct msg m = { .type = MSG_CANCEL, .id = q->id };
+	struct steamd_error e;
+	char text[128];
+
+	snprintf(text, sizeof(text), "the session's file could not be %s: %s",
+		 q->put ? "written" : "read", strerror(-r));
+	handle_error(&e, r, STEAMD_CODE_LOCAL, text);
+	handle_send(s, &m, NULL);
+	handle_end(s, q, NULL, &e);
+}
+
+static int on_data(struct steamd *s, struct handle_request *q, struct span data, struct err *err)
+{
+	int r;
+
+	if (!q->put)
+		return err_set(err, -EPROTO, "steamd sent a file in answer to %s",
+			       msg_name(q->type));
+	q->moved = true;
+	r = q->cancelling ? 0 : q->put(q->file_userdata, data.data, data.len);
+	if (r < 0)
+		end_file(s, q, r);
+	return 0;
+}
+
+static int on_want(struct steamd *s, struct handle_request *q, uint32_t bytes, struct err *err)
+{
+	const size_t most = MIN((size_t)s->max_frame - HANDLE_OTHER_BYTES, (size_t)256 << 10);
+	struct msg m = { .type = MSG_SESSION_DATA, .id = q->id };
+	uint32_t left = bytes;
+	long n = 1;
+	int r = 0;
+
+	if (!q->get)
+		return err_set(err, -EPROTO, "steamd wants a file in answer to %s",
+			       msg_name(q->type));
+	q->moved = true;
+	while (r == 0 && left > 0 && n > 0 && !q->cancelling) {
+		const size_t max = MIN((size_t)left, most);
+		char *at = scratch(s, max);
+
+		if (!at)
+			return err_set(err, -ENOMEM, "out of memory");
+		n = q->get(q->file_userdata, at, max);
+		if (n < 0 || (size_t)n > max) {
+			end_file(s, q, n < 0 ? (int)n : -EINVAL);
+			return 0;
+		}
+		MSG_SET(&m.session_data, data, ((struct span){ at, (size_t)n }));
+		r = handle_send(s, &m, err);
+		left -= (uint32_t)n;
+	}
+	return r;
+}
+
 static int on_done(struct steamd *s, struct handle_request *q, const struct msg_done *m,
 		   struct err *err)
 {
@@ -361,6 +419,10 @@ int handle_take(struct steamd *s, struct span payload, struct err *err)
 		return r < 0 ? err_set(err, r, "out of memory") : 0;
 	case MSG_TOKENS:
 		return on_tokens(s, q, &m.tokens, err);
+	case MSG_SESSION_DATA:
+		return on_data(s, q, m.session_data.data, err);
+	case MSG_SESSION_WANT:
+		return on_want(s, q, m.session_want.bytes, err);
 	case MSG_DONE:
 		return on_done(s, q, &m.done, err);
 	case MSG_ERROR:

@@ -331,8 +331,10 @@ static const char *find_missing(enum steamd_session_verb verb, const struct stea
 		return "the number of the last turn to keep is wanted";
 	if (verb == STEAMD_SESSION_GC && q->days == STEAMD_UNSET)
 		return "a number of days is wanted";
-	if (verb == STEAMD_SESSION_IMPORT && !q->data)
-		return "a file's bytes are wanted";
+	if (verb == STEAMD_SESSION_IMPORT && !q->data == !q->get)
+		return "a file's bytes, or what gives them, are wanted";
+	if (verb == STEAMD_SESSION_EXPORT && !!q->kv != !!q->put)
+		return "kv and what takes the file go together";
 	return NULL;
 }
 
@@ -396,10 +398,15 @@ static bool fill_session(struct msg *m, enum steamd_session_verb verb,
 	case STEAMD_SESSION_EXPORT:
 		m->type = MSG_SESSION_EXPORT;
 		MSG_SET(&m->session_export, session, session);
+		if (q->kv)
+			MSG_SET(&m->session_export, kv, true);
 		return true;
 	case STEAMD_SESSION_IMPORT:
 		m->type = MSG_SESSION_IMPORT;
-		MSG_SET(&m->session_import, data, bytes_of(q->data, q->data_len, 1));
+		if (q->get)
+			MSG_SET(&m->session_import, pieces, true);
+		else
+			MSG_SET(&m->session_import, data, bytes_of(q->data, q->data_len, 1));
 		if (q->name)
 			MSG_SET(&m->session_import, name, span_of(q->name));
 		return true;
@@ -411,6 +418,19 @@ static bool fill_session(struct msg *m, enum steamd_session_verb verb,
 	return false;
 }
 
+/* Nothing of it can have come yet: what comes is read by steamd_process(). */
+static void set_file(struct steamd *s, uint64_t id, enum steamd_session_verb verb,
+		     const struct steamd_session *from)
+{
+	struct handle_request *q = s->requests;
+
+	while (q->id != id)
+		q = q->next;
+	q->put = verb == STEAMD_SESSION_EXPORT ? from->put : NULL;
+	q->get = verb == STEAMD_SESSION_IMPORT ? from->get : NULL;
+	q->file_userdata = from->userdata;
+}
+
 int steamd_start_session(struct steamd *s, enum steamd_session_verb verb,
 			 const struct steamd_session *given, const struct steamd_handler *handler,
 			 uint64_t *ret, struct steamd_error *err)
@@ -418,6 +438,7 @@ int steamd_start_session(struct steamd *s, enum steamd_session_verb verb,
 	struct steamd_session q;
 	struct msg m = { 0 };
 	struct body body;
+	uint64_t id;
 	int r;
 
 	r = handle_check(s, err);
@@ -434,7 +455,13 @@ int steamd_start_session(struct steamd *s, enum steamd_session_verb verb,
 	if (!fill_session(&m, verb, &q))
 		return refuse(err, "there is no such verb");
 	body = BODY(&m.session_import, data, false);
-	return start(s, &m, verb == STEAMD_SESSION_IMPORT ? &body : NULL, handler, ret, err);
+	r = start(s, &m, m.type == MSG_SESSION_IMPORT && q.data ? &body : NULL, handler, &id, err);
+	if (r < 0)
+		return r;
+	set_file(s, id, verb, &q);
+	if (ret)
+		*ret = id;
+	return 0;
 }
 
 int steamd_start_cancel_turn(struct steamd *s, uint64_t turn, const struct steamd_handler *handler,

@@ -234,8 +234,8 @@ enum steamd_session_verb {
 	STEAMD_SESSION_PIN,    /* session: is spared by GC */
 	STEAMD_SESSION_UNPIN,  /* session */
 	STEAMD_SESSION_RM,     /* session */
-	STEAMD_SESSION_EXPORT, /* session; gives bytes, not JSON */
-	STEAMD_SESSION_IMPORT, /* data; name or NULL: as the file says */
+	STEAMD_SESSION_EXPORT, /* session; gives bytes, not JSON. kv: put; gives JSON */
+	STEAMD_SESSION_IMPORT, /* data or get; name or NULL: as the file says */
 	STEAMD_SESSION_GC,     /* days: removes what is not pinned and was not used for so long */
 };
 
@@ -249,6 +249,19 @@ struct steamd_session {
 	double temperature, top_p, min_p;
 	double repetition_penalty, frequency_penalty, presence_penalty;
 	uint32_t top_k;
+	/*
+	 * A file in pieces, as large as it may be: with @kv an export has the KV of
+	 * the session, too, and an import takes it in where model, instruction set and
+	 * sizes are the same, and says in "not_taken" what it left out and why. Both
+	 * are called like the handler's; a negative errno ends the request with it.
+	 *
+	 * put	export: takes the next bytes of the file; 0
+	 * get	import: gives at most @max of the next bytes; how many, 0 at the end
+	 */
+	int kv;
+	int (*put)(void *userdata, const void *data, size_t len);
+	long (*get)(void *userdata, void *data, size_t max);
+	void *userdata;
 };
 
 static inline void steamd_session_init(struct steamd_session *q)

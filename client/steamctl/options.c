@@ -108,6 +108,8 @@ static const struct option {
 	  "fork: the last turn that is copied" },
 	{ "--days", NULL, "N", SESSION, COUNT, AT(days), 0, 36500,
 	  "gc: remove what is not pinned and was not used for N days (90)" },
+	{ "--kv", NULL, NULL, SESSION, FLAG, AT(kv), 0, 0,
+	  "export: with what was computed for it, for a steamd with the same model and processor" },
 	{ "--names", NULL, NULL, SESSION, FLAG, AT(names), 0, 0, "list: names only, one a line" },
 	{ "--tools", NULL, "FILE", ASK | CHAT, TEXT, AT(tools), 0, 0,
 	  "a JSON array of tools; calls are printed as JSON" },

@@ -156,7 +156,7 @@ static const struct verb verbs[] = {
 	{ "unpin", STEAMD_SESSION_UNPIN, 1, 1, "NAME", "spare it no longer", NULL },
 	{ "rm", STEAMD_SESSION_RM, 1, 1, "NAME", "forget it", NULL },
 	{ "export", STEAMD_SESSION_EXPORT, 1, 2, "NAME [FILE]",
-	  "one file, checksummed, to keep or move", NULL },
+	  "one file, checksummed, to keep or move; --kv: with its KV", NULL },
 	{ "import", STEAMD_SESSION_IMPORT, 0, 2, "[FILE [NAME]]",
 	  "checks the file and says what it did not take", print_name },
 	{ "gc", STEAMD_SESSION_GC, 0, 0, "[--days N]",
@@ -201,13 +201,92 @@ static int read_turn(const char *word, uint32_t *ret)
 	return 0;
 }
 
+/* A session's file; one that is written appears whole or not at all. */
+struct file {
+	int fd;
+	const char *path;
+	char *beside; /* what it is until it is whole; NULL: stdin or stdout */
+};
+
+static void file_deinit(struct file *f)
+{
+	if (f->beside) {
+		closep(&f->fd);
+		unlink(f->beside);
+	}
+	free(f->beside);
+}
+
+static int file_to_write(struct file *f, const char *path)
+{
+	f->path = path;
+	f->fd = STDOUT_FILENO;
+	if (strcmp(path, "-") == 0)
+		return isatty(STDOUT_FILENO)
+			       ? fail(EXIT_USAGE, "an export is no text: name a file, or send "
+						  "stdout to one")
+			       : 0;
+	if (asprintf(&f->beside, "%s.partial", path) < 0)
+		return f->beside = NULL, fail(EXIT_LOCAL, "out of memory");
+	f->fd = open(f->beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	return f->fd < 0 ? fail(EXIT_LOCAL, "cannot write '%s': %s", path, strerror(errno)) : 0;
+}
+
+static int put_piece(void *userdata, const void *data, size_t len)
+{
+	const struct file *f = userdata;
+	const char *at = data;
+
+	while (len > 0) {
+		const ssize_t n = write(f->fd, at, len);
+
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (n > 0) {
+			at += n;
+			len -= (size_t)n;
+		}
+	}
+	return 0;
+}
+
+static int file_written(struct file *f)
+{
+	if (!f->beside)
+		return EXIT_OK;
+	if (fsync(f->fd) < 0 || rename(f->beside, f->path) < 0)
+		return fail(EXIT_LOCAL, "cannot write '%s': %s", f->path, strerror(errno));
+	closep(&f->fd);
+	free(f->beside);
+	f->beside = NULL;
+	return EXIT_OK;
+}
+
+static int file_to_read(struct file *f, const char *path)
+{
+	f->fd = STDIN_FILENO;
+	if (strcmp(path, "-") == 0)
+		return 0;
+	f->fd = open(path, O_RDONLY | O_CLOEXEC);
+	return f->fd < 0 ? fail(EXIT_NO_INPUT, "cannot open '%s': %s", path, strerror(errno)) : 0;
+}
+
+static long get_piece(void *userdata, void *data, size_t max)
+{
+	const struct file *f = userdata;
+	ssize_t n;
+
+	do {
+		n = read(f->fd, data, max);
+	} while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
+
 /* What a word means is a matter of the verb. */
-static int fill(struct ctl *c, const struct verb *v, struct steamd_session *q, char **ret_file)
+static int fill(struct ctl *c, const struct verb *v, struct steamd_session *q, struct file *f)
 {
 	char **words = c->words + 1;
 	const int n = c->n_words - 1;
-	size_t len;
-	int r;
 
 	q->temperature = c->g.temperature;
 	q->top_p = c->g.top_p;
@@ -223,11 +302,18 @@ static int fill(struct ctl *c, const struct verb *v, struct steamd_session *q, c
 		q->name = n > 0 ? words[0] : NULL;
 		return 0;
 	case STEAMD_SESSION_IMPORT:
-		r = read_file(n > 0 ? words[0] : "-", ret_file, &len);
-		q->data = *ret_file;
-		q->data_len = len;
 		q->name = n > 1 ? words[1] : NULL;
-		return r;
+		q->get = get_piece;
+		q->userdata = f;
+		return file_to_read(f, n > 0 ? words[0] : "-");
+	case STEAMD_SESSION_EXPORT:
+		q->session = words[0];
+		if (!c->kv)
+			return 0;
+		q->kv = 1;
+		q->put = put_piece;
+		q->userdata = f;
+		return file_to_write(f, n > 1 ? words[1] : "-");
 	case STEAMD_SESSION_REWIND:
 		q->session = words[0];
 		return read_turn(words[1], &q->turn);
@@ -238,42 +324,43 @@ static int fill(struct ctl *c, const struct verb *v, struct steamd_session *q, c
 	}
 }
 
-/* A file appears whole or not at all. */
-static int write_file(const char *path, const char *data, size_t len)
+static int write_export(struct ctl *c, struct file *f, const char *data, size_t len)
 {
-	_cleanup_(freep) char *beside = NULL;
-	_cleanup_(closep) int fd = -1;
+	int r;
 
-	if (asprintf(&beside, "%s.partial", path) < 0)
-		return beside = NULL, fail(EXIT_LOCAL, "out of memory");
-	fd = open(beside, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	while (fd >= 0 && len > 0) {
-		const ssize_t n = write(fd, data, len);
-
-		if (n <= 0)
-			break;
-		data += n;
-		len -= (size_t)n;
-	}
-	if (fd < 0 || len > 0 || fsync(fd) < 0 || rename(beside, path) < 0)
-		return fail(EXIT_LOCAL, "cannot write '%s': %s", path, strerror(errno));
-	return EXIT_OK;
+	r = file_to_write(f, c->n_words > 2 ? c->words[2] : "-");
+	if (r)
+		return r;
+	r = put_piece(f, data, len);
+	if (r < 0)
+		return fail(r == -EPIPE ? EXIT_PIPE : EXIT_LOCAL, "cannot write '%s': %s", f->path,
+			    strerror(-r));
+	return file_written(f);
 }
 
-static int hand_over(struct ctl *c, const struct verb *v, const char *text, size_t len)
+/* stdout may be the file: what there is to say goes to stderr. */
+static int say_exported(struct file *f, const char *text)
+{
+	json_t *o = json_loads(text, 0, NULL), *one;
+	size_t i;
+
+	fprintf(stderr, "KV of %" JSON_INTEGER_FORMAT " tokens\n",
+		integer_at(json_object_get(o, "kv"), "tokens"));
+	json_array_foreach(json_object_get(o, "left_out"), i, one)
+		fprintf(stderr, "left out: %s: %s\n", text_at(one, "what"), text_at(one, "why"));
+	json_decref(o);
+	return file_written(f);
+}
+
+static int hand_over(struct ctl *c, const struct verb *v, struct file *f, const char *text,
+		     size_t len)
 {
 	json_error_t error;
 	json_t *o;
 	int r;
 
-	if (v->verb == STEAMD_SESSION_EXPORT) {
-		if (c->n_words > 2 && strcmp(c->words[2], "-") != 0)
-			return write_file(c->words[2], text, len);
-		if (isatty(STDOUT_FILENO))
-			return fail(EXIT_USAGE, "an export is no text: name a file, or send stdout "
-						"to one");
-		return fwrite(text, 1, len, stdout) == len ? EXIT_OK : EXIT_PIPE;
-	}
+	if (v->verb == STEAMD_SESSION_EXPORT)
+		return c->kv ? say_exported(f, text) : write_export(c, f, text, len);
 	if (c->json)
 		return puts(text) >= 0 ? EXIT_OK : EXIT_PIPE;
 	if (!v->print)
@@ -288,7 +375,8 @@ static int hand_over(struct ctl *c, const struct verb *v, const char *text, size
 
 int run_session(struct ctl *c)
 {
-	_cleanup_(freep) char *text = NULL, *file = NULL;
+	_cleanup_(file_deinit) struct file file = { .fd = -1 };
+	_cleanup_(freep) char *text = NULL;
 	struct steamd_error err = { 0 };
 	struct steamd_session q;
 	const struct verb *v;
@@ -309,5 +397,5 @@ int run_session(struct ctl *c)
 		return r;
 	if (steamd_session(c->s, v->verb, &q, &text, &len, &err) < 0)
 		return fail_with(&err);
-	return hand_over(c, v, text, len);
+	return hand_over(c, v, &file, text, len);
 }

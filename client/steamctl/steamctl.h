@@ -41,7 +41,7 @@ struct ctl {
 	float bias_values[BIAS_MAX];
 	const char *system, *file, *tools, *label;
 	int think; /* -1: not said */
-	bool ids, no_special, skip_special, names, limits;
+	bool ids, no_special, skip_special, names, limits, kv;
 	uint32_t pid;	     /* --for-pid; 0: none */
 	uint32_t turn, days; /* STEAMD_UNSET: not said */
 	uint32_t top, prompt_tokens, tokens, rounds;

@@ -63,6 +63,7 @@ struct kvcache {
 	struct owner *owners;
 	uint32_t n_owners;
 	uint32_t min_percent; /* of the arena, that others leave a uid */
+	LIST_HEAD(, carry) carries;
 	uint64_t model_before[2]; /* the fingerprint in force before this one; zeros: none */
 	struct kvcache_counts counts; /* those that only rise */
 };
@@ -119,6 +120,9 @@ uint32_t tiers_hold(struct kvcache *c, const struct prefix_whose *whose,
 
 /* tiers-flush.c: something moved that flushes may have waited for. */
 void tiers_moved(struct kvcache *c);
+
+/* carry.c: the cache ends: what is under way ends by itself, without it. */
+void carry_leave_all(struct kvcache *c);
 
 /* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);

@@ -179,6 +179,7 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	TAILQ_INIT(&c->waiting);
 	TAILQ_INIT(&c->under_way);
 	TAILQ_INIT(&c->flushes);
+	LIST_INIT(&c->carries);
 	if (options->arena_fd >= 0 && options->dir_fd >= 0)
 		adopt(c, ret_lost ? ret_lost : &ignored);
 	/* what was not taken over is given back to the machine before as much is made again */
@@ -201,6 +202,7 @@ struct kvcache *kvcache_free(struct kvcache *c)
 {
 	if (!c)
 		return NULL;
+	carry_leave_all(c);
 	moves_free(c);
 	tiers_moved(c); /* without a disk, flushes end */
 	prefix_free(c->prefix);

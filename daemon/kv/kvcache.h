@@ -18,10 +18,12 @@
 #include "client/wire/step.h"
 #include "daemon/kv/chain.h"
 #include "daemon/kv/kvpool.h"
+#include "daemon/kv/prefix.h"
 
 #define KVCACHE_NOBODY ((uid_t)-1)
 
 struct kvcache;
+struct worker;
 
 struct kvcache_options {
 	uint32_t n_pages, page_tokens;
@@ -174,6 +176,56 @@ void kvcache_executor_lost(struct kvcache *c);
 
 /* Gives up pages that nobody holds, those that cost least first; returns the bytes given back to the machine. */
 uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes);
+
+/*
+ * A way along the whole pages of a text, which carries them out of the cache
+ * and into it, one after the other. It is in force for one model: see
+ * kvcache_set_model(). The text stays the caller's, and longer than the way.
+ */
+struct kvcache_walk {
+	struct prefix_whose whose;
+	struct kv_hash parent; /* of the page that comes next */
+	const uint32_t *ids;
+	uint32_t n_pages, at; /* whole ones; the one that comes next */
+};
+void kvcache_walk(const struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
+		  uint32_t n, struct kvcache_walk *ret);
+/* Passes over the next page. */
+void kvcache_walk_on(const struct kvcache *c, struct kvcache_walk *w);
+
+/* 0; or why the page was not carried: what its room holds is then worth nothing. @sum: of its bytes. */
+typedef void (*kvcache_carried_fn)(int r, const uint64_t sum[2], void *userdata);
+/*
+ * Both carry the next page between the cache and @room, which has a page's
+ * bytes, aligned to 4096, and is the cache's until @done. @done comes from the
+ * loop, later, and with -ECANCELED also when the cache ends meanwhile; at the
+ * end of @worker, or of the disk, it comes from there.
+ *
+ * kvcache_carry_out()	from arena or disk, checked against its sum: -EBADMSG. -ENOENT:
+ *			it is in neither (any more)
+ * kvcache_carry_in()	to the disk, or, if none works, to the arena, by the rules for a
+ *			page that @uid computed. @sum is right: see kvcache_room_fault().
+ *			Marked prompts are everybody's: none of their pages comes in,
+ *			-EPERM. -EDQUOT, -ENOSPC: no room for the user, for all; -EAGAIN:
+ *			not now. -EALREADY: it is there
+ * @most_pages		of the arena, that @uid may have
+ *
+ * 0; or a negative errno, and @done does not come. The walk stays where it is.
+ */
+int kvcache_carry_out(struct kvcache *c, const struct kvcache_walk *w, struct worker *worker,
+		      void *room, kvcache_carried_fn done, void *userdata);
+int kvcache_carry_in(struct kvcache *c, const struct kvcache_walk *w, struct worker *worker,
+		     const void *room, const uint64_t sum[2], uint32_t most_pages,
+		     kvcache_carried_fn done, void *userdata);
+
+#define KVCACHE_VALUE_MAX 16777216.0f /* magnitude of a K or V; what models compute is far below */
+/*
+ * Whether a page that came from a file can be served: NULL, or what is wrong. Its
+ * bytes have the sum @sum, and hold numbers within KVCACHE_VALUE_MAX: not to
+ * spoil what is computed from them is the least that can be asked. For any thread.
+ */
+const char *kvcache_room_fault(const void *room, uint64_t bytes, uint32_t element_bytes,
+			       const uint64_t sum[2]);
 
 struct kvcache_counts {
 	uint32_t n_pages, n_free, n_held, n_kept; /* kept: sealed, found, and held by nobody */

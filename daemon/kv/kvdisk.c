@@ -56,6 +56,8 @@ struct job {
 	struct err err;
 	struct tolds told;
 	struct segments_stats stats;
+	struct segments_usage *usage; /* NULL: as it was */
+	uint32_t n_usage;
 	uint32_t tokens[];
 };
 
@@ -72,6 +74,8 @@ struct kvdisk {
 	bool failed, scanned; /* scanned: all files were */
 	bool ready;	      /* on_ready was called */
 	struct segments_stats stats;
+	struct segments_usage *usage; /* as of the last end of a job, too */
+	uint32_t n_usage;
 	uint64_t n_records, n_parts;
 	uint32_t n_writing, n_jobs;
 	uint32_t n_buckets;
@@ -288,8 +292,10 @@ static void run(void *userdata)
 		segments_limit(d->store, &job->limits);
 		job->r = 0;
 	}
-	if (d->store)
+	if (d->store) {
 		segments_stats(d->store, &job->stats);
+		job->n_usage = segments_usage(d->store, &job->usage);
+	}
 	d->running = NULL;
 }
 
@@ -357,6 +363,11 @@ static void ended(void *userdata)
 	d->n_jobs--;
 	if (job->r != -ECANCELED)
 		d->stats = job->stats;
+	if (job->usage) {
+		free(d->usage);
+		d->usage = steal(job->usage);
+		d->n_usage = job->n_usage;
+	}
 	take_told(d, job);
 	if (job->kind == JOB_OPEN) {
 		d->failed = job->r < 0;
@@ -435,6 +446,7 @@ struct kvdisk *kvdisk_free(struct kvdisk *d)
 	}
 	free(d->buckets);
 	free(d->room);
+	free(d->usage);
 	free(d->dir);
 	free(d);
 	return NULL;
@@ -624,6 +636,15 @@ void kvdisk_count(const struct kvdisk *d, struct kvdisk_counts *ret)
 		.n_pages = d->n_records,
 		.n_waiting = d->n_jobs,
 	};
+}
+
+uint64_t kvdisk_user_bytes(const struct kvdisk *d, uid_t uid)
+{
+	for (uint32_t i = 0; i < d->n_usage; i++) {
+		if (d->usage[i].uid == uid)
+			return d->usage[i].bytes;
+	}
+	return 0;
 }
 
 const char *kvdisk_text(const struct kvdisk *d)

@@ -87,6 +87,7 @@ struct kvdisk_counts {
 	uint32_t n_waiting; /* jobs */
 };
 void kvdisk_count(const struct kvdisk *d, struct kvdisk_counts *ret);
+uint64_t kvdisk_user_bytes(const struct kvdisk *d, uid_t uid); /* likewise; what its limit counts */
 const char *kvdisk_text(const struct kvdisk *d); /* why there is none; "" */
 
 static inline void kvdisk_freep(struct kvdisk **d)

@@ -234,12 +234,6 @@ void prefix_match(const struct prefix *p, const struct prefix_whose *whose, cons
 	match_part(ret, whose->root, ids, n);
 }
 
-void prefix_path(struct prefix_node *last, struct prefix_node **ret)
-{
-	for (struct prefix_node *node = last; node->parent; node = node->parent)
-		ret[node->depth - 1] = node;
-}
-
 struct prefix_node *prefix_next(const struct prefix *p, const struct prefix_node *after)
 {
 	return after ? TAILQ_NEXT(after, age) : TAILQ_FIRST(&p->ages);

@@ -105,9 +105,6 @@ struct prefix_node *prefix_next_page(const struct prefix *p, const struct prefix
 /* How many of the first @n of @ids the node's tokens begin with. */
 uint32_t prefix_common(const struct prefix_node *node, const uint32_t *ids, uint32_t n);
 
-/* The nodes of the whole pages down to @last, in order: [last->depth]. */
-void prefix_path(struct prefix_node *last, struct prefix_node **ret);
-
 /* All nodes, in the order in which they were added; NULL begins and ends. */
 struct prefix_node *prefix_next(const struct prefix *p, const struct prefix_node *after);
 uint32_t prefix_nodes(const struct prefix *p);

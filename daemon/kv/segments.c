@@ -358,3 +358,15 @@ uint64_t segments_user_bytes(const struct segments *s, uid_t uid)
 			return s->users[i]->bytes;
 	return 0;
 }
+
+uint32_t segments_usage(const struct segments *s, struct segments_usage **ret)
+{
+	struct segments_usage *at = calloc(MAX(s->n_users, 1u), sizeof(*at));
+
+	if (!at)
+		return 0;
+	for (uint32_t i = 0; i < s->n_users; i++)
+		at[i] = (struct segments_usage){ s->users[i]->uid, s->users[i]->bytes };
+	*ret = at;
+	return s->n_users;
+}

@@ -191,6 +191,13 @@ void segments_limit(struct segments *s, const struct segments_limits *limits);
 void segments_stats(const struct segments *s, struct segments_stats *ret);
 uint64_t segments_user_bytes(const struct segments *s, uid_t uid);
 
+/* What each uid has: as its limit counts it. malloc'd; returns how many, 0 also without memory. */
+struct segments_usage {
+	uid_t uid;
+	uint64_t bytes;
+};
+uint32_t segments_usage(const struct segments *s, struct segments_usage **ret);
+
 static inline void segments_freep(struct segments **s)
 {
 	*s = segments_free(*s);

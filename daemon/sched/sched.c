@@ -272,7 +272,9 @@ void sched_end_tidying(struct sched *s)
 
 double sched_prompt_us(const struct sched *s, uint32_t at, uint32_t n_tokens)
 {
-	return pace_prompt_us(&s->pace, at, n_tokens);
+	const double us = pace_prompt_us(&s->pace, at, n_tokens);
+
+	return us > 0 ? us : n_tokens * pace_decode_us(&s->pace, 1);
 }
 
 static int check_limits(const struct sched *s, const struct turn_record *rec, struct err *err)

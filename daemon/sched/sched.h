@@ -119,7 +119,10 @@ void sched_count(const struct sched *s, uid_t uid, struct sched_counts *ret);
 bool sched_is_idle(const struct sched *s); /* nothing queued, running, tidied or in flight */
 bool sched_is_tidying(const struct sched *s);
 void sched_end_tidying(struct sched *s);
-/* What so many tokens of a prompt take, see pace_prompt_us(). */
+/*
+ * What so many tokens of a prompt take, see pace_prompt_us(). Where this broker
+ * has seen none yet, as turns of an earlier one go on: what it takes to decode as many.
+ */
 double sched_prompt_us(const struct sched *s, uint32_t at, uint32_t n_tokens);
 uint64_t sched_steps(const struct sched *s);	  /* pushed in this life */
 uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while another was in flight */

@@ -13,13 +13,15 @@
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/transfer.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
 #endif
 
 static const char features[] =
-	"resume cancel detach attached logprobs score chat sessions sleep class limits explain";
+	"resume cancel detach attached logprobs score chat sessions sleep class limits explain "
+	"session-files";
 
 static void copy_name(char *to, size_t size, struct span from)
 {
@@ -109,6 +111,19 @@ static void on_cancel(struct peer *p, const struct msg *m)
 		request_cancel(q);
 }
 
+static void on_session_data(struct peer *p, const struct msg *m)
+{
+	struct request *q = find_request(p, m->id);
+	struct err err = { 0 };
+	int r;
+
+	if (!q) /* it ended: the rest of its file crossed that */
+		return;
+	r = transfer_take(q, m->session_data.data, &err);
+	if (r < 0)
+		request_error(q, r, &err);
+}
+
 static int reply_json(struct request *q, char *json)
 {
 	_cleanup_(freep) char *owned = json;
@@ -133,10 +148,13 @@ static int on_ps(struct request *q, struct err *err)
 	return reply_json(q, report_ps(q->server, q->peer));
 }
 
+/* The store knows how many sessions there are; without one it is left out. */
 static int on_limits(struct request *q, struct err *err)
 {
 	(void)err;
-	return reply_json(q, limits_report(q->peer));
+	if (sessions_limits(q) >= 0)
+		return 0;
+	return reply_json(q, limits_report(q->peer, NULL, 0));
 }
 
 static int on_models(struct request *q, struct err *err)
@@ -303,6 +321,8 @@ void dispatch(struct peer *p, struct span payload)
 		on_credit(p, &m);
 	} else if (m.type == MSG_CANCEL) {
 		on_cancel(p, &m);
+	} else if (m.type == MSG_SESSION_DATA) {
+		on_session_data(p, &m);
 	} else if (find_request(p, m.id)) {
 		snprintf(text, sizeof(text), "%s uses the id %llu of a request that is still open",
 			 msg_name(m.type), (unsigned long long)m.id);

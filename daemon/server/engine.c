@@ -35,7 +35,8 @@ static uint32_t element_bytes(const struct settings *s)
 int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram_bytes,
 		  struct engine_plan *ret, struct err *err)
 {
-	struct engine_plan plan = { .page_tokens = s->page_tokens };
+	struct engine_plan plan = { .page_tokens = s->page_tokens,
+				    .element_bytes = element_bytes(s) };
 	uint64_t bytes = s->kv_cache_size, n_pages;
 	const uint32_t context = wanted_context(s, c, &plan);
 	const uint64_t whole = ((uint64_t)context + plan.page_tokens - 1) / plan.page_tokens;
@@ -45,7 +46,7 @@ int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram
 			       plan.page_tokens);
 
 	plan.page_strips = c->layers * 2 * c->kv_heads;
-	plan.page_bytes = config_kv_bytes(c, element_bytes(s)) * plan.page_tokens;
+	plan.page_bytes = config_kv_bytes(c, plan.element_bytes) * plan.page_tokens;
 	if (bytes == 0)
 		bytes = MIN(whole * plan.page_bytes, ram_bytes / 4);
 	n_pages = bytes / plan.page_bytes;
@@ -243,7 +244,7 @@ static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct er
 		.n_pages = e->plan.n_pages,
 		.page_tokens = e->plan.page_tokens,
 		.page_bytes = e->plan.page_bytes,
-		.element_bytes = element_bytes(e->options.settings),
+		.element_bytes = e->plan.element_bytes,
 		.n_strips = e->plan.page_strips,
 		.arena_fd = adopt ? fdstore_take("arena") : -1,
 		.dir_fd = adopt ? fdstore_take("kvdir") : -1,

@@ -23,6 +23,7 @@ struct engine_options {
 struct engine_plan {
 	uint32_t page_tokens, page_strips, n_pages, max_context, pages_per_turn;
 	uint64_t page_bytes;
+	uint32_t element_bytes; /* of one K or V */
 	char warning[256]; /* empty, or why max_context is less than Context= */
 };
 

@@ -7,6 +7,7 @@
 #include "daemon/base/peruser.h"
 #include "daemon/sched/fair.h"
 #include "daemon/server/peer.h"
+#include "daemon/session/store.h"
 
 static json_t *integer(uint64_t value)
 {
@@ -55,7 +56,30 @@ static void put_time(json_t *o, const struct server *s, uid_t uid)
 	put(o, "executor_ms", integer(u ? (uint64_t)(u->used_us / US_PER_MS) : 0));
 }
 
-static json_t *describe_user(const struct server *s, uid_t uid)
+static uint32_t sessions_of(const struct store_usage *usage, size_t n_usage, uid_t uid)
+{
+	for (size_t i = 0; i < n_usage; i++) {
+		if (usage[i].uid == uid)
+			return usage[i].n_sessions;
+	}
+	return 0;
+}
+
+/* Without a limit of its own a user may have what all may. */
+static void put_disk(json_t *o, const struct server *s, uid_t uid)
+{
+	const uint64_t limit = s->settings->user_disk_quota ? s->settings->user_disk_quota
+							    : s->settings->disk_cache_size;
+	const uint64_t used = kvdisk_user_bytes(s->engine->disk, uid);
+
+	if (limit > 0)
+		put_limit(o, "disk_bytes", used, limit);
+	else
+		put(o, "disk_bytes", json_pack("{s:o}", "used", integer(used)));
+}
+
+static json_t *describe_user(const struct server *s, uid_t uid, const struct store_usage *usage,
+			     size_t n_usage)
 {
 	const struct settings *t = s->settings;
 	const struct user *user = find_user(s, uid);
@@ -69,28 +93,29 @@ static json_t *describe_user(const struct server *s, uid_t uid)
 	put_limit(o, "requests", user ? user->n_requests + user->n_left : 0, t->max_user_requests);
 	put_limit(o, "request_bytes", user ? user->held_bytes : 0, SERVER_USER_HELD_BYTES_MAX);
 	put_limit(o, "queued_tokens", counts.queued_tokens, t->max_user_queued_tokens);
-	put(o, "sessions", json_pack("{s:o}", "limit", integer(t->max_user_sessions)));
+	if (usage)
+		put_limit(o, "sessions", sessions_of(usage, n_usage, uid), t->max_user_sessions);
 	if (s->engine)
 		put_cache(o, s->engine, uid);
-	if (t->user_disk_quota > 0)
-		put(o, "disk_bytes", json_pack("{s:o}", "limit", integer(t->user_disk_quota)));
+	if (s->engine && s->engine->disk)
+		put_disk(o, s, uid);
 	put_time(o, s, uid);
 	return o;
 }
 
-char *limits_report(const struct peer *p)
+char *limits_report(const struct peer *p, const struct store_usage *usage, size_t n_usage)
 {
 	const struct server *s = p->server;
 	json_t *o = json_object(), *list = json_array();
 	const struct user *user;
 	char *text;
 
-	json_array_append_new(list, describe_user(s, p->uid));
+	json_array_append_new(list, describe_user(s, p->uid, usage, n_usage));
 	if (peer_is_admin(p)) {
 		LIST_FOREACH(user, &s->users, link)
 		{
 			if (user->uid != p->uid)
-				json_array_append_new(list, describe_user(s, user->uid));
+				json_array_append_new(list, describe_user(s, user->uid, usage, n_usage));
 		}
 	}
 	put(o, "users", list);

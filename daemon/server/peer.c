@@ -12,6 +12,7 @@
 #include "daemon/base/log.h"
 #include "daemon/server/dispatch.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/transfer.h"
 
 static const struct {
 	int error;
@@ -148,12 +149,14 @@ static void flush_and_go_on(struct peer *p)
 	struct request *q, *next;
 
 	peer_flush(p);
-	if (p->dead || !was_full || peer_is_full(p))
+	if (p->dead || peer_is_full(p))
 		return;
 	for (q = TAILQ_FIRST(&p->requests); q; q = next) {
 		next = TAILQ_NEXT(q, link);
-		if (q->stream)
+		if (q->stream && was_full)
 			stream_pump(q->stream);
+		else if (q->transfer)
+			transfer_pump(q);
 	}
 }
 

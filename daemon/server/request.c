@@ -10,6 +10,7 @@
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/transfer.h"
 
 static bool wants_turn(const struct request *q)
 {
@@ -138,6 +139,7 @@ void request_free(struct request *q)
 		TAILQ_REMOVE(&s->waiting, q, wait);
 	q->is_waiting = false;
 	sleep_forget(q);
+	transfer_forget(q);
 	leave_peer(q);
 	if (st) {
 		q->stream = NULL;

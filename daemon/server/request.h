@@ -38,6 +38,7 @@ struct request {
 	int result;
 	struct err err;
 
+	struct transfer *transfer; /* a session's file on its way: see transfer.h */
 	struct nap *nap; /* sleep, wake, yield: see sleep.h */
 	struct store_begun begun; /* generate: the session's turn, until there is a stream; session 0: none */
 

@@ -1,4 +1,4 @@
-/* Jobs for the store thread, and what comes home from them. */
+/* The store's thread: its life, jobs for it, and what comes home from them. */
 #include "daemon/server/sessions.h"
 
 #include <errno.h>
@@ -8,59 +8,22 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
-#include "daemon/server/explain.h"
-#include "daemon/server/said.h"
-#include "daemon/server/stream.h"
-#include "daemon/session/store.h"
-#include "daemon/text/pyjson.h"
+#include "daemon/server/sessions-parts.h"
 
-struct sessions {
-	struct server *server;
-	struct worker *thread;
-	struct store *store;	    /* the thread's once it runs; NULL: see off */
-	struct err off;		    /* why there is none */
-	struct store_counts counts; /* as they were when the last job came home */
-	bool settled;
-	sd_event_source *idle; /* armed while there is a log to write into the database */
-};
-
-/* One call of the store. */
-struct job {
-	struct sessions *x;
-	struct request *request; /* NULL: of no client */
-	int (*run)(struct job *job);
-	void (*home)(struct job *job);
-	int result;
-	struct err err;
-	struct store_counts counts;
-
-	char label[64];
-	uid_t uid;
-	uint64_t vocab, turn; /* turn: the record's id, to find its stream again */
-	uint32_t vocab_size, max_sessions;
-	struct bytes out;
-	char *defaults;
-	struct store_begun begun;
-
-	struct store_end end;
-	char *answer;
-	uint32_t *ids;
-	struct store_live *live;
-	size_t n_live;
-};
-
-static void job_free(struct job *job)
+void job_free(struct job *job)
 {
 	bytes_deinit(&job->out);
+	bytes_deinit(&job->file);
 	store_begun_deinit(&job->begun);
 	free(job->defaults);
 	free(job->answer);
 	free(job->ids);
 	free(job->live);
+	free(job->usage);
 	free(job);
 }
 
-static struct store_who who_of(const struct job *job)
+struct store_who job_who(const struct job *job)
 {
 	return (struct store_who){ job->uid, job->label };
 }
@@ -104,8 +67,7 @@ static void on_job_home(void *userdata)
 	job_free(job);
 }
 
-/* A request's end comes with its job's; until then it outlives its peer. */
-static int push(struct job *job)
+int job_push(struct job *job)
 {
 	const int r = worker_push(job->x->thread, on_job_run, on_job_home, job);
 
@@ -116,8 +78,8 @@ static int push(struct job *job)
 	return 0;
 }
 
-static int job_new(struct server *s, struct request *q, int (*run)(struct job *),
-		   void (*home)(struct job *), struct job **ret, struct err *err)
+int job_new(struct server *s, struct request *q, int (*run)(struct job *),
+	    void (*home)(struct job *), struct job **ret, struct err *err)
 {
 	struct sessions *x = s->sessions;
 	struct job *job;
@@ -146,10 +108,9 @@ static int job_new(struct server *s, struct request *q, int (*run)(struct job *)
 	return 0;
 }
 
-/* Takes @job over. */
-static int push_request(struct job *job, struct err *err)
+int job_push_request(struct job *job, struct err *err)
 {
-	const int r = push(job);
+	const int r = job_push(job);
 
 	if (r < 0) {
 		job_free(job);
@@ -158,10 +119,9 @@ static int push_request(struct job *job, struct err *err)
 	return 0;
 }
 
-/* One without a client; what cannot be pushed is only logged, as the next life repairs it. */
-static void push_own(struct job *job, const char *what)
+void job_push_own(struct job *job, const char *what)
 {
-	if (push(job) < 0) {
+	if (job_push(job) < 0) {
 		log_warning("sessions: out of memory: %s", what);
 		job_free(job);
 	}
@@ -172,7 +132,7 @@ static int run_checkpoint(struct job *job)
 	return store_checkpoint(job->x->store, true, &job->err);
 }
 
-static void log_failure(struct job *job)
+void job_log_failure(struct job *job)
 {
 	if (job->result < 0)
 		log_warning("sessions: %s", job->err.text);
@@ -186,8 +146,8 @@ static int on_idle(sd_event_source *source, uint64_t usec, void *userdata)
 
 	(void)source, (void)usec;
 	x->idle = sd_event_source_disable_unref(x->idle);
-	if (job_new(x->server, NULL, run_checkpoint, log_failure, &job, &err) == 0)
-		push_own(job, "no checkpoint");
+	if (job_new(x->server, NULL, run_checkpoint, job_log_failure, &job, &err) == 0)
+		job_push_own(job, "no checkpoint");
 	return 0;
 }
 
@@ -199,419 +159,7 @@ static void arm_checkpoint(struct sessions *x)
 				       US_PER_S, on_idle, x) < 0)
 		log_warning("sessions: no timer: the database's log grows until the next write");
 }
-
-/* The verbs. */
-
-static int run_list(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_list(job->x->store, &who, &job->out, &job->err);
-}
-
-static int run_show(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_show(job->x->store, &who, job->request->msg.session_show.session, &job->out,
-			  &job->err);
-}
-
-static int run_new(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_new(job->x->store, &who, job->request->msg.session_new.session,
-			 span_of(job->defaults), job->max_sessions, &job->out, &job->err);
-}
-
-static int run_fork(struct job *job)
-{
-	const struct msg_session_fork *m = &job->request->msg.session_fork;
-	const struct store_who who = who_of(job);
-
-	return store_fork(job->x->store, &who, m->session, m->name,
-			  m->has_turn ? m->turn : UINT32_MAX, job->max_sessions, &job->out,
-			  &job->err);
-}
-
-static int run_rewind(struct job *job)
-{
-	const struct msg_session_rewind *m = &job->request->msg.session_rewind;
-	const struct store_who who = who_of(job);
-
-	return store_rewind(job->x->store, &who, m->session, m->turn, &job->out, &job->err);
-}
-
-static int run_rename(struct job *job)
-{
-	const struct msg_session_rename *m = &job->request->msg.session_rename;
-	const struct store_who who = who_of(job);
-
-	return store_rename(job->x->store, &who, m->session, m->name, &job->out, &job->err);
-}
-
-static int run_pin(struct job *job)
-{
-	const struct msg_session_pin *m = &job->request->msg.session_pin;
-	const struct store_who who = who_of(job);
-
-	return store_pin(job->x->store, &who, m->session, m->pinned, &job->out, &job->err);
-}
-
-static int run_rm(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_rm(job->x->store, &who, job->request->msg.session_rm.session, &job->out,
-			&job->err);
-}
-
-static int run_export(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_export(job->x->store, &who, job->request->msg.session_export.session,
-			    &job->out, &job->err);
-}
-
-static int run_import(struct job *job)
-{
-	const struct request *q = job->request;
-	const struct msg_session_import *m = &q->msg.session_import;
-	const struct store_who who = who_of(job);
-	_cleanup_(freep) char *attached = NULL;
-	struct span file = m->data;
-	int r;
-
-	if (m->has_data + m->has_attached != 1 ||
-	    (m->has_attached && !span_is(m->attached, "data")))
-		return err_set(&job->err, -EINVAL, "session_import wants data, once");
-	if (m->has_attached) {
-		r = attached_read(q->attached_fd, q->attached_bytes, &attached, &job->err);
-		if (r < 0)
-			return r;
-		file = (struct span){ attached, q->attached_bytes };
-	}
-	return store_import(job->x->store, &who, file, m->name, job->vocab, job->vocab_size,
-			    job->max_sessions, &job->out, &job->err);
-}
-
-static int run_gc(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_gc(job->x->store, &who, job->request->msg.session_gc.days, &job->out,
-			&job->err);
-}
-
-static void reply(struct job *job)
-{
-	const bool is_file = job->request->msg.type == MSG_SESSION_EXPORT;
-	const size_t most = is_file ? SESSIONS_FILE_MAX : SESSIONS_JSON_MAX;
-	struct msg m = { .type = MSG_DONE };
-
-	if (job->result >= 0 && job->out.n > most)
-		job->result = err_set(&job->err, -E2BIG,
-				      "the answer has %zu bytes; %zu can be sent", job->out.n,
-				      most);
-	if (job->result < 0) {
-		request_error(job->request, job->result, &job->err);
-		return;
-	}
-	if (is_file)
-		MSG_SET(&m.done, data, bytes_span(&job->out));
-	else
-		MSG_SET(&m.done, json, bytes_span(&job->out));
-	request_done(job->request, &m);
-}
-
-static char *defaults_of(const struct msg_session_new *m)
-{
-	json_t *o = json_object();
-	char *text;
-
-#define ONE(member, key, builtin)                                                                  \
-	if (m->has_##member)                                                                       \
-		json_object_set_new(o, #member, json_real(m->member));
-	TEXTMODEL_SAMPLERS(ONE)
-#undef ONE
-	text = json_dumps(o, JSON_COMPACT);
-	json_decref(o);
-	return text;
-}
-
-int sessions_handle(struct request *q, struct err *err)
-{
-	static const struct {
-		enum msg_type type;
-		int (*run)(struct job *job);
-	} verbs[] = {
-		{ MSG_SESSION_LIST, run_list },	    { MSG_SESSION_SHOW, run_show },
-		{ MSG_SESSION_NEW, run_new },	    { MSG_SESSION_FORK, run_fork },
-		{ MSG_SESSION_REWIND, run_rewind }, { MSG_SESSION_RENAME, run_rename },
-		{ MSG_SESSION_PIN, run_pin },	    { MSG_SESSION_RM, run_rm },
-		{ MSG_SESSION_EXPORT, run_export }, { MSG_SESSION_IMPORT, run_import },
-		{ MSG_SESSION_GC, run_gc },
-	};
-	struct job *job;
-	size_t i = 0;
-	int r;
-
-	while (verbs[i].type != q->msg.type)
-		i++;
-	r = job_new(q->server, q, verbs[i].run, reply, &job, err);
-	if (r < 0)
-		return r;
-	if (q->msg.type == MSG_SESSION_NEW && !(job->defaults = defaults_of(&q->msg.session_new))) {
-		job_free(job);
-		return err_set(err, -ENOMEM, "out of memory");
-	}
-	return push_request(job, err);
-}
-
-static int run_find(struct job *job)
-{
-	const struct store_who who = who_of(job);
-
-	return store_find(job->x->store, &who, job->request->msg.cache_explain.session,
-			  &job->end.session, &job->err);
-}
-
-static void found(struct job *job)
-{
-	struct err err = job->err;
-	int r = job->result;
-
-	if (r >= 0)
-		r = explain_session(job->request, job->end.session, &err);
-	if (r < 0)
-		request_error(job->request, r, &err);
-}
-
-int sessions_explain(struct request *q, struct err *err)
-{
-	struct job *job;
-	const int r = job_new(q->server, q, run_find, found, &job, err);
-
-	return r < 0 ? r : push_request(job, err);
-}
-
-/* A turn: begun. */
-
-static int run_begin(struct job *job)
-{
-	const struct request *q = job->request;
-	const struct msg_generate *g = &q->msg.generate;
-	const struct store_who who = who_of(job);
-	_cleanup_(freep) char *attached = NULL;
-	struct span messages = g->messages;
-	int r;
-
-	if (q->attached_fd >= 0) {
-		r = attached_read(q->attached_fd, q->attached_bytes, &attached, &job->err);
-		if (r < 0)
-			return r;
-		messages = (struct span){ attached, q->attached_bytes };
-	}
-	return store_begin(job->x->store, &who, g->session,
-			   g->has_session_create && g->session_create, job->max_sessions, messages,
-			   job->vocab, &job->begun, &job->err);
-}
-
-/*
- * The same question again, while its turn goes on without a reader: a client
- * that lost its connection before the turn was accepted. It gets that turn.
- */
-static int take_up(struct job *job, struct err *err)
-{
-	struct server *s = job->x->server;
-	struct stream *st;
-
-	TAILQ_FOREACH(st, &s->streams, link) {
-		if (st->turn.rec->session == job->begun.session &&
-		    st->turn.rec->session_turn == job->begun.turn && !st->request && !st->dropped)
-			return stream_attach(st, job->request, 0, err);
-	}
-	*err = job->err;
-	return -EBUSY;
-}
-
-static void begun(struct job *job)
-{
-	struct request *q = job->request;
-	struct err err = { 0 };
-	int r = job->result;
-
-	if (r == -EALREADY) {
-		r = take_up(job, &err);
-	} else if (r >= 0) {
-		q->begun = job->begun;
-		memset(&job->begun, 0, sizeof(job->begun));
-		r = request_start(q, &err);
-	} else {
-		err = job->err;
-	}
-	if (r < 0)
-		request_error(q, r, &err);
-}
-
-int sessions_begin(struct request *q, struct err *err)
-{
-	const struct msg_generate *g = &q->msg.generate;
-	struct job *job;
-	int r;
-
-	if (!g->has_messages && !(g->has_attached && span_is(g->attached, "messages")))
-		return err_set(err, -EINVAL, "generate.session goes with messages only");
-	r = job_new(q->server, q, run_begin, begun, &job, err);
-	return r < 0 ? r : push_request(job, err);
-}
-
-/* … forgotten … */
-
-static int run_abort(struct job *job)
-{
-	return store_abort(job->x->store, job->end.session, job->end.turn, &job->err);
-}
-
-void sessions_abort(struct server *s, uint64_t session, uint32_t turn)
-{
-	struct err err = { 0 };
-	struct job *job;
-
-	if (job_new(s, NULL, run_abort, log_failure, &job, &err) < 0)
-		return;
-	job->end.session = session;
-	job->end.turn = turn;
-	push_own(job, "a turn that was given up is forgotten at the next start");
-}
-
-/* … or ended. */
-
-static int run_commit(struct job *job)
-{
-	return store_commit(job->x->store, &job->end, &job->err);
-}
-
-static void committed(struct job *job)
-{
-	struct stream *st = stream_find(job->x->server, job->turn);
-
-	if (job->result == -ECANCELED)
-		return; /* its record tells the next broker */
-	if (job->result < 0)
-		log_warning("session %016llx: turn %u is not saved: %s",
-			    (unsigned long long)job->end.session, job->end.turn, job->err.text);
-	if (st)
-		stream_saved(st, job->result, &job->err);
-}
-
-static int fill_end(struct stream *st, struct job *job)
-{
-	const struct turn_record *rec = st->turn.rec;
-	const char *finish;
-	int r;
-
-	r = said_whole(st, &job->answer, &finish, &job->end.n_ids);
-	if (r < 0)
-		return r;
-	job->ids = malloc(job->end.n_ids * sizeof(*job->ids));
-	if (!job->ids)
-		return -ENOMEM;
-	memcpy(job->ids, turn_ids(st->server->engine->turns, st->turn.rec),
-	       job->end.n_ids * sizeof(*job->ids));
-	job->turn = rec->id;
-	job->end.session = rec->session;
-	job->end.turn = rec->session_turn;
-	job->end.answer = span_of(job->answer);
-	job->end.finish = span_of(finish);
-	job->end.ids = job->ids;
-	job->end.n_prompt = rec->n_prompt;
-	job->end.vocab = job->vocab;
-	return 0;
-}
-
-/* An answer of which nothing was said, or that no executor could give, was no turn. */
-static bool is_worth_keeping(const struct stream *st)
-{
-	const struct turn_record *rec = st->turn.rec;
-
-	if (st->fault < 0 || rec->finish == FINISH_FAULT)
-		return false;
-	return rec->n_ids > rec->n_prompt ||
-	       (rec->finish != FINISH_CANCELLED && rec->finish != FINISH_DEADLINE);
-}
-
-void sessions_end(struct stream *st)
-{
-	struct turn_record *rec = st->turn.rec;
-	struct err err = { 0 };
-	struct job *job;
-	int r;
-
-	if (rec->session_told)
-		return;
-	if (!is_worth_keeping(st)) {
-		rec->session_told = 1;
-		sessions_abort(st->server, rec->session, rec->session_turn);
-		return;
-	}
-	r = job_new(st->server, NULL, run_commit, committed, &job, &err);
-	if (r >= 0) {
-		r = fill_end(st, job);
-		if (r >= 0)
-			r = push(job);
-		if (r < 0) {
-			job_free(job);
-			err_set(&err, r, "out of memory");
-		}
-	}
-	if (r < 0)
-		stream_saved(st, r, &err);
-	else
-		st->saving = true;
-}
-
-/* At the start: what goes on, what is checked. */
-
-static int run_settle(struct job *job)
-{
-	return store_settle(job->x->store, job->live, job->n_live, &job->err);
-}
-
-static int add_live(struct job *job, const struct turn_record *rec)
-{
-	struct store_live *more = reallocarray(job->live, job->n_live + 1, sizeof(*more));
-
-	if (!more)
-		return -ENOMEM;
-	job->live = more;
-	job->live[job->n_live++] = (struct store_live){ rec->session, rec->session_turn };
-	return 0;
-}
-
-void sessions_settle(struct server *s)
-{
-	struct turns *turns = s->engine->turns;
-	struct turn_record *rec = NULL;
-	struct err err = { 0 };
-	struct job *job;
-	int r = 0;
-
-	if (s->sessions->settled || job_new(s, NULL, run_settle, log_failure, &job, &err) < 0)
-		return;
-	s->sessions->settled = true;
-	while (r == 0 && (rec = turns_next(turns, rec)))
-		if (rec->session && rec->state != TURN_OPEN && !rec->session_told)
-			r = add_live(job, rec);
-	if (r < 0) {
-		log_warning("sessions: out of memory: turns of an earlier life may be forgotten");
-		job_free(job);
-		return;
-	}
-	push_own(job, "turns of an earlier life may be forgotten");
-}
+/* At the start: what is checked. */
 
 static int run_check(struct job *job)
 {
@@ -620,7 +168,7 @@ static int run_check(struct job *job)
 
 static void checked(struct job *job)
 {
-	log_failure(job);
+	job_log_failure(job);
 	if (job->result > 0)
 		log_error(
 			"the session database was damaged: it is set aside as state.db.damaged-N, "
@@ -648,7 +196,7 @@ static int open_store(struct sessions *x, const char *dir)
 			  path, (unsigned long long)x->counts.n_kept);
 	r = job_new(x->server, NULL, run_check, checked, &job, &x->off);
 	if (r >= 0)
-		push_own(job, "the session database is not checked");
+		job_push_own(job, "the session database is not checked");
 	return 0;
 }
 
@@ -720,5 +268,7 @@ json_t *sessions_describe(const struct sessions *x)
 	ONE("databases_set_aside", n_set_aside);
 	ONE("rows_kept_of_those", n_kept);
 #undef ONE
+	json_object_set_new(o, "recalling", json_boolean(x->recalling));
+	json_object_set_new(o, "recalled", json_integer((json_int_t)x->n_recalled));
 	return o;
 }

@@ -33,6 +33,12 @@ struct sessions *sessions_free(struct sessions *x);
 /* Every request of `steamctl session`. */
 int sessions_handle(struct request *q, struct err *err);
 
+/* Has the store take @file, taken over, for the SESSION_IMPORT @q: transfer_stored() follows. */
+int sessions_import(struct request *q, struct bytes *file, struct err *err);
+
+/* A limits request: answered when the sessions are counted. Negative: it is not begun. */
+int sessions_limits(struct request *q);
+
 /* A cache_explain request that names a session: explain_session() once it is found. */
 int sessions_explain(struct request *q, struct err *err);
 
@@ -43,6 +49,9 @@ void sessions_abort(struct server *s, uint64_t session, uint32_t turn);
 void sessions_end(struct stream *st);
 /* Tells the store, once, which turns go on from an earlier life. */
 void sessions_settle(struct server *s);
+
+/* The model is open: what sessions said before is learned again, once for a tokenizer. */
+void sessions_recall(struct server *s);
 
 /* For status. */
 json_t *sessions_describe(const struct sessions *x);

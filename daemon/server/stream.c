@@ -608,6 +608,7 @@ static void adopt(struct server *s, struct turn_record *rec)
 	}
 	st->ended = rec->state == TURN_ENDED;
 	if (!st->ended) {
+		tidy_adopt(st);
 		r = sched_adopt(s->engine->sched, &st->turn, &err);
 		if (r < 0) {
 			log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, err.text);
@@ -618,6 +619,8 @@ static void adopt(struct server *s, struct turn_record *rec)
 		}
 		st->submitted = true;
 	}
+	if (st->ended)
+		said_remember(st);
 	if (st->ended && rec->session)
 		sessions_end(st);
 	if (st->ended || !rec->detach)

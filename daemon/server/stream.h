@@ -25,8 +25,7 @@ struct stream {
 	struct err not_saved;
 	int fault;		 /* errno that explains the end instead of the record's finish */
 	struct err err;
-	char *conversation; /* of a chat, while it may be worth tidying: see tidy.h */
-	size_t conversation_len;
+	size_t conversation_len; /* of the record's, counted for the user while it may be worth tidying: see tidy.h */
 	sd_event_source *expiry;
 };
 

@@ -88,28 +88,28 @@ static struct span conversation_of(const struct request *q)
 void tidy_keep(struct stream *st, const struct request *q)
 {
 	const struct span said = conversation_of(q);
-	char *copy;
+	struct turn_record *rec = st->turn.rec;
 
 	if (q->msg.type != MSG_GENERATE || q->layout == CHAT_NONE || least_us(q->server) == 0 ||
-	    said.len > TIDY_TEXT_BYTES_MAX || q->user->held_bytes + said.len > TIDY_USER_BYTES_MAX)
+	    said.len > TURN_CONVERSATION_BYTES ||
+	    q->user->held_bytes + said.len > TIDY_USER_BYTES_MAX ||
+	    hold(q->server, q->user->uid, &st->conversation_len, said.len) < 0)
 		return;
-	copy = malloc(said.len + 1);
-	if (!copy)
-		return;
-	memcpy(copy, said.data, said.len);
-	if (hold(q->server, q->user->uid, &st->conversation_len, said.len) < 0) {
-		free(copy);
-		return;
-	}
-	st->conversation = copy;
+	memcpy(turn_conversation(q->server->engine->turns, rec), said.data, said.len);
+	rec->conversation_len = (uint32_t)said.len;
+}
+
+void tidy_adopt(struct stream *st)
+{
+	/* without memory it is not tidied */
+	(void)hold(st->server, st->user->uid, &st->conversation_len,
+		   st->turn.rec->conversation_len);
 }
 
 void tidy_forget(struct stream *st)
 {
 	/* at the end its record is gone already */
 	(void)hold(st->server, st->user->uid, &st->conversation_len, 0);
-	free(st->conversation);
-	st->conversation = NULL;
 }
 
 /* What the next prompt begins with. */
@@ -239,12 +239,13 @@ static bool may_be_worth(const struct stream *st)
 	const bool finished = rec->finish == FINISH_STOP || rec->finish == FINISH_STOP_STRING ||
 			      rec->finish == FINISH_LENGTH;
 
-	return st->conversation && finished && s->model && !s->leaving && least_us(s) > 0 &&
+	return st->conversation_len > 0 && finished && s->model && !s->leaving && least_us(s) > 0 &&
 	       sched_prompt_us(s->engine->sched, 0, rec->n_ids) > (double)least_us(s);
 }
 
 static int take(struct stream *st, struct chat *c)
 {
+	struct turns *turns = st->server->engine->turns;
 	struct turn_record *rec = st->turn.rec;
 	const char *finish;
 	uint32_t n_ids;
@@ -252,20 +253,19 @@ static int take(struct stream *st, struct chat *c)
 
 	memcpy(c->label, rec->label, sizeof(c->label));
 	c->computed = malloc(rec->n_ids * sizeof(*c->computed));
-	if (!c->computed)
+	c->conversation = malloc(st->conversation_len);
+	if (!c->computed || !c->conversation)
 		return -ENOMEM;
 	c->n_computed = rec->n_ids;
-	memcpy(c->computed, turn_ids(st->server->engine->turns, rec),
-	       rec->n_ids * sizeof(*c->computed));
+	memcpy(c->computed, turn_ids(turns, rec), rec->n_ids * sizeof(*c->computed));
+	memcpy(c->conversation, turn_conversation(turns, rec), st->conversation_len);
 	r = said_whole(st, &c->answer, &finish, &n_ids);
 	if (r == 0 && strcmp(finish, "tool_calls") == 0)
 		r = -ENODATA; /* spares the worker those of agents, which come one after the other */
 	if (r < 0)
 		return r;
 	c->held_bytes = c->conversation_len = st->conversation_len;
-	c->conversation = st->conversation;
-	st->conversation = NULL;
-	st->conversation_len = 0;
+	st->conversation_len = 0; /* counted for the chat from now on */
 	return hold(st->server, c->uid, &c->held_bytes,
 		    c->conversation_len + rec->n_ids * sizeof(*c->computed));
 }
@@ -286,6 +286,7 @@ void tidy_ended(struct stream *st)
 		if (take(st, c) < 0 || worker_push(s->worker, run_find, found, c) < 0)
 			chat_free(c);
 	}
+	st->turn.rec->conversation_len = 0;
 	tidy_forget(st);
 }
 

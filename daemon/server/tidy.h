@@ -9,8 +9,9 @@
  * more than TidyOver; not while the executor sleeps, or memory is on lease.
  *
  * What is kept for it is counted in the user's held bytes. All of it belongs
- * to the loop's thread; text work runs on the worker. It lasts no longer than
- * the broker.
+ * to the loop's thread; text work runs on the worker. The conversation of a
+ * turn that runs is in its record, so that the next broker tidies it as well;
+ * what waits or is being tidied lasts no longer than the broker.
  */
 #pragma once
 
@@ -18,7 +19,6 @@
 
 #include "daemon/server/request.h"
 
-#define TIDY_TEXT_BYTES_MAX (4u << 20)			   /* of a conversation */
 #define TIDY_USER_BYTES_MAX (SERVER_USER_HELD_BYTES_MAX / 8) /* with more held, none is kept */
 #define TIDY_WAITING_MAX 16				   /* conversations; the oldest is forgotten */
 #define TIDY_TRIES_MAX 4				   /* as often is one begun, if others end it */
@@ -31,6 +31,8 @@ struct tidy *tidy_free(struct tidy *t);
 
 /* The turn of @st comes from @q: keeps the conversation, if it is one and there is room. */
 void tidy_keep(struct stream *st, const struct request *q);
+/* The turn comes from an earlier broker, which kept its conversation, or did not. */
+void tidy_adopt(struct stream *st);
 /* The turn goes: what was kept does, too. */
 void tidy_forget(struct stream *st);
 /* It has ended; behind said_remember(). */

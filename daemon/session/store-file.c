@@ -3,32 +3,18 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#define XXH_STATIC_LINKING_ONLY /* for states on the stack */
-#include <xxhash.h>
 
 #include "daemon/session/export.h"
 #include "daemon/session/store-parts.h"
 #include "daemon/text/pyjson.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "numbers are written as they lie");
-
 #define NAMES_TRIED_MAX 1000
-
-static uint64_t sum_section(const struct export_section *head, struct span payload)
-{
-	XXH3_state_t x;
-
-	XXH3_64bits_reset(&x);
-	XXH3_64bits_update(&x, head, 16);
-	XXH3_64bits_update(&x, payload.data ? payload.data : "", payload.len);
-	return XXH3_64bits_digest(&x);
-}
 
 static void put_section(struct bytes *out, uint32_t kind, struct span payload)
 {
 	struct export_section head = { .kind = kind, .version = 1, .bytes = payload.len };
 
-	head.sum = sum_section(&head, payload);
+	head.sum = export_section_sum(&head, payload, (struct span){ 0 });
 	bytes_append(out, (const char *)&head, sizeof(head));
 	bytes_append_span(out, payload);
 }
@@ -82,7 +68,7 @@ static int put_turn(const struct turn_row *row, void *userdata, struct err *err)
 int store_export(struct store *s, const struct store_who *who, struct span name, struct bytes *ret,
 		 struct err *err)
 {
-	struct export_head head = { .magic = EXPORT_MAGIC, .version = EXPORT_VERSION };
+	struct export_head head = { 0 };
 	struct exporting e = { .out = ret, .n_sections = 1 };
 	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
 	json_t *defaults = NULL;
@@ -105,8 +91,7 @@ int store_export(struct store *s, const struct store_who *who, struct span name,
 		r = err_set(err, -ENOMEM, "out of memory");
 	if (r < 0)
 		return r;
-	head.n_sections = e.n_sections;
-	head.sum = XXH3_64bits(&head, 16);
+	head = export_head_of(e.n_sections);
 	memcpy(ret->at, &head, sizeof(head));
 	return 0;
 }
@@ -142,22 +127,14 @@ static void leave(struct importing *in, const char *why, const char *format, ...
 static int open_file(struct importing *in, struct span file, struct err *err)
 {
 	struct export_head head;
+	int r;
 
-	if (file.len < sizeof(head) || memcmp(file.data, EXPORT_MAGIC, 8) != 0)
+	if (file.len < sizeof(head))
 		return err_set(err, -EINVAL, "the file is no exported session");
 	memcpy(&head, file.data, sizeof(head));
-	if (head.sum != XXH3_64bits(&head, 16))
-		return err_set(err, -EUCLEAN,
-			       "the file is damaged: its first 24 bytes do not "
-			       "match their sum");
-	if (head.version != EXPORT_VERSION)
-		return err_set(err, -EINVAL,
-			       "the file has version %u; this steamd reads version "
-			       "%d",
-			       head.version, EXPORT_VERSION);
-	if (head.n_sections == 0 || head.n_sections > EXPORT_SECTIONS_MAX)
-		return err_set(err, -EINVAL, "the file has %u sections; 1 to %u are wanted",
-			       head.n_sections, EXPORT_SECTIONS_MAX);
+	r = export_head_check(&head, err);
+	if (r < 0)
+		return r;
 	in->left = (struct span){ file.data + sizeof(head), file.len - sizeof(head) };
 	in->n_left = head.n_sections;
 	return 0;
@@ -181,7 +158,7 @@ static int next_section(struct importing *in, struct export_section *ret, struct
 	in->left.data += ret->bytes;
 	in->left.len -= ret->bytes;
 	in->n_left--;
-	if (sum_section(ret, *ret_payload) != ret->sum)
+	if (export_section_sum(ret, *ret_payload, (struct span){ 0 }) != ret->sum)
 		return err_set(err, -EUCLEAN, "a section does not match its sum");
 	return 1;
 }
@@ -277,6 +254,11 @@ static int take_turn(struct importing *in, const json_t *o, struct span ids, str
 	return turn_row_write(in->store, &row, err);
 }
 
+static bool is_kv(const struct export_section *head)
+{
+	return head->kind == EXPORT_KVHD || head->kind == EXPORT_KVPG;
+}
+
 static int take_turns(struct importing *in, struct err *err)
 {
 	struct export_section head;
@@ -298,8 +280,8 @@ static int take_turns(struct importing *in, struct err *err)
 		} else if (!turn && head.kind != EXPORT_TURN && head.kind != EXPORT_TOKS &&
 			   head.kind != EXPORT_SESS) {
 			leave(in,
-			      head.kind == EXPORT_KVPG ? "KV pages are computed again"
-						       : "this steamd does not know its kind",
+			      is_kv(&head) ? "KV comes in only where the file comes in pieces"
+					   : "this steamd does not know its kind",
 			      "section '%.4s'", (const char *)&head.kind);
 		} else {
 			leave(in, "a section is not where it belongs", "turn %u and what follows",

@@ -511,6 +511,64 @@ int store_rm(struct store *s, const struct store_who *who, struct span name, str
 	return change_session(s, &c, remove_it, ret, err);
 }
 
+int store_usage(struct store *s, struct store_usage **ret, size_t *ret_n, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	_cleanup_(freep) struct store_usage *at = NULL;
+	size_t n = 0;
+	int r;
+
+	r = store_prepare(s, "SELECT uid, COUNT(*) FROM session GROUP BY uid", &stmt, err);
+	while (r >= 0 && (r = store_step(s, stmt, err)) > 0) {
+		struct store_usage *more = reallocarray(at, n + 1, sizeof(*at));
+
+		if (!more)
+			return err_set(err, -ENOMEM, "out of memory");
+		at = more;
+		at[n++] = (struct store_usage){ (uid_t)sqlite3_column_int64(stmt, 0),
+						(uint32_t)sqlite3_column_int64(stmt, 1) };
+	}
+	if (r < 0)
+		return r;
+	*ret = steal(at);
+	*ret_n = n;
+	return 0;
+}
+
+int store_recent(struct store *s, struct store_name **ret, size_t *ret_n, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	_cleanup_(freep) struct store_name *at = NULL;
+	size_t n = 0, cap = 0;
+	struct session_row row;
+	int r;
+
+	r = store_prepare(s, "SELECT " SESSION_COLUMNS " FROM session ORDER BY used DESC, id DESC",
+			  &stmt, err);
+	while (r >= 0 && n < STORE_RECENT_MAX && (r = store_step(s, stmt, err)) > 0) {
+		if (session_row_read(s, stmt, &row) < 0 || row.label.len >= sizeof(at->label))
+			continue;
+		if (n == cap) {
+			struct store_name *more = reallocarray(at, MAX(2 * cap, (size_t)16),
+							       sizeof(*at));
+
+			if (!more)
+				return err_set(err, -ENOMEM, "out of memory");
+			at = more;
+			cap = MAX(2 * cap, (size_t)16);
+		}
+		at[n] = (struct store_name){ .id = row.id, .uid = row.uid };
+		if (row.label.len > 0)
+			memcpy(at[n].label, row.label.data, row.label.len);
+		n++;
+	}
+	if (r < 0)
+		return r;
+	*ret = steal(at);
+	*ret_n = n;
+	return 0;
+}
+
 static int collect_old(struct store *s, const struct store_who *who, int64_t before, json_t *list,
 		       struct err *err)
 {

@@ -332,7 +332,7 @@ static int find_turn(struct store *s, uint64_t session, uint32_t turn, sqlite3_s
 static int follow_ids(const struct turn_row *row, void *userdata, struct err *err)
 {
 	(void)err;
-	return turn_ids_follow(userdata, row);
+	return row->state == TURN_ROW_COMPLETE ? turn_ids_follow(userdata, row) : 0;
 }
 
 /* How many ids the turn shares with the one before it; 0 where that cannot be known. */
@@ -482,6 +482,28 @@ int store_settle(struct store *s, const struct store_live *live, size_t n, struc
 	for (size_t i = 0; i < n && r == 0; i++)
 		add_running(s, live[i].session, live[i].turn);
 	return r;
+}
+
+int store_ids_of(struct store *s, const struct store_name *name, uint64_t vocab, uint32_t **ret,
+		 size_t *ret_n, size_t *ret_n_prompt, struct err *err)
+{
+	_cleanup_(turn_ids_deinit) struct turn_ids ids = { 0 };
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	const struct store_who who = { name->uid, name->label };
+	struct session_row session;
+	char id[17];
+	int r;
+
+	session_id_text(name->id, id);
+	r = session_find(s, &who, span_of(id), &stmt, &session, err);
+	if (r == 0)
+		r = store_each_turn(s, &session, UINT32_MAX, false, follow_ids, &ids, err);
+	if (r < 0)
+		return r;
+	*ret_n = ids.vocab == vocab ? ids.n : 0;
+	*ret_n_prompt = MIN((size_t)ids.n_prompt, *ret_n);
+	*ret = *ret_n ? steal(ids.at) : NULL;
+	return 0;
 }
 
 int store_ids(struct store *s, const struct store_who *who, struct span name, uint64_t vocab,

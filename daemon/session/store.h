@@ -65,6 +65,13 @@ struct store_counts {
 };
 void store_count(const struct store *s, struct store_counts *ret);
 
+/* Sessions of each uid, of all its labels, as their limit counts them. malloc'd. */
+struct store_usage {
+	uid_t uid;
+	uint32_t n_sessions;
+};
+int store_usage(struct store *s, struct store_usage **ret, size_t *ret_n, struct err *err);
+
 /* What a turn begins with. */
 struct store_begun {
 	uint64_t session;
@@ -167,6 +174,19 @@ int store_gc(struct store *s, const struct store_who *who, uint32_t days, struct
 /* The last complete turn's prompt and answer, malloc'd; n 0: none, or of another vocabulary. */
 int store_ids(struct store *s, const struct store_who *who, struct span name, uint64_t vocab,
 	      uint32_t **ret, size_t *ret_n, struct err *err);
+/* The same of a session of whomever: as store_recent() names it. *@ret_n_prompt: of these, the prompt's. */
+struct store_name;
+int store_ids_of(struct store *s, const struct store_name *name, uint64_t vocab, uint32_t **ret,
+		 size_t *ret_n, size_t *ret_n_prompt, struct err *err);
+
+/* All sessions, the last used first; at most STORE_RECENT_MAX. malloc'd. */
+#define STORE_RECENT_MAX 65536
+struct store_name {
+	uint64_t id;
+	uid_t uid;
+	char label[64];
+};
+int store_recent(struct store *s, struct store_name **ret, size_t *ret_n, struct err *err);
 
 /*
  * One session as one file, and back; see export.h for its form. Import makes a

@@ -30,7 +30,7 @@ _Static_assert(offsetof(struct turn_record, id) == 8, "the layout outlives its w
 
 /* Where a record's arrays begin, counted from the record, and where the next one is. */
 struct layout {
-	uint64_t ids, pages, logprobs, top_ids, top_logprobs, bytes;
+	uint64_t ids, pages, logprobs, top_ids, top_logprobs, conversation, bytes;
 };
 
 struct turns {
@@ -67,8 +67,8 @@ static void lay_out(struct turns *t)
 	t->at.logprobs = t->at.pages + (uint64_t)t->max_pages * sizeof(uint32_t);
 	t->at.top_ids = t->at.logprobs + rows * sizeof(float);
 	t->at.top_logprobs = t->at.top_ids + rows * STEP_TOP_MAX * sizeof(uint32_t);
-	t->at.bytes = round_up(t->at.top_logprobs + rows * STEP_TOP_MAX * sizeof(float),
-			       MEMORY_PAGE);
+	t->at.conversation = t->at.top_logprobs + rows * STEP_TOP_MAX * sizeof(float);
+	t->at.bytes = round_up(t->at.conversation + TURN_CONVERSATION_BYTES, MEMORY_PAGE);
 	t->bytes = MEMORY_PAGE + TURNS_MAX * t->at.bytes;
 }
 
@@ -181,8 +181,8 @@ static bool record_holds(const struct turns *t, const struct turn_record *rec)
 	       (rec->slot < STEP_ROWS_MAX || rec->slot == TURN_NO_SLOT) &&
 	       rec->n_top <= STEP_TOP_MAX && rec->n_bias <= STEP_BIAS_MAX &&
 	       rec->sampler.n_stop_ids <= STEP_STOP_IDS_MAX && stops_hold(rec) &&
-	       rec->miss.n_ids <= KV_MISS_IDS && rec->miss.at <= rec->n_ids &&
-	       is_terminated(rec->label, sizeof(rec->label)) &&
+	       rec->conversation_len <= TURN_CONVERSATION_BYTES && rec->miss.n_ids <= KV_MISS_IDS &&
+	       rec->miss.at <= rec->n_ids && is_terminated(rec->label, sizeof(rec->label)) &&
 	       is_terminated(rec->client, sizeof(rec->client));
 }
 
@@ -388,6 +388,11 @@ uint32_t *turn_top_ids(struct turns *t, struct turn_record *rec)
 float *turn_top_logprobs(struct turns *t, struct turn_record *rec)
 {
 	return (float *)((char *)rec + t->at.top_logprobs);
+}
+
+char *turn_conversation(struct turns *t, struct turn_record *rec)
+{
+	return (char *)rec + t->at.conversation;
 }
 
 /* The mark not in force is filled, then put in force by one store; the copies follow. */

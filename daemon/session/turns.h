@@ -14,10 +14,11 @@
 #include "daemon/kv/miss.h"
 
 #define TURNS_MAGIC 0x31736e7275746d73ull /* "smturns1" */
-#define TURNS_VERSION 3
+#define TURNS_VERSION 4
 #define TURNS_MAX 512		/* records; queued and running ones */
 #define TURN_STOP_BYTES 4096
 #define TURN_STRING_ARGS_BYTES 8192
+#define TURN_CONVERSATION_BYTES (4u << 20)
 #define TURN_NO_SLOT 0xffffu
 
 enum turn_state {
@@ -93,6 +94,7 @@ struct turn_record {
 	struct turn_mark marks[2];
 	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
 	uint32_t session_turn;
+	uint32_t conversation_len; /* of a chat that may be worth tidying; 0: it is not kept */
 	uint32_t session_told; /* the store knows how it ended: it may mean another turn by that number */
 	struct kvcache_miss miss; /* why n_cached is not n_prompt - 1 */
 };
@@ -120,6 +122,8 @@ uint32_t *turn_page_table(struct turns *t, struct turn_record *rec);	/* [max_pag
 float *turn_logprobs(struct turns *t, struct turn_record *rec);		/* [max_context + 1] */
 uint32_t *turn_top_ids(struct turns *t, struct turn_record *rec);	/* [max_context + 1][STEP_TOP_MAX], rows of n_top */
 float *turn_top_logprobs(struct turns *t, struct turn_record *rec);	/* likewise */
+
+char *turn_conversation(struct turns *t, struct turn_record *rec);	/* [TURN_CONVERSATION_BYTES] */
 
 /* Publishes the plain counts as they stand: when a record is opened, and when KV is lost (n_kv = last_step = 0). */
 void turn_restart(struct turn_record *rec);

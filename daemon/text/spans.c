@@ -116,21 +116,29 @@ static struct owner *find_owner(struct spans *s, uint32_t uid)
 	return NULL;
 }
 
+static struct owner *owner_new(struct spans *s, uint32_t uid)
+{
+	struct owner *o = calloc(1, sizeof(*o));
+
+	if (!o)
+		return NULL;
+	o->uid = uid;
+	TAILQ_INIT(&o->used);
+	s->n_owners++;
+	return o;
+}
+
 /* The user's, made if need be, and first from now on. */
 static struct owner *take_owner(struct spans *s, uint32_t uid)
 {
 	struct owner *o = find_owner(s, uid);
 
-	if (o) {
+	if (o)
 		TAILQ_REMOVE(&s->owners, o, link);
-	} else {
-		o = calloc(1, sizeof(*o));
-		if (!o)
-			return NULL;
-		o->uid = uid;
-		TAILQ_INIT(&o->used);
-		s->n_owners++;
-	}
+	else
+		o = owner_new(s, uid);
+	if (!o)
+		return NULL;
 	TAILQ_INSERT_HEAD(&s->owners, o, link);
 	if (s->n_owners > SPANS_USERS_MAX)
 		drop_owner(s, TAILQ_LAST(&s->owners, owners));
@@ -164,11 +172,34 @@ static void touch(struct span_entry *e)
 	TAILQ_INSERT_HEAD(&e->owner->used, e, link);
 }
 
-/* Puts it in the place of what has the key. Whoever has too much loses what was not used for longest. */
-static int put(struct spans *s, struct owner *o, XXH128_hash_t key, const uint32_t *ids, size_t n)
+/* The same for one that is recalled: last, and only while others need not go for it. */
+static int recall_owner(struct spans *s, uint32_t uid, struct owner **ret)
+{
+	*ret = find_owner(s, uid);
+	if (*ret)
+		return 0;
+	if (s->n_owners == SPANS_USERS_MAX)
+		return -ENOSPC;
+	*ret = owner_new(s, uid);
+	if (!*ret)
+		return -ENOMEM;
+	TAILQ_INSERT_TAIL(&s->owners, *ret, link);
+	return 0;
+}
+
+/*
+ * Puts it in the place of what has the key. Whoever has too much loses what was
+ * not used for longest; what is recalled is last instead, and -ENOSPC then.
+ */
+static int put(struct spans *s, struct owner *o, bool recalled, XXH128_hash_t key,
+	       const uint32_t *ids, size_t n)
 {
 	struct span_entry **at = find(s, key), *e = *at;
 
+	if (e && recalled)
+		return 0; /* what is there is newer */
+	if (recalled && o->bytes + entry_bytes(n) > SPANS_USER_BYTES)
+		return -ENOSPC;
 	if (e && e->n_ids == n && memcmp(e->ids, ids, n * sizeof(*ids)) == 0) {
 		touch(e);
 		return 0;
@@ -189,7 +220,10 @@ static int put(struct spans *s, struct owner *o, XXH128_hash_t key, const uint32
 	at = &s->buckets[key.low64 & (s->n_buckets - 1)];
 	e->next = *at;
 	*at = e;
-	TAILQ_INSERT_HEAD(&o->used, e, link);
+	if (recalled)
+		TAILQ_INSERT_TAIL(&o->used, e, link);
+	else
+		TAILQ_INSERT_HEAD(&o->used, e, link);
 	o->bytes += entry_bytes(n);
 	s->n_entries++;
 	return 0;
@@ -228,6 +262,7 @@ struct learning {
 	XXH3_state_t before;
 	const uint32_t *ids;
 	size_t n_prompt;
+	bool recalled;
 };
 
 static int learn_span(struct learning *l, size_t from, size_t to)
@@ -241,12 +276,12 @@ static int learn_span(struct learning *l, size_t from, size_t to)
 	r = tokenizer_decode(l->t, l->ids + from, to - from, true, &text, &len);
 	if (r < 0 || len == 0)
 		return r;
-	r = put(l->s, l->owner,
+	r = put(l->s, l->owner, l->recalled,
 		make_key(l->s, l->who, l->at.kind, (struct span){ text, len }, &l->before),
 		l->ids + from, to - from);
 	if (r < 0 || from < l->n_prompt)
 		return r;
-	return put(l->s, l->owner,
+	return put(l->s, l->owner, l->recalled,
 		   make_key(l->s, l->who, l->at.kind, (struct span){ text, len }, NULL),
 		   l->ids + from, to - from);
 }
@@ -269,20 +304,40 @@ static int learn(struct learning *l, size_t n_ids)
 	return r;
 }
 
+static int learn_turn(struct learning *l, size_t n_ids)
+{
+	struct spans *s = l->s;
+	int r = -ENOMEM;
+
+	places_begin(&l->at, l->t);
+	XXH3_128bits_reset(&l->before);
+	pthread_mutex_lock(&s->lock);
+	if (l->recalled)
+		r = recall_owner(s, l->who->uid, &l->owner);
+	else if ((l->owner = take_owner(s, l->who->uid)))
+		r = 0;
+	if (r == 0)
+		r = learn(l, n_ids);
+	pthread_mutex_unlock(&s->lock);
+	return r;
+}
+
 int spans_learn(struct spans *s, const struct spans_who *who, const struct tokenizer *t,
 		const uint32_t *ids, size_t n_prompt, size_t n_ids)
 {
 	struct learning l = { .s = s, .who = who, .t = t, .ids = ids, .n_prompt = n_prompt };
-	int r = -ENOMEM;
 
-	places_begin(&l.at, t);
-	XXH3_128bits_reset(&l.before);
-	pthread_mutex_lock(&s->lock);
-	l.owner = take_owner(s, who->uid);
-	if (l.owner)
-		r = learn(&l, n_ids);
-	pthread_mutex_unlock(&s->lock);
-	return r;
+	return learn_turn(&l, n_ids);
+}
+
+int spans_recall(struct spans *s, const struct spans_who *who, const struct tokenizer *t,
+		 const uint32_t *ids, size_t n_prompt, size_t n_ids)
+{
+	struct learning l = {
+		.s = s, .who = who, .t = t, .ids = ids, .n_prompt = n_prompt, .recalled = true
+	};
+
+	return learn_turn(&l, n_ids);
 }
 
 /* Encoding: the same walk along the pieces of a rendering. */

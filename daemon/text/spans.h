@@ -12,7 +12,12 @@
  * move a marker.
  *
  * Kept per user, for all namespaces of it together, the least recently used
- * leaving first; what one namespace said is found in that namespace alone.
+ * leaving first; what one namespace said is found in that namespace alone. It
+ * is kept in memory and lasts no longer than the broker. What sessions said is
+ * recalled by the next one from their database, the last used first, as far as
+ * there is room; what turns are saying from the turns' memory. Answers of no
+ * session that had ended and been read are forgotten, and become what the
+ * tokenizer makes of their text.
  * May be called from several threads at once.
  */
 #pragma once
@@ -39,6 +44,13 @@ struct spans *spans_free(struct spans *s);
  */
 int spans_learn(struct spans *s, const struct spans_who *who, const struct tokenizer *t,
 		const uint32_t *ids, size_t n_prompt, size_t n_ids);
+/*
+ * The same of a turn from an earlier life: it counts as used before all that is
+ * remembered, and nothing leaves for it. -ENOSPC: there is no more room for
+ * turns of @who, and none for older ones.
+ */
+int spans_recall(struct spans *s, const struct spans_who *who, const struct tokenizer *t,
+		 const uint32_t *ids, size_t n_prompt, size_t n_ids);
 
 /* As chat_encode(), but answers' texts become the ids that are remembered for them. */
 int spans_encode(struct spans *s, const struct spans_who *who, const struct chat_rendering *r,

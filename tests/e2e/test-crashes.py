@@ -218,6 +218,81 @@ def what_was_tidied_in_advance_is_no_turn_of_the_next_broker():
         assert d.complete([5, 6, 7], 5)["ids"] == want
 
 
+def a_turn_that_goes_on_over_a_crash_is_tidied_when_it_ends():
+    with Stored("air", "ChatTemplate=glm45", "TidyOver=1") as d:
+        p = d.popen("ask", "--json", "--ignore-eos", "-n", 600, "--seed", 1, "Hello there", stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL)
+        p.stdout.readline()
+        d.log_path.write_text("")
+        d.process.kill()
+        d.again()
+        out, _ = p.communicate(timeout=60)
+        assert p.returncode == 0 and "usage" in json.loads(out.splitlines()[-1]), out[-300:]
+        assert "1 turns taken over" in d.log(), d.log()
+        wait_for(lambda: d.status()["tidy"]["done"] == 1, 60, "tidying")
+
+
+def sibling(name):
+    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), SRC / "tests" / "e2e" / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def telling_seed(d, n):
+    """The seed of an answer whose text a tokenizer would say in another number of ids."""
+    sessions = sibling("test-sessions")
+    for seed in range(1, 60):
+        said = d.lines("ask", "--json", "--no-think", "--ignore-eos", "-n", n, "--seed", seed, "Hello there")[-1]
+        again = json.loads(d.ctl("tokenize", "--json", "--no-special", stdin=said["content"].encode()))["ids"]
+        if len(again) != n and sessions.is_as_written(d, said["ids"], said["content"]):
+            return seed
+    raise AssertionError("no seed tells")
+
+
+def resend(d, said, wire):
+    """The whole conversation once more, by a program that knows of no session: tokens of its prompt, and cached."""
+    messages = [{"role": "user", "content": "Hello there"}, {"role": "assistant", "content": said["content"]},
+                {"role": "user", "content": "And now?"}]
+    w = wire.Wire(d)
+    w.send(wire.GENERATE, 1, {"messages": json.dumps({"messages": messages, "enable_thinking": False}),
+                              "max_tokens": 1, "ignore_eos": True})
+    kind, _, done = w.until_end()
+    w.close()
+    assert kind == wire.DONE, done
+    return done["n_prompt"], done["n_cached"]
+
+
+def a_program_that_sends_all_again_is_understood_by_the_next_broker():
+    wire = sibling("test-wire")
+    with Daemon("air", "ChatTemplate=glm47") as d:
+        seed = telling_seed(d, 12)
+    for kind in (Stored, Daemon):  # a crash; and a reboot, after which there is the state directory alone
+        with kind("air", "ChatTemplate=glm47") as d:
+            said, why = finish(start(d, "talk", "Hello there", 12, seed))
+            assert said, why
+            want = resend(d, said, wire)
+            asked = said["usage"]["prompt_tokens"]
+            assert want[1] >= asked + 11, (want, asked)
+            d.log_path.write_text("")
+            d.process.kill()
+            d.process.wait(20)
+            d.__enter__()
+            wait_for(lambda: d.status()["sessions"]["recalled"] == 1, 20, "the session to be recalled")
+            got = resend(d, said, wire)
+            assert got[0] == want[0], (kind, got, want)
+            if kind is Stored:
+                assert got[1] >= want[1], (got, want)
+            # what no session keeps is what the tokenizer makes of it
+            d.ctl("session", "rm", "talk")
+            d.process.kill()
+            d.process.wait(20)
+            d.log_path.write_text("")
+            d.__enter__()
+            wait_for(lambda: d.status()["sessions"]["recalling"] is False, 20, "the recall's end")
+            assert resend(d, said, wire)[0] != want[0]
+
+
 def kills(d):
     """Commands that kill what they run at its Nth write to the database, for each kind of write."""
     if not shutil.which("strace"):
@@ -299,4 +374,4 @@ def a_kill_at_any_write_of_the_store_loses_nothing():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Stored", "show", "start", "finish", "kills")])
+         and k not in ("Stored", "show", "start", "finish", "kills", "sibling", "telling_seed", "resend")])

@@ -34,6 +34,24 @@ def end_of(w):
     return wire.Wire.until_end(w)[::2]
 
 
+def sessions_and_bytes_on_disk_are_told_beside_their_limits():
+    need_root()
+    with Daemon("air", "ChatTemplate=glm47", "PageTokens=16", "DiskQuotaPerUser=64M", "MaxSessionsPerUser=5",
+                socket_mode="0666") as d:
+        for name, label in (("one", "a"), ("two", "b")):  # of all labels together
+            d.ctl("ask", "--session", name, "--label", label, "--no-think", "-n", 40, "--ignore-eos", "word " * 40,
+                  uid=ALICE)
+        own = wait_for(lambda: [u for u in limits(d, uid=ALICE) if u["disk_bytes"]["used"] > 0], 20, "pages on disk")[0]
+        assert own["sessions"] == {"used": 2, "limit": 5}, own
+        assert own["disk_bytes"]["limit"] == 64 << 20, own
+        folder = d.dir / "state" / "kv" / str(ALICE)
+        wait_for(lambda: limits(d, uid=ALICE)[0]["disk_bytes"]["used"] == sum(
+            f.stat().st_blocks * 512 for f in folder.iterdir()) or limits(d, uid=ALICE)[0]["disk_bytes"]["used"] == sum(
+            f.stat().st_size for f in folder.iterdir()), 20, "the bytes of its files")
+        other = limits(d, uid=BOB)[0]
+        assert other["sessions"]["used"] == 0 and other["disk_bytes"]["used"] == 0, other
+
+
 def each_sees_its_own_limits_and_administrators_see_all():
     need_root()
     p = prompt("air", "t33")

@@ -101,7 +101,7 @@ static void every_message_survives_a_round_trip(void **state)
 #define UP_DOWN false
 #define UP_BOTH true
 	MESSAGES(ROUND_TRIP)
-	assert_int_equal(n, 36);
+	assert_int_equal(n, 38);
 	assert_string_equal(msg_name(99), "?");
 }
 

@@ -395,7 +395,8 @@ static void a_deep_chain_goes_with_its_first_page(void **state)
 	assert_int_equal(m.n_pages, DEPTH);
 	assert_ptr_equal(m.last, last);
 	assert_int_equal(last->depth, DEPTH);
-	prefix_path(last, path);
+	for (struct prefix_node *node = last; node->parent; node = node->parent)
+		path[node->depth - 1] = node;
 	first = path[0];
 	for (uint32_t i = 0; i < DEPTH; i++) {
 		assert_int_equal(path[i]->page, i);

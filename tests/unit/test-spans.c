@@ -1,4 +1,5 @@
 /* Sampled ids survive into the next prompt; nobody can make use of another's, or move a marker. */
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -472,6 +473,78 @@ static void a_user_keeps_what_was_used_last_and_no_more(void **state)
 	world_close(&w);
 }
 
+/* A conversation with one answer; *@ret: its ids, and the conversation, which becomes empty. */
+static json_t *say_long(struct world *w, int i, int n, struct ids *ret)
+{
+	json_t *said;
+	char text[32];
+
+	snprintf(text, sizeof(text), "Question %d", i);
+	ask(w, "user", text);
+	spell(w, text);
+	for (int k = 0; k < n; k++)
+		spell(w, "y");
+	end(w, "<|user|>");
+	ids_append(ret, w->all.at, w->all.n);
+	said = w->conversation;
+	w->conversation = json_loads("{\"enable_thinking\": false, \"messages\": []}", 0, NULL);
+	json_object_set_new(w->conversation, "add_generation_prompt", json_true());
+	return said;
+}
+
+static void what_is_recalled_is_found_and_costs_nothing_that_is_there(void **state)
+{
+	enum { N = 3, FULL = SPANS_USER_BYTES / 4 / 4 }; /* ids; each is kept twice */
+	struct ids said[N] = { { 0 } };
+	size_t n_prompt, bytes;
+	json_t *talks[N];
+	struct world w;
+
+	(void)state;
+	world_open(&w, CHAT_GLM47, "{\"enable_thinking\": false}");
+	for (int i = 0; i < N; i++)
+		talks[i] = say_long(&w, i, i == 1 ? FULL : 20, &said[i]);
+	n_prompt = w.n_prompt;
+	spans_free(w.s);
+	assert_int_equal(spans_new(&w.s), 0);
+
+	/* the one that goes on is there; the last used of the others comes first */
+	assert_int_equal(spans_learn(w.s, &alice, w.t, said[2].at, n_prompt, said[2].n), 0);
+	assert_int_equal(spans_recall(w.s, &alice, w.t, said[1].at, n_prompt, said[1].n), 0);
+	bytes = spans_user_bytes(w.s, 1000);
+	assert_true(bytes > SPANS_USER_BYTES / 2);
+	assert_int_equal(spans_recall(w.s, &alice, w.t, said[1].at, n_prompt, said[1].n), 0);
+	assert_int_equal(spans_user_bytes(w.s, 1000), bytes);
+	/* as much again has no room, and nothing goes for it */
+	said[1].at[said[1].n - 2]++;
+	assert_int_equal(spans_recall(w.s, &work, w.t, said[1].at, n_prompt, said[1].n), -ENOSPC);
+	said[1].at[said[1].n - 2]--;
+	for (int i = 2; i > 0; i--) {
+		json_decref(w.conversation);
+		w.conversation = talks[i];
+		ids_deinit(&w.all);
+		ids_append(&w.all, said[i].at, said[i].n);
+		assert_goes_on(&w, "user", "And now?");
+	}
+	/* what is said now is worth more than what was recalled: that goes first */
+	json_decref(talks[0]);
+	json_object_set_new(w.conversation, "messages", json_array());
+	json_decref(say_long(&w, 5, FULL, &said[0]));
+	assert_true(spans_user_bytes(w.s, 1000) <= SPANS_USER_BYTES);
+
+	/* and no user goes for one that is recalled */
+	for (uint32_t uid = 2000; uid < 2000 + SPANS_USERS_MAX; uid++) {
+		const struct spans_who who = { uid, "" };
+
+		assert_int_equal(spans_recall(w.s, &who, w.t, said[2].at, n_prompt, said[2].n),
+				 uid < 2000 + SPANS_USERS_MAX - 1 ? 0 : -ENOSPC);
+	}
+	assert_true(spans_user_bytes(w.s, 1000) > 0);
+	for (int i = 0; i < N; i++)
+		ids_deinit(&said[i]);
+	world_close(&w);
+}
+
 static void assert_cause(struct world *w, const struct ids *a, const struct ids *b,
 			 const char *cause)
 {
@@ -560,6 +633,7 @@ int main(void)
 		cmocka_unit_test(no_text_brings_a_marker_back),
 		cmocka_unit_test(another_tokenizers_ids_are_not_used),
 		cmocka_unit_test(a_user_keeps_what_was_used_last_and_no_more),
+		cmocka_unit_test(what_is_recalled_is_found_and_costs_nothing_that_is_there),
 		cmocka_unit_test(the_cause_of_a_divergence_is_told),
 	};
 

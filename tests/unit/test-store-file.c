@@ -372,7 +372,8 @@ static void sections_of_later_steamds_are_named_and_passed_over(void **state)
 		uint32_t kind, version;
 		const char *what, *why;
 	} later[] = {
-		{ EXPORT_KVPG, 1, "section 'kvpg'", "KV pages are computed again" },
+		{ EXPORT_KVPG, 1, "section 'kvpg'",
+		  "KV comes in only where the file comes in pieces" },
 		{ EXPORT_KIND('n', 'e', 'w', 's'), 3, "section 'news'",
 		  "this steamd does not know its kind" },
 		{ EXPORT_TURN, 2, "turn 4 and what follows", "a section is not where it belongs" },

@@ -102,6 +102,52 @@ static void ids_of_another_tokenizer_are_not_given_back(void **state)
 			 0);
 	assert_int_equal(b.n_ids, 0);
 	assert_null(b.ids);
+	/* a turn that runs has none yet: those before it are the last ones */
+	assert_int_equal(store_ids(s, &alice, SPAN("talk"), VOCAB, &ids, &n, &err), 0);
+	assert_int_equal(n, 4);
+	free(ids);
+	s = store_free(s);
+	folder_close(&f);
+}
+
+static void all_sessions_of_all_users_are_told_with_the_ids_of_each(void **state)
+{
+	static const struct {
+		const struct store_who *who;
+		const char *name;
+		uint32_t first;
+	} said[] = { { &alice, "a", 10 }, { &alice_at_work, "b", 20 }, { &bob, "c", 30 } };
+	struct store_name *names = NULL;
+	struct err err = { 0 };
+	struct folder f;
+	struct store *s;
+	size_t n = 0;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	assert_int_equal(store_recent(s, &names, &n, &err), 0);
+	assert_int_equal(n, 0);
+	free(names);
+	for (size_t i = 0; i < 3; i++)
+		say(s, said[i].who, said[i].name, "hello", "hi", said[i].first, 4);
+	assert_int_equal(store_recent(s, &names, &n, &err), 0);
+	assert_int_equal(n, 3);
+	for (size_t i = 0; i < n; i++) {
+		uint32_t *ids = NULL;
+		size_t n_ids, n_prompt, k = 0;
+
+		while (said[k].who->uid != names[i].uid ||
+		       strcmp(said[k].who->label, names[i].label) != 0)
+			k++;
+		assert_int_equal(store_ids_of(s, &names[i], VOCAB, &ids, &n_ids, &n_prompt, &err),
+				 0);
+		assert_int_equal(n_ids, 4);
+		assert_true(n_prompt > 0 && n_prompt < 4);
+		assert_int_equal(ids[0], said[k].first);
+		free(ids);
+	}
+	free(names);
 	s = store_free(s);
 	folder_close(&f);
 }
@@ -415,6 +461,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_turn_begins_with_all_that_was_said_and_its_ids),
 		cmocka_unit_test(ids_of_another_tokenizer_are_not_given_back),
+		cmocka_unit_test(all_sessions_of_all_users_are_told_with_the_ids_of_each),
 		cmocka_unit_test(options_stay_until_they_are_given_anew),
 		cmocka_unit_test(one_turn_at_a_time),
 		cmocka_unit_test(what_was_begun_and_given_up_was_never_there),
