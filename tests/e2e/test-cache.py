@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """The KV cache through the whole daemon: the same answer, bit for bit, wherever its beginning comes from."""
-import importlib.util
 import random
 
-from steamd_e2e import *
+from kvpages import Recomputed
+from stored import *
 
 PAGE = 16
 SETS = (f"PageTokens={PAGE}", "Context=4096")
@@ -14,16 +14,6 @@ def ids_of(n, seed=1):
     """@n tokens of which no two prompts have a beginning in common."""
     rng = random.Random(seed)
     return [rng.randrange(3, 480) for _ in range(n)]
-
-
-def module(name):
-    spec = importlib.util.spec_from_file_location(name.replace("-", "_"), SRC / "tests" / "e2e" / f"{name}.py")
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
-Stored = module("test-crashes").Stored
 
 
 def cached(result):
@@ -138,7 +128,7 @@ def the_next_turn_of_a_conversation_is_bit_for_bit_a_cold_run():
 
 def what_comes_from_disk_is_bit_for_bit_a_cold_run():
     ids = ids_of(200)
-    with Daemon("air", *SETS) as d:
+    with Daemon("air", *SETS) as d, Recomputed("air", *SETS) as again:
         want = exact(d, ids)[0]
         wait_for(lambda: kv(d)["written_pages"] == 13, 20, "thirteen pages on disk")
         restart(d)
@@ -153,6 +143,7 @@ def what_comes_from_disk_is_bit_for_bit_a_cold_run():
         assert got == want
         assert kv(d)["read_pages"] >= 12, kv(d)
         assert kv(d)["damaged_pages"] == 0
+        again.compare(d, 13)
 
 
 def what_another_instruction_set_computed_is_not_served():
@@ -197,7 +188,7 @@ def many_texts_in_a_small_arena_are_bit_for_bit_cold_runs():
 
 def a_restart_with_the_descriptor_store_finds_the_arena():
     ids = ids_of(130)
-    with Stored("air", *SETS) as d:
+    with Stored("air", *SETS) as d, Recomputed("air", *SETS) as again:
         want, hit = exact(d, ids)
         assert hit == 0
         for how in (signal.SIGTERM, signal.SIGKILL):
@@ -208,11 +199,12 @@ def a_restart_with_the_descriptor_store_finds_the_arena():
             assert got == want, how
             assert kv(d)["read_pages"] == 0, kv(d)
             assert kv(d)["damaged_pages"] == 0, kv(d)
+            again.compare(d, 10)
 
 
 def a_killed_executor_is_not_noticed_in_the_answer():
     ids, n = ids_of(130), 400
-    with Daemon("air", *SETS) as d:
+    with Daemon("air", *SETS) as d, Recomputed("air", *SETS) as again:
         want = Cold(d)(ids, n)
         os.kill(d.executor(), signal.SIGKILL)
         first, hit = exact(d, ids, n)
@@ -237,6 +229,7 @@ def a_killed_executor_is_not_noticed_in_the_answer():
         assert [p for line in lines[:-1] for p in line["logprobs"]] == want["logprobs"]
         assert d.executor() != executor
         assert kv(d)["damaged_pages"] == 0, kv(d)
+        again.compare(d, 33)
 
 
 def without_its_directory_it_still_answers():
@@ -280,6 +273,8 @@ def damaged_files_are_computed_again_and_counted():
         assert hit == 0, hit
         assert got == want
         wait_for(lambda: kv(d)["damaged_pages"] == 8, 20, "eight damaged pages, no more and no less")
+        with Recomputed("air", *SETS) as again:
+            again.compare(d, 9)
 
 
 def another_uid_is_served_nothing_from_any_tier():
@@ -303,4 +298,4 @@ def another_uid_is_served_nothing_from_any_tier():
 
 if __name__ == "__main__":
     run([v for v in list(globals().values()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and getattr(v, "__name__", "") not in ("Cold", "ids_of", "module", "cached", "exact", "kv", "restart")])
+         and getattr(v, "__name__", "") not in ("Cold", "ids_of", "cached", "exact", "kv", "restart")])

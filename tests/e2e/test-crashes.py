@@ -1,111 +1,15 @@
 #!/usr/bin/env python3
 """kill -9 of the broker while sessions are written: with a descriptor store, without one, and at every write."""
-import array
 import contextlib
 import importlib.util
 import random
-import select
 import shutil
-import socket
-import threading
 
-from steamd_e2e import *
+from stored import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
 N = 60 if SANITIZED else 300  # tokens of an answer
 ROUNDS = int(os.environ.get("ROUNDS", 5 if SANITIZED else 15))
-
-
-class Stored(Daemon):
-    """A daemon under a manager that keeps what it is given, and gives it to the next one: this test."""
-
-    def __init__(self, model, *sets, tracer=()):
-        super().__init__(model, *sets)
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind(str(self.dir / "notify"))
-        self.store = []  # (name, descriptor, watched)
-        self.ready = threading.Event()
-        self.tracer = tracer
-        threading.Thread(target=self.collect, daemon=True).start()
-
-    def collect(self):
-        while True:
-            data, ancillary, _, _ = self.notify.recvmsg(65536, 8192)
-            fds = array.array("i")
-            for _, _, received in ancillary:
-                fds.frombytes(received[:len(received) - len(received) % 4])
-            words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
-            name = words.get("FDNAME")
-            if words.get("READY") == "1":
-                self.ready.set()
-            if words.get("FDSTOREREMOVE") == "1":
-                for entry in [e for e in self.store if e[0] == name]:
-                    self.store.remove(entry)
-                    os.close(entry[1])
-            elif words.get("FDSTORE") == "1":
-                self.store += [(name, fd, words.get("FDPOLL") != "0") for fd in fds]
-            else:
-                for fd in fds:
-                    os.close(fd)
-
-    def drop_dead(self):
-        """Descriptors whose other end is gone leave the store, as with systemd."""
-        for entry in list(self.store):
-            poll = select.poll()
-            poll.register(entry[1], 0)
-            if entry[2] and poll.poll(0):
-                self.store.remove(entry)
-                os.close(entry[1])
-
-    def __enter__(self):
-        self.ready.clear()
-        self.drop_dead()
-        fds = [e[1] for e in self.store]
-        base = max([99, *fds]) + 1
-        env = dict(ENV, NOTIFY_SOCKET=str(self.dir / "notify"))
-        env.pop("XDG_RUNTIME_DIR", None)
-        if fds:
-            env.update(LISTEN_FDS=str(len(fds)), LISTEN_FDNAMES=":".join(e[0] for e in self.store))
-
-        def place():
-            for i, fd in enumerate(fds):
-                os.dup2(fd, base + i)
-            for i in range(len(fds)):
-                os.dup2(base + i, 3 + i)
-        with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(
-                [*self.tracer, "sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *self.command()], stderr=log, stdout=log,
-                stdin=subprocess.DEVNULL, env=env, preexec_fn=place, pass_fds=range(3, 3 + len(fds)))
-        assert self.ready.wait(60), self.log()
-        return self
-
-    def __exit__(self, kind, value, trace):
-        super().__exit__(kind, value, trace)
-        for _, fd, _ in self.store:
-            os.close(fd)  # the executor ends with its last one
-        self.store = []
-
-    def again(self):
-        self.process.wait(20)
-        self.__enter__()
-
-
-def show(d, name):
-    return json.loads(d.ctl("session", "show", "--json", name))["turn"]
-
-
-def start(d, name, text, n, seed):
-    p = d.popen("ask", "--json", "--no-think", "--session", name, "--ignore-eos", "-n", n, "--seed", seed, text,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return p
-
-
-def finish(p):
-    """The last line of an answer, or None and the reason."""
-    out, err = p.communicate(timeout=60)
-    if p.returncode != 0:
-        return None, (p.returncode, err.decode())
-    return json.loads(out.splitlines()[-1]), None
 
 
 def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
@@ -374,4 +278,4 @@ def a_kill_at_any_write_of_the_store_loses_nothing():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Stored", "show", "start", "finish", "kills", "sibling", "telling_seed", "resend")])
+         and k not in ("kills", "sibling", "telling_seed", "resend")])
