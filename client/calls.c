@@ -117,32 +117,35 @@ static int check_may_block(const struct steamd *s, struct steamd_error *err)
 			    "a callback may not wait on its own handle");
 }
 
+/*
+ * Starts a request by one of steamd_start_…(), which is given what comes behind
+ * it here, and waits for its end: what finish() returns.
+ */
+#define CALL(s, c, err, start, ...)                                                                \
+	({                                                                                         \
+		const struct steamd_handler handler_ = handler_of(c);                              \
+		uint64_t request_ = 0;                                                             \
+		int r_ = check_may_block(s, err);                                                  \
+                                                                                                   \
+		if (r_ == 0)                                                                       \
+			r_ = start(s, ##__VA_ARGS__, &handler_, &request_, err);                   \
+		finish(s, c, r_, request_, err);                                                   \
+	})
+
 int steamd_generate(struct steamd *s, const struct steamd_generate *g,
 		    const struct steamd_handler *handler, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_generate(s, g, &h, &request, err);
-	return finish(s, &c, r, request, err);
+	return CALL(s, &c, err, steamd_start_generate, g);
 }
 
 int steamd_score(struct steamd *s, const struct steamd_score *q,
 		 const struct steamd_handler *handler, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_score(s, q, &h, &request, err);
-	return finish(s, &c, r, request, err);
+	return CALL(s, &c, err, steamd_start_score, q);
 }
 
 static int no_result(struct steamd_error *err, const char *what)
@@ -157,14 +160,8 @@ int steamd_tokenize(struct steamd *s, const char *text, size_t len, unsigned fla
 		    size_t *ret_n, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_tokenize, text, len, flags);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_tokenize(s, text, len, flags, &h, &request, err);
-	r = finish(s, &c, r, request, err);
 	if (r < 0)
 		return r;
 	if (!c.ids)
@@ -175,8 +172,11 @@ int steamd_tokenize(struct steamd *s, const char *text, size_t len, unsigned fla
 }
 
 /* For the calls that give text. */
-static int take_text(struct call *c, char **ret, size_t *ret_len, struct steamd_error *err)
+static int take_text(struct call *c, int ended, char **ret, size_t *ret_len,
+		     struct steamd_error *err)
 {
+	if (ended < 0)
+		return ended;
 	if (!c->text)
 		return no_result(err, "a text");
 	*ret = steal(c->text);
@@ -188,40 +188,25 @@ int steamd_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids, unsig
 		      char **ret, size_t *ret_len, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_detokenize, ids, n_ids, flags);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_detokenize(s, ids, n_ids, flags, &h, &request, err);
-	r = finish(s, &c, r, request, err);
-	return r < 0 ? r : take_text(&c, ret, ret_len, err);
+	return take_text(&c, r, ret, ret_len, err);
 }
 
 int steamd_render(struct steamd *s, const char *json, size_t len, char **ret, size_t *ret_len,
 		  struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_render, json, len);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_render(s, json, len, &h, &request, err);
-	r = finish(s, &c, r, request, err);
-	return r < 0 ? r : take_text(&c, ret, ret_len, err);
+	return take_text(&c, r, ret, ret_len, err);
 }
 
 /* For the calls that give JSON to whom wants it. */
-static int finish_json(struct steamd *s, struct call *c, int started, uint64_t request, char **ret,
-		       struct steamd_error *err)
+static int take_json(struct call *c, int ended, char **ret, struct steamd_error *err)
 {
-	const int r = finish(s, c, started, request, err);
-
-	if (r < 0)
-		return r;
+	if (ended < 0)
+		return ended;
 	if (!c->json)
 		return no_result(err, "JSON");
 	if (ret)
@@ -232,97 +217,60 @@ static int finish_json(struct steamd *s, struct call *c, int started, uint64_t r
 int steamd_query(struct steamd *s, enum steamd_query what, char **ret, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_query, what);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_query(s, what, &h, &request, err);
-	return finish_json(s, &c, r, request, ret, err);
+	return take_json(&c, r, ret, err);
 }
 
 int steamd_cancel_turn(struct steamd *s, uint64_t turn, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_cancel_turn(s, turn, &h, &request, err);
-	return finish(s, &c, r, request, err);
+	return CALL(s, &c, err, steamd_start_cancel_turn, turn);
 }
 
 int steamd_sleep(struct steamd *s, const char *rung, int now, const struct steamd_handler *handler,
 		 char **ret, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_sleep, rung, now);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_sleep(s, rung, now, &h, &request, err);
-	return finish_json(s, &c, r, request, ret, err);
+	return take_json(&c, r, ret, err);
 }
 
 int steamd_wake(struct steamd *s, const struct steamd_handler *handler, char **ret,
 		struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_wake);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_wake(s, &h, &request, err);
-	return finish_json(s, &c, r, request, ret, err);
+	return take_json(&c, r, ret, err);
 }
 
 int steamd_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
 		 const struct steamd_handler *handler, char **ret, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { .owner = handler };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_yield, bytes, pid);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_yield(s, bytes, pid, &h, &request, err);
-	return finish_json(s, &c, r, request, ret, err);
+	return take_json(&c, r, ret, err);
 }
 
 int steamd_cache_explain(struct steamd *s, uint64_t turn, const char *session, char **ret,
 			 struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_cache_explain, turn, session);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_cache_explain(s, turn, session, &h, &request, err);
-	return finish_json(s, &c, r, request, ret, err);
+	return take_json(&c, r, ret, err);
 }
 
 int steamd_session(struct steamd *s, enum steamd_session_verb verb, const struct steamd_session *q,
 		   char **ret, size_t *ret_len, struct steamd_error *err)
 {
 	_cleanup_(call_deinit) struct call c = { 0 };
-	const struct steamd_handler h = handler_of(&c);
-	uint64_t request = 0;
-	int r;
+	const int r = CALL(s, &c, err, steamd_start_session, verb, q);
 
-	r = check_may_block(s, err);
-	if (r == 0)
-		r = steamd_start_session(s, verb, q, &h, &request, err);
-	r = finish(s, &c, r, request, err);
 	if (r < 0)
 		return r;
 	if (!c.json && !c.data)

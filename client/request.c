@@ -80,8 +80,11 @@ static int start(struct steamd *s, struct msg *m, const struct body *body,
 {
 	struct handle_request *q, **last = &s->requests;
 	struct err err = { 0 };
-	int r = 0;
+	int r;
 
+	r = handle_check(s, e);
+	if (r < 0)
+		return r;
 	q = calloc(1, sizeof(*q));
 	if (!q)
 		return handle_error(e, -ENOMEM, STEAMD_CODE_LOCAL, "out of memory");
@@ -182,11 +185,7 @@ int steamd_start_generate(struct steamd *s, const struct steamd_generate *given,
 	struct msg m = { .type = MSG_GENERATE };
 	struct steamd_generate g;
 	struct body body;
-	int r;
 
-	r = handle_check(s, err);
-	if (r < 0)
-		return r;
 	steamd_generate_init(&g);
 	if (given->struct_bytes < offsetof(struct steamd_generate, temperature) ||
 	    given->struct_bytes > sizeof(g))
@@ -226,11 +225,7 @@ int steamd_start_score(struct steamd *s, const struct steamd_score *given,
 	struct msg m = { .type = MSG_SCORE };
 	struct steamd_score q = { 0 };
 	struct body body;
-	int r;
 
-	r = handle_check(s, err);
-	if (r < 0)
-		return r;
 	if (given->struct_bytes == 0 || given->struct_bytes > sizeof(q))
 		return refuse(err, "struct_bytes is not sizeof(struct steamd_score)");
 	memcpy(&q, given, given->struct_bytes);
@@ -257,10 +252,7 @@ int steamd_start_tokenize(struct steamd *s, const char *text, size_t len, unsign
 {
 	struct msg m = { .type = MSG_TOKENIZE };
 	const struct body body = BODY(&m.tokenize, text, true);
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	MSG_SET(&m.tokenize, text, bytes_of(text, len, 1));
 	if (flags & STEAMD_PLAIN)
 		MSG_SET(&m.tokenize, plain, true);
@@ -273,10 +265,7 @@ int steamd_start_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids,
 {
 	struct msg m = { .type = MSG_DETOKENIZE };
 	const struct body body = BODY(&m.detokenize, ids, false);
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	MSG_SET(&m.detokenize, ids, bytes_of(ids, n_ids, sizeof(uint32_t)));
 	if (flags & STEAMD_SKIP_SPECIAL)
 		MSG_SET(&m.detokenize, skip_special, true);
@@ -289,10 +278,7 @@ int steamd_start_render(struct steamd *s, const char *json, size_t len,
 {
 	struct msg m = { .type = MSG_RENDER };
 	const struct body body = BODY(&m.render, messages, true);
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	MSG_SET(&m.render, messages, bytes_of(json, len, 1));
 	return start(s, &m, &body, handler, ret, err);
 }
@@ -307,10 +293,7 @@ int steamd_start_query(struct steamd *s, enum steamd_query what,
 		[STEAMD_LIMITS] = MSG_LIMITS,
 	};
 	struct msg m = { 0 };
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	if ((unsigned)what >= ARRAY_SIZE(types))
 		return refuse(err, "there is no such query");
 	m.type = types[what];
@@ -441,9 +424,6 @@ int steamd_start_session(struct steamd *s, enum steamd_session_verb verb,
 	uint64_t id;
 	int r;
 
-	r = handle_check(s, err);
-	if (r < 0)
-		return r;
 	steamd_session_init(&q);
 	if (given && (given->struct_bytes < offsetof(struct steamd_session, temperature) ||
 		      given->struct_bytes > sizeof(q)))
@@ -468,10 +448,7 @@ int steamd_start_cancel_turn(struct steamd *s, uint64_t turn, const struct steam
 			     uint64_t *ret, struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_CANCEL_TURN };
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	MSG_SET(&m.cancel_turn, turn, turn);
 	return start(s, &m, NULL, handler, ret, err);
 }
@@ -481,10 +458,7 @@ int steamd_start_sleep(struct steamd *s, const char *rung, int now,
 		       struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_SLEEP };
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	if (rung)
 		MSG_SET(&m.sleep, rung, span_of(rung));
 	if (now)
@@ -496,9 +470,8 @@ int steamd_start_wake(struct steamd *s, const struct steamd_handler *handler, ui
 		      struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_WAKE };
-	const int r = handle_check(s, err);
 
-	return r < 0 ? r : start(s, &m, NULL, handler, ret, err);
+	return start(s, &m, NULL, handler, ret, err);
 }
 
 int steamd_start_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
@@ -506,10 +479,7 @@ int steamd_start_yield(struct steamd *s, uint64_t bytes, uint32_t pid,
 		       struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_YIELD };
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	MSG_SET(&m.yield, bytes, bytes);
 	if (pid)
 		MSG_SET(&m.yield, pid, pid);
@@ -521,10 +491,7 @@ int steamd_start_cache_explain(struct steamd *s, uint64_t turn, const char *sess
 			       struct steamd_error *err)
 {
 	struct msg m = { .type = MSG_CACHE_EXPLAIN };
-	const int r = handle_check(s, err);
 
-	if (r < 0)
-		return r;
 	if (session)
 		MSG_SET(&m.cache_explain, session, span_of(session));
 	else

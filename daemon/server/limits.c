@@ -115,7 +115,8 @@ char *limits_report(const struct peer *p, const struct store_usage *usage, size_
 		LIST_FOREACH(user, &s->users, link)
 		{
 			if (user->uid != p->uid)
-				json_array_append_new(list, describe_user(s, user->uid, usage, n_usage));
+				json_array_append_new(list,
+						      describe_user(s, user->uid, usage, n_usage));
 		}
 	}
 	put(o, "users", list);

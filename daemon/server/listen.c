@@ -14,6 +14,13 @@
 #include "daemon/base/log.h"
 #include "daemon/server/server.h"
 
+/*
+ * In a turn of the loop, so that others' work comes between. Who only connects
+ * and leaves, as fast as it can, spends on it what it costs here; it takes a
+ * millisecond of others' answers, and the wait for the backlog of who connects
+ * next, which no limit of a user could spare: it is the kernel's, and whose a
+ * connection is, is known only when it was accepted.
+ */
 #define ACCEPTS_A_TURN 16
 #define BACKLOG 512
 
