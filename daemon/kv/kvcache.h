@@ -168,6 +168,13 @@ void kvcache_executor_lost(struct kvcache *c);
 /* Gives up pages that nobody holds, those that cost least first; returns the bytes given back to the machine. */
 uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes);
 
+/* Pages that kvcache_yield() could give up. */
+struct kvcache_unheld {
+	uint32_t n_pages, n_empty; /* empty: of these, with memory that nobody needs */
+	uint32_t n_disk;	   /* of these, on disk too */
+};
+void kvcache_count_unheld(const struct kvcache *c, struct kvcache_unheld *ret);
+
 struct kvcache_counts {
 	uint32_t n_pages, n_free, n_held, n_kept; /* kept: sealed, found, and held by nobody */
 	uint64_t n_found_tokens, n_sealed, n_evicted, n_damaged, n_cleared;

@@ -39,6 +39,29 @@ static uint64_t yield_pages(uint64_t bytes, void *userdata)
 	return s->engine ? kvcache_yield(s->engine->kv, bytes) : 0;
 }
 
+/* Computed again, or read at the rate at which weights were when the executor last came back. */
+static void price_pages(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata)
+{
+	const struct server *s = userdata;
+	struct kvcache_unheld n = { 0 };
+	struct power_view view;
+	double us;
+
+	*ret_bytes = *ret_return_us = 0;
+	if (!s->engine)
+		return;
+	kvcache_count_unheld(s->engine->kv, &n);
+	*ret_bytes = (uint64_t)n.n_pages * s->engine->plan.page_bytes;
+	power_look_at(s->power, &view);
+	us = (double)(n.n_pages - n.n_empty - n.n_disk) *
+	     sched_prompt_us(s->engine->sched, 0, s->engine->plan.page_tokens);
+	if (view.prices[POWER_GONE].freed_bytes > 0)
+		us += (double)n.n_disk * (double)s->engine->plan.page_bytes *
+		      (double)view.prices[POWER_GONE].return_us /
+		      (double)view.prices[POWER_GONE].freed_bytes;
+	*ret_return_us = (uint64_t)us;
+}
+
 static void on_flushed(struct tiers_flush *f)
 {
 	struct server *s = f->userdata;
@@ -108,6 +131,7 @@ int sleep_open(struct server *s, struct err *err)
 		.settings = s->settings,
 		.has_work = has_work,
 		.yield_pages = yield_pages,
+		.price_pages = price_pages,
 		.seal = seal,
 		.unseal = unseal,
 		.halt = halt,
