@@ -11,6 +11,7 @@
 #include "daemon/power/power.h"
 #include "daemon/server/health.h"
 #include "daemon/server/tidy.h"
+#include "daemon/server/warm.h"
 
 #define GIB (1024.0 * 1024 * 1024)
 
@@ -266,8 +267,10 @@ static int ask(struct request *q, const struct power_wish *wish, struct err *err
 
 	if (!n)
 		return err_set(err, -ENOMEM, "out of memory");
-	if (wish->kind != POWER_WISH_WAKE)
+	if (wish->kind != POWER_WISH_WAKE) {
 		tidy_stop(q->server->tidy);
+		warm_stop(q->server->warm);
+	}
 	n->wish = *wish;
 	n->wish.on_done = on_done;
 	n->wish.on_progress = on_progress;
