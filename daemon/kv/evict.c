@@ -210,6 +210,23 @@ static uint64_t punch_free(struct kvcache *c, uint64_t bytes)
 	return freed;
 }
 
+void kvcache_count_unheld(const struct kvcache *c, struct kvcache_unheld *ret)
+{
+	*ret = (struct kvcache_unheld){ 0 };
+	for (kv_page page = 0; page < c->options.n_pages; page++) {
+		const struct prefix_node *node = c->by_page[page];
+
+		if (kvpool_is_free(c->pool, page) && kvdir_owner(c->dir, page) != KVDIR_NOBODY) {
+			ret->n_pages++;
+			ret->n_empty++;
+		}
+		if (!node || kvpool_holders(c->pool, page) > 0)
+			continue;
+		ret->n_pages++;
+		ret->n_disk += tiers_has(c, node);
+	}
+}
+
 uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes)
 {
 	uint64_t freed = punch_free(c, bytes);

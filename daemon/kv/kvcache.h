@@ -227,6 +227,13 @@ int kvcache_carry_in(struct kvcache *c, const struct kvcache_walk *w, struct wor
 const char *kvcache_room_fault(const void *room, uint64_t bytes, uint32_t element_bytes,
 			       const uint64_t sum[2]);
 
+/* Pages that kvcache_yield() could give up. */
+struct kvcache_unheld {
+	uint32_t n_pages, n_empty; /* empty: of these, with memory that nobody needs */
+	uint32_t n_disk;	   /* of these, on disk too */
+};
+void kvcache_count_unheld(const struct kvcache *c, struct kvcache_unheld *ret);
+
 struct kvcache_counts {
 	uint32_t n_pages, n_free, n_held, n_kept; /* kept: sealed, found, and held by nobody */
 	uint64_t n_found_tokens, n_sealed, n_evicted, n_damaged, n_cleared;

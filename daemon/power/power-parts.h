@@ -3,6 +3,7 @@
 
 #include "daemon/power/lease.h"
 #include "daemon/power/power.h"
+#include "daemon/power/prices.h"
 #include "daemon/sched/executor.h"
 
 /* What a process or a wish was promised. */
@@ -44,6 +45,7 @@ struct power {
 };
 
 /* power.c */
+void power_offer(const struct power *p, struct prices_offer *ret); /* what could be given up, from the rung it is on */
 enum executor_state power_state(const struct power *p);
 bool power_is_nothing(const struct power *p); /* there is no executor that could sleep or wake */
 /* The rung it is on or on the way down to; on the way up, and at first, it is quiet already. */

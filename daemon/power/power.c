@@ -328,8 +328,26 @@ void power_look(struct power *p)
 	power_later(p);
 }
 
+void power_offer(const struct power *p, struct prices_offer *ret)
+{
+	struct power_view view;
+	uint64_t return_us = 0;
+
+	power_look_at(p, &view);
+	*ret = (struct prices_offer){ .at = view.rung };
+	memcpy(ret->rungs, view.prices, sizeof(ret->rungs));
+	if (p->options.yield_pages)
+		ret->pages_bytes = UINT64_MAX;
+	if (p->options.price_pages)
+		p->options.price_pages(&ret->pages_bytes, &return_us, p->options.userdata);
+	if (ret->pages_bytes > 0)
+		ret->us_per_byte = (double)return_us / (double)ret->pages_bytes;
+}
+
 void power_pressed(struct power *p)
 {
+	struct prices_set give = { .pages_bytes = POWER_PRESSURE_BYTES };
+	struct prices_offer offer;
 	bool moving;
 	const enum power_rung at = power_rung_of(p, &moving);
 	uint64_t bytes = 0;
@@ -337,15 +355,18 @@ void power_pressed(struct power *p)
 	if (moving)
 		return; /* the last step shows yet */
 	malloc_trim(0);
-	if (!has_work(p) && at < POWER_GONE) {
-		p->pressed = at + 1;
+	power_offer(p, &offer);
+	if (!has_work(p))
+		give = prices_step(&offer, POWER_PRESSURE_BYTES);
+	if (give.rung > at) {
+		p->pressed = give.rung;
 		log_info("the machine lacks memory: from %s to %s", power_rung_name(at),
 			 power_rung_name(p->pressed));
 		power_later(p);
 		return;
 	}
-	if (p->options.yield_pages)
-		bytes = p->options.yield_pages(POWER_PRESSURE_BYTES, p->options.userdata);
+	if (p->options.yield_pages && give.pages_bytes > 0)
+		bytes = p->options.yield_pages(give.pages_bytes, p->options.userdata);
 	if (bytes > 0)
 		log_info("the machine lacks memory: %llu MiB of the KV cache given up",
 			 (unsigned long long)bytes >> 20);

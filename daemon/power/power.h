@@ -13,10 +13,9 @@
  *	a wish		power_ask(): sleep, or yield until so many bytes are free
  *	a lease		what was yielded stays free: after work, POWER_GRACE_US; those
  *			of processes outlive the broker
- *	pressure	one step at each sign that the machine lacks memory: rungs
- *			first, for weights come back as fast as the disk is; KV
- *			pages, which must be computed again, when there is work or
- *			nothing else is left
+ *	pressure	one step at each sign that the machine lacks memory: a rung or
+ *			some KV pages, whichever is cheaper (prices.h); with work,
+ *			pages
  *
  * and in any case, with work or without, before the machine is suspended: that
  * pauses answers, as a wish to sleep now does. Any other wish waits for them.
@@ -70,6 +69,8 @@ struct power_options {
 	 * about @bytes are free. Returns the bytes freed. NULL: there are none.
 	 */
 	uint64_t (*yield_pages)(uint64_t bytes, void *userdata);
+	/* How much that could be at most, and what having all of it back would take. NULL: any amount for nothing. */
+	void (*price_pages)(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata);
 	/*
 	 * What was computed is to be made safe, within @timeout_us; @rung is where
 	 * the executor goes. Called again, when power_look() was, until it returns
@@ -123,7 +124,6 @@ struct power_wish {
 	TAILQ_ENTRY(power_wish) link;
 	struct power_lease *lease;
 	enum power_rung want; /* YIELD: how deep it must be */
-	bool asked_pages;
 	uint64_t pages_bytes, before_bytes; /* YIELD: KV pages freed; the executor's memory when it was asked */
 	bool holds;	      /* YIELD: what could be freed is, and stays so */
 	uint64_t freed_bytes; /* YIELD: by it */

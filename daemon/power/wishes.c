@@ -188,20 +188,29 @@ void power_withdraw(struct power_wish *w)
 		end_lease(w->lease);
 }
 
-/* Whether all that it wants is free, or all there is; else goes for more. */
+/* Whether all that it wants is free, or all there is; else goes for the cheapest that is left. */
 static bool is_yielded(struct power *p, struct power_wish *w, enum power_rung at, bool moving)
 {
 	const uint64_t now_bytes = executor_bytes(p);
+	struct prices_offer offer;
+	struct prices_set give;
+	uint64_t pages = 0;
 
-	if (!w->asked_pages && p->options.yield_pages)
-		w->pages_bytes = p->options.yield_pages(w->bytes, p->options.userdata);
-	w->asked_pages = true;
 	w->freed_bytes = w->pages_bytes + (w->before_bytes - MIN(w->before_bytes, now_bytes));
-	if (w->freed_bytes >= w->bytes || (at == POWER_GONE && !moving))
+	if (w->freed_bytes >= w->bytes)
 		return true;
-	if (at >= w->want && !moving)
-		w->want = MIN(at + 1u, POWER_GONE);
-	return false;
+	if (moving || at < w->want)
+		return false;
+	power_offer(p, &offer);
+	give = prices_choose(&offer, w->bytes - w->freed_bytes);
+	w->want = give.rung;
+	if (give.pages_bytes > 0 && p->options.yield_pages)
+		pages = p->options.yield_pages(give.pages_bytes, p->options.userdata);
+	w->pages_bytes += pages;
+	w->freed_bytes += pages;
+	if (w->freed_bytes < w->bytes && give.rung == at && at < POWER_GONE)
+		w->want = at + 1; /* pages were fewer than they seemed */
+	return w->freed_bytes >= w->bytes || (at == POWER_GONE && pages == 0);
 }
 
 static void hold(struct power_wish *w)

@@ -58,6 +58,12 @@ static uint64_t wanted_pages(const struct sched *s, const struct turn *t)
 	return sched_pages(s, (uint64_t)sched_to_feed(t) + 1);
 }
 
+/* The last token is computed, for the one that follows it; of a tidy turn none does. */
+static uint32_t to_find(const struct turn *t)
+{
+	return t->rec->tidy ? t->rec->n_ids : t->rec->n_ids - 1;
+}
+
 /* What a queued turn would find. A text to be scored is computed from its beginning. */
 static void look(const struct sched *s, struct turn *t, struct kvcache_found *ret)
 {
@@ -65,8 +71,7 @@ static void look(const struct sched *s, struct turn *t, struct kvcache_found *re
 	if (t->rec->score)
 		return;
 	t->root = kvcache_root(s->cache, t->rec->uid, t->rec->label);
-	kvcache_look(s->cache, t->root, t->rec->uid, turn_ids(s->turns, t->rec), t->rec->n_ids - 1,
-		     ret);
+	kvcache_look(s->cache, t->root, t->rec->uid, turn_ids(s->turns, t->rec), to_find(t), ret);
 }
 
 static uint32_t common_tokens(const struct sched *s, struct turn *a, struct turn *b)
@@ -88,10 +93,10 @@ static bool soon_found(const struct sched *s, struct turn *t, const struct kvcac
 	if (t->rec->score)
 		return false;
 	/* files of the disk are being looked into: more may be in one */
-	if (!kvcache_is_ready(s->cache) && t->rec->n_ids - 1 > found->n_tokens)
+	if (!kvcache_is_ready(s->cache) && to_find(t) > found->n_tokens)
 		return true;
 	if (kvcache_is_sealing(s->cache, t->root, t->rec->uid, turn_ids(s->turns, t->rec),
-			       t->rec->n_ids - 1))
+			       to_find(t)))
 		return true;
 	for (struct turn *r = s->first; r; r = r->next) {
 		uint32_t n;
@@ -130,7 +135,7 @@ static void note_miss(const struct sched *s, const struct turn *t)
 		rec->miss = (struct kvcache_miss){ .cause = KV_MISS_SCORE };
 	else
 		kvcache_explain(s->cache, rec->uid, rec->label, turn_ids(s->turns, rec),
-				rec->n_ids - 1, t->n_known, &rec->miss);
+				to_find(t), t->n_known, &rec->miss);
 }
 
 /* Puts what there is of its text into its table. */
@@ -140,9 +145,9 @@ static void hold(struct sched *s, struct turn *t)
 
 	t->held = (struct kvcache_held){ .source = KV_PAGE_NONE };
 	if (!rec->score)
-		rec->n_pages = kvcache_hold(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
-					    rec->n_ids - 1, turn_page_table(s->turns, rec),
-					    &t->held);
+		rec->n_pages =
+			kvcache_hold(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
+				     to_find(t), turn_page_table(s->turns, rec), &t->held);
 	t->n_known = t->held.n_tokens;
 	t->settling = t->n_known > 0;
 	if (!t->replaying) {

@@ -10,6 +10,7 @@
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 #include "daemon/server/tidy.h"
+#include "daemon/server/warm.h"
 
 #ifndef STEAMD_VERSION
 #define STEAMD_VERSION "unknown"
@@ -250,6 +251,7 @@ static json_t *describe_shared(const struct server *s)
 		json_array_append_new(refused, json_string(s->shared->refused[i]));
 	put(o, "prompts", prompts);
 	put(o, "refused", refused);
+	put(o, "warming", warm_describe(s->warm));
 	return o;
 }
 

@@ -23,6 +23,7 @@
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
 #include "daemon/server/tidy.h"
+#include "daemon/server/warm.h"
 #include "daemon/text/spans.h"
 
 struct user *server_user(struct server *s, uid_t uid)
@@ -96,6 +97,7 @@ void server_busy_changed(struct server *s)
 	if (s->power)
 		power_look(s->power);
 	tidy_look(s->tidy);
+	warm_look(s->warm);
 	if (s->health && server_is_busy(s))
 		health_busy(s->health);
 }
@@ -247,6 +249,7 @@ static void on_engine_applied(void *userdata)
 /* What was read of SharedPrompts= is in force from now on. */
 static void share_prompts(struct server *s, struct sharedprompts *shared)
 {
+	warm_stop(s->warm);
 	sharedprompts_free(s->shared);
 	s->shared = shared;
 	for (uint32_t i = 0; i < shared->n_refused; i++)
@@ -255,6 +258,7 @@ static void share_prompts(struct server *s, struct sharedprompts *shared)
 		log_warning("out of memory: the shared prompts stay as they were");
 	else if (shared->n + shared->n_refused > 0)
 		log_info("SharedPrompts=: %u taken, %u refused", shared->n, shared->n_refused);
+	warm_all(s->warm);
 }
 
 static int start_engine(struct server *s, struct sharedprompts **shared, struct err *err)
@@ -380,6 +384,7 @@ static void unload(struct server *s)
 	struct stream *st;
 
 	tidy_stop(s->tidy);
+	warm_stop(s->warm);
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
 		stream_abandon(st, -EHOSTDOWN, &err);
@@ -628,6 +633,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = tidy_new(s, &s->tidy);
 	if (r >= 0)
+		r = warm_new(s, &s->warm);
+	if (r >= 0)
 		r = sessions_new(s, options->state_dir, &s->sessions);
 	if (r >= 0)
 		r = health_new(s, &s->health);
@@ -696,6 +703,7 @@ struct server *server_free(struct server *s)
 		peer_free(p);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
 	s->tidy = tidy_free(s->tidy);
+	s->warm = warm_free(s->warm);
 	s->power = power_free(s->power);
 	tiers_flush_withdraw(&s->flush);
 	s->sessions = sessions_free(s->sessions);

@@ -28,6 +28,7 @@ struct stream;
 struct explained;
 struct sessions;
 struct tidy;
+struct warm;
 
 struct server_options {
 	struct settings *settings; /* outlives the server, which changes it on reload */
@@ -59,6 +60,7 @@ struct server {
 	struct sessions *sessions;
 	struct spans *spans; /* what was sampled, by its text */
 	struct tidy *tidy;   /* NULL: at the end */
+	struct warm *warm;   /* NULL: at the end */
 	struct textmodel *model; /* NULL until it is open */
 	struct engine *engine;	 /* NULL until then, too */
 	struct sharedprompts *shared; /* as last read; NULL: not yet */

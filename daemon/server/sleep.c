@@ -11,6 +11,7 @@
 #include "daemon/power/power.h"
 #include "daemon/server/health.h"
 #include "daemon/server/tidy.h"
+#include "daemon/server/warm.h"
 
 #define GIB (1024.0 * 1024 * 1024)
 
@@ -37,6 +38,29 @@ static uint64_t yield_pages(uint64_t bytes, void *userdata)
 	const struct server *s = userdata;
 
 	return s->engine ? kvcache_yield(s->engine->kv, bytes) : 0;
+}
+
+/* Computed again, or read at the rate at which weights were when the executor last came back. */
+static void price_pages(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata)
+{
+	const struct server *s = userdata;
+	struct kvcache_unheld n = { 0 };
+	struct power_view view;
+	double us;
+
+	*ret_bytes = *ret_return_us = 0;
+	if (!s->engine)
+		return;
+	kvcache_count_unheld(s->engine->kv, &n);
+	*ret_bytes = (uint64_t)n.n_pages * s->engine->plan.page_bytes;
+	power_look_at(s->power, &view);
+	us = (double)(n.n_pages - n.n_empty - n.n_disk) *
+	     sched_prompt_us(s->engine->sched, 0, s->engine->plan.page_tokens);
+	if (view.prices[POWER_GONE].freed_bytes > 0)
+		us += (double)n.n_disk * (double)s->engine->plan.page_bytes *
+		      (double)view.prices[POWER_GONE].return_us /
+		      (double)view.prices[POWER_GONE].freed_bytes;
+	*ret_return_us = (uint64_t)us;
 }
 
 static void on_flushed(struct tiers_flush *f)
@@ -108,6 +132,7 @@ int sleep_open(struct server *s, struct err *err)
 		.settings = s->settings,
 		.has_work = has_work,
 		.yield_pages = yield_pages,
+		.price_pages = price_pages,
 		.seal = seal,
 		.unseal = unseal,
 		.halt = halt,
@@ -242,8 +267,10 @@ static int ask(struct request *q, const struct power_wish *wish, struct err *err
 
 	if (!n)
 		return err_set(err, -ENOMEM, "out of memory");
-	if (wish->kind != POWER_WISH_WAKE)
+	if (wish->kind != POWER_WISH_WAKE) {
 		tidy_stop(q->server->tidy);
+		warm_stop(q->server->warm);
+	}
 	n->wish = *wish;
 	n->wish.on_done = on_done;
 	n->wish.on_progress = on_progress;

@@ -47,6 +47,14 @@ def shared(d):
     return d.status()["shared_prompts"]
 
 
+def warm(d, name="policy.txt"):
+    """The marked prompt, once all of it has been computed, though nobody asked."""
+    def all_of_it():
+        p = shared(d)["prompts"].get(name)
+        return p if p and p["arena_pages"] == p["pages"] and not shared(d)["warming"]["running"] else None
+    return wait_for(all_of_it, 20, "all of it")
+
+
 def whole_pages(n):
     return n // PAGE * PAGE
 
@@ -54,12 +62,11 @@ def whole_pages(n):
 def a_second_user_computes_what_follows_a_marked_prompt():
     need_root()
     with Marked() as m, daemon(m) as d:
-        p = shared(d)["prompts"]["policy.txt"]
-        assert shared(d)["refused"] == [] and p["arena_pages"] == 0, shared(d)
+        p = warm(d)
+        assert shared(d)["refused"] == [], shared(d)
         assert p["pages"] == p["tokens"] // PAGE >= 3, p
         first, text = ask(d, ALICE, "What is a prime number?")
-        assert first["cached_tokens"] == 0, first
-        wait_for(lambda: shared(d)["prompts"]["policy.txt"]["arena_pages"] == p["pages"], 20, "all of it")
+        assert first["cached_tokens"] == whole_pages(p["tokens"]), first  # it tells nothing of who came before
         second, same = ask(d, BOB, "What is a prime number?")
         assert second["cached_tokens"] == whole_pages(p["tokens"]), (second, p)
         assert same == text
@@ -94,7 +101,8 @@ def the_disk_has_it_and_a_new_broker_too():
         with open(d.log_path, "w"):
             pass
         with d:
-            wait_for(lambda: shared(d)["prompts"]["policy.txt"]["disk_pages"] == p["pages"], 20, "found on disk")
+            warm(d)
+            assert shared(d)["warming"]["tokens"] == 0, shared(d)  # it was read, not computed
             usage, same = ask(d, BOB, "What is a prime number?")
             assert usage["cached_tokens"] == whole_pages(p["tokens"]) and same == text, usage
             assert d.status()["kv"]["read_pages"] == p["pages"]
@@ -111,13 +119,44 @@ def a_reload_reads_them_again():
         talk = {"messages": [{"role": "system", "content": POLICY}, {"role": "user", "content": "Begin, please. " * 9}]}
         m.write("talk.json", json.dumps(talk))
         d.ctl("reload")
-        p = wait_for(lambda: shared(d)["prompts"].get("talk.json"), 20, "the other one")
-        assert list(shared(d)["prompts"]) == ["talk.json"] and 0 < p["arena_pages"] < p["pages"], shared(d)
+        before = shared(d)["warming"]["tokens"]
+        p = warm(d, "talk.json")
+        assert list(shared(d)["prompts"]) == ["talk.json"], shared(d)
+        assert shared(d)["warming"]["tokens"] - before < whole_pages(p["tokens"]), shared(d)
         usage, _ = ask(d, BOB, "Hello")
         assert usage["cached_tokens"] == 0, usage
-        ask(d, ALICE, talk["messages"][1]["content"])
         usage, _ = ask(d, BOB, talk["messages"][1]["content"])
         assert usage["cached_tokens"] == whole_pages(p["tokens"]), (usage, p)
+
+
+def a_sleeping_daemon_is_not_woken_for_it_and_a_new_executor_is_asked():
+    with Marked() as m, daemon(m, "DiskCache=no") as d:
+        n = warm(d)["pages"]
+        d.ctl("sleep", "gone")
+        m.write("other.txt", POLICY.replace("short", "long"))
+        d.ctl("reload")
+        wait_for(lambda: "other.txt" in shared(d)["prompts"], 20, "the other one")
+        time.sleep(0.5)
+        assert d.status()["power"]["rung"] == "gone", d.status()["power"]
+        assert shared(d)["prompts"]["other.txt"]["arena_pages"] < n, shared(d)
+        d.ctl("wake")
+        warm(d, "other.txt")
+        os.kill(d.executor(), signal.SIGKILL)
+        done = shared(d)["warming"]["done"]
+        d.complete([5] * 20, 1)
+        warm(d), warm(d, "other.txt")
+        assert shared(d)["warming"]["done"] == done, shared(d)  # nothing was lost
+
+
+def a_user_that_comes_while_it_is_computed_comes_first():
+    need_root()
+    with Marked() as m:
+        m.write("long.txt", POLICY * 30)
+        with daemon(m) as d:
+            ask(d, ALICE, "What is a prime number?", system="Be brief", n=30)
+            warm(d, "long.txt")
+            first, _ = ask(d, BOB, "Hello", system=POLICY * 30)
+            assert first["cached_tokens"] == whole_pages(shared(d)["prompts"]["long.txt"]["tokens"]), first
 
 
 def what_others_could_have_written_is_refused_with_a_sentence():
@@ -168,4 +207,4 @@ def no_client_comes_under_the_uid_that_shares():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("need_root", "Marked", "daemon", "ask", "shared", "whole_pages")])
+         and k not in ("need_root", "warm", "Marked", "daemon", "ask", "shared", "whole_pages")])

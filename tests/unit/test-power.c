@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 
 #include "client/wire/ownership.h"
+#include "daemon/power/prices.h"
 #include "tests/unit/world.h"
 
 #define WEIGHTS 900ull
@@ -23,6 +24,7 @@ struct ladder {
 	int done_r;
 	enum executor_state sealed_in;
 	bool disk_hangs;
+	uint64_t us_per_byte;
 };
 
 static struct ladder *the_ladder;
@@ -42,6 +44,14 @@ static uint64_t yield_pages(uint64_t bytes, void *userdata)
 	l->n_yields++;
 	l->pages_bytes -= n;
 	return n;
+}
+
+static void price_pages(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata)
+{
+	const struct ladder *l = userdata;
+
+	*ret_bytes = l->pages_bytes;
+	*ret_return_us = l->pages_bytes * l->us_per_byte;
 }
 
 static bool seal(enum power_rung rung, uint64_t timeout_us, void *userdata)
@@ -150,6 +160,7 @@ static void open_ladder(struct ladder *l, uint32_t idle_park, uint32_t idle_exit
 	struct power_options options = { .settings = &l->world.settings,
 					 .has_work = has_work,
 					 .yield_pages = yield_pages,
+					 .price_pages = price_pages,
 					 .seal = seal,
 					 .unseal = unseal,
 					 .halt = halt,
@@ -397,13 +408,13 @@ static struct power_wish yield_of(uint64_t bytes, pid_t pid)
 				    .on_progress = on_progress };
 }
 
-static void pages_are_yielded_first_then_rungs(void **state)
+static void what_is_yielded_is_what_costs_least(void **state)
 {
 	static const struct {
 		uint64_t wanted, pages, freed;
 		enum power_rung rung;
 	} cases[] = {
-		{ 500, 10000, 500, POWER_QUIET },	 { 500, 100, 1000, POWER_PARKED },
+		{ 500, 10000, 500, POWER_QUIET },	 { 500, 100, 900, POWER_PARKED },
 		{ 900, 0, 900, POWER_PARKED },		 { 901, 0, RESIDENT, POWER_GONE },
 		{ 5000, 50, RESIDENT + 50, POWER_GONE },
 	};
@@ -427,6 +438,83 @@ static void pages_are_yielded_first_then_rungs(void **state)
 		end_process(&l, pid, fd);
 		close_ladder(&l);
 	}
+}
+
+static void the_cheapest_set_is_chosen(void **state)
+{
+	static const struct {
+		enum power_rung at;
+		uint64_t bytes, pages;
+		double us_per_byte;
+		enum power_rung rung;
+		uint64_t given;
+	} cases[] = {
+		{ POWER_QUIET, 500, 1000, 0.01, POWER_QUIET, 500 }, /* 5 us against 9 */
+		{ POWER_QUIET, 500, 1000, 0.02, POWER_PARKED, 0 },  /* 10 against 9 */
+		{ POWER_QUIET, 950, 1000, 0.2, POWER_PARKED, 50 },  /* 9 + 10 against 20 */
+		{ POWER_QUIET, 950, 1000, 0.3, POWER_GONE, 0 },	    /* 9 + 15 against 20 */
+		{ POWER_QUIET, 950, 49, 0.2, POWER_GONE, 0 },	    /* too few pages */
+		{ POWER_QUIET, 2000, 900, 0.2, POWER_GONE, 900 },   /* all there is */
+		{ POWER_PARKED, 90, 1000, 0.1, POWER_PARKED, 90 },  /* 9 against 11 more */
+		{ POWER_PARKED, 90, 1000, 0.2, POWER_GONE, 0 },
+		{ POWER_GONE, 90, 1000, 99, POWER_GONE, 90 },
+		{ POWER_GONE, 90, 0, 0, POWER_GONE, 0 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		const struct prices_offer o = {
+			.at = cases[i].at,
+			.rungs = { { 0 }, { 900, 9, true }, { 1000, 20, true } },
+			.pages_bytes = cases[i].pages,
+			.us_per_byte = cases[i].us_per_byte,
+		};
+		const struct prices_set set = prices_choose(&o, cases[i].bytes);
+
+		assert_int_equal(set.rung, cases[i].rung);
+		assert_int_equal(set.pages_bytes, cases[i].given);
+	}
+}
+
+static void one_step_is_the_cheapest_for_each_byte(void **state)
+{
+	struct prices_offer o = { .rungs = { { 0 }, { 900, 9, true }, { 1000, 20, true } },
+				  .pages_bytes = 300 };
+
+	(void)state;
+	o.us_per_byte = 0.009; /* parked: 0.01 */
+	assert_int_equal(prices_step(&o, 500).rung, POWER_QUIET);
+	assert_int_equal(prices_step(&o, 500).pages_bytes, 300);
+	assert_int_equal(prices_step(&o, 200).pages_bytes, 200);
+	o.us_per_byte = 0.011;
+	assert_int_equal(prices_step(&o, 500).rung, POWER_PARKED);
+	assert_int_equal(prices_step(&o, 500).pages_bytes, 0);
+	o.at = POWER_PARKED; /* gone: 11 us for 100 more */
+	assert_int_equal(prices_step(&o, 500).pages_bytes, 300);
+	o.us_per_byte = 0.12;
+	assert_int_equal(prices_step(&o, 500).rung, POWER_GONE);
+	o.at = POWER_GONE;
+	assert_int_equal(prices_step(&o, 500).pages_bytes, 300);
+	o.pages_bytes = 0;
+	assert_int_equal(prices_step(&o, 500).rung, POWER_GONE);
+	assert_int_equal(prices_step(&o, 500).pages_bytes, 0);
+}
+
+static void pressure_takes_pages_while_they_are_cheaper(void **state)
+{
+	struct ladder l;
+
+	(void)state;
+	open_ladder(&l, 0, 0);
+	l.pages_bytes = 5;
+	power_pressed(l.power);
+	settle(&l);
+	is_on(&l, POWER_QUIET);
+	assert_int_equal(l.pages_bytes, 0);
+	power_pressed(l.power);
+	settle(&l);
+	is_on(&l, POWER_PARKED);
+	close_ladder(&l);
 }
 
 static uint32_t n_leases(const struct ladder *l)
@@ -459,7 +547,7 @@ static void a_lease_ends_with_its_process(void **state)
 	(void)state;
 	open_ladder(&l, 0, 0);
 	l.pages_bytes = 100;
-	w = yield_of(500, pid);
+	w = yield_of(950, pid);
 	assert_int_equal(power_ask(l.power, &w, NULL), 0);
 	settle(&l);
 	is_on(&l, POWER_PARKED);
@@ -476,7 +564,7 @@ static void a_lease_ends_with_its_process(void **state)
 	is_on(&l, POWER_QUIET);
 	pass(&l, 1);
 	is_on(&l, POWER_PARKED);
-	assert_int_equal(l.pages_bytes, 9900); /* and pages did not grow back, either */
+	assert_int_equal(l.pages_bytes, 9950); /* and pages did not grow back, either */
 
 	end_process(&l, pid, fd);
 	assert_int_equal(n_leases(&l), 0);
@@ -611,7 +699,7 @@ static void there_are_only_so_many_leases(void **state)
 	close_ladder(&l);
 }
 
-static void pressure_takes_rungs_first_and_pages_while_there_is_work(void **state)
+static void pressure_takes_rungs_while_they_are_cheaper_and_pages_while_there_is_work(void **state)
 {
 	struct turn *t;
 	struct ladder l;
@@ -619,6 +707,7 @@ static void pressure_takes_rungs_first_and_pages_while_there_is_work(void **stat
 	(void)state;
 	open_ladder(&l, 0, 0);
 	l.pages_bytes = 5;
+	l.us_per_byte = 1000000;
 	power_pressed(l.power);
 	settle(&l);
 	is_on(&l, POWER_PARKED);
@@ -640,6 +729,7 @@ static void pressure_takes_rungs_first_and_pages_while_there_is_work(void **stat
 	run(&l, 0);
 	power_pressed(l.power);
 	assert_int_equal(l.n_yields, 3);
+	l.us_per_byte = 0;
 	settle(&l);
 	is_on(&l, POWER_QUIET);
 	close_ladder(&l);
@@ -896,14 +986,17 @@ int main(void)
 		cmocka_unit_test(a_wish_to_sleep_waits_for_the_end_of_the_work),
 		cmocka_unit_test(a_wish_to_wake_ends_the_others),
 		cmocka_unit_test(a_wish_withdrawn_is_nobody_s),
-		cmocka_unit_test(pages_are_yielded_first_then_rungs),
+		cmocka_unit_test(what_is_yielded_is_what_costs_least),
+		cmocka_unit_test(the_cheapest_set_is_chosen),
+		cmocka_unit_test(one_step_is_the_cheapest_for_each_byte),
 		cmocka_unit_test(a_lease_ends_with_its_process),
 		cmocka_unit_test(pages_alone_are_kept_free_too),
 		cmocka_unit_test(a_lease_without_a_process_ends_with_its_wish_or_a_wake_up),
 		cmocka_unit_test(a_process_that_is_not_there_gets_no_lease),
 		cmocka_unit_test(one_that_ends_too_early_is_told_of),
 		cmocka_unit_test(there_are_only_so_many_leases),
-		cmocka_unit_test(pressure_takes_rungs_first_and_pages_while_there_is_work),
+		cmocka_unit_test(pressure_takes_pages_while_they_are_cheaper),
+		cmocka_unit_test(pressure_takes_rungs_while_they_are_cheaper_and_pages_while_there_is_work),
 		cmocka_unit_test(before_suspend_turns_pause_and_afterwards_they_go_on),
 		cmocka_unit_test(a_suspend_waits_for_no_longer_than_it_may),
 		cmocka_unit_test(sleep_now_pauses_answers_until_others_come_or_a_wake_up),
