@@ -223,7 +223,7 @@ void kvcache_count_unheld(const struct kvcache *c, struct kvcache_unheld *ret)
 		if (!node || kvpool_holders(c->pool, page) > 0)
 			continue;
 		ret->n_pages++;
-		ret->n_disk += tiers_has(c, node);
+		ret->n_disk += tiers_has_written(c, node);
 	}
 }
 
