@@ -923,7 +923,7 @@ static void without_an_executor_there_is_nothing_to_ask(void **state)
 	power_suspend(l.power, true, DELAY_US, on_safe, &l);
 	settle(&l);
 	assert_int_equal(l.n_safe, 1);
-	power_suspend(l.power, false, NULL, NULL);
+	power_suspend(l.power, false, 0, NULL, NULL);
 	close_ladder(&l);
 }
 
