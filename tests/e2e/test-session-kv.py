@@ -184,6 +184,33 @@ def a_file_is_for_its_importer_alone():
         assert ask(d, "it", "And now?", 12, uid=4001)["usage"]["cached_tokens"] == 16 * whole_pages(first)
 
 
+def none_of_it_becomes_everybodys():
+    if os.geteuid() != 0:
+        raise Skip("several uids need root")
+    system = "You are brief. " * 12
+    with Daemon("air", *SETS) as d:
+        ask(d, "talk", WORDS, 30, "--system", system)
+        d.ctl("session", "export", "--kv", "talk", d.dir / "file")
+        data = (d.dir / "file").read_bytes()
+        n = sum(s[0] == "kvpg" for s in sections(data))
+    marked = pathlib.Path(tempfile.mkdtemp(prefix="steamd-e2e-"))
+    (marked / "brief.txt").write_text(system)
+    with Daemon("air", *SETS, f"SharedPrompts={marked}", socket_mode="0666") as d:
+        path = d.dir / "file"
+        path.write_bytes(data)
+        path.chmod(0o644)
+        said = json.loads(d.ctl("session", "import", "--json", path, "it", uid=4001))
+        [shared] = d.status()["shared_prompts"]["prompts"].values()
+        n_shared = said["kv"]["there"]
+        assert n_shared > 2 and said["kv"]["taken"] == n - n_shared, (said, n)
+        assert shared["arena_pages"] == shared["disk_pages"] == 0, shared
+        usage = ask(d, "mine", "hi", 3, "--system", system, uid=4002)["usage"]
+        assert usage["cached_tokens"] == 0, usage
+        # what is everybody's is there now, and computed here; behind it comes what the file brought
+        assert ask(d, "it", "And now?", 3, uid=4001)["usage"]["cached_tokens"] == 16 * n
+    shutil.rmtree(marked)
+
+
 def what_the_user_may_not_have_is_left_out():
     data, first, second, _ = exported()
     pages = [s for s in sections(data) if s[0] == "kvpg"]
