@@ -4,8 +4,8 @@
  * of the broker, reboots, deaths of the executor, flipped bits, stalled readers,
  * cancels and deadlines, in an arena that holds a part of it all, with a disk
  * behind it that holds some more. The broker's objects are the real ones, the
- * disk's thread and files too; what it was asked for is done before the next
- * step, so that a seed is a day. What must hold is looked at after every step.
+ * disk's files too; the disk has no thread, so that a seed is a day. What must
+ * hold is looked at after every step.
  *
  * STEAMD_DAY_SEEDS: how many days, each with its own seed (20), or one by its
  * seed as "=17".
@@ -524,7 +524,6 @@ static void live(struct world *w, uint64_t until_us)
 	while (clock_us() < until_us) {
 		if (obey(w) || world_turn(w)) {
 			still = 0;
-			world_run_disk(w);
 			assert_all(w);
 			something_happens(w);
 			continue;

@@ -322,12 +322,6 @@ void world_run(struct world *w, uint64_t n_steps)
 	}
 }
 
-void world_run_disk(struct world *w)
-{
-	while (is_disk_busy(w))
-		assert_true(sd_event_run(w->loop, UINT64_MAX) >= 0);
-}
-
 bool world_listen(struct world *w)
 {
 	return turn_loop(w);

@@ -67,8 +67,6 @@ void world_mark(struct world *w, const uint32_t *ids, uint32_t n);
 /* Runs until nothing moves any more, or the computer has done @n_steps more; those that only move pages do not count. */
 void world_run(struct world *w, uint64_t n_steps);
 void world_run_all(struct world *w);
-/* Until the disk has done all that it was asked for. */
-void world_run_disk(struct world *w);
 /* All that waits to be done, results included; returns whether there was anything. */
 bool world_listen(struct world *w);
 /* The same, and then one step of the computer; returns whether there was anything. */
