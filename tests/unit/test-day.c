@@ -63,8 +63,8 @@ static struct day {
 	bool asleep, bits_flip, was_killed;
 	uint64_t n_prompt_tokens, n_sampled;
 	struct counted {
-		uint32_t reboots, lost, restarts, inside, kills, parks, leaves, flips, cancels, deadlines, faults,
-			pauses, lengths;
+		uint32_t reboots, lost, restarts, inside, kills, parks, leaves, flips, cancels,
+			deadlines, faults, pauses, lengths;
 	} n;
 	uint64_t n_evicted, n_damaged, n_found, n_written, n_read; /* of caches that are gone */
 } day;
