@@ -88,12 +88,12 @@ bool shared_is_marked(const struct kvcache *c, const struct prefix_node *node);
 bool shared_is_lost(const struct kvcache *c, const struct prefix_node *node);
 void shared_free(struct kvcache *c);
 
-/* moves.c */
-int moves_clear(struct kvcache *c, kv_page page, uid_t uid);
-int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens);
+/* kvmoves.c */
+int kvmoves_clear(struct kvcache *c, kv_page page, uid_t uid);
+int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens);
 /* Marks the node PENDING. */
-int moves_check(struct kvcache *c, struct prefix_node *node);
-void moves_free(struct kvcache *c);
+int kvmoves_check(struct kvcache *c, struct prefix_node *node);
+void kvmoves_free(struct kvcache *c);
 
 /* tiers.c: pages between arena and disk. */
 void tiers_write(struct kvcache *c, struct prefix_node *node); /* a page that was sealed */

@@ -203,7 +203,7 @@ struct kvcache *kvcache_free(struct kvcache *c)
 	if (!c)
 		return NULL;
 	carry_leave_all(c);
-	moves_free(c);
+	kvmoves_free(c);
 	tiers_moved(c); /* without a disk, flushes end */
 	prefix_free(c->prefix);
 	if (c->arena)
@@ -278,8 +278,7 @@ void kvcache_look(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 		.n_tokens = (m.n_pages + disk.n_pages) * c->options.page_tokens,
 		.n_pages = m.n_pages,
 	};
-	ret->n_tokens += disk.n_pages > 0 ? disk.part_tokens
-					  : MAX(disk.part_tokens, m.part_tokens);
+	ret->n_tokens += disk.n_pages > 0 ? disk.part_tokens : MAX(disk.part_tokens, m.part_tokens);
 	for (const struct prefix_node *node = m.last; node && node->parent; node = node->parent)
 		ret->n_unheld += kvpool_holders(c->pool, node->page) == 0 &&
 				 !evict_spares(c, uid, node);
@@ -291,10 +290,13 @@ static void touch(struct kvcache *c, struct prefix_node *node)
 	node->hits += node->hits < UINT32_MAX;
 	kvdir_touch(c->dir, node->page, node->used_us);
 	if (node->trust == PREFIX_UNCHECKED)
-		moves_check(c, node); /* if there is no memory for it, settling tries again */
+		kvmoves_check(c, node); /* if there is no memory for it, settling tries again */
 }
 
-/* @source, which is held, is what to copy from if a page to copy to can be taken. Returns the tokens in it, or 0. */
+/*
+ * @source, which is held, is what to copy from if a page to copy to can be had.
+ * Returns the tokens in it, or 0.
+ */
 static uint32_t hold_part(struct kvcache *c, uid_t uid, kv_page source, uint32_t n_tokens,
 			  kv_page *table, struct kvcache_held *ret)
 {
@@ -334,8 +336,8 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 	ret->n_tokens += n_disk * c->options.page_tokens;
 	ret->n_disk_tokens = n_disk * c->options.page_tokens;
 	if (part != KV_PAGE_NONE) {
-		ret->n_disk_tokens +=
-			hold_part(c, uid, part, c->by_page[part]->n_tokens, table, ret);
+		ret->n_disk_tokens += hold_part(c, uid, part, c->by_page[part]->n_tokens, table,
+						ret);
 	} else if (m.part && n_disk == 0) {
 		match(c, &whose, ids, n, &m); /* a read that failed may have cost it */
 		if (m.part) {
@@ -356,7 +358,7 @@ static int is_sure(struct kvcache *c, kv_page page)
 	if (!node)
 		return -EBADMSG;
 	if (node->trust == PREFIX_UNCHECKED)
-		moves_check(c, node);
+		kvmoves_check(c, node);
 	return node->trust == PREFIX_CHECKED;
 }
 
@@ -376,7 +378,7 @@ int kvcache_settle(struct kvcache *c, const kv_page *table, struct kvcache_held 
 	if (sure == 0)
 		return 0;
 	if (sure > 0 && held->source != KV_PAGE_NONE &&
-	    moves_copy(c, held->source, table[held->n_pages], held->source_tokens) < 0)
+	    kvmoves_copy(c, held->source, table[held->n_pages], held->source_tokens) < 0)
 		return 0;
 	if (sure > 0) {
 		chain->n_pages = held->n_pages;
@@ -408,7 +410,7 @@ int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret)
 		return r;
 	for (uint32_t i = 0; i < n && r >= 0; i++) {
 		if (kvdir_open(c->dir, ret[i], uid))
-			r = moves_clear(c, ret[i], uid);
+			r = kvmoves_clear(c, ret[i], uid);
 	}
 	if (r < 0)
 		kvcache_drop(c, ret, n);

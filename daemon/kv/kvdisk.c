@@ -15,7 +15,7 @@
 #include "daemon/base/worker.h"
 
 #define WAITING_MAX 256 /* writes */
-#define OUTLIVED_MAX 4	/* parts that one page makes superfluous at once; others go as they get old */
+#define OUTLIVED_MAX 4	/* parts that one page outlives at once; others go as they get old */
 
 /* A record in the index. */
 struct record {
@@ -45,7 +45,7 @@ struct job {
 	struct segments_place place;
 	void *payload;
 	uint32_t n_strips;
-	uint64_t sum[2]; /* READ: out */
+	uint64_t sum[2];			      /* READ: out */
 	struct segments_place outlived[OUTLIVED_MAX]; /* WRITE: when it is written */
 	uint32_t n_outlived;
 	struct segments_limits limits;
@@ -172,7 +172,10 @@ static void run_open(struct job *job)
 	job->r = segments_open(&d->options, &d->store, &job->err);
 }
 
-/* Between a page and a part's bytes, one strip after the other; what the page has behind them becomes zeros, for it may be another's. */
+/*
+ * Between a page and a part's bytes, one strip after the other. What the page
+ * has behind them becomes zeros, for it may be another's.
+ */
 static void move_strips(const struct job *job, char *part, bool to_part)
 {
 	const struct segments_options *o = &job->disk->options;
@@ -539,8 +542,7 @@ static void find_outlived(struct kvdisk *d, const struct kvdisk_key *key, struct
 {
 	for (uint32_t k = key->n_tokens - 1;
 	     k > 0 && d->n_parts > 0 && job->n_outlived < OUTLIVED_MAX; k--) {
-		struct record *rec =
-			find_part(d, key->root, key->uid, key->parent, key->tokens, k);
+		struct record *rec = find_part(d, key->root, key->uid, key->parent, key->tokens, k);
 
 		if (!rec || rec->place.segment == 0 || rec->outlived)
 			continue;
@@ -611,7 +613,8 @@ static int push_plain(struct kvdisk *d, const struct job *what)
 
 int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
 {
-	return push_plain(d, &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
+	return push_plain(d,
+			  &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
 }
 
 void kvdisk_flush(struct kvdisk *d)

@@ -36,7 +36,10 @@ void segments_set_limits(struct segments *s, const struct segments_limits *limit
 	s->layout = segfile_layout(s->opts.page_bytes, s->opts.page_tokens, file_bytes);
 }
 
-/* What it would cost to compute again what will be asked for again, a byte. */
+/*
+ * What it would cost to compute again what will be asked for again, a byte that
+ * was written: room that its user is still to fill would be wanted again at once.
+ */
 static double worth(const struct segments_file *f, uint64_t now_us)
 {
 	double sum = 0;
@@ -48,7 +51,7 @@ static double worth(const struct segments_file *f, uint64_t now_us)
 		if (r->key.n_tokens > 0 && !r->outlived)
 			sum += r->key.n_tokens * (1.0 + r->hits) / (double)(60 * US_PER_S + age_us);
 	}
-	return sum / (double)(f->bytes + 1);
+	return sum / (double)(MIN(f->bytes, f->next * f->layout.stride) + 1);
 }
 
 static bool may_take(struct segments *s, const struct segments_file *f, uint32_t uid,

@@ -153,8 +153,8 @@ void tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
 
 	*ret = (struct tiers_found){ 0 };
 	for (; c->disk && n >= c->options.page_tokens; n -= c->options.page_tokens) {
-		const struct kvdisk_key key =
-			next_key(c, whose, m->n_pages + ret->n_pages, parent, ids);
+		const struct kvdisk_key key = next_key(c, whose, m->n_pages + ret->n_pages, parent,
+						       ids);
 
 		if (!kvdisk_has(c->disk, &key))
 			break;

@@ -282,9 +282,12 @@ static int check_limits(const struct sched *s, const struct turn_record *rec, st
 	struct sched_counts all, own;
 	uint64_t left;
 
+	if (rec->tidy && s->first)
+		return err_set(err, -EBUSY, "other turns wait or run");
+	if (rec->tidy && s->resting)
+		return err_set(err, -EBUSY, "no turn may run now");
 	if (rec->tidy)
-		return s->first ? err_set(err, -EBUSY, "other turns wait or run") :
-		       s->resting ? err_set(err, -EBUSY, "no turn may run now") : 0;
+		return 0;
 	sched_count(s, (uid_t)-1, &all);
 	sched_count(s, rec->uid, &own);
 	if (own.queued_tokens + rec->n_prompt > s->settings->max_user_queued_tokens)

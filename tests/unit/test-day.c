@@ -1,9 +1,11 @@
 /*
  * A desktop's day on the virtual clock: 1,000 requests of growing conversations
  * of three users, two of whom begin with a marked prompt, with sleeps, restarts
- * of the broker, deaths of the executor, flipped bits, stalled readers, cancels
- * and deadlines, in an arena that holds a part of it all. The broker's objects
- * are the real ones; what must hold is looked at after every step.
+ * of the broker, reboots, deaths of the executor, flipped bits, stalled readers,
+ * cancels and deadlines, in an arena that holds a part of it all, with a disk
+ * behind it that holds some more. The broker's objects are the real ones, the
+ * disk's files too; the disk has no thread, so that a seed is a day. What must
+ * hold is looked at after every step.
  *
  * STEAMD_DAY_SEEDS: how many days, each with its own seed (20), or one by its
  * seed as "=17".
@@ -23,6 +25,7 @@
 #define CONTEXT 512
 #define PAGES 224 /* of 20 conversations of up to 32 */
 #define SLOTS 8
+#define DISK_BYTES (24ull << 20) /* of which a page takes 8 KiB */
 #define DAY_US (24 * 3600 * US_PER_S)
 
 /* A 5 GB model with 64 experts on two cores. */
@@ -60,10 +63,10 @@ static struct day {
 	bool asleep, bits_flip, was_killed;
 	uint64_t n_prompt_tokens, n_sampled;
 	struct counted {
-		uint32_t restarts, inside, kills, parks, leaves, flips, cancels, deadlines, faults,
-			pauses, lengths;
+		uint32_t reboots, lost, restarts, inside, kills, parks, leaves, flips, cancels,
+			deadlines, faults, pauses, lengths;
 	} n;
-	uint64_t n_evicted, n_damaged, n_found; /* of caches that are gone */
+	uint64_t n_evicted, n_damaged, n_found, n_written, n_read; /* of caches that are gone */
 } day;
 
 static uint32_t random_below(uint32_t n)
@@ -155,8 +158,23 @@ static void assert_believed(const struct world *w)
 		day.was_killed = false;
 }
 
+/* The disk has no more than it may have, nobody more than a half of it, and did not fail. */
+static void assert_disk(const struct world *w)
+{
+	struct kvdisk_counts n;
+
+	kvdisk_count(w->disk, &n);
+	assert_string_equal(kvdisk_text(w->disk), "");
+	assert_true(n.store.bytes <= DISK_BYTES);
+	assert_int_equal(n.store.n_failed, 0);
+	assert_true(n.store.n_damaged == 0 || day.n.flips > 0); /* it may have been written so */
+	if (n.n_waiting == 0)
+		assert_int_equal(n.n_pages, n.store.n_records);
+}
+
 static void assert_all(const struct world *w)
 {
+	assert_disk(w);
 	assert_believed(w);
 	assert_tables(w);
 	assert_pages(w);
@@ -338,6 +356,8 @@ static void keep_counts(const struct world *w)
 	day.n_evicted += n.n_evicted;
 	day.n_damaged += n.n_damaged;
 	day.n_found += n.n_found_tokens;
+	day.n_written += n.n_written;
+	day.n_read += n.n_read;
 }
 
 /* A bit of a page that was left to be found: it is looked at once when broker or executor are new. */
@@ -370,6 +390,26 @@ static void restart_broker(struct world *w)
 		assert_int_equal(w->t[i].rec != NULL, !q->ended);
 	}
 	day.n.restarts++;
+}
+
+/* Power is cut; who waited for an answer asks again, or not. */
+static void reboot(struct world *w)
+{
+	keep_counts(w);
+	world_reboot(w);
+	w->n_turns = day.u.n_asked;
+	for (uint32_t i = 0; i < day.u.n_asked; i++) {
+		struct request *q = &day.u.requests[i];
+
+		if (q->ended)
+			continue;
+		q->ended = true;
+		q->talk->asked = false;
+		day.u.n_open--;
+		day.n.lost++;
+	}
+	day.asleep = day.was_killed = false;
+	day.n.reboots++;
 }
 
 /*
@@ -473,6 +513,8 @@ static void something_happens(struct world *w)
 		stall_or_read(w);
 	if (one_in(2000))
 		go_to_sleep(w);
+	if (one_in(2000))
+		reboot(w);
 }
 
 /* Until @until_us, or all is done. */
@@ -511,6 +553,8 @@ static void open_day(uint64_t seed)
 	for (uint32_t i = 0; i < OPENING; i++)
 		marked[i] = opening(i, 0);
 	world_mark(&day.w, marked, OPENING);
+	day.w.disk_bytes = DISK_BYTES;
+	world_open_disk(&day.w);
 	day.w.computer.cost = &cost;
 	day.w.heard = on_heard;
 	day.w.ended = on_ended;
@@ -564,7 +608,11 @@ static void live_a_day(uint64_t seed)
 	print_message("  %llu tokens of prompts, %llu sampled; %llu computed; %llu pages evicted\n",
 		      (unsigned long long)day.n_prompt_tokens, (unsigned long long)day.n_sampled,
 		      (unsigned long long)n_computed, (unsigned long long)day.n_evicted);
+	print_message("  %u reboots, %u answers lost by them; %llu pages written, %llu read\n",
+		      day.n.reboots, day.n.lost, (unsigned long long)day.n_written,
+		      (unsigned long long)day.n_read);
 	/* the day was what it is meant to be */
+	assert_true(day.n.reboots > 0 && day.n_written > 0 && day.n_read > 0);
 	assert_true(day.n.inside > 0 && day.n.restarts > day.n.inside && day.n.kills > 0 &&
 		    day.n.parks > 0 && day.n.leaves > 0);
 	assert_true(day.n_evicted > 0 && day.n.cancels > 0 && day.n.pauses > 0);

@@ -239,7 +239,8 @@ static void a_restarted_broker_finds_what_was_read(void **state)
 	b = say(&w, 1, ids, 120, 130, 5);
 	world_run_all(&w);
 	assert_int_equal(b->rec->n_cached, 119);
-	assert_int_equal(counts(&w).n_read, 1); /* of the first turn, what is behind its whole pages */
+	assert_int_equal(counts(&w).n_read,
+			 1); /* of the first turn, what is behind its whole pages */
 	assert_int_equal(counts(&w).n_damaged, 0);
 	world_assert_text(&w, b, 5);
 	world_assert_all_free(&w);

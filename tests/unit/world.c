@@ -195,7 +195,8 @@ static void new_disk(struct world *w)
 		.page_tokens = WORLD_PAGE_TOKENS,
 		.page_bytes = WORLD_PAGE_TOKENS * 4,
 		.segment_bytes = 4096 * 1024,
-		.limits.total_bytes = 256 * 1024 * 1024,
+		.limits.total_bytes = w->disk_bytes ? w->disk_bytes : 256 * 1024 * 1024,
+		.limits.user_bytes = w->disk_bytes / 2,
 	};
 
 	assert_int_equal(kvdisk_new(w->loop, &o, on_disk_ready, w, &w->disk), 0);
@@ -219,7 +220,9 @@ static bool is_disk_busy(const struct world *w)
 
 void world_open_disk(struct world *w)
 {
-	snprintf(w->disk_dir, sizeof(w->disk_dir), "/tmp/steamd-world-XXXXXX");
+	/* what is synced for no power cut to come need not wait for a real disk */
+	snprintf(w->disk_dir, sizeof(w->disk_dir), "%s/steamd-world-XXXXXX",
+		 access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
 	assert_non_null(mkdtemp(w->disk_dir));
 	new_disk(w);
 	world_run(w, 0);

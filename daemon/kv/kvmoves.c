@@ -28,7 +28,7 @@ static const kv_page *held_page(const struct move *m)
 	return m->purpose == MOVE_COPY ? &m->order.from : &m->order.to;
 }
 
-int moves_clear(struct kvcache *c, kv_page page, uid_t uid)
+int kvmoves_clear(struct kvcache *c, kv_page page, uid_t uid)
 {
 	const struct step_move order = { STEP_NO_PAGE, page, c->options.page_tokens, 0 };
 	struct move *m = push(c, MOVE_CLEAR, order, NULL, 0);
@@ -40,7 +40,7 @@ int moves_clear(struct kvcache *c, kv_page page, uid_t uid)
 	return 0;
 }
 
-int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
+int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
 {
 	const struct step_move order = { from, to, n_tokens, 0 };
 
@@ -50,7 +50,7 @@ int moves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
 	return 0;
 }
 
-int moves_check(struct kvcache *c, struct prefix_node *node)
+int kvmoves_check(struct kvcache *c, struct prefix_node *node)
 {
 	const struct step_move order = { node->page, node->page, node->n_tokens, 0 };
 	struct move *m = push(c, MOVE_CHECK, order, NULL, 0);
@@ -242,7 +242,7 @@ void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n)
 	tiers_moved(c);
 }
 
-void moves_free(struct kvcache *c)
+void kvmoves_free(struct kvcache *c)
 {
 	struct move *m;
 
