@@ -16,6 +16,7 @@
 #include <xxhash.h>
 
 #include "client/wire/ownership.h"
+#include "daemon/kv/segments-ops.h"
 
 #define PAGE_TOKENS 16
 #define PAGE_BYTES 8192
@@ -578,6 +579,29 @@ static void it_may_be_freed_at_any_moment_of_its_opening(void **state)
 	end(&t);
 }
 
+static int fail_datasync(void *userdata, int fd)
+{
+	(void)userdata, (void)fd;
+	return -EIO;
+}
+
+static void a_file_that_cannot_be_flushed_when_it_is_freed_is_given_up(void **state)
+{
+	struct segments_ops ops = segments_ops_real;
+	struct disk t;
+
+	(void)state;
+	make(&t);
+	ops.datasync = fail_datasync;
+	t.options.ops = &ops;
+	open_again(&t);
+	write_one(&t, 0);
+	t.d = kvdisk_free(t.d);
+	open_again(&t);
+	assert_int_equal(n_pages(&t), 0);
+	end(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -594,6 +618,7 @@ int main(void)
 		cmocka_unit_test(pages_of_a_segment_that_went_are_not_in_the_index),
 		cmocka_unit_test(freed_with_jobs_waiting_each_ends_once),
 		cmocka_unit_test(it_may_be_freed_at_any_moment_of_its_opening),
+		cmocka_unit_test(a_file_that_cannot_be_flushed_when_it_is_freed_is_given_up),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
