@@ -11,6 +11,7 @@
 
 #define NAME_MAX_BYTES 255 /* what the manager accepts */
 #define STATE_BYTES 1024
+#define TRIES 3 /* a message that the kernel has no room for now is missed for ever */
 
 static struct {
 	char **names;
@@ -49,6 +50,15 @@ int fdstore_take(const char *name)
 			return steal_fd(&received.fds[i]);
 	}
 	return -1;
+}
+
+bool fdstore_has(const char *name)
+{
+	for (int i = 0; i < received.n; i++) {
+		if (received.fds[i] >= 0 && strcmp(received.names[i], name) == 0)
+			return true;
+	}
+	return false;
 }
 
 int fdstore_take_next(const char *prefix, char *name, size_t size)
@@ -103,16 +113,27 @@ static bool is_name(const char *name)
 	return true;
 }
 
+/* With @fd, or -1. */
+static int tell(const char *state, int fd)
+{
+	int r = 0;
+
+	for (int i = 0; i < TRIES; i++) {
+		r = sd_pid_notify_with_fds(0, false, state, &fd, fd >= 0 ? 1 : 0);
+		if (r >= 0)
+			return 0;
+	}
+	return r;
+}
+
 int fdstore_put(const char *name, int fd, int watch)
 {
 	char state[NAME_MAX_BYTES + 64];
-	int r;
 
 	if (!is_name(name) || fd < 0)
 		return -EINVAL;
 	snprintf(state, sizeof(state), "FDSTORE=1\nFDNAME=%s%s", name, watch ? "" : "\nFDPOLL=0");
-	r = sd_pid_notify_with_fds(0, false, state, &fd, 1);
-	return MIN(r, 0);
+	return tell(state, fd);
 }
 
 void fdstore_remove(const char *name)
@@ -131,7 +152,7 @@ void fdstore_notify(const char *format, ...)
 	n = vsnprintf(state, sizeof(state), format, ap);
 	va_end(ap);
 	if (n >= 0)
-		sd_notify(false, state);
+		tell(state, -1);
 }
 
 int fdstore_barrier(uint64_t timeout_us)

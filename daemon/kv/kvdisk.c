@@ -140,8 +140,11 @@ static struct record *note(struct kvdisk *d, const struct segments_key *key,
 static void tell(struct kvdisk *d, const struct segments_key *key, struct segments_place place,
 		 bool gone)
 {
-	struct told *t = calloc(1, sizeof(*t));
+	struct told *t;
 
+	if (!d->running)
+		return; /* it is being freed: nobody will ask any more */
+	t = calloc(1, sizeof(*t));
 	if (!t)
 		return; /* then it is not found, or reading it fails */
 	t->key = *key;

@@ -172,9 +172,15 @@ static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2
 	const kv_page page = m->order.to;
 	struct prefix_node *node = node_for(c, m);
 
-	if (!node || node->page != KV_PAGE_NONE || c->by_page[page]) {
+	if (!node || c->by_page[page]) {
 		note_rest(c, node, m);
-		return; /* what is before it was given up, or another turn was first */
+		return; /* what is before it was given up */
+	}
+	if (node->loading)
+		kvcache_forget(c, node, PREFIX_EVICTED); /* this is there; that may yet prove damaged */
+	if (node->page != KV_PAGE_NONE) {
+		note_rest(c, node, m);
+		return; /* another turn was first */
 	}
 	if (!supersede(c, node) || kvcache_own(c, node, page) < 0) {
 		if (LIST_EMPTY(&node->children))

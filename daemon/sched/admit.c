@@ -201,8 +201,10 @@ bool sched_settle(struct sched *s)
 				   &t->chain);
 		if (r == 0)
 			continue;
-		if (r < 0)
+		if (r < 0) {
+			t->n_lost = MAX(t->n_lost, t->n_known); /* it counted on those */
 			sched_put_back(t);
+		}
 		t->settling = false;
 		any |= r < 0;
 	}

@@ -23,19 +23,19 @@ int execrecord_new(const struct execrecord *record)
 
 	if (fd < 0)
 		return -errno;
-	execrecord_write(fd, record);
 	execrecord_park(fd);
+	execrecord_write(fd, record);
 	return fd;
 }
 
-/* What cannot be written is as if it had not been: a later broker asks, or starts afresh. */
+/* Without a record that is true a later broker starts afresh: it would wait for what was said already. */
 void execrecord_write(int fd, const struct execrecord *record)
 {
 	struct execrecord copy = *record;
 
 	copy.version = EXECRECORD_VERSION;
-	if (fd >= 0)
-		(void)!pwrite(fd, &copy, sizeof(copy), 0);
+	if (fd >= 0 && pwrite(fd, &copy, sizeof(copy), 0) != (ssize_t)sizeof(copy))
+		fdstore_remove(EXECRECORD_NAME);
 }
 
 int execrecord_take(struct execrecord *ret)

@@ -218,23 +218,24 @@ static bool stored_fits(const struct control_configure *now)
 	       memcmp(then, now, sizeof(*now)) == 0;
 }
 
-static int store_configuration(const struct control_configure *now, struct err *err)
-{
-	_cleanup_(closep) int fd = memfd_create("steamd-config", MFD_CLOEXEC);
-
-	if (fd < 0 || pwrite(fd, now, sizeof(*now), 0) != (ssize_t)sizeof(*now))
-		return err_set(err, -ENOMEM, "cannot store the executor's configuration");
-	fdstore_remove("exec-config");
-	return fdstore_put("exec-config", fd, 0);
-}
-
-static int store(const char *name, int fd, struct err *err)
+/* What cannot be stored is served all the same: a broker that finds less than all begins afresh. */
+static void store(const char *name, int fd)
 {
 	int r;
 
 	fdstore_remove(name);
-	r = fdstore_put(name, fd, 0);
-	return r < 0 ? err_set(err, r, "cannot store '%s': %s", name, strerror(-r)) : 0;
+	r = fd < 0 ? fd : fdstore_put(name, fd, 0);
+	if (r < 0)
+		log_warning("'%s' is not stored, a restart will begin afresh: %s", name,
+			    strerror(-r));
+}
+
+static void store_configuration(const struct control_configure *now)
+{
+	_cleanup_(closep) int fd = memfd_create("steamd-config", MFD_CLOEXEC);
+	const ssize_t n = fd < 0 ? -1 : pwrite(fd, now, sizeof(*now), 0);
+
+	store("exec-config", n < 0 ? -errno : n < (ssize_t)sizeof(*now) ? -EIO : fd);
 }
 
 /* The KV cache of the stored arena and directory, or a new one, which is stored. */
@@ -260,8 +261,9 @@ static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct er
 	*ret_adopted = options.arena_fd >= 0 && options.dir_fd >= 0 && !lost.text[0];
 	if (*ret_adopted)
 		return 0;
-	r = store("arena", kvcache_arena_fd(e->kv), err);
-	return r < 0 ? r : store("kvdir", kvcache_dir_fd(e->kv), err);
+	store("arena", kvcache_arena_fd(e->kv));
+	store("kvdir", kvcache_dir_fd(e->kv));
+	return 0;
 }
 
 /* Makes what is not adopted, and stores it. */
@@ -280,7 +282,7 @@ static int make_memory(struct engine *e, bool adopt, bool *ret_same_arena, struc
 		if (r < 0)
 			return r;
 		*ret_same_arena = false;
-		return store("turns", turns_fd(e->turns), err);
+		store("turns", turns_fd(e->turns));
 	}
 	return 0;
 }
@@ -294,7 +296,9 @@ static bool adopt_executor(struct engine *e, bool same_arena)
 	struct err err = { 0 };
 	int r = -ENOENT;
 
-	if (control_fd >= 0 && ring_fd >= 0 && down_fd >= 0 && up_fd >= 0 && same_arena) {
+	/* of one without a record nobody knows whether it is ready: it would be waited for without end */
+	if (control_fd >= 0 && ring_fd >= 0 && down_fd >= 0 && up_fd >= 0 && same_arena &&
+	    fdstore_has("exec-ready")) {
 		r = ring_map(ring_fd, down_fd, up_fd, &ring, &err);
 		if (r >= 0) {
 			r = executor_adopt(e->executor, control_fd, &ring, &err);
@@ -347,9 +351,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	r = make_memory(e, fits, &same_arena, err);
 	if (r < 0)
 		return r;
-	r = store_configuration(&executor.configure, err);
-	if (r < 0)
-		return r;
+	store_configuration(&executor.configure);
 
 	executor.unit_socket = options->unit_socket;
 	executor.program = options->program;

@@ -2,6 +2,8 @@
 
 Directory and arena are memfds that describe themselves: see daemon/kv/kvdir.c and kernels/cpu/kv.h.
 """
+import contextlib
+
 from steamd_e2e import *
 
 HEAD_BYTES = 4096
@@ -20,8 +22,9 @@ class Page:
 def memfd(pid, name):
     """The bytes of the process's memfd of this name."""
     for fd in pathlib.Path(f"/proc/{pid}/fd").iterdir():
-        if os.readlink(fd) == f"/memfd:{name} (deleted)":
-            return fd.read_bytes()
+        with contextlib.suppress(FileNotFoundError):  # others come and go
+            if os.readlink(fd) == f"/memfd:{name} (deleted)":
+                return fd.read_bytes()
     raise AssertionError(f"process {pid} has no memfd {name}")
 
 

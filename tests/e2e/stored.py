@@ -29,6 +29,9 @@ class Stored(Daemon):
                 fds.frombytes(received[:len(received) - len(received) % 4])
             words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
             name = words.get("FDNAME")
+            if "LEAVE" in words:
+                self.notify.close()
+                return
             if "READ" in words:
                 self.read.set()
             if words.get("READY") == "1":
@@ -42,6 +45,11 @@ class Stored(Daemon):
             else:
                 for fd in fds:
                     os.close(fd)
+
+    def leave(self):
+        """Nobody listens any more."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.sendto(b"LEAVE=1", str(self.dir / "notify"))
 
     def read_all(self):
         """What the broker has said is read, what it said last too."""
@@ -70,7 +78,7 @@ class Stored(Daemon):
         self.ready.clear()
         self.drop_dead()
         fds = [e[1] for e in self.store]
-        base = max([99, *fds]) + 1
+        base = max([499, *fds]) + 1  # beyond all that is open here while the child is made
         env = dict(ENV, NOTIFY_SOCKET=str(self.dir / "notify"), **self.env)
         env.pop("XDG_RUNTIME_DIR", None)
         if fds:

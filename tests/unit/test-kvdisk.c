@@ -16,6 +16,7 @@
 #include <xxhash.h>
 
 #include "client/wire/ownership.h"
+#include "daemon/kv/segments-ops.h"
 
 #define PAGE_TOKENS 16
 #define PAGE_BYTES 8192
@@ -722,6 +723,29 @@ static void a_part_that_a_longer_one_has_goes_first(void **state)
 	end(&t);
 }
 
+static int fail_datasync(void *userdata, int fd)
+{
+	(void)userdata, (void)fd;
+	return -EIO;
+}
+
+static void a_file_that_cannot_be_flushed_when_it_is_freed_is_given_up(void **state)
+{
+	struct segments_ops ops = segments_ops_real;
+	struct disk t;
+
+	(void)state;
+	make(&t);
+	ops.datasync = fail_datasync;
+	t.options.ops = &ops;
+	open_again(&t);
+	write_one(&t, 0);
+	t.d = kvdisk_free(t.d);
+	open_again(&t);
+	assert_int_equal(n_pages(&t), 0);
+	end(&t);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -741,6 +765,7 @@ int main(void)
 		cmocka_unit_test(a_part_is_found_by_all_of_its_tokens),
 		cmocka_unit_test(a_part_that_is_not_what_its_sum_says_is_not_written),
 		cmocka_unit_test(a_part_that_a_longer_one_has_goes_first),
+		cmocka_unit_test(a_file_that_cannot_be_flushed_when_it_is_freed_is_given_up),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
