@@ -280,7 +280,7 @@ static int check_limits(const struct sched *s, const struct turn_record *rec, st
 	uint64_t left;
 
 	if (rec->tidy)
-		return s->first || s->resting ? err_set(err, -EBUSY, "other turns wait or run, or none may") : 0;
+		return s->first || s->resting ? err_set(err, -EBUSY, "other turns wait or run") : 0;
 	sched_count(s, (uid_t)-1, &all);
 	sched_count(s, rec->uid, &own);
 	if (own.queued_tokens + rec->n_prompt > s->settings->max_user_queued_tokens)
