@@ -426,7 +426,8 @@ static int push_plain(struct kvdisk *d, const struct job *what)
 
 int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
 {
-	return push_plain(d, &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
+	return push_plain(d,
+			  &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
 }
 
 void kvdisk_flush(struct kvdisk *d)

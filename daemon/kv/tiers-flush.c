@@ -55,7 +55,8 @@ static void on_synced(int r, const uint64_t sum[2], void *userdata)
 {
 	struct kvcache *c = userdata;
 
-	(void)r, (void)sum; /* pages of a file that could not be synced are not on the disk any more */
+	(void)r,
+		(void)sum; /* pages of a file that could not be synced are not on the disk any more */
 	c->syncing = false;
 	tiers_moved(c);
 }
