@@ -64,6 +64,12 @@ def switches(pid):
     return n
 
 
+def is_still(pid, seconds):
+    before = switches(pid)
+    time.sleep(seconds)
+    return switches(pid) == before
+
+
 def the_answer_is_the_same_after_every_rung():
     with Daemon("air") as d:
         want = answer(d)
@@ -700,9 +706,8 @@ def before_suspend_it_is_made_safe_and_streams_go_on_after_it():
         assert out["usage"].get("recomputed_tokens", 0) == 0, out["usage"]  # it was sealed to its last token
         wait_for(bus.inhibited, 10, "the inhibitor, again")
         assert rung(d) == "quiet"
-        before = switches(d.process.pid)
-        time.sleep(2)
-        assert switches(d.process.pid) == before  # a bus that says nothing wakes nobody
+        wait_for(lambda: is_still(d.process.pid, 0.3), 10, "the end of all that was begun")
+        assert is_still(d.process.pid, 2)  # a bus that says nothing wakes nobody
 
 
 def what_was_computed_before_suspend_is_on_disk_before_the_machine_sleeps():
@@ -737,4 +742,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "timers", "rss", "switches", "disturb")])
+         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "timers", "rss", "switches", "is_still", "disturb")])
