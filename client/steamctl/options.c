@@ -59,7 +59,8 @@ const struct command commands[] = {
 	  false },
 	{ "reload", "", "read the settings and the model again", RELOAD, run_reload, false },
 	{ "sleep", "[RUNG]",
-	  "when the answers being computed are over, give memory back: parked (the weights) or gone "
+	  "when the answers being computed are over, give memory back: parked (the weights) or "
+	  "gone "
 	  "(the executor)",
 	  SLEEP, run_sleep, false },
 	{ "wake", "", "load what sleeps, and end all leases", WAKE, run_wake, false },

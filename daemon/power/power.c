@@ -372,8 +372,8 @@ void power_pressed(struct power *p)
 			 (unsigned long long)bytes >> 20);
 }
 
-void power_suspend(struct power *p, bool asleep, uint64_t delay_us,
-		   void (*on_safe)(void *userdata), void *userdata)
+void power_suspend(struct power *p, bool asleep, uint64_t delay_us, void (*on_safe)(void *userdata),
+		   void *userdata)
 {
 	bool moving;
 

@@ -134,8 +134,8 @@ static void note_miss(const struct sched *s, const struct turn *t)
 	if (rec->score)
 		rec->miss = (struct kvcache_miss){ .cause = KV_MISS_SCORE };
 	else
-		kvcache_explain(s->cache, rec->uid, rec->label, turn_ids(s->turns, rec),
-				to_find(t), t->n_known, &rec->miss);
+		kvcache_explain(s->cache, rec->uid, rec->label, turn_ids(s->turns, rec), to_find(t),
+				t->n_known, &rec->miss);
 }
 
 /* Puts what there is of its text into its table. */
@@ -145,9 +145,8 @@ static void hold(struct sched *s, struct turn *t)
 
 	t->held = (struct kvcache_held){ .source = KV_PAGE_NONE };
 	if (!rec->score)
-		rec->n_pages =
-			kvcache_hold(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
-				     to_find(t), turn_page_table(s->turns, rec), &t->held);
+		rec->n_pages = kvcache_hold(s->cache, t->root, rec->uid, turn_ids(s->turns, rec),
+					    to_find(t), turn_page_table(s->turns, rec), &t->held);
 	t->n_known = t->held.n_tokens;
 	t->settling = t->n_known > 0;
 	if (!t->replaying) {

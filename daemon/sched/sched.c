@@ -646,8 +646,7 @@ bool sched_is_at_rest(const struct sched *s)
 		if (t->rec->slot != TURN_NO_SLOT)
 			return false;
 	}
-	return s->resting && s->n_flights == 0 && !s->draining &&
-	       !kvcache_has_orders(s->cache);
+	return s->resting && s->n_flights == 0 && !s->draining && !kvcache_has_orders(s->cache);
 }
 
 uint32_t sched_work(const struct sched *s)

@@ -376,14 +376,18 @@ static json_t *describe_held(const struct server *s, const struct power_view *vi
 	const bool loaded = e && executor_state(e) == EXECUTOR_READY;
 	const bool parked = e && executor_state(e) == EXECUTOR_PARKED;
 	uint64_t executor = loaded ? known->resident_bytes : 0;
+	struct kvdisk_counts disk = { 0 };
 
 	if (parked && known)
 		executor = known->resident_bytes -
 			   MIN(known->resident_bytes, view->prices[POWER_PARKED].freed_bytes);
-	return json_pack("{s:I, s:I, s:I, s:I}", "weights_bytes",
+	if (s->engine && s->engine->disk)
+		kvdisk_count(s->engine->disk, &disk);
+	return json_pack("{s:I, s:I, s:I, s:I, s:I}", "weights_bytes",
 			 (json_int_t)(loaded ? known->weight_bytes : 0), "executor_bytes",
 			 (json_int_t)executor, "kv_arena_bytes", (json_int_t)arena_bytes(s),
-			 "broker_bytes", (json_int_t)own_bytes());
+			 "kv_disk_bytes", (json_int_t)disk.store.bytes, "broker_bytes",
+			 (json_int_t)own_bytes());
 }
 
 static json_t *describe_prices(const struct power_view *view)

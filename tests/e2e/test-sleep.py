@@ -64,6 +64,12 @@ def switches(pid):
     return n
 
 
+def is_still(pid, seconds):
+    before = switches(pid)
+    time.sleep(seconds)
+    return switches(pid) == before
+
+
 def the_answer_is_the_same_after_every_rung():
     with Daemon("air") as d:
         want = answer(d)
@@ -182,6 +188,66 @@ def sleep_now_pauses_answers_until_there_is_another_request_or_a_wake_up():
             out = end_whole(request)
             assert out["ids"] == want
             assert out["usage"].get("recomputed_tokens", 0) == 0, out["usage"]
+
+
+def nothing_fails_because_it_came_while_asleep():
+    ids = json.dumps(PROMPT["ids"]).encode()
+    chat = b'{"messages":[{"role":"user","content":"x"}]}'
+    kinds = [
+        (("ask", "--json", "-n", 2, "hello"), b""),
+        (("ask", "--json", "-n", 2, "--session", "talk", "hello"), b""),
+        (("complete", "--ids", "--json", "-n", 2), ids),
+        (("score", "--ids", "--json"), ids),
+        (("tokenize", "text"), b""),
+        (("detokenize", "5"), b""),
+        (("render", "-"), chat),
+        (("session", "list"), b""),
+        (("session", "show", "kept"), b""),
+        (("session", "new", "other"), b""),
+        (("session", "fork", "kept", "copy"), b""),
+        (("session", "pin", "copy"), b""),
+        (("session", "rm", "copy"), b""),
+        (("session", "rm", "other"), b""),
+        (("cache", "explain", "--json", "kept"), b""),
+        (("status", "--json"), b""),
+        (("ps", "--json"), b""),
+        (("models",), b""),
+        (("reload",), b""),
+    ]
+    with Daemon("air", "ChatTemplate=glm47", "DiskCache=yes") as d:
+        d.ctl("ask", "--json", "-n", 2, "--session", "kept", "hello")
+        for how in ("parked", "gone"):
+            for command, stdin in kinds:
+                d.ctl("sleep", how)
+                assert rung(d) == how
+                d.ctl(*command, stdin=stdin)
+                # a request wakes what it needs: what computes nothing wakes nothing
+                assert (rung(d) == "quiet") == (command[0] in ("ask", "complete", "score")), (command, rung(d))
+            held = power(d)["held"]
+            assert held["kv_disk_bytes"] >= 0 and held["kv_arena_bytes"] > 0, held
+
+
+def timers(pid):
+    """Those that are armed."""
+    n = 0
+    for fd in pathlib.Path(f"/proc/{pid}/fdinfo").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            text = fd.read_text()
+            n += "clockid:" in text and "it_value: (0, 0)" not in text
+    return n
+
+
+def no_timer_is_armed_but_that_of_the_next_rung():
+    with Daemon("air") as d:
+        answer(d)
+        for how in ("quiet", "parked", "gone"):
+            d.ctl("sleep", how)
+            wait_for(lambda: timers(d.process.pid) == 0, 10, f"no timer on the rung {how}")
+    with Daemon("air", "IdleExit=3600") as d:
+        answer(d)
+        wait_for(lambda: timers(d.process.pid) == 1, 10, "the timer of the next rung alone")
+        d.ctl("sleep", "gone")
+        wait_for(lambda: timers(d.process.pid) == 0, 10, "no timer on the last rung")
 
 
 def progress_is_told_to_who_waits_for_the_wake_up():
@@ -640,9 +706,8 @@ def before_suspend_it_is_made_safe_and_streams_go_on_after_it():
         assert out["usage"].get("recomputed_tokens", 0) == 0, out["usage"]  # it was sealed to its last token
         wait_for(bus.inhibited, 10, "the inhibitor, again")
         assert rung(d) == "quiet"
-        before = switches(d.process.pid)
-        time.sleep(2)
-        assert switches(d.process.pid) == before  # a bus that says nothing wakes nobody
+        wait_for(lambda: is_still(d.process.pid, 0.3), 10, "the end of all that was begun")
+        assert is_still(d.process.pid, 2)  # a bus that says nothing wakes nobody
 
 
 def what_was_computed_before_suspend_is_on_disk_before_the_machine_sleeps():
@@ -677,4 +742,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "rss", "switches", "disturb")])
+         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "timers", "rss", "switches", "is_still", "disturb")])

@@ -699,7 +699,7 @@ static void there_are_only_so_many_leases(void **state)
 	close_ladder(&l);
 }
 
-static void pressure_takes_rungs_while_they_are_cheaper_and_pages_while_there_is_work(void **state)
+static void pressure_takes_cheaper_rungs_and_pages_while_there_is_work(void **state)
 {
 	struct turn *t;
 	struct ladder l;
@@ -864,7 +864,8 @@ static void a_wish_to_sleep_now_withdrawn_halts_nothing(void **state)
 
 static void work_that_comes_while_it_is_sealed_is_done_at_once(void **state)
 {
-	struct power_wish w = sleep_to(POWER_GONE), up = { .kind = POWER_WISH_WAKE, .on_done = on_done };
+	struct power_wish w = sleep_to(POWER_GONE);
+	struct power_wish up = { .kind = POWER_WISH_WAKE, .on_done = on_done };
 	struct turn *t;
 	struct ladder l;
 
@@ -996,7 +997,7 @@ int main(void)
 		cmocka_unit_test(one_that_ends_too_early_is_told_of),
 		cmocka_unit_test(there_are_only_so_many_leases),
 		cmocka_unit_test(pressure_takes_pages_while_they_are_cheaper),
-		cmocka_unit_test(pressure_takes_rungs_while_they_are_cheaper_and_pages_while_there_is_work),
+		cmocka_unit_test(pressure_takes_cheaper_rungs_and_pages_while_there_is_work),
 		cmocka_unit_test(before_suspend_turns_pause_and_afterwards_they_go_on),
 		cmocka_unit_test(a_suspend_waits_for_no_longer_than_it_may),
 		cmocka_unit_test(sleep_now_pauses_answers_until_others_come_or_a_wake_up),
