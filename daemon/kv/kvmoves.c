@@ -176,8 +176,9 @@ static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2
 		note_rest(c, node, m);
 		return; /* what is before it was given up */
 	}
+	/* this is there; what is being read may yet prove damaged */
 	if (node->loading)
-		kvcache_forget(c, node, PREFIX_EVICTED); /* this is there; that may yet prove damaged */
+		kvcache_forget(c, node, PREFIX_EVICTED);
 	if (node->page != KV_PAGE_NONE) {
 		note_rest(c, node, m);
 		return; /* another turn was first */

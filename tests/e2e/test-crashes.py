@@ -9,7 +9,7 @@ from stored import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
 N = 60 if SANITIZED else 300  # tokens of an answer
-ROUNDS = int(os.environ.get("ROUNDS", 5 if SANITIZED else 15))
+ROUNDS = int(os.environ.get("ROUNDS", 5 if SANITIZED else 60))
 
 
 def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
