@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -327,6 +328,7 @@ int broker_start(const struct broker_options *o, struct broker **ret, struct err
 		b->dir[0] = '\0';
 		return err_wrap(err, r, "cannot make a directory in /tmp");
 	}
+	chmod(b->dir, 0711); /* SocketMode= decides who may connect */
 	snprintf(b->socket, sizeof(b->socket), "%s/socket", b->dir);
 	snprintf(b->notify, sizeof(b->notify), "%s/notify", b->dir);
 	/* where the broker looks for the socket of its executor's unit */
