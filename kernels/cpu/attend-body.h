@@ -19,7 +19,9 @@
 /* Keys or values of some positions, in whole spans. */
 struct attend_rows {
 	const uint8_t *at[BLOCK];
-	const uint8_t *ahead[BLOCK]; /* what will be read next: memory is asked for it meanwhile */
+	const uint8_t *ahead[BLOCK]; /* what will be read next; memory is asked for it meanwhile, */
+	uint32_t n_ahead, asked, a_time; /* @a_time of these rows beside each tile */
+	size_t bytes;			 /* of a row */
 	_Alignas(64) uint8_t padded[BLOCK][KV_HEAD_DIM_MAX * sizeof(float)];
 };
 
@@ -39,31 +41,15 @@ static void point_at(const uint8_t **rows, const struct attend *a, enum kv_part 
 	}
 }
 
-/* Finds positions from @at on, and those behind them, up to @end; a head of no whole spans is padded. */
-static void find_rows(struct attend_rows *ret, const struct attend *a, enum kv_part part,
-		      uint32_t at, uint32_t end)
+/* Asks memory for some of the rows that will be read next. */
+static inline void ask_ahead(struct attend_rows *rows)
 {
-	const size_t bytes = a->kv->head_dim * dtype_bytes(a->kv->type);
-	const uint32_t n = end - at < BLOCK ? end - at : BLOCK, left = end - at - n;
-	const uint32_t n_ahead = left < BLOCK ? left : BLOCK;
+	const uint32_t left = rows->n_ahead - rows->asked;
+	const uint32_t end = rows->asked + (left < rows->a_time ? left : rows->a_time);
 
-	point_at(ret->at, a, part, at, n);
-	point_at(ret->ahead, a, part, at + n, n_ahead);
-	for (uint32_t p = n_ahead; p < BLOCK; p++)
-		ret->ahead[p] = ret->at[0];
-	for (uint32_t p = 0; p < n && a->kv->head_dim % SPAN != 0; p++) {
-		memset(ret->padded[p], 0, sizeof(ret->padded[p]));
-		memcpy(ret->padded[p], ret->at[p], bytes);
-		ret->at[p] = ret->padded[p];
-	}
-}
-
-/* Asks memory for rows that will be read next. */
-static void ask_for(const uint8_t *const *rows, uint32_t n, size_t bytes)
-{
-	for (uint32_t p = 0; p < n; p++)
-		for (size_t at = 0; at < bytes; at += 64)
-			__builtin_prefetch(rows[p] + at);
+	for (; rows->asked < end; rows->asked++)
+		for (size_t i = 0; i < rows->bytes; i += 64)
+			__builtin_prefetch(rows->ahead[rows->asked] + i);
 }
 
 /* One of the two vectors that dims i … i + SPAN - 1 of a row make. */
@@ -199,11 +185,11 @@ INLINE void multiply_keys(vf (*parts)[BLOCK], const float *q, uint32_t stride,
 
 /*
  * scores[r][p] = scale * q[r] . key p for N queries and n positions; up to a
- * whole vector more is written. @ask: the rows ahead are asked for.
+ * whole vector more is written.
  */
 INLINE void score_block(float *scores, const float *q, uint32_t stride,
-			const struct attend_rows *keys, uint32_t n, float scale, bool ask,
-			const int N, const bool f32)
+			struct attend_rows *keys, uint32_t n, float scale, const int N,
+			const bool f32)
 {
 	vf parts[PAIR][BLOCK];
 
@@ -212,8 +198,7 @@ INLINE void score_block(float *scores, const float *q, uint32_t stride,
 
 		for (uint32_t k = 0; k < KEYS; k++)
 			key[k] = keys->at[p + k < n ? p + k : n - 1];
-		if (ask)
-			ask_for(keys->ahead + p, KEYS, stride * (f32 ? 4 : 2));
+		ask_ahead(keys);
 		multiply_keys((vf(*)[BLOCK])(&parts[0][p]), q, stride, key, N, f32);
 	}
 	for (uint32_t p = 0; p < n; p += LANES)
@@ -222,19 +207,14 @@ INLINE void score_block(float *scores, const float *q, uint32_t stride,
 			v_store(scores + r * ATTEND_CHUNK + p, fold_all(&parts[r][p]) * scale);
 }
 
-/* acc[r] += weights[r][p] * value p for N queries and n positions in their order; @ask as above. */
+/* acc[r] += weights[r][p] * value p for N queries and n positions in their order. */
 INLINE void add_values(float *acc, uint32_t stride, const float *weights,
-		       const struct attend_rows *values, uint32_t n, bool ask, const int N,
-		       const bool f32)
+		       struct attend_rows *values, uint32_t n, const int N, const bool f32)
 {
-	const uint32_t a_time = BLOCK * SPAN / stride; /* rows asked for beside each span */
-
 	for (uint32_t i = 0; i < stride; i += SPAN) {
 		vf first[SIDE], second[SIDE];
 
-		if (ask)
-			ask_for(values->ahead + i / SPAN * a_time, a_time, stride * (f32 ? 4 : 2));
-
+		ask_ahead(values);
 #pragma GCC unroll 4
 		for (int r = 0; r < N; r++) {
 			first[r] = v_load(acc + r * stride + i);
@@ -319,10 +299,10 @@ INLINE void score_all(struct attending *s, uint32_t at, const bool f32)
 		const uint32_t n = seen_by(s, r, at);
 
 		if (see_alike(s, r, PAIR, at)) {
-			score_block(scores, q, s->stride, &s->rows, n, scale, r == 0, PAIR, f32);
+			score_block(scores, q, s->stride, &s->rows, n, scale, PAIR, f32);
 			r += PAIR;
 		} else {
-			score_block(scores, q, s->stride, &s->rows, n, scale, r == 0, 1, f32);
+			score_block(scores, q, s->stride, &s->rows, n, scale, 1, f32);
 			r++;
 		}
 	}
@@ -336,10 +316,10 @@ INLINE void add_all(struct attending *s, uint32_t at, const bool f32)
 		const uint32_t n = seen_by(s, r, at);
 
 		if (see_alike(s, r, SIDE, at)) {
-			add_values(acc, s->stride, weights, &s->rows, n, r == 0, SIDE, f32);
+			add_values(acc, s->stride, weights, &s->rows, n, SIDE, f32);
 			r += SIDE;
 		} else {
-			add_values(acc, s->stride, weights, &s->rows, n, r == 0, 1, f32);
+			add_values(acc, s->stride, weights, &s->rows, n, 1, f32);
 			r++;
 		}
 	}
@@ -364,6 +344,42 @@ static void begin_attending(struct attending *s, const struct attend *a, uint32_
 			s->end = s->begin + s->seen[r];
 		to_spans(s->q + r * s->stride, a->q[r], head_dim, s->stride, f32);
 	}
+	s->rows.bytes = head_dim * dtype_bytes(a->kv->type);
+	s->rows.n_ahead = s->end - s->begin < BLOCK ? s->end - s->begin : BLOCK;
+	point_at(s->rows.ahead, a, KV_K, s->begin, s->rows.n_ahead);
+}
+
+/*
+ * Turns to the rows that were ahead, and looks for those that come next: more
+ * of @part, the values behind the keys, the next chunk's keys behind those. A
+ * head of no whole spans is padded.
+ */
+static void next_rows(struct attending *s, enum kv_part part, uint32_t at, uint32_t tiles)
+{
+	const struct attend *a = s->a;
+	struct attend_rows *rows = &s->rows;
+	const uint32_t n = rows->n_ahead;
+	uint32_t next = s->begin + at + n, end = s->end;
+
+	for (uint32_t p = 0; p < n; p++) {
+		rows->at[p] = rows->ahead[p];
+		if (a->kv->head_dim % SPAN != 0) {
+			memset(rows->padded[p], 0, sizeof(rows->padded[p]));
+			memcpy(rows->padded[p], rows->at[p], rows->bytes);
+			rows->at[p] = rows->padded[p];
+		}
+	}
+	if (next == end && part == KV_K) {
+		part = KV_V;
+		next = s->begin;
+	} else if (next == end) {
+		part = KV_K;
+		end = a->positions[a->n_rows - 1] + 1;
+	}
+	rows->n_ahead = end - next < BLOCK ? end - next : BLOCK;
+	rows->asked = 0;
+	rows->a_time = (BLOCK + tiles - 1) / tiles;
+	point_at(rows->ahead, a, part, next, rows->n_ahead);
 }
 
 static void body_attend(const struct attend *a, uint32_t chunk, struct attend_part *ret)
@@ -374,7 +390,7 @@ static void body_attend(const struct attend *a, uint32_t chunk, struct attend_pa
 
 	begin_attending(&s, a, chunk);
 	for (uint32_t at = 0; s.begin + at < s.end; at += BLOCK) {
-		find_rows(&s.rows, a, KV_K, s.begin + at, s.end);
+		next_rows(&s, KV_K, at, (a->n_rows + PAIR - 1) / PAIR * (BLOCK / KEYS));
 		if (f32)
 			score_all(&s, at, true);
 		else
@@ -387,7 +403,7 @@ static void body_attend(const struct attend *a, uint32_t chunk, struct attend_pa
 			ret->most[r] = soften(s.scores + r * ATTEND_CHUNK, s.seen[r], &ret->sum[r]);
 	}
 	for (uint32_t at = 0; s.begin + at < s.end; at += BLOCK) {
-		find_rows(&s.rows, a, KV_V, s.begin + at, s.end);
+		next_rows(&s, KV_V, at, (a->n_rows + SIDE - 1) / SIDE * (s.stride / SPAN));
 		if (f32)
 			add_all(&s, at, true);
 		else

@@ -18,6 +18,9 @@
 #define TILE 6
 /* Columns that a tile goes through before the next one: they stay in the first cache. */
 #define BLOCK_COLS 256
+/* The same of weights that are no integers; and tokens whose activations and sums fit in beside them. */
+#define FLOAT_COLS 128
+#define RUN_TOKENS 24
 
 /* Sums that are hidden from the compiler stay in their registers: it would rather reorder and spill. */
 #define KEEP(v) __asm__("" : "+x"(v))
@@ -67,10 +70,16 @@ INLINE void mul_float_one(float *out, const uint8_t *w, size_t strip_bytes, uint
 		_mm256_store_ps(out + h * HALF, _mm256_add_ps(even[h], odd[h]));
 }
 
+/* Lines of the next block that memory is asked for beside this one: @n of each strip. */
+struct ask {
+	const uint8_t *at;
+	uint32_t n;
+};
+
 /* sums[t] += every other column from @k on, n_pairs of them, of H halves of strips times T tokens. */
 INLINE void add_columns(float (*sums)[MUL_ROWS], const uint8_t *w, size_t strip_bytes,
-			uint32_t n_pairs, const uint8_t *const *x, uint32_t k, const int H,
-			const int T, const bool odd, const bool f32)
+			uint32_t n_pairs, const uint8_t *const *x, uint32_t k, struct ask ask,
+			const int H, const int T, const bool odd, const bool f32)
 {
 	__m256 sum[HALVES][TILE];
 	const float *xt[TILE];
@@ -85,6 +94,12 @@ INLINE void add_columns(float (*sums)[MUL_ROWS], const uint8_t *w, size_t strip_
 	for (uint32_t j = 0; j < n_pairs; j++, w += f32 ? 128 : 64) {
 		__m256 columns[HALVES];
 
+		if (j < ask.n) {
+			_mm_prefetch((const char *)ask.at + j * 64, _MM_HINT_T0);
+			if (H > 2)
+				_mm_prefetch((const char *)ask.at + strip_bytes + j * 64,
+					     _MM_HINT_T0);
+		}
 #pragma GCC unroll 4
 		for (int h = 0; h < H; h++)
 			columns[h] = load_columns(w + h / 2 * strip_bytes + h % 2 * 32, odd, f32);
@@ -104,68 +119,102 @@ INLINE void add_columns(float (*sums)[MUL_ROWS], const uint8_t *w, size_t strip_
 			_mm256_store_ps(sums[t] + h * HALF, sum[h][t]);
 }
 
-/* H halves times T tokens: block by block of columns, in each the even ones, then the odd. */
-INLINE void mul_float_tile(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
-			   const uint8_t *const *x, const int H, const int T, const bool f32)
+/* Two strips times few tokens are one tile, or the registers would hold too few sums to be busy. */
+INLINE void add_tile(float (*sums)[MUL_ROWS], const uint8_t *w, size_t strip_bytes,
+		     uint32_t n_strips, uint32_t n_pairs, const uint8_t *const *x,
+		     uint32_t n_tokens, uint32_t k, struct ask ask, const bool odd, const bool f32)
 {
-	const uint32_t cols = n_groups * GROUP_COLS;
-	_Alignas(32) float even[TILE][MUL_ROWS] = { 0 }, odd[TILE][MUL_ROWS] = { 0 };
-
-	for (uint32_t k = 0; k < cols; k += BLOCK_COLS) {
-		const uint32_t n = (cols - k < BLOCK_COLS ? cols - k : BLOCK_COLS) / 2;
-		const uint8_t *block = w + (size_t)k * (f32 ? 64 : 32);
-
-		add_columns(even, block, strip_bytes, n, x, k, H, T, false, f32);
-		add_columns(odd, block, strip_bytes, n, x, k, H, T, true, f32);
+	if (n_strips == 2 && n_tokens == 3) {
+		add_columns(sums, w, strip_bytes, n_pairs, x, k, ask, 4, 3, odd, f32);
+		return;
 	}
-	for (int t = 0; t < T; t++)
-		for (int i = 0; i < H * HALF; i += HALF)
+	if (n_strips == 2 && n_tokens == 2) {
+		add_columns(sums, w, strip_bytes, n_pairs, x, k, ask, 4, 2, odd, f32);
+		return;
+	}
+	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, ask.at += strip_bytes) {
+		float(*to)[MUL_ROWS] = (float(*)[MUL_ROWS])(sums[0] + s * STRIP_ROWS);
+
+		switch (n_tokens) {
+		case 6:
+			add_columns(to, w, 0, n_pairs, x, k, ask, 2, 6, odd, f32);
+			break;
+		case 5:
+			add_columns(to, w, 0, n_pairs, x, k, ask, 2, 5, odd, f32);
+			break;
+		case 4:
+			add_columns(to, w, 0, n_pairs, x, k, ask, 2, 4, odd, f32);
+			break;
+		case 3:
+			add_columns(to, w, 0, n_pairs, x, k, ask, 2, 3, odd, f32);
+			break;
+		case 2:
+			add_columns(to, w, 0, n_pairs, x, k, ask, 2, 2, odd, f32);
+			break;
+		}
+	}
+}
+
+/*
+ * Block by block of columns, which stay in the first cache while 2 … RUN_TOKENS
+ * tokens go over them in tiles of about one size: in each the even columns,
+ * then the odd.
+ */
+INLINE void mul_float_run(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
+			  uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
+			  const bool f32)
+{
+	const uint32_t cols = n_groups * GROUP_COLS, n_tiles = (n_tokens + TILE - 1) / TILE;
+	const size_t col_bytes = f32 ? 64 : 32;
+	_Alignas(32) float even[RUN_TOKENS][MUL_ROWS], odd[RUN_TOKENS][MUL_ROWS];
+
+	memset(even, 0, n_tokens * sizeof(*even));
+	memset(odd, 0, n_tokens * sizeof(*odd));
+	for (uint32_t k = 0; k < cols; k += FLOAT_COLS) {
+		const uint32_t n = (cols - k < FLOAT_COLS ? cols - k : FLOAT_COLS) / 2;
+		const uint8_t *block = w + k * col_bytes;
+		struct ask ask = { block + n * 2 * col_bytes,
+				   (n + 2 * n_tiles - 1) / (2 * n_tiles) };
+
+		if (k + FLOAT_COLS >= cols) /* then come the next strips */
+			ask.at += (n_strips - 1) * strip_bytes;
+		for (uint32_t i = 0; i < n_tiles; i++) {
+			const uint32_t from = n_tokens * i / n_tiles;
+			const uint32_t to = n_tokens * (i + 1) / n_tiles;
+
+			add_tile(even + from, block, strip_bytes, n_strips, n, x + from, to - from,
+				 k, ask, false, f32);
+			ask.at += ask.n * 64;
+			add_tile(odd + from, block, strip_bytes, n_strips, n, x + from, to - from,
+				 k, ask, true, f32);
+			ask.at += ask.n * 64;
+		}
+	}
+	for (uint32_t t = 0; t < n_tokens; t++)
+		for (uint32_t i = 0; i < n_strips * STRIP_ROWS; i += HALF)
 			_mm256_store_ps(out + t * MUL_ROWS + i,
 					_mm256_add_ps(_mm256_load_ps(even[t] + i),
 						      _mm256_load_ps(odd[t] + i)));
-}
-
-/* One strip times fewer tokens than a tile has. */
-INLINE void mul_float_rest(float *out, const uint8_t *w, uint32_t n_groups, const uint8_t *const *x,
-			   uint32_t n_tokens, const bool f32)
-{
-	switch (n_tokens) {
-	case 5:
-		mul_float_tile(out, w, 0, n_groups, x, 2, 5, f32);
-		break;
-	case 4:
-		mul_float_tile(out, w, 0, n_groups, x, 2, 4, f32);
-		break;
-	case 3:
-		mul_float_tile(out, w, 0, n_groups, x, 2, 3, f32);
-		break;
-	case 2:
-		mul_float_tile(out, w, 0, n_groups, x, 2, 2, f32);
-		break;
-	case 1:
-		mul_float_one(out, w, 0, n_groups, (const float *)x[0], 2, f32);
-		break;
-	}
 }
 
 INLINE void mul_float_any(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 			  uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
 			  const bool f32)
 {
-	if (n_strips == 2 && n_tokens == 1) {
+	if (n_tokens == 1 && n_strips == 2) {
 		mul_float_one(out, w, strip_bytes, n_groups, (const float *)x[0], 4, f32);
 		return;
 	}
-	if (n_strips == 2 && n_tokens == 2) {
-		mul_float_tile(out, w, strip_bytes, n_groups, x, 4, 2, f32);
+	if (n_tokens == 1) {
+		mul_float_one(out, w, strip_bytes, n_groups, (const float *)x[0], 2, f32);
 		return;
 	}
-	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, out += STRIP_ROWS) {
-		uint32_t t = 0;
-
-		for (; t + TILE <= n_tokens; t += TILE)
-			mul_float_tile(out + t * MUL_ROWS, w, 0, n_groups, x + t, 2, TILE, f32);
-		mul_float_rest(out + t * MUL_ROWS, w, n_groups, x + t, n_tokens - t, f32);
+	for (uint32_t t = 0, n; t < n_tokens; t += n) {
+		n = n_tokens - t;
+		if (n > RUN_TOKENS) /* a single one must not be left over */
+			n = n == RUN_TOKENS + 1 ? RUN_TOKENS - TILE : RUN_TOKENS;
+		mul_float_run(out + t * MUL_ROWS, w, strip_bytes, n_strips, n_groups, x + t, n,
+			      f32);
 	}
 }
 
