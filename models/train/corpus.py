@@ -1,7 +1,7 @@
 """Conversations to train on: endless, and the same for the same seed.
 
-What shares six words in a row with a question of questions/ is left out: those are
-never trained on.
+What shares six words in a row with a question of questions/ or dev/ is left out: those
+are never trained on.
 """
 import json
 import random
@@ -29,9 +29,9 @@ def runs_of(text):
     return {tuple(words[i:i + SHARED_WORDS]) for i in range(len(words) - SHARED_WORDS + 1)}
 
 
-def evaluation_questions(folder=HERE / "questions"):
+def evaluation_questions():
     """Every turn of every question, with the file and id it comes from."""
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in sorted([*(HERE / "questions").glob("*.jsonl"), *(HERE / "dev").glob("*.jsonl")]):
         for line in path.read_text().splitlines():
             if not line.strip():
                 continue

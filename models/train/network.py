@@ -128,6 +128,7 @@ class MoE(nn.Module):
         gate, up, down = self.gate, self.up, self.down
         if self.quantised:
             gate, up, down = as_stored(gate), as_stored(up), as_stored(down)
+        gate, up, down = gate.unbind(0), up.unbind(0), down.unbind(0)
 
         order = chosen.flatten().argsort(stable=True)
         counts = chosen.flatten().bincount(minlength=s.experts)
