@@ -1,6 +1,6 @@
 """What steamd-tiny is to know: the hand-written files in data/, filled from the tables.
 
-A file has sections. "== title" begins one; "== setting KEY", "command NAME", "verb NAME",
+A file has sections. "== title" begins one, or goes on with one of that title; "== setting KEY", "command NAME", "verb NAME",
 "option NAME", "daemon NAME", "code NAME" and "exit NUMBER" take their answer from the
 project's tables unless the section has its own. Lines:
 
@@ -217,23 +217,32 @@ def read_sections(path):
 def read_facts():
     """All facts; those of tables exist whether or not a hand-written section names them."""
     t = Tables()
-    facts, seen = [], set()
+    facts, seen, sections = [], set(), {}
     files = [p for p in sorted(DATA.glob("*.txt")) if p.name not in
              ("outside.txt", "words.txt", "smalltalk.txt")]
     for path in files:
         for fact in read_sections(path):
-            kind, _, name = fact.title.partition(" ")
-            weight = fact.weight
-            if kind in KINDS and name in getattr(t, kind):
-                seen.add((kind, name))
-                made = KINDS[kind](t, name, fact)
-                if weight != 1.0:
-                    made[0].weight = weight
-            elif kind in KINDS and " " not in name:
-                raise SystemExit(f"{path.name}: there is no {kind} '{name}' in the tables")
+            if fact.title in sections:
+                first = sections[fact.title]
+                first.answers += fact.answers
+                first.asks += fact.asks
+                first.then += fact.then
+                first.weight = max(first.weight, fact.weight)
             else:
-                made = [fact]
-            facts += made
+                sections[fact.title] = fact
+    for fact in sections.values():
+        kind, _, name = fact.title.partition(" ")
+        weight = fact.weight
+        if kind in KINDS and name in getattr(t, kind):
+            seen.add((kind, name))
+            made = KINDS[kind](t, name, fact)
+            if weight != 1.0:
+                made[0].weight = weight
+        elif kind in KINDS and name and " " not in name:
+            raise SystemExit(f"data: there is no {kind} '{name}' in the tables")
+        else:
+            made = [fact]
+        facts += made
     for kind, make in KINDS.items():
         for name in getattr(t, kind):
             if (kind, name) not in seen:
