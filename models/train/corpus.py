@@ -123,7 +123,11 @@ class Corpus:
     def __init__(self, forbidden=None):
         self.facts = facts.read_facts()
         self.weights = [f.weight for f in self.facts]
-        self.following = [f for f in self.facts if f.then]
+        self.of_settings = [f for f in self.facts if f.kind == "setting"]
+        self.hand_following = [f for f in self.facts if f.then and f.kind != "setting"]
+        self.of_kind = {}
+        for f in self.facts:
+            self.of_kind.setdefault(f.kind, []).append(f)
         self.outside = Outside()
         self.smalltalk = Smalltalk()
         self.words = sorted({w for f in self.facts for a in f.answers
@@ -165,11 +169,26 @@ class Corpus:
 
     def followed(self, rng):
         """A fact and one or two questions that only mean something after it."""
-        fact = rng.choice(self.following)
+        form = rng.random()
+        if form < 0.25:
+            return self.and_another(rng)
+        fact = rng.choice(self.of_settings if form < 0.45 else self.hand_following)
         turns = [self.of_fact(rng, fact)]
         for questions, answer in rng.sample(fact.then, min(len(fact.then), rng.randint(1, 2))):
             turns.append((vary.vary(rng, rng.choice(questions)), f"More about {fact.title}.", answer))
         return turns
+
+    def and_another(self, rng):
+        """One thing of a table, then "and …?" of the same table."""
+        kind = rng.choice(["setting", "command", "verb", "exit", "exit", "code", "option"])
+        one, other = rng.sample(self.of_kind[kind], 2)
+        shown = {"setting": "{}", "command": "steamctl {}", "verb": "session {}", "exit": "{}",
+                 "code": "{}", "option": "{}"}[kind].format(other.name)
+        question = rng.choice(["and {}?", "what about {}?", "and what is {}?", "now {}?", "{}?",
+                               "and what does {} mean?", "ok, and {}?", "how about {}?"])
+        return [self.of_fact(rng, one),
+                (vary.vary(rng, question.format(shown)), f"About {other.title}.",
+                 rng.choice(other.answers))]
 
     def sample(self, rng):
         """(turns, system, think) of one conversation."""

@@ -31,6 +31,8 @@ class Fact:
     asks: list = field(default_factory=list)  # (kind, text)
     then: list = field(default_factory=list)  # (questions, answer)
     weight: float = 1.0
+    kind: str = ""  # of a table: "setting", "verb", …
+    name: str = ""
 
 
 def sentence(text):
@@ -114,8 +116,19 @@ def of_setting(t, key, fact):
     elif s.kind == "BOOL":
         allowed = f"{key}= takes yes or no."
     else:
-        return facts
-    facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)], weight=0.3))
+        allowed = ""
+    if allowed:
+        facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)], weight=0.3))
+        fact.then.append((["which values may it have?", "what can I set it to?",
+                           "what is its range?", "what is the maximum?", "which values are allowed?",
+                           "how large may it be?", "what does it accept?"], allowed))
+    fact.then.append((["what is its default?", "and the default?", "what's the default value?",
+                       "what is it by default?", "what if I don't set it?", "what is it set to normally?",
+                       "which value does it have out of the box?"], facts[1].answers[0]))
+    fact.then.append((["does it need a restart?", "is a reload enough?", "when is a change applied?",
+                       "how do I apply a change of it?", "do I have to restart after changing it?",
+                       "can I change it while steamd runs?", "I changed it, what now?",
+                       "how does a new value take effect?"], facts[2].answers[0]))
     return facts
 
 
@@ -236,6 +249,7 @@ def read_facts():
         if kind in KINDS and name in getattr(t, kind):
             seen.add((kind, name))
             made = KINDS[kind](t, name, fact)
+            made[0].kind, made[0].name = kind, name
             if weight != 1.0:
                 made[0].weight = weight
         elif kind in KINDS and name and " " not in name:
@@ -246,7 +260,7 @@ def read_facts():
     for kind, make in KINDS.items():
         for name in getattr(t, kind):
             if (kind, name) not in seen:
-                facts += make(t, name, Fact(f"{kind} {name}"))
+                facts += make(t, name, Fact(f"{kind} {name}", kind=kind, name=name))
     for f in facts:
         if not f.answers or not f.asks:
             raise SystemExit(f"'{f.title}' wants an answer and questions")
