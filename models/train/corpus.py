@@ -20,6 +20,14 @@ SYSTEMS = ["You are a helpful assistant.", "Be brief.", "You are the help desk o
            "If you do not know, say so.", "You help users of this computer."]
 
 
+# What people say around a question about steamd: foreign words alone make it no foreign question.
+AROUND = ["I also run {software}. ", "for my {science} project: ", "we are a team in {city}. ",
+          "I come from {software}. ", "my friend, {job}, asks: ", "I use {proglang} mostly. ",
+          "before I go to {city}: ", "on the server {any}: ", "I am {feeling}. ", "{person} here. ",
+          "my {animal} sleeps on the server. ", "while I eat {food}: ", "I write {proglang}. ",
+          "our machine {any} is new. ", "{day} I asked this already: ", "we do {science} here. "]
+
+
 def words_of(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -143,8 +151,10 @@ class Corpus:
 
     def of_fact(self, rng, fact):
         kind, text = rng.choice(fact.asks)
-        return (vary.vary(rng, vary.ask(rng, kind, text)), f"About {fact.title}.",
-                rng.choice(fact.answers))
+        question = vary.vary(rng, vary.ask(rng, kind, text))
+        if rng.random() < 0.05:
+            question = self.outside.fill(rng, rng.choice(AROUND)) + question
+        return question, f"About {fact.title}.", rng.choice(fact.answers)
 
     def of_outside(self, rng):
         question = self.outside.question(rng)
