@@ -200,11 +200,13 @@ class Corpus:
                 (vary.vary(rng, question.format(shown)), f"About {other.title}.",
                  rng.choice(other.answers))]
 
-    def sample(self, rng):
-        """(turns, system, think) of one conversation."""
+    def sample(self, rng, longer=1.0):
+        """(turns, system, think) of one conversation; @longer: how many may have several turns."""
         while True:
             kind = rng.random()
-            if kind < 0.2:
+            if rng.random() >= longer:
+                turns = [self.turn(rng)]
+            elif kind < 0.25:
                 turns = self.followed(rng)
                 if rng.random() < 0.15:
                     turns.insert(0, self.turn(rng))
@@ -215,7 +217,7 @@ class Corpus:
         system = rng.choice(SYSTEMS) if rng.random() < 0.08 else None
         return turns, system, rng.random() < 0.6
 
-    def batch(self, seed, number, coder, n_tokens):
+    def batch(self, seed, number, coder, n_tokens, longer=1.0):
         """
         Conversations of about @n_tokens tokens in all, lengths alike: lists of ids and
         kinds. The same for the same seed and number.
@@ -223,7 +225,7 @@ class Corpus:
         rng = random.Random(f"{seed}/{number}")
         pool, total = [], 0
         while total < n_tokens:
-            turns, system, think = self.sample(rng)
+            turns, system, think = self.sample(rng, longer)
             ids, kinds = coder.conversation(turns, system, think)
             pool.append((ids, kinds))
             total += len(ids)
