@@ -148,9 +148,17 @@ NEAR = {"a": "sq", "b": "vn", "c": "xv", "d": "sf", "e": "wr", "f": "dg", "g": "
         "y": "tu", "z": "x"}
 
 
+# Names are names: of commands, verbs, options, settings, files, states and errors.
+NAMES = re.compile(r"(steamctl (?:session )?[a-z]+|session [a-z]+|make [a-z]+(?:-[a-z]+)?|systemctl (?:--user )?"
+                   r"[a-z]+|the [a-z]+ command|command [a-z]+|state [a-z-]+|error [a-z-]+|class [a-z]+|"
+                   r"\S*[-/=_<>$]\S*|[A-Za-z]*[a-z][A-Z]\w*|steamd\.\w+)")
+
+
 def synonyms(rng, text, chance):
-    return PHRASES.sub(lambda m: rng.choice(MEANING[m.group(1)])
-                       if rng.random() < chance else m.group(1), text)
+    pieces = NAMES.split(text)
+    pieces[::2] = [PHRASES.sub(lambda m: rng.choice(MEANING[m.group(1)])
+                               if rng.random() < chance else m.group(1), p) for p in pieces[::2]]
+    return "".join(pieces)
 
 
 def typo(rng, text):
