@@ -1,0 +1,269 @@
+"""What steamd-tiny is to know: the hand-written files in data/, filled from the tables.
+
+A file has sections. "== title" begins one, or goes on with one of that title; "== setting KEY", "command NAME", "verb NAME",
+"option NAME", "daemon NAME", "code NAME" and "exit NUMBER" take their answer from the
+project's tables unless the section has its own. Lines:
+
+	a: answer			several: one of them is taken
+	q: question | question…		as they stand
+	do: to do something | …		"how do I …", "which command lets me …"
+	is: a thing | …			"what is …", "explain …"
+	set: what it decides | …	"which setting decides …"
+	then: question | … => answer	asked after it, and meaningless without it
+	w: 2				asked so much more often than others
+
+{default KEY}, {help …} and {exit CODE} in answers come from the tables.
+"""
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tables
+
+DATA = Path(__file__).resolve().parent / "data"
+UNKNOWN = "I don't know that; I only know steamd."
+
+
+@dataclass
+class Fact:
+    title: str
+    answers: list = field(default_factory=list)
+    asks: list = field(default_factory=list)  # (kind, text)
+    then: list = field(default_factory=list)  # (questions, answer)
+    weight: float = 1.0
+    kind: str = ""  # of a table: "setting", "verb", …
+    name: str = ""
+
+
+def sentence(text):
+    text = text.strip()
+    return text if text[-1:] in ".!?" else text + "."
+
+
+def upper(text):
+    return text[:1].upper() + text[1:]
+
+
+class Tables:
+    def __init__(self):
+        self.setting = tables.settings()
+        self.command = tables.commands()
+        self.verb = tables.verbs()
+        self.option = tables.options()
+        self.daemon = tables.daemon_options()
+        self.code = tables.codes()
+        self.exit = {}
+        for number, meaning in tables.own_exits().items():
+            self.exit.setdefault(number, []).append(meaning)
+        for c in self.code.values():
+            self.exit.setdefault(c.arguments, []).append(f"{c.name}: {c.help}")
+
+    def default_of(self, key):
+        s = self.setting[key]
+        if s.default.startswith("UNSET") or s.default == "":
+            return ""
+        if s.kind == "BOOL":
+            return "yes" if s.default == "1" else "no"
+        if s.kind == "SIZE" and s.default != "0":
+            n = int(s.default)
+            for unit in "TGMK":
+                size = 1024 ** ("KMGT".index(unit) + 1)
+                if n % size == 0:
+                    return f"{n // size}{unit}"
+        return s.default
+
+    def fill(self, text):
+        def value(m):
+            kind, name = m.group(1), m.group(2)
+            if kind == "default":
+                return self.default_of(name)
+            if kind == "exit":
+                return self.code[name].arguments
+            table = next(t for t in (self.setting, self.command, self.option, self.daemon,
+                                     self.verb, self.code) if name in t)
+            return table[name].help
+        return re.sub(r"\{(default|exit|help) ([^}]+)\}", value, text)
+
+
+APPLIED = {
+    "RELOAD": "{}= is applied on reload: systemctl reload steamd, without a restart.",
+    "RESTART": "{}= needs a restart: systemctl restart steamd.",
+    "MODEL": "{}= is applied when the model is loaded: at a restart, or on reload if the model "
+             "had been refused.",
+}
+
+
+def of_setting(t, key, fact):
+    s = t.setting[key]
+    default = t.default_of(key)
+    if not fact.answers:
+        fact.answers = [f"{key}=: {sentence(s.help)}" +
+                        (f" Default: {default}." if default else "")]
+    fact.asks += [("key", key)] * 2
+    fact.title = f"the setting {key}="
+    fact.weight = 2.0
+    facts = [fact]
+    facts.append(Fact(f"the default of {key}=", [
+        f"The default of {key}= is {default}." if default else
+        f"{key}= is not set by default." if s.kind in ("REAL", "UINT") else
+        f"{key}= is empty by default."], [("default", key)], weight=0.5))
+    facts.append(Fact(f"how {key}= is applied", [APPLIED[s.reload].format(key)],
+                      [("applied", key)], weight=0.4))
+    if s.kind == "ENUM":
+        allowed = f"{key}= is one of {', '.join(s.high.split('|'))}."
+    elif s.kind in ("UINT", "REAL", "SECS"):
+        allowed = f"{key}= takes {s.low} to {s.high}."
+    elif s.kind == "BOOL":
+        allowed = f"{key}= takes yes or no."
+    else:
+        allowed = ""
+    if allowed:
+        facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)], weight=0.3))
+        fact.then.append((["which values may it have?", "what can I set it to?",
+                           "what is its range?", "what is the maximum?", "which values are allowed?",
+                           "how large may it be?", "what does it accept?"], allowed))
+    fact.then.append((["what is its default?", "and the default?", "what's the default value?",
+                       "what is it by default?", "what if I don't set it?", "what is it set to normally?",
+                       "which value does it have out of the box?"], facts[1].answers[0]))
+    fact.then.append((["does it need a restart?", "is a reload enough?", "when is a change applied?",
+                       "how do I apply a change of it?", "do I have to restart after changing it?",
+                       "can I change it while steamd runs?", "I changed it, what now?",
+                       "how does a new value take effect?"], facts[2].answers[0]))
+    return facts
+
+
+def of_command(t, name, fact):
+    c = t.command[name]
+    if not fact.answers:
+        fact.answers = [sentence(f"steamctl {name} {c.arguments}".strip() + f": {c.help}")]
+    fact.asks += [("does", f"steamctl {name}")] * 2 + [("does", f"the {name} command")]
+    fact.title = f"steamctl {name}"
+    fact.weight = 2.0
+    return [fact]
+
+
+def of_verb(t, name, fact):
+    v = t.verb[name]
+    if not fact.answers:
+        fact.answers = [sentence(f"steamctl session {name} {v.arguments}".strip() +
+                                 f": {v.help}")]
+    fact.asks += [("does", f"steamctl session {name}"), ("does", f"session {name}")]
+    fact.title = f"steamctl session {name}"
+    fact.weight = 1.5
+    return [fact]
+
+
+def of_option(t, name, fact):
+    o = t.option[name]
+    if not fact.answers:
+        fact.answers = [sentence(f"steamctl's {name} {o.arguments}".strip() + f": {o.help}")]
+    fact.asks += [("does", name), ("does", f"the {name} option"), ("does", f"steamctl {name}")]
+    if o.extra["alias"]:
+        fact.asks.append(("does", f"steamctl {o.extra['alias']}"))
+    fact.title = f"the option {name}"
+    return [fact]
+
+
+def of_daemon(t, name, fact):
+    o = t.daemon[name]
+    if not fact.answers:
+        fact.answers = [sentence(f"steamd {name} {o.arguments}".strip() + f": {o.help}")]
+    fact.asks += [("does", f"steamd {name}")] * 2
+    fact.title = f"steamd {name}"
+    return [fact]
+
+
+def of_code(t, name, fact):
+    c = t.code[name]
+    if not fact.answers:
+        fact.answers = [sentence(f"{name}: {c.help}") + f" steamctl exits with {c.arguments}."]
+    fact.asks += [("does", f"the error {name}"), ("is", f"the error code {name}"),
+                  ("error", name), ("error", name)]
+    fact.title = f"the error {name}"
+    return [fact]
+
+
+def of_exit(t, number, fact):
+    if not fact.answers:
+        fact.answers = [sentence(f"Exit code {number}: " + "; ".join(t.exit[number]))]
+    fact.asks += [("exit", number)] * 3
+    fact.title = f"exit code {number}"
+    fact.weight = 1.5
+    return [fact]
+
+
+KINDS = {"setting": of_setting, "command": of_command, "verb": of_verb, "option": of_option,
+         "daemon": of_daemon, "code": of_code, "exit": of_exit}
+
+
+def read_sections(path):
+    fact = None
+    for n, line in enumerate(path.read_text().splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if line.startswith("== "):
+            if fact:
+                yield fact
+            fact = Fact(line[3:].strip())
+            continue
+        kind, colon, rest = line.partition(":")
+        if not fact or not colon or kind not in ("a", "q", "do", "is", "does", "set", "then", "w"):
+            raise SystemExit(f"{path.name}:{n}: '{line}': a section or a:, q:, do:, is:, does:, "
+                             "set:, then: or w: is wanted")
+        rest = rest.strip()
+        if kind == "a":
+            fact.answers.append(rest)
+        elif kind == "w":
+            fact.weight = float(rest)
+        elif kind == "then":
+            questions, arrow, answer = rest.partition("=>")
+            if not arrow:
+                raise SystemExit(f"{path.name}:{n}: then: wants question | … => answer")
+            fact.then.append(([q.strip() for q in questions.split("|")], answer.strip()))
+        else:
+            fact.asks += [(kind, x.strip()) for x in rest.split("|") if x.strip()]
+    if fact:
+        yield fact
+
+
+def read_facts():
+    """All facts; those of tables exist whether or not a hand-written section names them."""
+    t = Tables()
+    facts, seen, sections = [], set(), {}
+    files = [p for p in sorted(DATA.glob("*.txt")) if p.name not in
+             ("outside.txt", "words.txt", "smalltalk.txt")]
+    for path in files:
+        for fact in read_sections(path):
+            if fact.title in sections:
+                first = sections[fact.title]
+                first.answers += fact.answers
+                first.asks += fact.asks
+                first.then += fact.then
+                first.weight = max(first.weight, fact.weight)
+            else:
+                sections[fact.title] = fact
+    for fact in sections.values():
+        kind, _, name = fact.title.partition(" ")
+        weight = fact.weight
+        if kind in KINDS and name in getattr(t, kind):
+            seen.add((kind, name))
+            made = KINDS[kind](t, name, fact)
+            made[0].kind, made[0].name = kind, name
+            if weight != 1.0:
+                made[0].weight = weight
+        elif kind in KINDS and name and " " not in name:
+            raise SystemExit(f"data: there is no {kind} '{name}' in the tables")
+        else:
+            made = [fact]
+        facts += made
+    for kind, make in KINDS.items():
+        for name in getattr(t, kind):
+            if (kind, name) not in seen:
+                facts += make(t, name, Fact(f"{kind} {name}", kind=kind, name=name))
+    for f in facts:
+        if not f.answers or not f.asks:
+            raise SystemExit(f"'{f.title}' wants an answer and questions")
+        f.answers = [t.fill(a) for a in f.answers]
+        f.then = [(q, t.fill(a)) for q, a in f.then]
+    return facts

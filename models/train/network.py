@@ -1,0 +1,201 @@
+"""The glm4_moe architecture in PyTorch, for training: small, plain, without a cache.
+
+Routed experts may be computed as they will be stored: int4 in groups of 32, rounded
+here exactly as export.py writes them; gradients pass through the rounding.
+"""
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+GROUP = 32
+
+
+@dataclass
+class Shape:
+    vocab: int = 4160
+    dim: int = 256
+    layers: int = 5
+    dense: int = 1
+    ffn: int = 768
+    moe_ffn: int = 256
+    heads: int = 8
+    kv_heads: int = 2
+    head_dim: int = 32
+    experts: int = 8
+    top_k: int = 2
+    shared: int = 1
+    context: int = 4096
+    theta: float = 10000.0
+    eps: float = 1e-5
+
+
+def quantise(w):
+    """Codes from -8 to 7 and bf16 scales of a matrix [..., out, in], by groups of inputs."""
+    groups = w.unflatten(-1, (-1, GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / 7.5
+    scale = scale.clamp_min(1e-8).to(torch.bfloat16).to(w.dtype)
+    codes = torch.clamp(torch.round(groups / scale), -8, 7)
+    return codes, scale
+
+
+def as_stored(w):
+    codes, scale = quantise(w.detach())
+    return w + ((codes * scale).flatten(-2) - w.detach())
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x):
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.s = s
+        self.q_proj = nn.Linear(s.dim, s.heads * s.head_dim)
+        self.k_proj = nn.Linear(s.dim, s.kv_heads * s.head_dim)
+        self.v_proj = nn.Linear(s.dim, s.kv_heads * s.head_dim)
+        self.o_proj = nn.Linear(s.heads * s.head_dim, s.dim, bias=False)
+
+    def forward(self, x, rotation):
+        s, (rows, length, _) = self.s, x.shape
+        q = self.q_proj(x).view(rows, length, s.heads, s.head_dim).transpose(1, 2)
+        k = self.k_proj(x).view(rows, length, s.kv_heads, s.head_dim).transpose(1, 2)
+        v = self.v_proj(x).view(rows, length, s.kv_heads, s.head_dim).transpose(1, 2)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        k = k.repeat_interleave(s.heads // s.kv_heads, 1)
+        v = v.repeat_interleave(s.heads // s.kv_heads, 1)
+        # padding stands behind the text, so that causality alone hides it
+        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o_proj(o.transpose(1, 2).reshape(rows, length, -1))
+
+
+def rotation_of(s, length, device):
+    """cos and sin [length, head_dim / 4]: half of each head turns, by halves of that half."""
+    turned = s.head_dim // 2
+    rates = s.theta ** (-torch.arange(0, turned, 2, dtype=torch.float64) / turned)
+    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates[None]
+    return angles.cos().float().to(device), angles.sin().float().to(device)
+
+
+def rotate(x, rotation):
+    cos, sin = rotation
+    half = x.shape[-1] // 4
+    a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+
+class MLP(nn.Module):
+    def __init__(self, dim, ffn):
+        super().__init__()
+        self.gate_proj = nn.Linear(dim, ffn, bias=False)
+        self.up_proj = nn.Linear(dim, ffn, bias=False)
+        self.down_proj = nn.Linear(ffn, dim, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MoE(nn.Module):
+    """Chosen by sigmoid plus a bias that evens out the load; weighed by the sigmoids alone."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.s = s
+        self.router = nn.Parameter(torch.randn(s.experts, s.dim) * 0.02)
+        self.register_buffer("bias", torch.zeros(s.experts))
+        self.register_buffer("load", torch.zeros(s.experts), persistent=False)
+        self.gate = nn.Parameter(torch.randn(s.experts, s.moe_ffn, s.dim) * 0.02)
+        self.up = nn.Parameter(torch.randn(s.experts, s.moe_ffn, s.dim) * 0.02)
+        self.down = nn.Parameter(torch.randn(s.experts, s.dim, s.moe_ffn) * 0.02)
+        self.shared_experts = MLP(s.dim, s.moe_ffn * s.shared)
+        self.quantised = False
+
+    def forward(self, x):
+        s = self.s
+        flat = x.reshape(-1, s.dim)
+        scores = torch.sigmoid(flat @ self.router.T)
+        chosen = (scores.detach() + self.bias).topk(s.top_k, -1).indices
+        weights = scores.gather(1, chosen)
+        weights = weights / weights.sum(-1, keepdim=True)
+        gate, up, down = self.gate, self.up, self.down
+        if self.quantised:
+            gate, up, down = as_stored(gate), as_stored(up), as_stored(down)
+        gate, up, down = gate.unbind(0), up.unbind(0), down.unbind(0)
+
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=s.experts)
+        if self.training:
+            self.load += counts
+        tokens = order // s.top_k
+        pieces = flat[tokens].split(counts.tolist())
+        out = [F.linear(F.silu(F.linear(p, gate[e])) * F.linear(p, up[e]), down[e])
+               for e, p in enumerate(pieces)]
+        out = torch.cat(out) * weights.flatten()[order, None]
+        routed = torch.zeros_like(flat).index_add(0, tokens, out)
+        return (routed + self.shared_experts(flat)).view_as(x)
+
+    def even_out(self, step):
+        """Moves the bias towards experts that had less than their share since the last call."""
+        self.bias += step * torch.sign(self.load.mean() - self.load)
+        self.load.zero_()
+
+
+class Layer(nn.Module):
+    def __init__(self, s, index):
+        super().__init__()
+        self.input_layernorm = RMSNorm(s.dim, s.eps)
+        self.self_attn = Attention(s)
+        self.post_attention_layernorm = RMSNorm(s.dim, s.eps)
+        self.mlp = MLP(s.dim, s.ffn) if index < s.dense else MoE(s)
+
+    def forward(self, x, rotation):
+        x = x + self.self_attn(self.input_layernorm(x), rotation)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Network(nn.Module):
+    def __init__(self, s):
+        super().__init__()
+        self.s = s
+        self.embed_tokens = nn.Embedding(s.vocab, s.dim)
+        self.layers = nn.ModuleList(Layer(s, i) for i in range(s.layers))
+        self.norm = RMSNorm(s.dim, s.eps)
+        self.lm_head = nn.Linear(s.dim, s.vocab, bias=False)
+        for name, p in self.named_parameters():
+            if p.ndim >= 2:
+                nn.init.normal_(p, std=0.02)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(p)
+        for layer in self.layers:
+            into_stream = [layer.self_attn.o_proj.weight]
+            if isinstance(layer.mlp, MoE):
+                into_stream += [layer.mlp.down, layer.mlp.shared_experts.down_proj.weight]
+            else:
+                into_stream += [layer.mlp.down_proj.weight]
+            for p in into_stream:
+                nn.init.normal_(p, std=0.02 / (2 * s.layers) ** 0.5)
+
+    def experts(self):
+        return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]
+
+    def set_quantised(self, on):
+        for moe in self.experts():
+            moe.quantised = on
+
+    def hidden(self, ids):
+        x = self.embed_tokens(ids)
+        rotation = rotation_of(self.s, ids.shape[1], ids.device)
+        for layer in self.layers:
+            x = layer(x, rotation)
+        return self.norm(x)
+
+    def forward(self, ids):
+        return self.lm_head(self.hidden(ids))
