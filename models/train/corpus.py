@@ -45,8 +45,7 @@ def evaluation_questions():
             if not line.strip():
                 continue
             row = json.loads(line)
-            turns = [t if isinstance(t, str) else t["question"] for t in row.get("turns", [])]
-            for question in turns or [row["question"]]:
+            for question in row.get("questions") or [row["question"]]:
                 yield path.name, row["id"], question
 
 
