@@ -8,13 +8,14 @@
 
 #define LABELS_MAX 64 /* of a uid, that are looked at */
 
-/* next: what follows has most in common with it, n_common tokens of n_tokens; NULL: nothing follows. */
+/*
+ * next: what follows has most in common with it, n_common tokens of n_tokens; NULL: nothing follows.
+ * gone: enum prefix_gone of the first on the way without KV; PREFIX_THERE: all have it.
+ */
 struct seen {
 	uint32_t n_tokens, n_there, n_common; /* there: before the first that is gone */
-	uint32_t
-		gone; /* enum prefix_gone of the first on the way without KV; PREFIX_THERE: all have it */
-	uint32_t n_pages;    /* whole ones */
-	struct kv_hash last; /* of them */
+	uint32_t gone, n_pages;		      /* pages: whole ones */
+	struct kv_hash last;		      /* of these */
 	const struct prefix_node *next;
 };
 

@@ -1,6 +1,7 @@
 /* The cache without a scheduler: moves are done by hand, so that every moment can be the one in which it happens. */
 #include "daemon/kv/kvcache.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <setjmp.h>
@@ -217,8 +218,8 @@ static void assert_cause(struct kvcache *c, uid_t uid, const uint32_t *ids, uint
 	assert_int_equal(miss.cause, cause);
 }
 
-/* All pages are given up, and a next life takes over what the flags say. */
-static struct kvcache *evicted_life(struct kvcache *c, bool arena, int causes_fd)
+/* The next life takes over the causes @causes_fd, and the pages if @arena. */
+static struct kvcache *life_after(struct kvcache *c, bool arena, int causes_fd)
 {
 	const int arena_fd = arena ? dup(kvcache_arena_fd(c)) : -1;
 	const int dir_fd = arena ? dup(kvcache_dir_fd(c)) : -1;
@@ -243,19 +244,19 @@ static void why_pages_are_gone_is_known_to_the_next_life(void **state)
 	struct kvcache *c = new_evicted();
 
 	(void)state;
-	c = evicted_life(c, true, dup(kvcache_causes_fd(c)));
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
 	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
 	assert_cause(c, 6, text, 11, KV_MISS_NEW); /* it is nobody else's business */
 	assert_cause(c, 5, text + 1, 10, KV_MISS_NEW);
 	/* what is there again is not gone: a page, then the part behind two */
 	say(c, 5, other, 8);
-	c = evicted_life(c, true, dup(kvcache_causes_fd(c)));
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
 	assert_cause(c, 5, other, 8, KV_MISS_NONE);
 	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
 	say(c, 5, text, 8);
 	assert_cause(c, 5, text, 11, KV_MISS_EVICTED); /* the part alone */
 	say(c, 5, text, 12);
-	c = evicted_life(c, true, dup(kvcache_causes_fd(c)));
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
 	assert_cause(c, 5, text, 11, KV_MISS_NONE);
 	assert_cause(c, 5, text, 12, KV_MISS_NONE);
 	kvcache_check(c);
@@ -269,25 +270,25 @@ static void without_what_was_noted_nothing_is_claimed(void **state)
 
 	(void)state;
 	c = new_evicted();
-	c = evicted_life(c, true, -1);
+	c = life_after(c, true, -1);
 	assert_cause(c, 5, text, 11, KV_MISS_NEW);
 	kvcache_free(c);
 
 	c = new_evicted(); /* of an arena that is lost */
 	other = dup(kvcache_causes_fd(c));
-	c = evicted_life(c, false, other);
+	c = life_after(c, false, other);
 	assert_cause(c, 5, text, 11, KV_MISS_NEW);
 	assert_int_not_equal(kvcache_causes_fd(c), -1);
 	kvcache_free(c);
 
 	c = new_evicted();
 	other = memfd_create("other", MFD_CLOEXEC);
-	c = evicted_life(c, true, other);
+	c = life_after(c, true, other);
 	assert_int_not_equal(kvcache_causes_fd(c), other);
 	assert_cause(c, 5, text, 11, KV_MISS_NEW);
 	say(c, 5, text, 11);
 	kvcache_yield(c, UINT64_MAX);
-	c = evicted_life(c, true, dup(kvcache_causes_fd(c))); /* a new one was made */
+	c = life_after(c, true, dup(kvcache_causes_fd(c))); /* a new one was made */
 	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
 	kvcache_free(c);
 }
@@ -298,18 +299,73 @@ static int remove_one(const char *path, const struct stat *st, int kind, struct 
 	return remove(path);
 }
 
-/* A read that fails has cost the page of which the beginning was to be copied. */
-static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
+static struct kvdisk *new_disk(sd_event *loop, const char *dir, struct kvcache *c)
 {
-	static const uint32_t part[3] = { 1, 2, 99 };
-	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
 	const struct segments_options o = { .dir = dir,
 					    .layout = CHAIN_LAYOUT,
 					    .page_tokens = PAGE_TOKENS,
 					    .page_bytes = PAGE_BYTES,
 					    .limits.total_bytes = 64 * 1024 * 1024 };
-	struct kvcache *c = new_cache(4, -1, -1, "");
 	struct kvdisk *disk = NULL;
+
+	assert_int_equal(kvdisk_new(loop, &o, NULL, NULL, &disk), 0);
+	while (!kvdisk_is_ready(disk))
+		sd_event_run(loop, UINT64_MAX);
+	assert_int_equal(kvcache_set_disk(c, disk, NULL, NULL), 0);
+	return disk;
+}
+
+static void on_carried(int r, const uint64_t sum[2], void *userdata)
+{
+	(void)sum;
+	*(int *)userdata = r;
+}
+
+/* After a reboot nothing is known but what the disk holds; what that has lost is told from then on. */
+static void what_the_disk_has_lost_is_known_to_the_next_life(void **state)
+{
+	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
+	_Alignas(4096) static char room[PAGE_BYTES];
+	struct kvcache *c = new_cache(8, -1, -1, "");
+	struct kvcache_walk walk;
+	sd_event *loop = NULL;
+	struct kvdisk *disk;
+	int r = 1;
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(sd_event_new(&loop), 0);
+	disk = new_disk(loop, dir, c);
+	say(c, 5, text, 4); /* with a sum that is not the bytes' */
+	kvcache_set_disk(c, NULL, NULL, NULL);
+	kvdisk_free(disk);
+	kvcache_free(c);
+
+	c = new_cache(8, -1, -1, "");
+	disk = new_disk(loop, dir, c);
+	assert_int_equal(found(c, 5, text, 4), 4);
+	kvcache_walk(c, kvcache_root(c, 5, ""), 5, text, 4, &walk);
+	assert_int_equal(kvcache_carry_out(c, &walk, NULL, room, on_carried, &r), 0);
+	while (r == 1)
+		sd_event_run(loop, UINT64_MAX);
+	assert_int_equal(r, -EBADMSG);
+	assert_cause(c, 5, text, 8, KV_MISS_DAMAGED);
+	kvcache_set_disk(c, NULL, NULL, NULL);
+	kvdisk_free(disk);
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	assert_cause(c, 5, text, 8, KV_MISS_DAMAGED);
+	kvcache_free(c);
+	sd_event_unref(loop);
+	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* A read that fails has cost the page of which the beginning was to be copied. */
+static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
+{
+	static const uint32_t part[3] = { 1, 2, 99 };
+	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
+	struct kvcache *c = new_cache(4, -1, -1, "");
+	struct kvdisk *disk;
 	struct kvcache_held held;
 	sd_event *loop = NULL;
 	kv_page table[8], rest[2];
@@ -318,10 +374,7 @@ static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
 	(void)state;
 	assert_non_null(mkdtemp(dir));
 	assert_int_equal(sd_event_new(&loop), 0);
-	assert_int_equal(kvdisk_new(loop, &o, NULL, NULL, &disk), 0);
-	while (!kvdisk_is_ready(disk))
-		sd_event_run(loop, UINT64_MAX);
-	assert_int_equal(kvcache_set_disk(c, disk, NULL, NULL), 0);
+	disk = new_disk(loop, dir, c);
 	/* being written, and not in the arena any more; from now on the loop stands still */
 	say(c, 5, text, 4);
 	kvcache_set_model(c, other_model);
@@ -350,6 +403,7 @@ int main(void)
 		cmocka_unit_test(what_cannot_be_taken_over_is_made_afresh_and_says_why),
 		cmocka_unit_test(why_pages_are_gone_is_known_to_the_next_life),
 		cmocka_unit_test(without_what_was_noted_nothing_is_claimed),
+		cmocka_unit_test(what_the_disk_has_lost_is_known_to_the_next_life),
 		cmocka_unit_test(a_part_may_be_given_up_for_a_read_that_fails),
 	};
 
