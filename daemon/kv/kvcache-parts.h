@@ -3,6 +3,7 @@
 
 #include <sys/queue.h>
 
+#include "daemon/kv/causes.h"
 #include "daemon/kv/kvcache.h"
 #include "daemon/kv/kvdir.h"
 #include "daemon/kv/kvdisk.h"
@@ -55,6 +56,7 @@ struct kvcache {
 	char *arena;	     /* mapped if there is a disk */
 	struct kvpool *pool;
 	struct kvdir *dir;
+	struct causes *causes; /* of enum prefix_gone; NULL: no memory for it */
 	struct prefix *prefix;
 	struct prefix_node **by_page; /* [n_pages]; NULL: not sealed */
 	struct moves waiting, under_way;

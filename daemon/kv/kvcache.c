@@ -44,6 +44,7 @@ void kvcache_note_sealed(struct kvcache *c, struct prefix_node *node, const uint
 	memcpy(node->sum, sum, sizeof(node->sum));
 	node->trust = PREFIX_CHECKED;
 	node->used_us = clock_us();
+	causes_drop(c->causes, node->root, node->parent->hash, node->tokens, node->n_tokens);
 	entry = (struct kvdir_page){
 		.uid = node->uid,
 		.n_tokens = node->n_tokens,
@@ -72,6 +73,9 @@ void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gon
 	c->by_page[page] = NULL;
 	kvdir_drop(c->dir, page);
 	kvpool_discard(c->pool, page);
+	/* what it begins with went before it, or with it */
+	causes_drop(c->causes, node->root, node->parent->hash, node->tokens, node->n_tokens);
+	causes_note(c->causes, node->parent->hash, node->hash, node->n_tokens, why);
 }
 
 /* Puts an adopted page into the index; false: what is before it is not there, or it is not what it says. */
@@ -163,6 +167,19 @@ static int make(struct kvcache *c, struct err *err)
 	return r < 0 ? r : kvdir_new(o->n_pages, o->page_tokens, &c->dir, err);
 }
 
+/* Without causes all works, but for explanations after a restart. */
+static void make_causes(struct kvcache *c, bool adopted)
+{
+	int *fd = &c->options.causes_fd;
+
+	if (adopted && *fd >= 0 && causes_adopt(*fd, &c->causes, NULL) >= 0)
+		*fd = -1;
+	closep(fd);
+	*fd = -1;
+	if (!c->causes)
+		causes_new(&c->causes, NULL);
+}
+
 int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
 		struct err *err)
 {
@@ -173,6 +190,7 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	if (!c) {
 		closep(&(int){ options->arena_fd });
 		closep(&(int){ options->dir_fd });
+		closep(&(int){ options->causes_fd });
 		return err_set(err, -ENOMEM, "out of memory");
 	}
 	c->options = *options;
@@ -186,6 +204,7 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	closep(&c->options.arena_fd);
 	closep(&c->options.dir_fd);
 	c->options.arena_fd = c->options.dir_fd = -1;
+	make_causes(c, c->pool != NULL);
 	r = c->pool ? 0 : make(c, err);
 	if (r < 0)
 		return r;
@@ -210,6 +229,7 @@ struct kvcache *kvcache_free(struct kvcache *c)
 		munmap(c->arena, c->options.n_pages * c->options.page_bytes);
 	kvpool_free(c->pool);
 	kvdir_free(c->dir);
+	causes_free(c->causes);
 	free(c->by_page);
 	free(c->owners);
 	shared_free(c);
@@ -225,6 +245,11 @@ int kvcache_arena_fd(const struct kvcache *c)
 int kvcache_dir_fd(const struct kvcache *c)
 {
 	return kvdir_fd(c->dir);
+}
+
+int kvcache_causes_fd(const struct kvcache *c)
+{
+	return causes_fd(c->causes);
 }
 
 struct kvpool *kvcache_pool(struct kvcache *c)

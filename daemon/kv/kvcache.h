@@ -31,12 +31,14 @@ struct kvcache_options {
 	uint32_t element_bytes; /* of one K or V */
 	uint32_t n_strips; /* of a page, each of all its positions: as in struct kvdisk_key */
 	int arena_fd, dir_fd;	/* of an earlier life, both or none (-1); taken in any case */
+	int causes_fd; /* likewise: why more was not kept; of no use without the others */
 };
 
 /*
  * Makes arena and directory, or takes both over. What cannot be taken over is
  * made afresh, and *@ret_lost says why (""; it is no failure). Pages taken over
- * are found again; they are summed before they are served.
+ * are found again; they are summed before they are served. Causes that cannot
+ * be taken over are none, silently: kvcache_causes_fd() is then another one, or -1.
  * Returns 0 or a negative errno with a sentence.
  */
 int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
@@ -44,6 +46,7 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 struct kvcache *kvcache_free(struct kvcache *c);
 int kvcache_arena_fd(const struct kvcache *c);
 int kvcache_dir_fd(const struct kvcache *c);
+int kvcache_causes_fd(const struct kvcache *c);
 struct kvpool *kvcache_pool(struct kvcache *c); /* to count, and to name in steps */
 
 /* The model whose KV it is from now on; of another one's nothing is served. */

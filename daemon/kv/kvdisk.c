@@ -34,6 +34,7 @@ struct told {
 	struct segments_key key;
 	struct segments_place place;
 	bool gone;
+	enum segments_why why;
 };
 STAILQ_HEAD(tolds, told);
 
@@ -65,6 +66,8 @@ struct kvdisk {
 	struct worker *worker;
 	void (*on_ready)(void *userdata);
 	void *userdata;
+	kvdisk_gone_fn watcher; /* or NULL */
+	void *watcher_userdata;
 	struct segments_options options;
 	char *dir;
 	struct segments *store; /* the thread's, once it is open */
@@ -138,7 +141,7 @@ static struct record *note(struct kvdisk *d, const struct segments_key *key,
 }
 
 static void tell(struct kvdisk *d, const struct segments_key *key, struct segments_place place,
-		 bool gone)
+		 bool gone, enum segments_why why)
 {
 	struct told *t;
 
@@ -150,19 +153,19 @@ static void tell(struct kvdisk *d, const struct segments_key *key, struct segmen
 	t->key = *key;
 	t->place = place;
 	t->gone = gone;
+	t->why = why;
 	STAILQ_INSERT_TAIL(&d->running->told, t, link);
 }
 
 static void on_found(void *userdata, const struct segments_key *key, struct segments_place place)
 {
-	tell(userdata, key, place, false);
+	tell(userdata, key, place, false, SEGMENTS_EVICTED);
 }
 
 static void on_gone(void *userdata, const struct segments_key *key, struct segments_place place,
 		    enum segments_why why)
 {
-	(void)why;
-	tell(userdata, key, place, true);
+	tell(userdata, key, place, true, why);
 }
 
 static void run_open(struct job *job)
@@ -316,8 +319,11 @@ static void take_told(struct kvdisk *d, struct job *job)
 		if (!t->gone)
 			note(d, &t->key, t->place);
 		else if (rec && rec->place.segment == t->place.segment &&
-			 rec->place.slot == t->place.slot)
+			 rec->place.slot == t->place.slot) {
 			forget(d, rec);
+			if (d->watcher)
+				d->watcher(&t->key, t->why, d->watcher_userdata);
+		}
 		free(t);
 	}
 }
@@ -623,6 +629,12 @@ int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
 void kvdisk_flush(struct kvdisk *d)
 {
 	kvdisk_flush_then(d, NULL, NULL);
+}
+
+void kvdisk_watch(struct kvdisk *d, kvdisk_gone_fn on_gone, void *userdata)
+{
+	d->watcher = on_gone;
+	d->watcher_userdata = userdata;
 }
 
 void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits)

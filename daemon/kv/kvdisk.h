@@ -51,6 +51,14 @@ int kvdisk_new(sd_event *loop, const struct segments_options *options,
  */
 struct kvdisk *kvdisk_free(struct kvdisk *d);
 
+/*
+ * Has @on_gone told of what the store gave up by itself, or found damaged, once
+ * it is found no more. On the loop; no call on the disk from within. NULL: nobody.
+ */
+typedef void (*kvdisk_gone_fn)(const struct segments_key *key, enum segments_why why,
+			       void *userdata);
+void kvdisk_watch(struct kvdisk *d, kvdisk_gone_fn on_gone, void *userdata);
+
 /* Whether the page is there; one whose writing was asked for counts. */
 bool kvdisk_has(const struct kvdisk *d, const struct kvdisk_key *key);
 bool kvdisk_is_written(const struct kvdisk *d, const struct kvdisk_key *key); /* such a one does not */

@@ -8,10 +8,14 @@
 
 #define LABELS_MAX 64 /* of a uid, that are looked at */
 
-/* next: what follows has most in common with it, n_common tokens of n_tokens; NULL: nothing follows. */
+/*
+ * next: what follows has most in common with it, n_common tokens of n_tokens; NULL: nothing follows.
+ * gone: enum prefix_gone of the first on the way without KV; PREFIX_THERE: all have it.
+ */
 struct seen {
 	uint32_t n_tokens, n_there, n_common; /* there: before the first that is gone */
-	const struct prefix_node *gone;	      /* the first on the way without KV */
+	uint32_t gone, n_pages;		      /* pages: whole ones */
+	struct kv_hash last;		      /* of these */
 	const struct prefix_node *next;
 };
 
@@ -21,16 +25,18 @@ static void walk(const struct kvcache *c, const struct prefix_whose *whose,
 {
 	const struct prefix_node *last = space, *node;
 
-	*ret = (struct seen){ 0 };
+	*ret = (struct seen){ .last = space->hash };
 	while (n - ret->n_tokens >= c->options.page_tokens) {
 		node = prefix_next_page(c->prefix, last, prefix_root(whose, last->depth),
 					ids + ret->n_tokens);
 		if (!node)
 			break;
 		if (!ret->gone && node->page == KV_PAGE_NONE)
-			ret->gone = node;
+			ret->gone = node->gone;
 		ret->n_tokens += node->n_tokens;
 		ret->n_there += ret->gone ? 0 : node->n_tokens;
+		ret->n_pages++;
+		ret->last = node->hash;
 		last = node;
 	}
 	LIST_FOREACH(node, &last->children, sibling)
@@ -46,7 +52,7 @@ static void walk(const struct kvcache *c, const struct prefix_whose *whose,
 	}
 	ret->n_tokens += ret->n_common;
 	if (!ret->gone && ret->n_common > 0 && ret->next->page == KV_PAGE_NONE)
-		ret->gone = ret->next;
+		ret->gone = ret->next->gone;
 	ret->n_there += ret->gone ? 0 : ret->n_common;
 }
 
@@ -55,9 +61,25 @@ static void walk_root(const struct kvcache *c, const struct prefix_whose *whose,
 {
 	const struct prefix_node *space = prefix_find(c->prefix, prefix_root(whose, 0));
 
-	*ret = (struct seen){ 0 };
+	*ret = (struct seen){ .last = prefix_root(whose, 0) };
 	if (space && !space->parent)
 		walk(c, whose, space, ids, n, ret);
+}
+
+/* What an earlier broker knew of the page behind those that this one knows. */
+static void recall(const struct kvcache *c, const struct prefix_whose *whose, const uint32_t *ids,
+		   uint32_t n, struct seen *seen)
+{
+	const uint32_t at = seen->n_pages * c->options.page_tokens;
+	uint32_t n_tokens;
+
+	if (seen->gone)
+		return;
+	n_tokens = causes_find(c->causes, prefix_root(whose, seen->n_pages), seen->last, ids + at,
+			       MIN(n - at, c->options.page_tokens), seen->n_tokens - at,
+			       &seen->gone);
+	if (n_tokens > 0)
+		seen->n_tokens = at + n_tokens;
 }
 
 static uint32_t seen_by_labels(const struct kvcache *c, uid_t uid, struct kv_hash own,
@@ -92,9 +114,9 @@ static void copy_other(const struct seen *seen, struct kvcache_miss *ret)
 
 static enum kv_miss_cause cause_of_gone(const struct seen *seen)
 {
-	if (!seen->gone)
+	switch (seen->gone) {
+	case PREFIX_THERE:
 		return KV_MISS_PAGE;
-	switch (seen->gone->gone) {
 	case PREFIX_DAMAGED:
 		return KV_MISS_DAMAGED;
 	case PREFIX_MODEL_CHANGED:
@@ -122,6 +144,7 @@ void kvcache_explain(const struct kvcache *c, uid_t uid, const char *label, cons
 	if (n_found >= n)
 		return;
 	walk_root(c, &whose, ids, n, &seen);
+	recall(c, &whose, ids, n, &seen);
 	whose.root = chain_root(c->model_before, element_bytes, uid, label);
 	whose.shared_root = chain_shared_root(c->model_before, element_bytes);
 	walk_root(c, &whose, ids, n, &before);

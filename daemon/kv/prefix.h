@@ -21,6 +21,7 @@ enum prefix_trust {
 	PREFIX_CHECKED,
 };
 
+/* These numbers outlive the broker: see causes.h. */
 enum prefix_gone { PREFIX_THERE, PREFIX_EVICTED, PREFIX_DAMAGED, PREFIX_MODEL_CHANGED };
 
 struct prefix_node {

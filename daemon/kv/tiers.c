@@ -17,6 +17,22 @@ struct transfer {
 	kv_page page;
 };
 
+/* What is in the arena still is not missed. */
+static void on_record_gone(const struct segments_key *key, enum segments_why why, void *userdata)
+{
+	struct kvcache *c = userdata;
+	const struct kv_hash hash = { key->hash[0], key->hash[1] };
+	const struct kv_hash parent = { key->parent[0], key->parent[1] };
+	const enum prefix_gone gone = why == SEGMENTS_DAMAGED ? PREFIX_DAMAGED : PREFIX_EVICTED;
+	struct prefix_node *node = prefix_find(c->prefix, hash);
+
+	if (why == SEGMENTS_FAILED || (node && node->page != KV_PAGE_NONE))
+		return;
+	if (node)
+		node->gone = gone;
+	causes_note(c->causes, parent, hash, key->n_tokens, gone);
+}
+
 int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(void *userdata),
 		     void *userdata)
 {
@@ -28,6 +44,10 @@ int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(vo
 			return -errno;
 		c->arena = at;
 	}
+	if (c->disk)
+		kvdisk_watch(c->disk, NULL, NULL);
+	if (disk)
+		kvdisk_watch(disk, on_record_gone, c);
 	c->disk = disk;
 	c->on_moved = on_moved;
 	c->userdata = userdata;

@@ -241,6 +241,7 @@ static void store_configuration(const struct control_configure *now)
 /* The KV cache of the stored arena and directory, or a new one, which is stored. */
 static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct err *err)
 {
+	const int causes_stored = adopt ? fdstore_take("causes") : -1;
 	const struct kvcache_options options = {
 		.n_pages = e->plan.n_pages,
 		.page_tokens = e->plan.page_tokens,
@@ -249,6 +250,7 @@ static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct er
 		.n_strips = e->plan.page_strips,
 		.arena_fd = adopt ? fdstore_take("arena") : -1,
 		.dir_fd = adopt ? fdstore_take("kvdir") : -1,
+		.causes_fd = causes_stored,
 	};
 	struct err lost = { 0 };
 	int r;
@@ -258,6 +260,8 @@ static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct er
 		return r;
 	if (lost.text[0])
 		log_warning("the stored KV cache is not taken over: %s", lost.text);
+	if (causes_stored < 0 || kvcache_causes_fd(e->kv) != causes_stored)
+		store("causes", kvcache_causes_fd(e->kv));
 	*ret_adopted = options.arena_fd >= 0 && options.dir_fd >= 0 && !lost.text[0];
 	if (*ret_adopted)
 		return 0;
@@ -399,6 +403,7 @@ struct engine *engine_free(struct engine *e, bool stop)
 		fdstore_remove("turns");
 		fdstore_remove("arena");
 		fdstore_remove("kvdir");
+		fdstore_remove("causes");
 		fdstore_remove("exec-config");
 	}
 	free(e);

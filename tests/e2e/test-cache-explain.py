@@ -2,7 +2,9 @@
 """steamctl cache explain: each cause of a miss, brought about in the real daemon."""
 import re
 
+from kvpages import HEAD, HEAD_BYTES, ENTRY, SEALED
 from steamd_e2e import *
+from stored import Stored
 
 
 def explain(d, which, *args, **kwargs):
@@ -79,6 +81,70 @@ def what_was_given_up_is_told():
         assert e["prompt_token"]["id"] == 5 and e["cached_token"] is None, e
 
 
+def kill(d):
+    d.process.kill()
+    d.again()
+
+
+def what_an_earlier_broker_gave_up_is_told():
+    with Stored("air", "Context=512", "DiskCache=no") as d:
+        d.complete([5] * 500, 4)
+        for i in range(20):
+            d.complete([10 + i] * 500, 4)
+            if d.status()["kv"]["evicted_pages"] > 0:
+                break
+        kill(d)
+        e = explain(d, d.complete([5] * 500, 4))
+        assert e["cause"] == "evicted" and e["cached_tokens"] == e["diverged_at"] < 499, e
+        kill(d)
+        e = explain(d, d.complete([5] * 500, 4))  # it is there again
+        assert e["cause"] in ("none", "no-page") and e["cached_tokens"] > 400, e
+        # one that begins with nothing does not know, and does not say that it does
+        d.complete([6] * 500, 4)
+        d.process.kill()
+        d.process.wait(20)
+        d.read_all()
+        d.forget()
+        d.__enter__()
+        assert explain(d, d.complete([5] * 500, 4))["cause"] == "new"
+
+
+def damage(d, depth):
+    """Flips a bit in each sealed page of this depth, in what the store has."""
+    memfds = {name: fd for name, fd, _ in d.store}
+    directory = os.pread(memfds["kvdir"], os.fstat(memfds["kvdir"]).st_size, 0)
+    _, _, n_pages, _, entry_bytes, _, _ = HEAD.unpack_from(directory)
+    page_bytes = os.fstat(memfds["arena"]).st_size // n_pages
+    n = 0
+    for i in range(n_pages):
+        entry = ENTRY.unpack_from(directory, HEAD_BYTES + i * entry_bytes)
+        if entry[0] == SEALED and entry[6] == depth:
+            [byte] = os.pread(memfds["arena"], 1, i * page_bytes)
+            os.pwrite(memfds["arena"], bytes([byte ^ 1]), i * page_bytes)
+            n += 1
+    assert n > 0
+
+
+def what_an_earlier_broker_found_damaged_is_told():
+    with Stored("air", "DiskCache=no") as d:
+        d.complete([5] * 500, 4)
+        d.process.kill()
+        d.process.wait(20)
+        d.read_all()
+        damage(d, 2)
+        d.__enter__()
+        size = d.status()["kv"]["page_tokens"]
+        # goes on in its own way inside that page, which so is not computed again
+        e = explain(d, d.complete([5] * (size + 8) + [7] * 40, 4))
+        assert (e["cause"], e["cached_tokens"]) == ("damaged", size), e
+        kill(d)
+        e = explain(d, d.complete([5] * 500, 4))
+        assert (e["cause"], e["cached_tokens"]) == ("damaged", size + 8), e
+        kill(d)
+        e = explain(d, d.complete([5] * 500, 4))
+        assert (e["cause"], e["cached_tokens"]) == ("none", 499), e
+
+
 def what_came_from_disk_is_counted():
     with Daemon("air") as d:
         d.complete([5] * 500, 4)
@@ -137,4 +203,4 @@ def a_turn_that_runs_is_told_and_the_oldest_are_forgotten():
 
 if __name__ == "__main__":
     run([v for v in list(globals().values()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and v.__name__ not in ("explain", "ask")])
+         and v.__name__ not in ("explain", "ask", "kill", "damage")])

@@ -1,6 +1,7 @@
 /* The cache without a scheduler: moves are done by hand, so that every moment can be the one in which it happens. */
 #include "daemon/kv/kvcache.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <setjmp.h>
@@ -16,27 +17,35 @@
 #include "client/wire/ownership.h"
 #include "daemon/kv/kvdir.h"
 #include "daemon/kv/kvdisk.h"
+#include "daemon/kv/miss.h"
 
 #define PAGE_TOKENS 4
 #define PAGE_BYTES 4096
 
 static const uint64_t no_model[2], other_model[2] = { 1, 2 };
 
-static struct kvcache *new_cache(uint32_t n_pages, int arena_fd, int dir_fd,
-				 const char *lost_wanted)
+static struct kvcache *new_cache_of(uint32_t n_pages, int arena_fd, int dir_fd, int causes_fd,
+				    const char *lost_wanted)
 {
 	const struct kvcache_options o = { .n_pages = n_pages,
 					   .page_tokens = PAGE_TOKENS,
 					   .page_bytes = PAGE_BYTES,
 					   .element_bytes = 2,
 					   .arena_fd = arena_fd,
-					   .dir_fd = dir_fd };
+					   .dir_fd = dir_fd,
+					   .causes_fd = causes_fd };
 	struct kvcache *c = NULL;
 	struct err lost = { 0 }, err = { 0 };
 
 	assert_int_equal(kvcache_new(&o, &c, &lost, &err), 0);
 	assert_string_equal(lost.text, lost_wanted);
 	return c;
+}
+
+static struct kvcache *new_cache(uint32_t n_pages, int arena_fd, int dir_fd,
+				 const char *lost_wanted)
+{
+	return new_cache_of(n_pages, arena_fd, dir_fd, -1, lost_wanted);
 }
 
 /* The executor: a page's sum is its number and how often it did anything. */
@@ -199,10 +208,155 @@ static void what_cannot_be_taken_over_is_made_afresh_and_says_why(void **state)
 	kvcache_free(c);
 }
 
+/* The first token that is missed, and why. */
+static void assert_cause(struct kvcache *c, uid_t uid, const uint32_t *ids, uint32_t n,
+			 enum kv_miss_cause cause)
+{
+	struct kvcache_miss miss;
+
+	kvcache_explain(c, uid, "", ids, n, found(c, uid, ids, n), &miss);
+	assert_int_equal(miss.cause, cause);
+}
+
+/* The next life takes over the causes @causes_fd, and the pages if @arena. */
+static struct kvcache *life_after(struct kvcache *c, bool arena, int causes_fd)
+{
+	const int arena_fd = arena ? dup(kvcache_arena_fd(c)) : -1;
+	const int dir_fd = arena ? dup(kvcache_dir_fd(c)) : -1;
+
+	kvcache_free(c);
+	return new_cache_of(8, arena_fd, dir_fd, causes_fd, "");
+}
+
+static struct kvcache *new_evicted(void)
+{
+	struct kvcache *c = new_cache(8, -1, -1, "");
+
+	say(c, 5, text, 11);
+	assert_int_equal(kvcache_yield(c, UINT64_MAX), 3 * PAGE_BYTES);
+	assert_int_equal(found(c, 5, text, 11), 0);
+	return c;
+}
+
+static void why_pages_are_gone_is_known_to_the_next_life(void **state)
+{
+	static const uint32_t other[8] = { 1, 2, 3, 4, 5, 6, 7, 99 };
+	struct kvcache *c = new_evicted();
+
+	(void)state;
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
+	assert_cause(c, 6, text, 11, KV_MISS_NEW); /* it is nobody else's business */
+	assert_cause(c, 5, text + 1, 10, KV_MISS_NEW);
+	/* what is there again is not gone: a page, then the part behind two */
+	say(c, 5, other, 8);
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	assert_cause(c, 5, other, 8, KV_MISS_NONE);
+	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
+	say(c, 5, text, 8);
+	assert_cause(c, 5, text, 11, KV_MISS_EVICTED); /* the part alone */
+	say(c, 5, text, 12);
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	assert_cause(c, 5, text, 11, KV_MISS_NONE);
+	assert_cause(c, 5, text, 12, KV_MISS_NONE);
+	kvcache_check(c);
+	kvcache_free(c);
+}
+
+static void without_what_was_noted_nothing_is_claimed(void **state)
+{
+	struct kvcache *c;
+	int other;
+
+	(void)state;
+	c = new_evicted();
+	c = life_after(c, true, -1);
+	assert_cause(c, 5, text, 11, KV_MISS_NEW);
+	kvcache_free(c);
+
+	c = new_evicted(); /* of an arena that is lost */
+	other = dup(kvcache_causes_fd(c));
+	c = life_after(c, false, other);
+	assert_cause(c, 5, text, 11, KV_MISS_NEW);
+	assert_int_not_equal(kvcache_causes_fd(c), -1);
+	kvcache_free(c);
+
+	c = new_evicted();
+	other = memfd_create("other", MFD_CLOEXEC);
+	c = life_after(c, true, other);
+	assert_int_not_equal(kvcache_causes_fd(c), other);
+	assert_cause(c, 5, text, 11, KV_MISS_NEW);
+	say(c, 5, text, 11);
+	kvcache_yield(c, UINT64_MAX);
+	c = life_after(c, true, dup(kvcache_causes_fd(c))); /* a new one was made */
+	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
+	kvcache_free(c);
+}
+
 static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
 {
 	(void)st, (void)kind, (void)ftw;
 	return remove(path);
+}
+
+static struct kvdisk *new_disk(sd_event *loop, const char *dir, struct kvcache *c)
+{
+	const struct segments_options o = { .dir = dir,
+					    .layout = CHAIN_LAYOUT,
+					    .page_tokens = PAGE_TOKENS,
+					    .page_bytes = PAGE_BYTES,
+					    .limits.total_bytes = 64 * 1024 * 1024 };
+	struct kvdisk *disk = NULL;
+
+	assert_int_equal(kvdisk_new(loop, &o, NULL, NULL, &disk), 0);
+	while (!kvdisk_is_ready(disk))
+		sd_event_run(loop, UINT64_MAX);
+	assert_int_equal(kvcache_set_disk(c, disk, NULL, NULL), 0);
+	return disk;
+}
+
+static void on_carried(int r, const uint64_t sum[2], void *userdata)
+{
+	(void)sum;
+	*(int *)userdata = r;
+}
+
+/* After a reboot nothing is known but what the disk holds; what that has lost is told from then on. */
+static void what_the_disk_has_lost_is_known_to_the_next_life(void **state)
+{
+	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
+	_Alignas(4096) static char room[PAGE_BYTES];
+	struct kvcache *c = new_cache(8, -1, -1, "");
+	struct kvcache_walk walk;
+	sd_event *loop = NULL;
+	struct kvdisk *disk;
+	int r = 1;
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(sd_event_new(&loop), 0);
+	disk = new_disk(loop, dir, c);
+	say(c, 5, text, 4); /* with a sum that is not the bytes' */
+	kvcache_set_disk(c, NULL, NULL, NULL);
+	kvdisk_free(disk);
+	kvcache_free(c);
+
+	c = new_cache(8, -1, -1, "");
+	disk = new_disk(loop, dir, c);
+	assert_int_equal(found(c, 5, text, 4), 4);
+	kvcache_walk(c, kvcache_root(c, 5, ""), 5, text, 4, &walk);
+	assert_int_equal(kvcache_carry_out(c, &walk, NULL, room, on_carried, &r), 0);
+	while (r == 1)
+		sd_event_run(loop, UINT64_MAX);
+	assert_int_equal(r, -EBADMSG);
+	assert_cause(c, 5, text, 8, KV_MISS_DAMAGED);
+	kvcache_set_disk(c, NULL, NULL, NULL);
+	kvdisk_free(disk);
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	assert_cause(c, 5, text, 8, KV_MISS_DAMAGED);
+	kvcache_free(c);
+	sd_event_unref(loop);
+	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 /* A read that fails has cost the page of which the beginning was to be copied. */
@@ -210,13 +364,8 @@ static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
 {
 	static const uint32_t part[3] = { 1, 2, 99 };
 	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
-	const struct segments_options o = { .dir = dir,
-					    .layout = CHAIN_LAYOUT,
-					    .page_tokens = PAGE_TOKENS,
-					    .page_bytes = PAGE_BYTES,
-					    .limits.total_bytes = 64 * 1024 * 1024 };
 	struct kvcache *c = new_cache(4, -1, -1, "");
-	struct kvdisk *disk = NULL;
+	struct kvdisk *disk;
 	struct kvcache_held held;
 	sd_event *loop = NULL;
 	kv_page table[8], rest[2];
@@ -225,10 +374,7 @@ static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
 	(void)state;
 	assert_non_null(mkdtemp(dir));
 	assert_int_equal(sd_event_new(&loop), 0);
-	assert_int_equal(kvdisk_new(loop, &o, NULL, NULL, &disk), 0);
-	while (!kvdisk_is_ready(disk))
-		sd_event_run(loop, UINT64_MAX);
-	assert_int_equal(kvcache_set_disk(c, disk, NULL, NULL), 0);
+	disk = new_disk(loop, dir, c);
 	/* being written, and not in the arena any more; from now on the loop stands still */
 	say(c, 5, text, 4);
 	kvcache_set_model(c, other_model);
@@ -255,6 +401,9 @@ int main(void)
 		cmocka_unit_test(a_next_life_finds_the_chain_and_sums_it_first),
 		cmocka_unit_test(pages_without_what_is_before_them_are_dropped_and_counted),
 		cmocka_unit_test(what_cannot_be_taken_over_is_made_afresh_and_says_why),
+		cmocka_unit_test(why_pages_are_gone_is_known_to_the_next_life),
+		cmocka_unit_test(without_what_was_noted_nothing_is_claimed),
+		cmocka_unit_test(what_the_disk_has_lost_is_known_to_the_next_life),
 		cmocka_unit_test(a_part_may_be_given_up_for_a_read_that_fails),
 	};
 

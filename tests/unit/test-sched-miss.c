@@ -120,6 +120,54 @@ static void what_was_given_up_is_told(void **state)
 	world_close(&w);
 }
 
+/* By the broker after the one that gave it up, too; and not what has been computed again since. */
+static void what_an_earlier_broker_gave_up_is_told(void **state)
+{
+	struct world w;
+	struct turn *b;
+	uint32_t ids[120], at;
+
+	(void)state;
+	open_with_one(&w, 16, ids);
+	world_submit(&w, 1, 180, 10);
+	world_run_all(&w);
+	world_restart_broker(&w);
+	assert_miss(follow(&w, 2, "", ids, 100, 100), KV_MISS_NEW, 0);
+	b = follow(&w, 1, "", ids, 100, 100);
+	assert_miss(b, KV_MISS_EVICTED, b->rec->n_cached);
+	assert_true(b->rec->n_cached < 99);
+	/* it is there again */
+	at = b->rec->n_cached;
+	world_restart_broker(&w);
+	b = follow(&w, 1, "", ids, 100, 100);
+	assert_true(b->rec->n_cached > at);
+	assert_miss(b, KV_MISS_NONE, 99);
+	world_close(&w);
+}
+
+static void what_an_earlier_broker_found_damaged_is_told(void **state)
+{
+	struct world w;
+	uint32_t ids[120];
+
+	(void)state;
+	open_with_one(&w, 64, ids);
+	world_restart_broker(&w);
+	for (uint32_t i = 0; i < 64 * WORLD_PAGE_TOKENS; i++) {
+		if (computer_token(w.computer.kv[i]) != ids[40])
+			continue;
+		w.computer.kv[i] ^= 1;
+		break;
+	}
+	/* goes on in its own way inside the page, which so is not computed again */
+	assert_miss(follow(&w, 1, "", ids, 40, 100), KV_MISS_DAMAGED, 32);
+	world_restart_broker(&w);
+	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_DAMAGED, 40);
+	world_restart_broker(&w);
+	assert_miss(follow(&w, 1, "", ids, 100, 100), KV_MISS_NONE, 99);
+	world_close(&w);
+}
+
 static void what_was_damaged_is_told_and_does_not_count_as_cached(void **state)
 {
 	struct world w;
@@ -232,6 +280,8 @@ int main(void)
 		cmocka_unit_test(another_uid_is_told_nothing),
 		cmocka_unit_test(another_label_of_the_same_uid_is_told),
 		cmocka_unit_test(what_was_given_up_is_told),
+		cmocka_unit_test(what_an_earlier_broker_gave_up_is_told),
+		cmocka_unit_test(what_an_earlier_broker_found_damaged_is_told),
 		cmocka_unit_test(what_was_damaged_is_told_and_does_not_count_as_cached),
 		cmocka_unit_test(another_model_is_told_and_so_is_the_way_back),
 		cmocka_unit_test(a_text_to_be_scored_is_not_looked_for),

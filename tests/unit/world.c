@@ -127,7 +127,7 @@ static void new_executor(struct world *w)
 	assert_int_equal(executor_new(w->loop, &o, &w->executor, &err), 0);
 }
 
-static void new_cache(struct world *w, int arena_fd, int dir_fd)
+static void new_cache(struct world *w, int arena_fd, int dir_fd, int causes_fd)
 {
 	const struct kvcache_options o = {
 		.n_pages = w->n_pages,
@@ -136,6 +136,7 @@ static void new_cache(struct world *w, int arena_fd, int dir_fd)
 		.element_bytes = 2,
 		.arena_fd = arena_fd,
 		.dir_fd = dir_fd,
+		.causes_fd = causes_fd,
 	};
 	struct err lost = { 0 }, err = { 0 };
 
@@ -259,7 +260,7 @@ void world_open_context(struct world *w, uint32_t context, uint32_t n_pages, uin
 	assert_int_equal(sd_event_new(&w->loop), 0);
 	manager_open(&w->manager);
 	computer_open(&w->computer);
-	new_cache(w, -1, -1);
+	new_cache(w, -1, -1, -1);
 	assert_int_equal(turns_new(context, context / WORLD_PAGE_TOKENS + 1, &w->turns, &err), 0);
 	w->record_bytes = record_bytes(w->turns);
 	new_executor_and_sched(w);
@@ -399,6 +400,7 @@ void world_restart_broker(struct world *w)
 	struct turn_record *rec;
 	int control_fd, turns_fd_copy = dup(turns_fd(w->turns));
 	int arena_fd = dup(kvcache_arena_fd(w->cache)), dir_fd = dup(kvcache_dir_fd(w->cache));
+	int causes_fd = dup(kvcache_causes_fd(w->cache));
 
 	manager_read(&w->manager);
 	w->sched = sched_free(w->sched);
@@ -411,7 +413,7 @@ void world_restart_broker(struct world *w)
 	memset(w->t, 0, sizeof(w->t));
 	w->n_ended = 0;
 
-	new_cache(w, arena_fd, dir_fd);
+	new_cache(w, arena_fd, dir_fd, causes_fd);
 	if (w->disk_dir[0])
 		new_disk(w);
 	assert_int_equal(turns_adopt(turns_fd_copy, &w->turns, &err), 0);
@@ -455,7 +457,7 @@ void world_reboot(struct world *w)
 	w->n_turns = w->n_ended = 0;
 
 	manager_open(&w->manager);
-	new_cache(w, -1, -1);
+	new_cache(w, -1, -1, -1);
 	assert_int_equal(turns_new(w->context, w->context / WORLD_PAGE_TOKENS + 1, &w->turns, &err),
 			 0);
 	new_executor_and_sched(w);

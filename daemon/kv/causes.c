@@ -1,0 +1,275 @@
+/* The ring's layout, and beside it, in memory that dies, which of its entries are behind which page. */
+#include "daemon/kv/causes.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "client/wire/ownership.h"
+#include "client/wire/sealed.h"
+
+#define NONE UINT16_MAX
+
+struct entry {
+	_Atomic uint32_t cause; /* 0: there is none; set last, cleared first */
+	uint32_t n_tokens;
+	struct kv_hash parent, hash;
+	uint64_t check; /* of the others */
+};
+_Static_assert(sizeof(struct entry) == 48, "the layout outlives its writer");
+_Static_assert(offsetof(struct entry, n_tokens) == 4, "the layout outlives its writer");
+
+struct head {
+	uint64_t magic;
+	uint32_t version, n_entries, entry_bytes;
+	uint32_t next; /* to be written */
+	uint64_t pad[5];
+};
+
+struct ring {
+	struct head head;
+	struct entry entries[CAUSES_N];
+};
+_Static_assert(offsetof(struct ring, entries) == 64, "the layout outlives its writer");
+_Static_assert(CAUSES_N < NONE, "an entry's number fits");
+
+struct causes {
+	int memfd;
+	struct ring *ring;
+	uint16_t heads[CAUSES_N]; /* by the parent's hash */
+	uint16_t behind[CAUSES_N];
+};
+
+static uint16_t *head_of(const struct causes *c, struct kv_hash parent)
+{
+	return (uint16_t *)&c->heads[parent.lo % CAUSES_N];
+}
+
+static uint64_t check_of(const struct entry *e, uint32_t cause)
+{
+	const size_t from = offsetof(struct entry, n_tokens), to = offsetof(struct entry, check);
+
+	return XXH3_64bits_withSeed((const char *)e + from, to - from, cause);
+}
+
+static uint32_t cause_of(const struct entry *e)
+{
+	return atomic_load_explicit(&((struct entry *)e)->cause, memory_order_acquire);
+}
+
+static void set_cause(struct entry *e, uint32_t cause)
+{
+	atomic_store_explicit(&e->cause, cause, memory_order_release);
+}
+
+static void link_entry(struct causes *c, uint16_t i)
+{
+	uint16_t *head = head_of(c, c->ring->entries[i].parent);
+
+	c->behind[i] = *head;
+	*head = i;
+}
+
+/* @at: where its number stands. */
+static void forget(struct causes *c, uint16_t *at)
+{
+	set_cause(&c->ring->entries[*at], 0);
+	*at = c->behind[*at];
+}
+
+static int map(int memfd, struct causes **ret, struct err *err)
+{
+	struct causes *c = calloc(1, sizeof(*c));
+
+	if (!c)
+		return err_set(err, -ENOMEM, "out of memory");
+	c->ring = mmap(NULL, sizeof(*c->ring), PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+	if (c->ring == MAP_FAILED) {
+		const int r = -errno;
+
+		free(c);
+		return err_wrap(err, r, "cannot map the causes of lost KV");
+	}
+	c->memfd = memfd;
+	for (uint32_t i = 0; i < CAUSES_N; i++)
+		c->heads[i] = NONE;
+	*ret = c;
+	return 0;
+}
+
+int causes_new(struct causes **ret, struct err *err)
+{
+	_cleanup_(closep) int memfd = sealed_memfd("steamd-causes", sizeof(struct ring));
+	struct head *head;
+	int r;
+
+	if (memfd < 0)
+		return err_wrap(err, memfd, "cannot make a memfd of %zu bytes",
+				sizeof(struct ring));
+	r = map(memfd, ret, err);
+	if (r < 0)
+		return r;
+	memfd = -1;
+	head = &(*ret)->ring->head;
+	head->version = CAUSES_VERSION;
+	head->n_entries = CAUSES_N;
+	head->entry_bytes = sizeof(struct entry);
+	atomic_thread_fence(memory_order_release);
+	head->magic = CAUSES_MAGIC;
+	return 0;
+}
+
+int causes_adopt(int memfd, struct causes **ret, struct err *err)
+{
+	struct causes *c;
+	struct head head;
+	struct stat st;
+	int r;
+
+	if (fstat(memfd, &st) < 0 || pread(memfd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
+		return err_set(err, -EBADMSG, "the causes of lost KV cannot be read");
+	if (head.magic != CAUSES_MAGIC || head.version != CAUSES_VERSION)
+		return err_set(err, -EBADMSG,
+			       "the causes of lost KV are not of this version of steamd");
+	if (head.n_entries != CAUSES_N || head.entry_bytes != sizeof(struct entry) ||
+	    (uint64_t)st.st_size != sizeof(struct ring))
+		return err_set(err, -EBADMSG,
+			       "the causes of lost KV are %u of %u bytes in %lld; %u, %zu and %zu "
+			       "are wanted",
+			       head.n_entries, head.entry_bytes, (long long)st.st_size, CAUSES_N,
+			       sizeof(struct entry), sizeof(struct ring));
+	if (!sealed_is(memfd))
+		return err_set(err, -EBADMSG,
+			       "the causes of lost KV are not sealed against resizing");
+	r = map(memfd, &c, err);
+	if (r < 0)
+		return r;
+	c->ring->head.next %= CAUSES_N;
+	for (uint16_t i = 0; i < CAUSES_N; i++) {
+		struct entry *e = &c->ring->entries[i];
+		const uint32_t cause = cause_of(e);
+
+		if (cause && e->n_tokens > 0 && check_of(e, cause) == e->check)
+			link_entry(c, i);
+		else
+			set_cause(e, 0);
+	}
+	*ret = c;
+	return 0;
+}
+
+struct causes *causes_free(struct causes *c)
+{
+	if (!c)
+		return NULL;
+	munmap(c->ring, sizeof(*c->ring));
+	closep(&c->memfd);
+	free(c);
+	return NULL;
+}
+
+int causes_fd(const struct causes *c)
+{
+	return c ? c->memfd : -1;
+}
+
+/* Forgets the entry number @i, if it says anything. */
+static void forget_number(struct causes *c, uint32_t i)
+{
+	const struct entry *e = &c->ring->entries[i];
+	uint16_t *at = head_of(c, e->parent);
+
+	if (!cause_of(e))
+		return;
+	while (*at != i)
+		at = &c->behind[*at];
+	forget(c, at);
+}
+
+void causes_note(struct causes *c, struct kv_hash parent, struct kv_hash hash, uint32_t n_tokens,
+		 uint32_t cause)
+{
+	struct entry *e;
+	uint32_t i;
+
+	if (!c)
+		return;
+	assert(cause && n_tokens > 0);
+	for (uint16_t *at = head_of(c, parent); *at != NONE; at = &c->behind[*at]) {
+		if (!chain_equal(c->ring->entries[*at].hash, hash))
+			continue;
+		forget(c, at);
+		break;
+	}
+	i = c->ring->head.next;
+	forget_number(c, i);
+	e = &c->ring->entries[i];
+	e->n_tokens = n_tokens;
+	e->parent = parent;
+	e->hash = hash;
+	e->check = check_of(e, cause);
+	set_cause(e, cause);
+	link_entry(c, (uint16_t)i);
+	c->ring->head.next = (i + 1) % CAUSES_N;
+}
+
+/* A text behind a page, and the hash of its last beginning that was asked for: most pages are of one length. */
+struct text {
+	struct kv_hash root, parent, hash;
+	const uint32_t *ids;
+	uint32_t n, n_hashed;
+};
+
+static bool is_beginning(struct text *t, const struct entry *e)
+{
+	if (!chain_equal(e->parent, t->parent) || e->n_tokens > t->n)
+		return false;
+	if (t->n_hashed != e->n_tokens) {
+		t->hash = chain_next(t->root, t->parent, t->ids, e->n_tokens);
+		t->n_hashed = e->n_tokens;
+	}
+	return chain_equal(e->hash, t->hash);
+}
+
+void causes_drop(struct causes *c, struct kv_hash root, struct kv_hash parent, const uint32_t *ids,
+		 uint32_t n)
+{
+	struct text t = { .root = root, .parent = parent, .ids = ids, .n = n };
+	uint16_t *at;
+
+	if (!c)
+		return;
+	at = head_of(c, parent);
+	while (*at != NONE) {
+		if (is_beginning(&t, &c->ring->entries[*at]))
+			forget(c, at);
+		else
+			at = &c->behind[*at];
+	}
+}
+
+uint32_t causes_find(const struct causes *c, struct kv_hash root, struct kv_hash parent,
+		     const uint32_t *ids, uint32_t n, uint32_t least, uint32_t *ret_cause)
+{
+	struct text t = { .root = root, .parent = parent, .ids = ids, .n = n };
+	uint32_t most = least;
+
+	if (!c)
+		return 0;
+	for (uint16_t i = *head_of(c, parent); i != NONE; i = c->behind[i]) {
+		const struct entry *e = &c->ring->entries[i];
+
+		if (e->n_tokens <= most || !is_beginning(&t, e))
+			continue;
+		most = e->n_tokens;
+		*ret_cause = cause_of(e);
+	}
+	return most > least ? most : 0;
+}
