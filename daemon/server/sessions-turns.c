@@ -154,6 +154,14 @@ static bool is_worth_keeping(const struct stream *st)
 	       (rec->finish != FINISH_CANCELLED && rec->finish != FINISH_DEADLINE);
 }
 
+/* Its end was told by an earlier life, which may not have come to say so to the reader. */
+static void recall_saved(struct stream *st)
+{
+	st->saved = st->turn.rec->session_told == TURN_TOLD_AND_SAVED;
+	if (!st->saved)
+		err_set(&st->not_saved, -EIO, "it failed before steamd was restarted: see its log");
+}
+
 void sessions_end(struct stream *st)
 {
 	struct turn_record *rec = st->turn.rec;
@@ -161,10 +169,12 @@ void sessions_end(struct stream *st)
 	struct job *job;
 	int r;
 
-	if (rec->session_told)
+	if (rec->session_told != TURN_NOT_TOLD) {
+		recall_saved(st);
 		return;
+	}
 	if (!is_worth_keeping(st)) {
-		rec->session_told = 1;
+		rec->session_told = TURN_TOLD;
 		sessions_abort(st->server, rec->session, rec->session_turn);
 		return;
 	}

@@ -354,7 +354,7 @@ void stream_saved(struct stream *st, int r, const struct err *err)
 {
 	st->saving = false;
 	st->saved = r >= 0;
-	st->turn.rec->session_told = 1;
+	st->turn.rec->session_told = r >= 0 ? TURN_TOLD_AND_SAVED : TURN_TOLD;
 	if (r < 0)
 		st->not_saved = *err;
 	stream_pump(st);

@@ -35,6 +35,9 @@ enum turn_finish {
 };
 const char *turn_finish_name(enum turn_finish finish); /* "stop", "stop", "length", "deadline", … */
 
+/* What the store knows of a session's turn; once it knows anything, it may mean another turn by that number. */
+enum turn_told { TURN_NOT_TOLD, TURN_TOLD, TURN_TOLD_AND_SAVED };
+
 /*
  * How far a turn has come. There are two in a record; the one in force is
  * named by turn_record.mark, so that all of it changes at once.
@@ -95,7 +98,7 @@ struct turn_record {
 	uint64_t session;     /* the turn is session_turn of this session; 0: of none */
 	uint32_t session_turn;
 	uint32_t conversation_len; /* of a chat that may be worth tidying; 0: it is not kept */
-	uint32_t session_told; /* the store knows how it ended: it may mean another turn by that number */
+	uint32_t session_told; /* enum turn_told */
 	struct kvcache_miss miss; /* why n_cached is not n_prompt - 1 */
 };
 

@@ -107,6 +107,26 @@ def an_ended_turn_that_is_still_kept_is_not_taken_for_a_later_one():
         assert turn["answer"]["content"] == said["content"], turn
 
 
+def a_turn_that_was_saved_by_a_broker_that_died_is_called_saved_by_the_next():
+    wire = sibling("test-wire")
+    question = {"messages": json.dumps({"messages": [{"role": "user", "content": "first"}]}), "max_tokens": 5,
+                "ignore_eos": True, "detach": True, "session": "talk", "session_create": True}
+    with Stored("air", "ChatTemplate=glm47") as d:
+        w = wire.Wire(d)
+        w.send(wire.GENERATE, 1, question)
+        turn = wire.accepted(w)
+        w.close()
+        wait_for(lambda: d.status()["sessions"]["turns_saved"] == 1, 10, "the answer")
+        d.process.kill()
+        d.again()
+        w = wire.Wire(d)
+        w.send(wire.RESUME, 1, {"turn": turn, "index": 0})
+        kind, ids, done = w.until_end()
+        assert kind == wire.DONE and len(ids) == 5, (kind, ids)
+        assert done["session_turn"] == 1 and done["saved"] is True and "not_saved" not in done, done
+        w.close()
+
+
 def what_was_tidied_in_advance_is_no_turn_of_the_next_broker():
     with Stored("air", "ChatTemplate=glm45", "TidyOver=1", "Isa=ref") as d:
         d.ctl("ask", "--json", "--ignore-eos", "-n", 300, "Hello there")

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 #include "tests/unit/manager.h"
@@ -49,6 +50,42 @@ static void a_descriptor_is_parked_under_its_name(void **state)
 	manager_read(&m);
 	assert_int_equal(m.n, 1);
 	close(fd);
+	manager_close(&m);
+}
+
+static uint32_t n_failing; /* of the next messages */
+
+/* Stands before libc's. */
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	if (n_failing > 0) {
+		n_failing--;
+		errno = ENOBUFS;
+		return -1;
+	}
+	return syscall(SYS_sendmsg, fd, message, flags);
+}
+
+static void what_cannot_be_sent_once_is_sent_again(void **state)
+{
+	struct manager m;
+
+	(void)state;
+	manager_open(&m);
+	n_failing = 1;
+	assert_int_equal(fdstore_put("arena", STDOUT_FILENO, 0), 0);
+	assert_int_equal(n_failing, 0);
+	n_failing = 2;
+	fdstore_notify("READY=1");
+	fdstore_remove("arena");
+	manager_read(&m);
+	assert_string_equal(m.log, "FDSTORE=1\nFDNAME=arena\nFDPOLL=0\nREADY=1\n"
+				   "FDSTOREREMOVE=1\nFDNAME=arena\n");
+	assert_int_equal(m.n, 0);
+	n_failing = 1000; /* for ever: it is told, and not waited for */
+	assert_int_equal(fdstore_put("arena", STDOUT_FILENO, 0), -ENOBUFS);
+	assert_in_range(n_failing, 990, 999);
+	n_failing = 0;
 	manager_close(&m);
 }
 
@@ -133,6 +170,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(without_a_manager_nothing_happens),
 		cmocka_unit_test(a_descriptor_is_parked_under_its_name),
+		cmocka_unit_test(what_cannot_be_sent_once_is_sent_again),
 		cmocka_unit_test(a_bad_name_is_refused),
 		cmocka_unit_test(states_are_sent),
 		cmocka_unit_test(what_nobody_took_leaves_the_store),

@@ -284,6 +284,7 @@ static void a_damaged_record_is_computed_again(void **state)
 		world_run_all(&w);
 		assert_int_equal(counts(&w).n_damaged, 1);
 		assert_int_equal(b->rec->n_cached, slot * 16);
+		assert_int_equal(b->rec->n_recomputed, 119 - slot * 16);
 		world_assert_text(&w, b, 5);
 		world_assert_all_free(&w);
 		/* written again, it is there after the next one */
@@ -296,6 +297,47 @@ static void a_damaged_record_is_computed_again(void **state)
 		world_assert_all_free(&w);
 		world_close(&w);
 	}
+}
+
+/* Two want a page: one has it read from disk, and the other, which had not found it, has computed it first. */
+static void a_computed_page_replaces_one_that_is_still_read(void **state)
+{
+	const struct step_moved moved = { .sum = { 1, 2 } };
+	struct kvcache_chain read = { 0 }, computed = { 0 };
+	struct kvcache_found found;
+	struct kvcache_held held;
+	kv_page table[2], page;
+	uint32_t ids[IDS_MAX];
+	struct step_move order;
+	struct kv_hash root;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 64, 4, 64);
+	world_open_disk(&w);
+	first_turn(&w, 1, 100, ids);
+	damage(&w, 0);
+	world_reboot(&w);
+	root = kvcache_root(w.cache, 1, "");
+	assert_int_equal(kvcache_hold(w.cache, root, 1, ids, 16, table, &held), 1);
+	assert_int_equal(kvcache_take(w.cache, 1, 1, &page), 0);
+	kvcache_seal(w.cache, root, 1, ids, 16, &page, 16, KVCACHE_TAIL_GROWS, &computed);
+	assert_int_equal(kvcache_moves(w.cache, &order, 1), 1);
+	assert_int_equal(order.to, page);
+	kvcache_moved(w.cache, &moved, 1);
+	kvcache_drop(w.cache, &page, 1);
+	world_run_all(&w);
+	/* what was read is nobody's, and what was computed is found */
+	assert_int_equal(kvcache_settle(w.cache, table, &held, &read), -EBADMSG);
+	kvcache_drop(w.cache, table, 1);
+	assert_int_equal(kvcache_hold(w.cache, root, 1, ids, 16, table, &held), 1);
+	assert_int_equal(table[0], page);
+	assert_int_equal(kvcache_settle(w.cache, table, &held, &read), 1);
+	kvcache_drop(w.cache, table, 1);
+	kvcache_look(w.cache, root, 1, ids, 16, &found);
+	assert_int_equal(found.n_tokens, 16);
+	world_assert_all_free(&w);
+	world_close(&w);
 }
 
 /* Not one token of one uid is served to another, nor of one label, whichever tier it is in. */
@@ -548,6 +590,7 @@ int main(void)
 		cmocka_unit_test(a_flush_ends_when_its_time_is_over),
 		cmocka_unit_test(a_restarted_broker_finds_what_was_read),
 		cmocka_unit_test(a_damaged_record_is_computed_again),
+		cmocka_unit_test(a_computed_page_replaces_one_that_is_still_read),
 		cmocka_unit_test(no_tier_serves_anothers_tokens),
 		cmocka_unit_test(a_disk_that_fell_behind_catches_up),
 		cmocka_unit_test(forks_wait_for_one_read),
