@@ -340,7 +340,7 @@ static void restart_broker(struct world *w, bool killed);
 static bool begin(struct world *w, const struct talk *talk, uint32_t *ret_turn)
 {
 	*ret_turn = daybook_begin(&day.book, (uint32_t)(talk - day.u.talks), day.u.n_asked);
-	if (!one_in(100) || executor_state(w->executor) != EXECUTOR_READY)
+	if (!one_in(100) || executor_state(w->executor) != EXECUTOR_READY || day.was_killed)
 		return true;
 	restart_broker(w, true);
 	day.n.before++;
