@@ -26,7 +26,7 @@ struct daybook_session {
 	uint64_t id;	  /* 0: there is none yet, or none any more */
 	bool has_come;	  /* a turn of it was committed once: it stays */
 	uint32_t running; /* the turn that was begun; 0: none */
-	uint32_t question; /* its */
+	uint32_t question; /* its, or of the turn that was committed last */
 	uint32_t n_turns;
 	struct daybook_turn turns[DAYBOOK_TURNS_MAX];
 };
@@ -46,11 +46,14 @@ enum daybook_end {
 	DAYBOOK_POWER_TORN, /* and some of what was written after that */
 };
 
-/* Sessions are of nobody: their who is set before their first turn. */
+/* The caller sets each session's who before its first turn. */
 void daybook_open(struct daybook *b);
 void daybook_close(struct daybook *b);
 
-/* Begins a turn of session @i, which gets its id, and ids exactly as they were committed last; returns its number. */
+/*
+ * Begins a turn of session @i, which gets its id if it has none; what it begins
+ * with is compared with what was committed last. Returns the turn's number.
+ */
 uint32_t daybook_begin(struct daybook *b, uint32_t i, uint32_t question);
 /* Commits the turn that was begun; one that was committed already may be told again. */
 void daybook_commit(struct daybook *b, uint32_t i, uint32_t turn, const char *finish,
@@ -61,7 +64,10 @@ void daybook_rewind(struct daybook *b, uint32_t i, uint32_t n_ids);
 /* Writes the log into the database, as is done when nothing else is to do. */
 void daybook_tidy(struct daybook *b);
 
-/* The broker ends and another begins, which has the turns @live; then all is looked at. @seed: for DAYBOOK_POWER_TORN. */
+/*
+ * The broker ends and another begins, which has the turns @live; then all is
+ * looked at. @seed: which writes are there after DAYBOOK_POWER_TORN.
+ */
 void daybook_restart(struct daybook *b, enum daybook_end end, uint64_t seed,
 		     const struct store_live *live, uint32_t n_live);
 /* Every committed turn is there whole, and what was begun only if it goes on; nothing else is. */

@@ -184,7 +184,7 @@ static void assert_disk(const struct world *w)
 	kvdisk_count(w->disk, &n);
 	assert_string_equal(kvdisk_text(w->disk), "");
 	assert_true(n.store.bytes <= DISK_BYTES);
-	assert_int_equal(bytes, n.store.bytes); /* nobody's else */
+	assert_int_equal(bytes, n.store.bytes); /* there are no others */
 	assert_int_equal(n.store.n_failed, 0);
 	assert_true(n.store.n_damaged == 0 || day.n.flips > 0); /* it may have been written so */
 	if (n.n_waiting == 0)
