@@ -21,7 +21,7 @@ struct shim_file {
 	char path[256];
 	bool exists; /* on the disk, whatever the power does */
 	char *synced;
-	size_t synced_bytes;
+	size_t synced_bytes, synced_cap;
 	struct shim_write *first, **last; /* since the last sync */
 };
 
@@ -74,14 +74,38 @@ static void read_synced(struct shim_file *f)
 
 	free(f->synced);
 	f->synced = NULL;
-	f->synced_bytes = 0;
+	f->synced_bytes = f->synced_cap = 0;
 	f->exists = file != NULL;
 	if (!file)
 		return;
 	fstat(fileno(file), &st);
-	f->synced = malloc((size_t)st.st_size + 1);
+	f->synced_cap = (size_t)st.st_size + 1;
+	f->synced = malloc(f->synced_cap);
 	f->synced_bytes = fread(f->synced, 1, (size_t)st.st_size, file);
 	fclose(file);
+}
+
+/* What was written since is on the disk from now on; nobody else writes into the file. */
+static void sync_writes(struct shim_file *f)
+{
+	for (struct shim_write *w = f->first; w; w = w->next) {
+		const size_t end = w->at < 0 ? w->len : (size_t)w->at + w->len;
+
+		if (end > f->synced_cap) {
+			f->synced_cap = 2 * end;
+			f->synced = realloc(f->synced, f->synced_cap);
+			if (!f->synced)
+				abort();
+		}
+		if (end > f->synced_bytes)
+			memset(f->synced + f->synced_bytes, 0, end - f->synced_bytes);
+		if (w->at < 0 || end > f->synced_bytes)
+			f->synced_bytes = end;
+		if (w->at >= 0)
+			memcpy(f->synced + w->at, w->data, w->len);
+	}
+	f->exists = true;
+	forget_writes(f);
 }
 
 static struct shim_file *find_file(const char *path)
@@ -148,8 +172,7 @@ static int on_sync(sqlite3_file *file, int flags)
 	(void)flags; /* what the real one costs is not what this is about */
 	if (fails())
 		return SQLITE_IOERR_FSYNC;
-	read_synced(f);
-	forget_writes(f);
+	sync_writes(f);
 	return SQLITE_OK;
 }
 

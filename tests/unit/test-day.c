@@ -4,11 +4,11 @@
  * of the broker, reboots, deaths of the executor, flipped bits, stalled readers,
  * cancels and deadlines, in an arena that holds a part of it all, with a disk
  * behind it that holds some more. The broker's objects are the real ones, the
- * disk's files too; the disk has no thread, so that a seed is a day. What must
- * hold is looked at after every step.
+ * disk's files and the store of sessions too; neither has a thread, so that a
+ * seed is a day. What must hold is looked at after every step, and what the
+ * store has in every life of the broker.
  *
- * STEAMD_DAY_SEEDS: how many days, each with its own seed (20), or one by its
- * seed as "=17".
+ * Usage: test-day [FIRST-LAST | N]: the days of these seeds, or of 1 to N.
  */
 #include <errno.h>
 #include <math.h>
@@ -17,10 +17,17 @@
 #include "client/wire/ownership.h"
 #include "daemon/kv/kvcache-parts.h"
 #include "daemon/sched/fair.h"
+#include "tests/unit/daybook.h"
 #include "tests/unit/world.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#define SEEDS 6
+#else
+#define SEEDS 20
+#endif
+
 #define REQUESTS 1000
-#define TALKS 20
+#define TALKS DAYBOOK_SESSIONS
 #define USERS 3
 #define CONTEXT 512
 #define PAGES 224 /* of 20 conversations of up to 32 */
@@ -49,6 +56,7 @@ struct request {
 	struct talk *talk;
 	uint32_t prompt[CONTEXT], n_prompt, max_tokens;
 	bool ended, cancelled, has_deadline, is_paused;
+	bool closed;	 /* ended, and the store knows it, or it is lost */
 	uint32_t n_told; /* ids that its reader has been told of */
 };
 
@@ -58,13 +66,14 @@ static struct day {
 	struct users { /* what they know */
 		struct talk talks[TALKS];
 		struct request requests[REQUESTS];
-		uint32_t n_asked, n_open;
+		uint32_t n_asked, n_open, n_unsaved; /* unsaved: ended, not closed */
 	} u;
+	struct daybook book; /* their sessions, talk for talk */
 	bool asleep, bits_flip, was_killed;
 	uint64_t n_prompt_tokens, n_sampled;
 	struct counted {
-		uint32_t reboots, lost, restarts, inside, kills, parks, leaves, flips, cancels,
-			deadlines, faults, pauses, lengths;
+		uint32_t reboots, lost, restarts, inside, before, late, kills, parks, leaves, flips,
+			cancels, deadlines, faults, pauses, lengths;
 	} n;
 	uint64_t n_evicted, n_damaged, n_found, n_written, n_read; /* of caches that are gone */
 } day;
@@ -161,11 +170,21 @@ static void assert_believed(const struct world *w)
 /* The disk has no more than it may have, nobody more than a half of it, and did not fail. */
 static void assert_disk(const struct world *w)
 {
+	uint64_t bytes = kvdisk_user_bytes(w->disk, CHAIN_SHARED_UID);
 	struct kvdisk_counts n;
+
+	assert_true(bytes <= DISK_BYTES / 2);
+	for (uint32_t i = 0; i < USERS; i++) {
+		const uint64_t user_bytes = kvdisk_user_bytes(w->disk, 1000 + i);
+
+		assert_true(user_bytes <= DISK_BYTES / 2);
+		bytes += user_bytes;
+	}
 
 	kvdisk_count(w->disk, &n);
 	assert_string_equal(kvdisk_text(w->disk), "");
 	assert_true(n.store.bytes <= DISK_BYTES);
+	assert_int_equal(bytes, n.store.bytes); /* there are no others */
 	assert_int_equal(n.store.n_failed, 0);
 	assert_true(n.store.n_damaged == 0 || day.n.flips > 0); /* it may have been written so */
 	if (n.n_waiting == 0)
@@ -221,8 +240,51 @@ static void on_ended(struct world *w, struct turn *t)
 	day.n_sampled += rec->n_ids - rec->n_prompt;
 	q->talk->n = rec->n_ids;
 	memcpy(q->talk->ids, ids, rec->n_ids * sizeof(*ids));
+	day.u.n_unsaved++;
+}
+
+static uint32_t session_of(const struct request *q)
+{
+	return (uint32_t)(q->talk - day.u.talks);
+}
+
+/* An answer of which nothing was said, or that no executor could give, was no turn. */
+static void save(struct world *w, struct turn *t, const struct request *q)
+{
+	const struct turn_record *rec = t->rec;
+
+	if (rec->finish == FINISH_FAULT || rec->n_ids == rec->n_prompt)
+		daybook_abort(&day.book, session_of(q), rec->session_turn);
+	else
+		daybook_commit(&day.book, session_of(q), rec->session_turn,
+			       turn_finish_name(rec->finish), turn_ids(w->turns, t->rec),
+			       rec->n_prompt, rec->n_ids);
+}
+
+static void close_request(struct request *q)
+{
+	q->closed = true;
 	q->talk->asked = false;
-	sched_release(t);
+	day.u.n_unsaved--;
+}
+
+/* What the store's thread has come to; its record goes when that is known. */
+static void save_some(struct world *w, bool all)
+{
+	for (uint32_t i = 0; i < day.u.n_asked && day.u.n_unsaved > 0; i++) {
+		struct request *q = &day.u.requests[i];
+
+		if (!q->ended || q->closed || (!all && !one_in(3)))
+			continue;
+		save(w, &w->t[i], q);
+		if (!all && w->t[i].rec->finish == FINISH_LENGTH && one_in(8))
+			continue; /* saved, and that is not known yet */
+		turns_drop(w->turns, w->t[i].rec);
+		w->t[i].rec = NULL;
+		close_request(q);
+		if (one_in(8))
+			daybook_tidy(&day.book);
+	}
 }
 
 static struct talk *quiet_talk(void)
@@ -268,7 +330,21 @@ static void prepare(struct talk *talk, uint32_t n_room)
 		for (uint32_t i = 0; i < OPENING; i++)
 			talk->ids[talk->n++] = opening(i, talk->uid);
 	}
+	daybook_rewind(&day.book, (uint32_t)(talk - day.u.talks), talk->n);
 	say(talk, n_new);
+}
+
+static void restart_broker(struct world *w, bool killed);
+
+/* The store knows the question; the broker may die before there is a turn. */
+static bool begin(struct world *w, const struct talk *talk, uint32_t *ret_turn)
+{
+	*ret_turn = daybook_begin(&day.book, (uint32_t)(talk - day.u.talks), day.u.n_asked);
+	if (!one_in(100) || executor_state(w->executor) != EXECUTOR_READY || day.was_killed)
+		return true;
+	restart_broker(w, true);
+	day.n.before++;
+	return false;
 }
 
 static void ask(struct world *w)
@@ -276,12 +352,15 @@ static void ask(struct world *w)
 	struct request *q = &day.u.requests[day.u.n_asked];
 	struct talk *talk = quiet_talk();
 	struct err err = { 0 };
+	uint32_t session_turn;
 	struct turn *t;
 
 	if (!talk)
 		return;
 	q->max_tokens = one_in(10) ? 1 + random_below(100) : 1 + random_below(30);
 	prepare(talk, q->max_tokens);
+	if (!begin(w, talk, &session_turn))
+		return;
 	q->talk = talk;
 	q->n_prompt = q->n_told = talk->n;
 	memcpy(q->prompt, talk->ids, talk->n * sizeof(*talk->ids));
@@ -289,6 +368,8 @@ static void ask(struct world *w)
 	t = world_add(w, talk->uid, talk->n, q->max_tokens);
 	assert_ptr_equal(t, &w->t[day.u.n_asked]);
 	snprintf(t->rec->label, sizeof(t->rec->label), "%s", talk->label);
+	t->rec->session = day.book.sessions[session_of(q)].id;
+	t->rec->session_turn = session_turn;
 	t->rec->batch = one_in(3);
 	memcpy(turn_ids(w->turns, t->rec), talk->ids, talk->n * sizeof(*talk->ids));
 	q->has_deadline = one_in(25);
@@ -373,7 +454,19 @@ static void flip_bit(struct world *w)
 	day.n.flips++;
 }
 
-static void restart_broker(struct world *w)
+/* The next broker's store has the turns of the records that it finds. */
+static void restart_store(struct world *w, enum daybook_end end)
+{
+	struct turn_record *rec = NULL;
+	struct store_live live[TURNS_MAX];
+	uint32_t n = 0;
+
+	while ((rec = turns_next(w->turns, rec)))
+		live[n++] = (struct store_live){ rec->session, rec->session_turn };
+	daybook_restart(&day.book, end, 0, live, n);
+}
+
+static void restart_broker(struct world *w, bool killed)
 {
 	if (executor_state(w->executor) != EXECUTOR_READY)
 		return;
@@ -381,14 +474,16 @@ static void restart_broker(struct world *w)
 		flip_bit(w);
 	keep_counts(w);
 	world_restart_broker(w);
+	restart_store(w, killed ? DAYBOOK_KILLED : DAYBOOK_STOPPED);
 	for (uint32_t i = 0; i < day.u.n_asked; i++) {
 		struct request *q = &day.u.requests[i];
 
 		/* readers come back */
 		if (w->t[i].rec)
 			q->is_paused = false;
-		assert_int_equal(w->t[i].rec != NULL, !q->ended);
+		assert_int_equal(w->t[i].rec != NULL, !q->closed);
 	}
+	day.n.late += day.u.n_unsaved;
 	day.n.restarts++;
 }
 
@@ -397,15 +492,20 @@ static void reboot(struct world *w)
 {
 	keep_counts(w);
 	world_reboot(w);
+	daybook_restart(&day.book, one_in(2) ? DAYBOOK_POWER_CUT : DAYBOOK_POWER_TORN, day.rng,
+			NULL, 0);
 	w->n_turns = day.u.n_asked;
 	for (uint32_t i = 0; i < day.u.n_asked; i++) {
 		struct request *q = &day.u.requests[i];
 
-		if (q->ended)
+		if (q->closed)
 			continue;
-		q->ended = true;
-		q->talk->asked = false;
-		day.u.n_open--;
+		if (!q->ended) {
+			q->ended = true;
+			day.u.n_open--;
+			day.u.n_unsaved++;
+		}
+		close_request(q);
 		day.n.lost++;
 	}
 	day.asleep = day.was_killed = false;
@@ -427,7 +527,7 @@ static void die_inside(struct world *w)
 	world_listen(w);
 	if (w->remembered) {
 		day.u = before;
-		restart_broker(w);
+		restart_broker(w, true);
 		day.n.inside++;
 	}
 	w->remember_at_step = 0;
@@ -501,8 +601,10 @@ static uint64_t next_pause_us(void)
 
 static void something_happens(struct world *w)
 {
+	if (day.u.n_unsaved > 0)
+		save_some(w, false);
 	if (one_in(800))
-		restart_broker(w);
+		restart_broker(w, one_in(2));
 	if (one_in(1500))
 		die_inside(w);
 	if (one_in(600))
@@ -529,6 +631,8 @@ static void live(struct world *w, uint64_t until_us)
 			something_happens(w);
 			continue;
 		}
+		if (day.u.n_unsaved > 0)
+			save_some(w, true);
 		if (++still < 3)
 			continue;
 		if (day.asleep && day.u.n_open > 0)
@@ -549,6 +653,7 @@ static void open_day(uint64_t seed)
 	day.rng = seed;
 	day.bits_flip = seed % 2 == 0;
 	clock_fake(1000000, 0);
+	daybook_open(&day.book);
 	world_open_context(&day.w, CONTEXT, PAGES, SLOTS, 128);
 	for (uint32_t i = 0; i < OPENING; i++)
 		marked[i] = opening(i, 0);
@@ -562,6 +667,8 @@ static void open_day(uint64_t seed)
 	for (uint32_t i = 0; i < TALKS; i++) {
 		day.u.talks[i].uid = 1000 + i % USERS;
 		day.u.talks[i].label = labels[i / USERS % ARRAY_SIZE(labels)];
+		day.book.sessions[i].who = (struct store_who){ day.u.talks[i].uid,
+							       day.u.talks[i].label };
 	}
 }
 
@@ -570,15 +677,16 @@ static void close_day(void)
 	struct world *w = &day.w;
 
 	wake_up(w);
-	while (day.u.n_open > 0) {
+	while (day.u.n_open > 0 || day.u.n_unsaved > 0) {
 		all_read(w);
 		live(w, clock_us() + US_PER_S);
 	}
 	world_assert_all_free(w);
 	for (uint32_t i = 0; i < day.u.n_asked; i++)
-		assert_true(day.u.requests[i].ended);
+		assert_true(day.u.requests[i].closed);
 	assert_null(turns_next(w->turns, NULL));
 	keep_counts(w);
+	restart_store(w, DAYBOOK_STOPPED);
 	/* what follows a damaged page is lost with it; where no bit flips, nothing is */
 	assert_true(day.n.flips > 0 || day.n_damaged == 0);
 }
@@ -611,35 +719,55 @@ static void live_a_day(uint64_t seed)
 	print_message("  %u reboots, %u answers lost by them; %llu pages written, %llu read\n",
 		      day.n.reboots, day.n.lost, (unsigned long long)day.n_written,
 		      (unsigned long long)day.n_read);
+	print_message("  %u turns begun, %u committed, %u of them told twice and %u by a later "
+		      "broker, %u given up, %u unfinished at a restart, %u times gone back; %u "
+		      "looked at again\n",
+		      day.book.n_begun, day.book.n_committed, day.book.n_told_twice, day.n.late,
+		      day.book.n_aborted, day.book.n_unfinished, day.book.n_rewound,
+		      day.book.n_checked);
 	/* the day was what it is meant to be */
 	assert_true(day.n.reboots > 0 && day.n_written > 0 && day.n_read > 0);
 	assert_true(day.n.inside > 0 && day.n.restarts > day.n.inside && day.n.kills > 0 &&
 		    day.n.parks > 0 && day.n.leaves > 0);
 	assert_true(day.n_evicted > 0 && day.n.cancels > 0 && day.n.pauses > 0);
 	assert_true(n_computed < day.n_prompt_tokens / 2 + day.n_sampled);
+	assert_true(day.book.n_told_twice > 0 && day.book.n_rewound > 0 && day.n.before > 0);
+	assert_true(day.book.n_unfinished > 0 && day.book.n_checked > day.book.n_committed);
+	daybook_close(&day.book);
 	world_close(w);
 	clock_real();
 }
 
+static uint64_t first = 1, last = SEEDS;
+
 static void days_go_by(void **state)
 {
-	const char *wanted = getenv("STEAMD_DAY_SEEDS");
-	const uint64_t n = wanted && *wanted != '=' ? strtoull(wanted, NULL, 10) : 20;
-
 	(void)state;
-	if (wanted && *wanted == '=') {
-		live_a_day(strtoull(wanted + 1, NULL, 10));
-		return;
-	}
-	for (uint64_t seed = 1; seed <= n; seed++)
+	for (uint64_t seed = first; seed <= last; seed++)
 		live_a_day(seed);
 }
 
-int main(void)
+static bool read_seeds(const char *text)
+{
+	char *end;
+
+	last = strtoull(text, &end, 10);
+	if (*end == '-') {
+		first = last;
+		last = strtoull(end + 1, &end, 10);
+	}
+	return *end == '\0' && first <= last;
+}
+
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(days_go_by),
 	};
 
+	if (argc > 2 || (argc == 2 && !read_seeds(argv[1]))) {
+		fprintf(stderr, "Usage: test-day [FIRST-LAST | N]\n");
+		return 2;
+	}
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
