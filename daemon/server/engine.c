@@ -352,7 +352,8 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	configure(options->settings, &e->plan, model->dir, &executor.configure);
 	fits = stored_fits(&executor.configure);
 	if (!fits)
-		fdstore_discard_rest(on_discard); /* an executor of an earlier life sees the end of its socket */
+		fdstore_discard_rest(
+			on_discard); /* an executor of an earlier life sees the end of its socket */
 	r = make_memory(e, fits, &same_arena, err);
 	if (r < 0)
 		return r;
