@@ -82,11 +82,13 @@ static bool was_taken(const char *name)
 	return false;
 }
 
-void fdstore_discard_rest(void)
+void fdstore_discard_rest(void (*on_discard)(const char *name))
 {
 	for (int i = 0; i < received.n; i++) {
 		if (received.fds[i] < 0)
 			continue;
+		if (on_discard)
+			on_discard(received.names[i]);
 		if (!was_taken(received.names[i]))
 			fdstore_remove(received.names[i]);
 		close(received.fds[i]);

@@ -17,8 +17,11 @@ int fdstore_take(const char *name);
 bool fdstore_has(const char *name);
 /* The next one whose name begins with @prefix; its name goes to @name. -1: there is no other. */
 int fdstore_take_next(const char *prefix, char *name, size_t size);
-/* Removes what nobody took from the store and closes it. Call when adoption is over. */
-void fdstore_discard_rest(void);
+/*
+ * Removes what nobody took from the store and closes it. Call when adoption is
+ * over. @on_discard, or NULL, hears the name of each.
+ */
+void fdstore_discard_rest(void (*on_discard)(const char *name));
 
 /* Parks a duplicate of @fd under @name (FDPOLL=0 unless @watch). Returns 0 or a negative errno. */
 int fdstore_put(const char *name, int fd, int watch);

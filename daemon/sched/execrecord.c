@@ -43,10 +43,12 @@ int execrecord_take(struct execrecord *ret)
 	_cleanup_(closep) int fd = fdstore_take(EXECRECORD_NAME);
 	struct execrecord record;
 
-	if (fd < 0 || pread(fd, &record, sizeof(record), 0) != (ssize_t)sizeof(record) ||
+	if (fd < 0)
+		return -ENOENT;
+	if (pread(fd, &record, sizeof(record), 0) != (ssize_t)sizeof(record) ||
 	    record.version != EXECRECORD_VERSION || record.state < EXECRECORD_LOADING ||
 	    record.state > EXECRECORD_GONE)
-		return -1;
+		return -EBADMSG;
 	record.ready.isa[sizeof(record.ready.isa) - 1] = '\0';
 	record.ready.device[sizeof(record.ready.device) - 1] = '\0';
 	*ret = record;

@@ -35,7 +35,10 @@ struct execrecord {
 
 /* A new memfd with @record, parked. A descriptor or a negative errno. */
 int execrecord_new(const struct execrecord *record);
-/* The one that an earlier broker parked, if it makes sense; else -1. */
+/*
+ * The one that an earlier broker parked. A descriptor; -ENOENT: there is none;
+ * -EBADMSG: it makes no sense.
+ */
 int execrecord_take(struct execrecord *ret);
 void execrecord_write(int fd, const struct execrecord *record);
 /* Parks it once more: unparking the executor removed it. */

@@ -667,6 +667,12 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 		end(e);
 		return err_set(err, -EPIPE, "the executor is gone");
 	}
+	take_record(e);
+	if (e->record_fd == -EBADMSG) {
+		/* it would be waited for without end: it may have said long ago that it is ready */
+		end(e);
+		return err_set(err, -EBADMSG, "its record is not of this version of steamd");
+	}
 	r = watch(e);
 	if (r < 0) {
 		end(e);
@@ -676,7 +682,6 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 	e->adopted = true;
 	e->deaths = 0;
 	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
-	take_record(e);
 	adopt_state(e);
 	ring_wake(&e->ring);
 	tell(e);

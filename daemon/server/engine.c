@@ -331,6 +331,11 @@ static uint64_t ram_bytes(void)
 	return pages > 0 && bytes > 0 ? (uint64_t)pages * (uint64_t)bytes : 1ull << 30;
 }
 
+static void on_discard(const char *name)
+{
+	log_info("the descriptor store held '%s', which is of no use here: discarded", name);
+}
+
 int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
 	       struct engine **ret, struct err *err)
 {
@@ -351,7 +356,8 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	configure(options->settings, &e->plan, model->dir, &executor.configure);
 	fits = stored_fits(&executor.configure);
 	if (!fits)
-		fdstore_discard_rest(); /* an executor of an earlier life sees the end of its socket */
+		fdstore_discard_rest(
+			on_discard); /* an executor of an earlier life sees the end of its socket */
 	r = make_memory(e, fits, &same_arena, err);
 	if (r < 0)
 		return r;
@@ -382,7 +388,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 		if (r < 0)
 			return r;
 	}
-	fdstore_discard_rest();
+	fdstore_discard_rest(on_discard);
 	*ret = steal(e);
 	return 0;
 }

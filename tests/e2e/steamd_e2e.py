@@ -64,7 +64,39 @@ def wait_for(condition, seconds=20.0, what="condition"):
     raise AssertionError(f"{what}: not within {seconds} s")
 
 
-class Daemon:
+class Client:
+    """steamctl, which speaks to the daemon at self.socket."""
+
+    def popen(self, *args, uid=None, **kwargs):
+        become = (lambda: (os.setgroups([]), os.setgid(uid), os.setuid(uid))) if uid else None
+        return subprocess.Popen([str(STEAMCTL), "--socket", str(self.socket), *map(str, args)],
+                                env=ENV, preexec_fn=become, **kwargs)
+
+    def ctl(self, *args, stdin=b"", uid=None, code=0, timeout=120):
+        """Runs steamctl and returns its stdout; the exit code must be @code."""
+        p = self.popen(*args, uid=uid, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE)
+        out, err = p.communicate(stdin, timeout)
+        if p.returncode != code:
+            raise AssertionError(f"steamctl {' '.join(map(str, args))}: exit {p.returncode}, wanted {code}\n"
+                                 f"{err.decode(errors='replace')}{out[-500:].decode(errors='replace')}")
+        self.last_stderr = err.decode(errors="replace")
+        return out
+
+    def lines(self, *args, **kwargs):
+        return [json.loads(line) for line in self.ctl(*args, **kwargs).splitlines()]
+
+    def complete(self, ids, n, *args, **kwargs):
+        """Greedy completion of @ids; the last JSON line."""
+        out = self.lines("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", n,
+                         "--ignore-eos", *args, stdin=json.dumps(ids).encode(), **kwargs)
+        return out[-1]
+
+    def status(self):
+        return json.loads(self.ctl("status", "--json"))
+
+
+class Daemon(Client):
     """One steamd in a directory of its own, gone when the with block ends."""
 
     def __init__(self, model, *sets, socket_mode=None):
@@ -129,34 +161,6 @@ class Daemon:
     def executor(self):
         """Process id of the running executor."""
         return wait_for(lambda: children(self.process.pid), 20, "an executor")[0]
-
-    def popen(self, *args, uid=None, **kwargs):
-        become = (lambda: (os.setgroups([]), os.setgid(uid), os.setuid(uid))) if uid else None
-        return subprocess.Popen([str(STEAMCTL), "--socket", str(self.socket), *map(str, args)],
-                                env=ENV, preexec_fn=become, **kwargs)
-
-    def ctl(self, *args, stdin=b"", uid=None, code=0, timeout=120):
-        """Runs steamctl and returns its stdout; the exit code must be @code."""
-        p = self.popen(*args, uid=uid, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                       stderr=subprocess.PIPE)
-        out, err = p.communicate(stdin, timeout)
-        if p.returncode != code:
-            raise AssertionError(f"steamctl {' '.join(map(str, args))}: exit {p.returncode}, wanted {code}\n"
-                                 f"{err.decode(errors='replace')}{out[-500:].decode(errors='replace')}")
-        self.last_stderr = err.decode(errors="replace")
-        return out
-
-    def lines(self, *args, **kwargs):
-        return [json.loads(line) for line in self.ctl(*args, **kwargs).splitlines()]
-
-    def complete(self, ids, n, *args, **kwargs):
-        """Greedy completion of @ids; the last JSON line."""
-        out = self.lines("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", n,
-                         "--ignore-eos", *args, stdin=json.dumps(ids).encode(), **kwargs)
-        return out[-1]
-
-    def status(self):
-        return json.loads(self.ctl("status", "--json"))
 
 
 def truth(checkpoint):

@@ -43,7 +43,8 @@ class Stored(Daemon):
                     self.store.remove(entry)
                     os.close(entry[1])
             elif words.get("FDSTORE") == "1":
-                self.store += [(name, fd, words.get("FDPOLL") != "0") for fd in fds]
+                # systemd gives back first what came last
+                self.store[:0] = [(name, fd, words.get("FDPOLL") != "0") for fd in fds]
             else:
                 for fd in fds:
                     os.close(fd)

@@ -188,7 +188,7 @@ static void restart_broker(struct watch *w, enum executor_state state)
 		assert_int_equal(executor_adopt(w->executor, control_fd, &ring, &err), 0);
 		assert_int_equal(executor_pid(w->executor), pid);
 	}
-	fdstore_discard_rest();
+	fdstore_discard_rest(NULL);
 	assert_int_equal(executor_state(w->executor), state);
 }
 

@@ -23,7 +23,7 @@ static void without_a_manager_nothing_happens(void **state)
 	fdstore_notify("STATUS=%d", 1);
 	assert_int_equal(fdstore_barrier(1000), 0);
 	assert_int_equal(fdstore_take("ring"), -1);
-	fdstore_discard_rest();
+	fdstore_discard_rest(NULL);
 }
 
 static void a_descriptor_is_parked_under_its_name(void **state)
@@ -115,6 +115,13 @@ static void states_are_sent(void **state)
 	manager_close(&m);
 }
 
+static char discarded[64];
+
+static void on_discard(const char *name)
+{
+	strcat(strcat(discarded, name), ";");
+}
+
 /* In a child, since the numbers of received descriptors are fixed: 3, 4, 5. */
 static int receive(void)
 {
@@ -142,7 +149,9 @@ static int receive(void)
 		return 3;
 	if (!(fcntl(3, F_GETFD) & FD_CLOEXEC) || !(fcntl(5, F_GETFD) & FD_CLOEXEC))
 		return 4;
-	fdstore_discard_rest();
+	fdstore_discard_rest(on_discard);
+	if (strcmp(discarded, "old;") != 0)
+		return 7;
 	if (fcntl(5, F_GETFD) != -1 || fcntl(3, F_GETFD) == -1 || fcntl(4, F_GETFD) == -1)
 		return 5;
 	manager_read(&m);
