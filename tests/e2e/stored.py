@@ -27,6 +27,8 @@ class Stored(Daemon):
             fds = array.array("i")
             for _, _, received in ancillary:
                 fds.frombytes(received[:len(received) - len(received) % 4])
+            for fd in fds:
+                os.set_inheritable(fd, False)
             words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
             name = words.get("FDNAME")
             if "LEAVE" in words:
@@ -86,13 +88,13 @@ class Stored(Daemon):
 
         def place():
             for i, fd in enumerate(fds):
-                os.dup2(fd, base + i)
+                os.dup2(fd, base + i, inheritable=False)
             for i in range(len(fds)):
                 os.dup2(base + i, 3 + i)
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [*self.tracer, "sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *self.command()], stderr=log, stdout=log,
-                stdin=subprocess.DEVNULL, env=env, preexec_fn=place, pass_fds=range(3, 3 + len(fds)))
+                stdin=subprocess.DEVNULL, env=env, preexec_fn=place, close_fds=False)
 
     def __enter__(self):
         self.launch()
