@@ -169,6 +169,8 @@ class World:
 
     def check(self, again):
         """What is true whatever happened. Returns how many pages were compared with those computed anew."""
+        if not self.calls.done():
+            self.calls.order("none", "nothing", 0)  # what was played is over
         status = self.d.status()
         assert status["sessions"]["rows_damaged"] == 0, status["sessions"]
         assert status["kv"]["damaged_pages"] == 0, status["kv"]
@@ -227,6 +229,7 @@ def disturbed(orders, kills):
                 n_died += len(world.deaths)
                 n_unsaved += world.unsaved
                 n += 1
+                print(f"{n}: {kind} {at} {how}")
         print(f"calls of the scenario: {counts}")
         print(f"{n} of {n_all} disturbed, {n_missed} of them not reached, {n_died} ended the broker, "
               f"{n_unsaved} left a turn unsaved and said so; {n_pages} pages compared")
