@@ -171,6 +171,7 @@ class World:
         """What is true whatever happened. Returns how many pages were compared with those computed anew."""
         if not self.calls.done():
             self.calls.order("none", "nothing", 0)  # what was played is over
+        wait_for(lambda: "kv" in self.d.status(), 20, "the cache")  # its last life may just have begun
         status = self.d.status()
         assert status["sessions"]["rows_damaged"] == 0, status["sessions"]
         assert status["kv"]["damaged_pages"] == 0, status["kv"]
