@@ -35,7 +35,11 @@ enum turn_finish {
 };
 const char *turn_finish_name(enum turn_finish finish); /* "stop", "stop", "length", "deadline", … */
 
-/* What the store knows of a session's turn; once it knows anything, it may mean another turn by that number. */
+/*
+ * What the store was told of the end of a session's turn: nothing; something,
+ * and it may not have been kept; it was saved. Once it was told, it may mean
+ * another turn by that number.
+ */
 enum turn_told { TURN_NOT_TOLD, TURN_TOLD, TURN_TOLD_AND_SAVED };
 
 /*

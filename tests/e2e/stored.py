@@ -14,7 +14,8 @@ class Stored(Daemon):
         super().__init__(model, *sets, socket_mode=socket_mode)
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(str(self.dir / "notify"))
-        self.store = []  # (name, descriptor, watched)
+        self.store = []  # (name, descriptor, watched); guarded: what one has closed, no other may close again
+        self.guard = threading.Lock()
         self.ready = threading.Event()
         self.read = threading.Event()
         self.tracer = tracer
@@ -39,15 +40,20 @@ class Stored(Daemon):
             if words.get("READY") == "1":
                 self.ready.set()
             if words.get("FDSTOREREMOVE") == "1":
-                for entry in [e for e in self.store if e[0] == name]:
-                    self.store.remove(entry)
-                    os.close(entry[1])
+                self.close(lambda entry: entry[0] == name)
             elif words.get("FDSTORE") == "1":
                 # systemd gives back first what came last
-                self.store[:0] = [(name, fd, words.get("FDPOLL") != "0") for fd in fds]
+                with self.guard:
+                    self.store[:0] = [(name, fd, words.get("FDPOLL") != "0") for fd in fds]
             else:
                 for fd in fds:
                     os.close(fd)
+
+    def close(self, is_meant):
+        with self.guard:
+            for entry in [e for e in self.store if is_meant(e)]:
+                self.store.remove(entry)
+                os.close(entry[1])
 
     def leave(self):
         """Nobody listens any more."""
@@ -63,18 +69,17 @@ class Stored(Daemon):
 
     def drop_dead(self):
         """Descriptors whose other end is gone leave the store, as with systemd."""
-        for entry in list(self.store):
+        def is_dead(entry):
             poll = select.poll()
             poll.register(entry[1], 0)
-            if entry[2] and poll.poll(0):
-                self.store.remove(entry)
-                os.close(entry[1])
+            return entry[2] and poll.poll(0)
+        self.close(is_dead)
 
     def forget(self):
         """The store is lost, and the executor ends with its last descriptor."""
-        for _, fd, _ in self.store:
-            os.close(fd)
-        self.store = []
+        if self.dir.exists():
+            self.read_all()  # else what was stored last would be there after the loss
+        self.close(lambda entry: True)
 
     def launch(self):
         self.read_all()

@@ -299,7 +299,7 @@ static void a_damaged_record_is_computed_again(void **state)
 	}
 }
 
-/* Two want a page: one has it read from disk, and the other, which had not found it, has computed it first. */
+/* One has the page read from disk; another, which had not found it, has computed it first. */
 static void a_computed_page_replaces_one_that_is_still_read(void **state)
 {
 	const struct step_moved moved = { .sum = { 1, 2 } };
