@@ -128,12 +128,12 @@ def damage(d, depth):
 def what_an_earlier_broker_found_damaged_is_told():
     with Stored("air", "DiskCache=no") as d:
         d.complete([5] * 500, 4)
+        size = d.status()["kv"]["page_tokens"]
         d.process.kill()
         d.process.wait(20)
         d.read_all()
         damage(d, 2)
         d.__enter__()
-        size = d.status()["kv"]["page_tokens"]
         # goes on in its own way inside that page, which so is not computed again
         e = explain(d, d.complete([5] * (size + 8) + [7] * 40, 4))
         assert (e["cause"], e["cached_tokens"]) == ("damaged", size), e
