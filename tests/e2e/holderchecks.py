@@ -231,10 +231,10 @@ def an_unknown_descriptor_is_discarded_with_a_line_and_nothing_is_lost(h):
         disturb(h)
         assert end(request) == want
         line = "the descriptor store held 'foreign', which is of no use here: discarded"
-        assert said_since(h, mark).count(line) == 1, said_since(h, mark)
         wait_for(lambda: h.kept() == kept, 10, "what was kept before, and no more")
         assert h.executor() == executor
         assert found(h, 6, want, 5)["cached_arena"] == PROMPT - 1
+        assert said_since(h, mark).count(line) == 1, said_since(h, mark)
 
 
 def foreign_descriptors_under_our_names_are_refused(h):
