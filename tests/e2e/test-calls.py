@@ -92,6 +92,8 @@ class World:
             assert self.calls.done() and err.startswith("steamctl: "), (args, code, err)
             no_memory = code == 78 and "refused: cannot make " in err and not self.kills
             assert code in (66, 69, 70, 71, 75) or no_memory or code == 64 and done(), (args, code, err)
+            if "the model is being opened" in err:
+                wait_for(lambda: "kv" in self.d.status(), 20, "the model")
             if no_memory:
                 assert self.command("reload")[0] == 0
             if "sessions are not kept: " in err and not self.kills:  # it lives without them, until it is restarted
