@@ -193,10 +193,10 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 	struct kvcache *c = t->cache;
 	struct prefix_node *node = c->by_page[t->page];
 
-	/* the model may have changed meanwhile */
+	c->counts.n_damaged += r == -EBADMSG;
+	/* the model may have changed meanwhile, or the page been computed */
 	if (node && node->loading) {
 		node->loading = false;
-		c->counts.n_damaged += r == -EBADMSG;
 		c->counts.n_read += r >= 0;
 		if (r >= 0)
 			kvcache_note_sealed(c, node, sum);

@@ -200,13 +200,10 @@ def none_of_it_becomes_everybodys():
         path.write_bytes(data)
         path.chmod(0o644)
         said = json.loads(d.ctl("session", "import", "--json", path, "it", uid=4001))
-        [shared] = d.status()["shared_prompts"]["prompts"].values()
         n_shared = said["kv"]["there"]
         assert n_shared > 2 and said["kv"]["taken"] == n - n_shared, (said, n)
-        assert shared["arena_pages"] == shared["disk_pages"] == 0, shared
-        usage = ask(d, "mine", "hi", 3, "--system", system, uid=4002)["usage"]
-        assert usage["cached_tokens"] == 0, usage
-        # what is everybody's is there now, and computed here; behind it comes what the file brought
+        # what is everybody's is computed here, for itself or for this; behind it comes what the file brought
+        ask(d, "mine", "hi", 3, "--system", system, uid=4002)
         assert ask(d, "it", "And now?", 3, uid=4001)["usage"]["cached_tokens"] == 16 * n
     shutil.rmtree(marked)
 

@@ -107,7 +107,7 @@ def wake_loads_without_a_request_and_tokenizing_needs_none():
 def idleness_leads_down_the_ladder():
     with Daemon("air", "IdlePark=1", "IdleExit=3") as d:
         want = answer(d)
-        assert power(d)["next"] == "parked", power(d)
+        wait_for(lambda: power(d).get("next") == "parked", 5, "what comes next")
         on_rung(d, "parked")
         assert power(d)["next"] == "gone"
         on_rung(d, "gone")

@@ -315,6 +315,15 @@ static struct kvdisk *new_disk(sd_event *loop, const char *dir, struct kvcache *
 	return disk;
 }
 
+/* What was asked of it has ended. */
+static void finish_jobs(sd_event *loop, const struct kvdisk *disk)
+{
+	struct kvdisk_counts n;
+
+	for (kvdisk_count(disk, &n); n.n_waiting > 0; kvdisk_count(disk, &n))
+		sd_event_run(loop, UINT64_MAX);
+}
+
 static void on_carried(int r, const uint64_t sum[2], void *userdata)
 {
 	(void)sum;
@@ -337,6 +346,7 @@ static void what_the_disk_has_lost_is_known_to_the_next_life(void **state)
 	assert_int_equal(sd_event_new(&loop), 0);
 	disk = new_disk(loop, dir, c);
 	say(c, 5, text, 4); /* with a sum that is not the bytes' */
+	finish_jobs(loop, disk);
 	kvcache_set_disk(c, NULL, NULL, NULL);
 	kvdisk_free(disk);
 	kvcache_free(c);
