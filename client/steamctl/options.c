@@ -60,8 +60,7 @@ const struct command commands[] = {
 	{ "reload", "", "read the settings and the model again", RELOAD, run_reload, false },
 	{ "sleep", "[RUNG]",
 	  "when the answers being computed are over, give memory back: parked (the weights) or "
-	  "gone "
-	  "(the executor)",
+	  "gone (the executor)",
 	  SLEEP, run_sleep, false },
 	{ "wake", "", "load what sleeps, and end all leases", WAKE, run_wake, false },
 	{ "yield", "SIZE", "free SIZE bytes (K, M, G, T) and keep them free until Ctrl-C", YIELD,

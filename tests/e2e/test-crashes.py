@@ -129,7 +129,7 @@ def a_turn_that_was_saved_by_a_broker_that_died_is_called_saved_by_the_next():
 
 def what_was_tidied_in_advance_is_no_turn_of_the_next_broker():
     with Stored("air", "ChatTemplate=glm45", "TidyOver=1", "Isa=ref") as d:
-        d.ctl("ask", "--json", "--ignore-eos", "-n", 300, "Hello there")
+        d.ctl("ask", "--json", "--ignore-eos", "-n", 300, "--seed", 1, "Hello there")
         wait_for(lambda: d.status()["tidy"]["running"], 20, "tidying")
         d.log_path.write_text("")
         d.process.kill()
