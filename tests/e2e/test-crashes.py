@@ -209,6 +209,7 @@ def a_program_that_sends_all_again_is_understood_by_the_next_broker():
                 assert got[1] >= want[1], (got, want)
             # what no session keeps is what the tokenizer makes of it
             d.ctl("session", "rm", "talk")
+            wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 40, "no turn to be taken over")
             d.process.kill()
             d.process.wait(20)
             d.log_path.write_text("")
