@@ -181,12 +181,10 @@ static void run(void *userdata)
 static int settle_in(struct carry *x)
 {
 	struct kvcache *c = x->cache;
-	struct prefix_node *parent, *node;
+	struct prefix_node *parent = kvcache_parent(c, x->root, x->uid, x->parent);
+	struct prefix_node *node;
 
-	parent = chain_equal(x->parent, x->root) ? prefix_space(c->prefix, x->root, x->uid)
-						 : prefix_find(c->prefix, x->parent);
-	if (!parent || (parent->parent && parent->page == KV_PAGE_NONE) ||
-	    !shared_may_follow(c, parent, x->root, x->uid))
+	if (!parent)
 		return -ENOSPC;
 	node = prefix_add(c->prefix, parent, x->root, x->uid, x->hash, x->tokens, x->n_tokens);
 	if (!node)

@@ -70,7 +70,14 @@ struct kvcache {
 	struct kvcache_counts counts; /* those that only rise */
 };
 
-/* kvcache.c: a sealed page found or lost for its node; holds and the directory are the caller's. */
+/*
+ * kvcache.c: the node that a new page of @uid in @root stands behind, whose hash is
+ * @parent; the space itself, if that is @root. NULL: it or its page is not there,
+ * or nothing of @uid may follow it; or out of memory.
+ */
+struct prefix_node *kvcache_parent(struct kvcache *c, struct kv_hash root, uid_t uid,
+				   struct kv_hash parent);
+/* A sealed page found or lost for its node; holds and the directory are the caller's. */
 int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page);
 /* The bytes of the node's page are there, with this sum, and are checked: noted in node and directory. */
 void kvcache_note_sealed(struct kvcache *c, struct prefix_node *node, const uint64_t sum[2]);

@@ -78,6 +78,18 @@ void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gon
 	causes_note(c->causes, node->parent->hash, node->hash, node->n_tokens, why);
 }
 
+struct prefix_node *kvcache_parent(struct kvcache *c, struct kv_hash root, uid_t uid,
+				   struct kv_hash parent)
+{
+	struct prefix_node *node = chain_equal(parent, root) ? prefix_space(c->prefix, root, uid)
+							     : prefix_find(c->prefix, parent);
+
+	if (!node || (node->parent && node->page == KV_PAGE_NONE) ||
+	    !shared_may_follow(c, node, root, uid))
+		return NULL;
+	return node;
+}
+
 /* Puts an adopted page into the index; false: what is before it is not there, or it is not what it says. */
 static bool restore(struct kvcache *c, kv_page page, const struct kvdir_page *p)
 {

@@ -620,15 +620,10 @@ static int push_plain(struct kvdisk *d, const struct job *what)
 	return r;
 }
 
-int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
+int kvdisk_flush(struct kvdisk *d, kvdisk_done_fn done, void *userdata)
 {
 	return push_plain(d,
 			  &(struct job){ .kind = JOB_FLUSH, .done = done, .userdata = userdata });
-}
-
-void kvdisk_flush(struct kvdisk *d)
-{
-	kvdisk_flush_then(d, NULL, NULL);
 }
 
 void kvdisk_watch(struct kvdisk *d, kvdisk_gone_fn on_gone, void *userdata)

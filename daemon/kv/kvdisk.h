@@ -81,10 +81,11 @@ int kvdisk_write(struct kvdisk *d, const struct kvdisk_key *key, const void *pay
 /* Reads the page into @payload, which is the thread's until @done. -ENOENT, -ENOMEM: @done is not called. */
 int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, kvdisk_done_fn done,
 		void *userdata);
-/* What was written so far is made to last when all before it is done: at a quiet moment. */
-void kvdisk_flush(struct kvdisk *d);
-/* The same, and says when; -ENODEV: the disk failed, -ENOMEM: then @done is not called. */
-int kvdisk_flush_then(struct kvdisk *d, kvdisk_done_fn done, void *userdata);
+/*
+ * What was written so far is made to last when all before it is done: at a quiet
+ * moment. @done may be NULL; -ENODEV: the disk failed, -ENOMEM: it is not called.
+ */
+int kvdisk_flush(struct kvdisk *d, kvdisk_done_fn done, void *userdata);
 
 /* New limits, for what is written from now on. */
 void kvdisk_limit(struct kvdisk *d, const struct segments_limits *limits);

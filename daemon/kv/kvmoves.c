@@ -146,18 +146,6 @@ static bool supersede(struct kvcache *c, struct prefix_node *node)
 	return true;
 }
 
-static struct prefix_node *node_for(struct kvcache *c, const struct move *m)
-{
-	struct prefix_node *parent;
-
-	parent = chain_equal(m->parent, m->root) ? prefix_space(c->prefix, m->root, m->uid)
-						 : prefix_find(c->prefix, m->parent);
-	if (!parent || (parent->parent && parent->page == KV_PAGE_NONE) ||
-	    !shared_may_follow(c, parent, m->root, m->uid))
-		return NULL;
-	return prefix_add(c->prefix, parent, m->root, m->uid, m->hash, m->tokens, m->n_tokens);
-}
-
 /* A turn ended on what one that went on had left there. */
 static void note_rest(struct kvcache *c, struct prefix_node *node, const struct move *m)
 {
@@ -170,8 +158,12 @@ static void note_rest(struct kvcache *c, struct prefix_node *node, const struct 
 static void sealed(struct kvcache *c, const struct move *m, const uint64_t sum[2])
 {
 	const kv_page page = m->order.to;
-	struct prefix_node *node = node_for(c, m);
+	struct prefix_node *parent = kvcache_parent(c, m->root, m->uid, m->parent);
+	struct prefix_node *node = NULL;
 
+	if (parent)
+		node = prefix_add(c->prefix, parent, m->root, m->uid, m->hash, m->tokens,
+				  m->n_tokens);
 	if (!node || c->by_page[page]) {
 		note_rest(c, node, m);
 		return; /* what is before it was given up */

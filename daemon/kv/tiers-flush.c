@@ -76,7 +76,7 @@ void tiers_moved(struct kvcache *c)
 	}
 	if (!kvdisk_is_ready(c->disk) || kvcache_is_moving(c) || c->disk_is_behind || c->syncing)
 		return;
-	if (c->n_unsynced > 0 && kvdisk_flush_then(c->disk, on_synced, c) >= 0) {
+	if (c->n_unsynced > 0 && kvdisk_flush(c->disk, on_synced, c) >= 0) {
 		c->n_unsynced = 0;
 		c->syncing = true;
 		return;

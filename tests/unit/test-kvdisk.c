@@ -294,7 +294,7 @@ static void a_restart_finds_what_was_written(void **state)
 	begin(&t);
 	for (uint32_t i = 0; i < 150; i++)
 		write_one(&t, i);
-	kvdisk_flush(t.d);
+	kvdisk_flush(t.d, NULL, NULL);
 	run_all(&t);
 	for (int round = 0; round < 2; round++) {
 		t.d = kvdisk_free(t.d);
@@ -425,7 +425,7 @@ static void without_a_directory_everything_fails_and_says_why(void **state)
 	assert_int_equal(kvdisk_write(t.d, &key, t.payload, sum, on_done, &e), -EAGAIN);
 	assert_false(has(&t, 1));
 	assert_int_equal(kvdisk_read(t.d, &key, t.room, on_done, &e), -ENOENT);
-	kvdisk_flush(t.d);
+	kvdisk_flush(t.d, NULL, NULL);
 	kvdisk_limit(t.d, &t.options.limits);
 	run_all(&t);
 	assert_int_equal(e.n, 0);
@@ -538,7 +538,7 @@ static void freed_with_jobs_waiting_each_ends_once(void **state)
 		if (i < ARRAY_SIZE(reads))
 			assert_int_equal(kvdisk_read(t.d, &first, t.room, on_done, &reads[i]), 0);
 	}
-	kvdisk_flush(t.d);
+	kvdisk_flush(t.d, NULL, NULL);
 	t.d = kvdisk_free(t.d);
 	for (uint32_t i = 1; i < WRITES_MAX; i++) {
 		assert_int_equal(e[i].n, 1);
