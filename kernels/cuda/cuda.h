@@ -1,0 +1,69 @@
+/*
+ * What the files of this folder share: the device and the stream behind
+ * kernels/backend.h, and the one way to launch a kernel. Pointers in tensors,
+ * weights and caches are device addresses, except where a header of kernels/
+ * says that the host reads them at the call (ids, seqs, sources of weights).
+ *
+ * The same sources are compiled by nvcc, and for tests by the host compiler
+ * against the emulated <cuda_runtime.h> of tests/cuemu.
+ */
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+#include "kernels/backend.h"
+}
+
+struct dev {
+	int ordinal;
+	int sm;			/* 80, 86, 89, 90, 100, 120: compute capability without the point */
+	uint32_t n_sm;		/* multiprocessors */
+	size_t shared_max;	/* bytes of shared memory that a block can opt in to */
+	size_t l2_bytes;
+	bool pdl;		/* programmatic dependent launch: sm 90 and later */
+};
+
+struct stream {
+	struct dev *dev;
+	cudaStream_t handle;
+	char *scratch;		/* device memory, scratch_bytes: of the operation that is being queued */
+	size_t scratch_bytes;
+};
+
+enum { LAUNCH_PLAIN, LAUNCH_PDL };
+
+/*
+ * Queues kernel @k. With LAUNCH_PDL, and where the device has it, the kernel may
+ * begin before the one queued before it has ended: it reads nothing that an
+ * earlier kernel of the step wrote, and writes nothing, before pdl_wait().
+ *
+ * Returns 0, or -EIO: then the device is lost to this process.
+ */
+template <typename... P, typename... A>
+int launch(struct stream *st, int attributes, void (*k)(P...), dim3 grid, dim3 block,
+	   size_t shared_bytes, A... args)
+{
+	cudaLaunchAttribute pdl = {};
+	cudaLaunchConfig_t config = {};
+
+	config.gridDim = grid;
+	config.blockDim = block;
+	config.dynamicSmemBytes = shared_bytes;
+	config.stream = st->handle;
+	if (attributes == LAUNCH_PDL && st->dev->pdl) {
+		pdl.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+		pdl.val.programmaticStreamSerializationAllowed = 1;
+		config.attrs = &pdl;
+		config.numAttrs = 1;
+	}
+	if (shared_bytes > 48 * 1024 &&
+	    cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize,
+				 (int)shared_bytes) != cudaSuccess)
+		return -EIO;
+	return cudaLaunchKernelEx(&config, k, static_cast<P>(args)...) == cudaSuccess ? 0 : -EIO;
+}
