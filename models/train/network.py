@@ -77,12 +77,12 @@ class Attention(nn.Module):
         return self.o_proj(o.transpose(1, 2).reshape(rows, length, -1))
 
 
-def rotation_of(s, length, device):
-    """cos and sin [length, head_dim / 4]: half of each head turns, by halves of that half."""
+def rotation_of(s):
+    """cos and sin [context, head_dim / 4]: half of each head turns, by halves of that half."""
     turned = s.head_dim // 2
     rates = s.theta ** (-torch.arange(0, turned, 2, dtype=torch.float64) / turned)
-    angles = torch.arange(length, dtype=torch.float64)[:, None] * rates[None]
-    return angles.cos().float().to(device), angles.sin().float().to(device)
+    angles = torch.arange(s.context, dtype=torch.float64)[:, None] * rates[None]
+    return angles.cos().float(), angles.sin().float()
 
 
 def rotate(x, rotation):
@@ -128,19 +128,27 @@ class MoE(nn.Module):
         gate, up, down = self.gate, self.up, self.down
         if self.quantised:
             gate, up, down = as_stored(gate), as_stored(up), as_stored(down)
-        gate, up, down = gate.unbind(0), up.unbind(0), down.unbind(0)
-
-        order = chosen.flatten().argsort(stable=True)
-        counts = chosen.flatten().bincount(minlength=s.experts)
         if self.training:
-            self.load += counts
-        tokens = order // s.top_k
+            self.load += F.one_hot(chosen, s.experts).sum((0, 1))
+        apart = self.every_expert if x.is_cuda else self.by_expert
+        routed = apart(flat, chosen, weights, gate, up, down)
+        return (routed + self.shared_experts(flat)).view_as(x)
+
+    def every_expert(self, flat, chosen, weights, gate, up, down):
+        """Each token through every expert: more arithmetic, but nothing that the host waits for."""
+        share = torch.zeros(len(flat), self.s.experts, device=flat.device).scatter(1, chosen, weights)
+        h = F.silu(flat @ gate.transpose(1, 2)) * (flat @ up.transpose(1, 2))
+        return torch.einsum("etd,te->td", h @ down.transpose(1, 2), share)
+
+    def by_expert(self, flat, chosen, weights, gate, up, down):
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=self.s.experts)
+        tokens = order // self.s.top_k
         pieces = flat[tokens].split(counts.tolist())
         out = [F.linear(F.silu(F.linear(p, gate[e])) * F.linear(p, up[e]), down[e])
                for e, p in enumerate(pieces)]
         out = torch.cat(out) * weights.flatten()[order, None]
-        routed = torch.zeros_like(flat).index_add(0, tokens, out)
-        return (routed + self.shared_experts(flat)).view_as(x)
+        return torch.zeros_like(flat).index_add(0, tokens, out)
 
     def even_out(self, step):
         """Moves the bias towards experts that had less than their share since the last call."""
@@ -169,6 +177,8 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Layer(s, i) for i in range(s.layers))
         self.norm = RMSNorm(s.dim, s.eps)
         self.lm_head = nn.Linear(s.dim, s.vocab, bias=False)
+        for name, table in zip(("cos", "sin"), rotation_of(s)):
+            self.register_buffer(name, table, persistent=False)
         for name, p in self.named_parameters():
             if p.ndim >= 2:
                 nn.init.normal_(p, std=0.02)
@@ -192,7 +202,7 @@ class Network(nn.Module):
 
     def hidden(self, ids):
         x = self.embed_tokens(ids)
-        rotation = rotation_of(self.s, ids.shape[1], ids.device)
+        rotation = self.cos[:ids.shape[1]], self.sin[:ids.shape[1]]
         for layer in self.layers:
             x = layer(x, rotation)
         return self.norm(x)
