@@ -23,6 +23,10 @@
 #define STEAMD_LIBEXECDIR "/usr/libexec/steamd"
 #endif
 
+#ifndef STEAMD_DATADIR
+#define STEAMD_DATADIR "/usr/share/steamd"
+#endif
+
 static int apply_sets(struct settings *s, const struct options *o, struct err *err)
 {
 	for (uint32_t i = 0; i < o->n_sets; i++) {
@@ -44,6 +48,27 @@ static int apply_sets(struct settings *s, const struct options *o, struct err *e
 	return 0;
 }
 
+/* The files of the user who runs steamd, over the model that came with it. Either may be missing. */
+static int read_user_settings(struct settings *ret, struct err *err)
+{
+	const char *config = getenv("XDG_CONFIG_HOME"), *home = getenv("HOME");
+	_cleanup_(freep) char *path = NULL, *dropins = NULL;
+	const bool named = config && config[0] == '/';
+	int r;
+
+	r = settings_set(ret, "Model=" STEAMD_DATADIR "/models/steamd-tiny", "comes with steamd", err);
+	if (r < 0)
+		return r;
+	if (!named && (!home || home[0] != '/'))
+		return err_set(err, -EINVAL, "--user wants $XDG_CONFIG_HOME or $HOME, an absolute path");
+	if (asprintf(&path, "%s%s/steamd/steamd.conf", named ? config : home,
+		     named ? "" : "/.config") < 0 ||
+	    asprintf(&dropins, "%s%s/steamd/conf.d", named ? config : home,
+		     named ? "" : "/.config") < 0)
+		return err_set(err, -ENOMEM, "out of memory");
+	return settings_read(ret, path, false, dropins, err);
+}
+
 static int read_settings(struct settings *ret, void *userdata, struct err *err)
 {
 	const struct options *o = userdata;
@@ -54,6 +79,8 @@ static int read_settings(struct settings *ret, void *userdata, struct err *err)
 		return err_set(err, r, "out of memory");
 	if (o->config)
 		r = settings_read(ret, o->config, true, NULL, err);
+	else if (o->user)
+		r = read_user_settings(ret, err);
 	else if (!o->has_model)
 		r = settings_read(ret, STEAMD_SYSCONFDIR "/steamd.conf", false,
 				  STEAMD_SYSCONFDIR "/conf.d", err);

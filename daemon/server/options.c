@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum kind { KIND_SET, KIND_CONFIG, KIND_INSPECT, KIND_MEMORY, KIND_ACTION };
+enum kind { KIND_SET, KIND_CONFIG, KIND_USER, KIND_INSPECT, KIND_MEMORY, KIND_ACTION };
 
 /* name, value's name or NULL, what it is, the setting it stands for or the action, help */
 static const struct option {
@@ -21,6 +21,8 @@ static const struct option {
 	{ "--set", "KEY=VALUE", KIND_SET, NULL, 0, "change a setting, as in steamd.conf(5)" },
 	{ "--config", "FILE", KIND_CONFIG, NULL, 0,
 	  "read FILE instead of /etc/steamd/steamd.conf and conf.d" },
+	{ "--user", NULL, KIND_USER, NULL, 0,
+	  "read ~/.config/steamd/ instead; without Model=, serve steamd-tiny" },
 	{ "--check-config", NULL, KIND_ACTION, NULL, OPTIONS_CHECK_CONFIG,
 	  "read the settings, name the first error, exit" },
 	{ "--print-config", NULL, KIND_ACTION, NULL, OPTIONS_PRINT_CONFIG,
@@ -57,6 +59,9 @@ static int apply(struct options *o, const struct option *option, const char *val
 		return 0;
 	case KIND_CONFIG:
 		o->config = value;
+		return 0;
+	case KIND_USER:
+		o->user = true;
 		return 0;
 	case KIND_MEMORY:
 		o->memory = value;

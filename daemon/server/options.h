@@ -18,7 +18,8 @@ enum options_action {
 struct options {
 	enum options_action action;
 	bool has_model;		/* --model: the settings files are not read unless --config names one */
-	const char *config;	/* NULL: /etc/steamd/steamd.conf and conf.d */
+	bool user;		/* the user's settings files; by default the model that comes with steamd */
+	const char *config;	/* NULL: those in /etc/steamd, or the user's */
 	const char *inspect, *memory;
 	struct {
 		const char *key, *value; /* key NULL: value is a whole Key=Value */

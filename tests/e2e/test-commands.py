@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The commands that scripts rely on, against the reference data, through the real daemon."""
 import contextlib
+import re
 
 from steamd_e2e import *
 
@@ -251,6 +252,26 @@ def configuration_mistakes_are_named_with_file_and_line():
         path.write_text("[steamd]\nMaxBatch=9\n")
         p = subprocess.run([str(STEAMD), "--config", str(path), "--print-config"], capture_output=True)
         assert p.returncode == 0 and b"MaxBatch=9\n" in p.stdout, p.stdout
+
+
+def a_users_files_come_over_the_model_that_comes_with_steamd():
+    with tempfile.TemporaryDirectory() as dir:
+        def printed(**environment):
+            p = subprocess.run([str(STEAMD), "--user", "--print-config"], capture_output=True,
+                               env={"PATH": os.environ["PATH"], **environment})
+            return p.returncode, p.stdout.decode(), p.stderr.decode()
+
+        code, out, err = printed(XDG_CONFIG_HOME=dir)
+        assert code == 0, err
+        assert re.search(r"^Model=/.*/steamd/models/steamd-tiny\n", out, re.M), out
+        files = pathlib.Path(dir, ".config", "steamd")
+        (files / "conf.d").mkdir(parents=True)
+        (files / "steamd.conf").write_text("[steamd]\nModel=/mine\nMaxBatch=9\n")
+        (files / "conf.d" / "a.conf").write_text("[steamd]\nMaxBatch=7\n")
+        code, out, err = printed(HOME=dir)
+        assert code == 0 and "Model=/mine\n" in out and "MaxBatch=7\n" in out, (out, err)
+        code, out, err = printed()
+        assert code == 78 and "--user wants $XDG_CONFIG_HOME or $HOME, an absolute path" in err, (code, err)
 
 
 def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():

@@ -54,7 +54,7 @@ static void what_is_wrong_is_named(void **state)
 static void help_names_every_option(void **state)
 {
 	static const char *const names[] = { "--model DIR",	"--socket PATH", "--state DIR",
-					     "--set KEY=VALUE", "--config FILE", "--check-config",
+					     "--set KEY=VALUE", "--config FILE", "--user", "--check-config",
 					     "--print-config",	"--inspect DIR", "--memory SIZE",
 					     "--version",	"--help" };
 	char text[8192] = "";
