@@ -21,10 +21,11 @@ enum isa {
 	ISA_AVX512,		 /* F, BW, VL, DQ, VNNI */
 	ISA_AVX512BF16,
 	ISA_AVX512BF16_EMULATED, /* the same kernels over an exact C vdpbf16ps; needs what AVX512 needs */
+	ISA_AMX,		 /* tiles of BF16 and int8, beside AVX512BF16 */
 	ISA_N,
 };
 
-const char *isa_name(enum isa isa);	/* "ref", "portable", "avx2", "avx512", "avx512bf16", "avx512bf16-emulated" */
+const char *isa_name(enum isa isa);	/* "ref", "portable", "avx2", "avx512", "avx512bf16", "avx512bf16-emulated", "amx" */
 int isa_parse(const char *name, enum isa *ret); /* those and "auto": isa_best(). 0 or -EINVAL */
 bool isa_supported(enum isa isa);	/* by this processor */
 enum isa isa_best(void);		/* never REF nor EMULATED */

@@ -1,6 +1,11 @@
 /* Names of the instruction sets, and which of them this processor has. */
 #include <errno.h>
 #include <string.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels/backend.h"
 
@@ -11,6 +16,7 @@ static const char *const names[ISA_N] = {
 	[ISA_AVX512] = "avx512",
 	[ISA_AVX512BF16] = "avx512bf16",
 	[ISA_AVX512BF16_EMULATED] = "avx512bf16-emulated",
+	[ISA_AMX] = "amx",
 };
 
 const char *isa_name(enum isa isa)
@@ -34,6 +40,19 @@ int isa_parse(const char *name, enum isa *ret)
 }
 
 #if defined(__x86_64__)
+#define ARCH_REQ_XCOMP_PERM 0x1023
+#define XFEATURE_XTILEDATA 18
+
+/* The processor has it, and the kernel lets this process use it: asking is what gets the permission. */
+static bool has_amx(void)
+{
+	const unsigned bits = bit_AMX_BF16 | bit_AMX_TILE | bit_AMX_INT8;
+	unsigned a, b, c, d;
+
+	return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bits) == bits &&
+	       syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
 static bool has_avx2(void)
 {
 	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -61,6 +80,8 @@ bool isa_supported(enum isa isa)
 		return has_avx512();
 	case ISA_AVX512BF16:
 		return has_avx512() && __builtin_cpu_supports("avx512bf16");
+	case ISA_AMX:
+		return has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx();
 	case ISA_N:
 		break;
 	}
@@ -75,7 +96,7 @@ bool isa_supported(enum isa isa)
 
 enum isa isa_best(void)
 {
-	static const enum isa by_speed[] = { ISA_AVX512BF16, ISA_AVX512, ISA_AVX2 };
+	static const enum isa by_speed[] = { ISA_AMX, ISA_AVX512BF16, ISA_AVX512, ISA_AVX2 };
 
 	for (size_t i = 0; i < sizeof(by_speed) / sizeof(*by_speed); i++)
 		if (isa_supported(by_speed[i]))

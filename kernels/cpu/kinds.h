@@ -34,14 +34,6 @@ typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_
 /* h[i] = silu(gate[i]) * up[i] for MUL_ROWS elements */
 typedef void (*gate_fn)(float *h, const float *gate, const float *up);
 
-/* Rows of @row_bytes that are best taken at once: they stay in the second cache over some strips. */
-static inline uint32_t tokens_at_once(size_t row_bytes)
-{
-	const size_t n = (240 << 10) / row_bytes / 6 * 6;
-
-	return n < 6 ? 6 : n > MUL_TOKENS ? MUL_TOKENS : (uint32_t)n;
-}
-
 /* One way to compute the products of a kind, and the form of activations that it wants. */
 struct product {
 	enum act act;
@@ -57,7 +49,20 @@ struct linear_kernels {
 	struct {
 		struct product few, many; /* many.mul NULL: few serves any number; same bits */
 	} kinds[WEIGHT_INT4_F32 + 1];
+	/* 0: 6 and 240 KiB */
+	uint32_t block_tokens; /* rows that a product takes together */
+	size_t block_bytes;    /* of activations that shall stay in the second cache over some strips */
 };
+
+/* Rows of @row_bytes that are best taken at once. */
+static inline uint32_t tokens_at_once(const struct linear_kernels *kernels, size_t row_bytes)
+{
+	const uint32_t block = kernels->block_tokens ? kernels->block_tokens : 6;
+	const size_t bytes = kernels->block_bytes ? kernels->block_bytes : 240 << 10;
+	const size_t n = bytes / row_bytes / block * block;
+
+	return n < block ? block : n > MUL_TOKENS ? MUL_TOKENS : (uint32_t)n;
+}
 
 /* How weights of @kind are multiplied with @n_tokens rows that go through them together. */
 static inline const struct product *product_of(const struct linear_kernels *kernels,
@@ -69,7 +74,7 @@ static inline const struct product *product_of(const struct linear_kernels *kern
 }
 
 extern const struct linear_kernels linear_portable, linear_avx2, linear_avx512, linear_avx512bf16,
-	linear_avx512bf16_emulated;
+	linear_avx512bf16_emulated, linear_amx;
 
 /* Products of linear-avx512.c that the tables with bf16 dot products share. */
 void mul_f32_avx512(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,

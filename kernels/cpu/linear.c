@@ -33,6 +33,8 @@ const struct linear_kernels *linear_kernels_of(enum isa isa)
 		return &linear_avx512bf16;
 	case ISA_AVX512BF16_EMULATED:
 		return &linear_avx512bf16_emulated;
+	case ISA_AMX:
+		return &linear_amx;
 #endif
 	default:
 		return NULL;
@@ -83,7 +85,7 @@ static void run_chunk(const struct linears *l, const struct linear_job *job, uin
 	const struct weight *w = job->w;
 	const struct product *product = product_of(l->kernels, w->kind, l->acts.tokens);
 	const size_t bytes = strip_bytes(w->kind, w->cols);
-	const uint32_t most = tokens_at_once(l->acts.row_bytes[product->act]);
+	const uint32_t most = tokens_at_once(l->kernels, l->acts.row_bytes[product->act]);
 	const uint32_t from = chunk * CHUNK_STRIPS, n_strips = strips_of(w->rows);
 	const uint32_t to = n_strips - from < CHUNK_STRIPS ? n_strips : from + CHUNK_STRIPS;
 	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];

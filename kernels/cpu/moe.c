@@ -64,7 +64,7 @@ static void run_up_pair(const struct moe *m, uint32_t part, uint32_t pair)
 	const struct product *by_gate = product_of(m->kernels, p->gate->kind, p->n);
 	const struct product *by_up = product_of(m->kernels, p->up->kind, p->n);
 	const act_fn take = m->kernels->act[product_of(m->kernels, p->down->kind, p->n)->act];
-	const uint32_t most = tokens_at_once(m->acts.row_bytes[by_gate->act]);
+	const uint32_t most = tokens_at_once(m->kernels, m->acts.row_bytes[by_gate->act]);
 	_Alignas(64) float gate[MUL_TOKENS * MUL_ROWS], up[MUL_TOKENS * MUL_ROWS];
 
 	for (uint32_t a = 0; a < p->n; a += most) {

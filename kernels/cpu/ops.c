@@ -10,6 +10,7 @@ const struct ops_kernels *ops_kernels(enum isa isa)
 	case ISA_AVX512:
 	case ISA_AVX512BF16:
 	case ISA_AVX512BF16_EMULATED:
+	case ISA_AMX:
 		return &ops_avx512;
 	case ISA_AVX2:
 		return &ops_avx2;

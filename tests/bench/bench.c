@@ -262,7 +262,7 @@ static int help(void)
 	       "  --json           one JSON object a line\n"
 	       "  --model DIR      a checkpoint; else " MODEL_SHAPE " is made, once, in\n"
 	       "                   $TMPDIR/" MODEL_DIR " or ./" MODEL_DIR "\n"
-	       "  --isa NAME       auto, avx512bf16, avx512, avx2, portable, ref\n"
+	       "  --isa NAME       auto, amx, avx512bf16, avx512, avx2, portable, ref\n"
 	       "  --threads N      one per core if not given\n"
 	       "  --rounds N       of which the median is shown (5); fewer where one takes long\n"
 	       "  --socket PATH    of a running daemon, for ask-overhead\n"

@@ -77,6 +77,35 @@ LOOP(int16_avx512, AVX512, __m512i, _mm512_set1_epi16, ACC16, "vpdpwssd %[a], %[
      LOW16)
 LOOP(int8_avx512, AVX512, __m512i, _mm512_set1_epi8, ACC16, "vpdpbusd %[a], %[b], %%zmm\\r", LOW16)
 LOOP(bf16_avx512, AVX512BF16, __m512i, SET_BF16, ACC16, "vdpbf16ps %[a], %[b], %%zmm\\r", LOW16)
+
+/* Whole tiles: 16 rows of 64 bytes; six sums, and two operands that are zero. */
+#define TILE_SUMS 6
+#define TILE_LOOP(name, product)                                                                   \
+	__attribute__((target("amx-tile,amx-int8,amx-bf16"))) static void name(uint64_t turns)     \
+	{                                                                                          \
+		static const struct {                                                              \
+			uint8_t palette, zero[15];                                                 \
+			uint16_t row_bytes[16];                                                    \
+			uint8_t rows[16];                                                          \
+		} config = { 1, { 0 }, { 64, 64, 64, 64, 64, 64, 64, 64 },                         \
+			     { 16, 16, 16, 16, 16, 16, 16, 16 } };                                 \
+                                                                                                   \
+		__asm__ volatile("ldtilecfg %[config]\n\t"                                         \
+				 ".irp r,0,1,2,3,4,5,6,7\n\t"                                      \
+				 "tilezero %%tmm\\r\n\t"                                           \
+				 ".endr\n"                                                         \
+				 "1:\n\t"                                                          \
+				 ".irp r,0,1,2,3,4,5\n\t" product " %%tmm6, %%tmm7, %%tmm\\r\n\t"   \
+				 ".endr\n\t"                                                       \
+				 "dec %[turns]\n\t"                                                \
+				 "jnz 1b\n\t"                                                      \
+				 "tilerelease"                                                     \
+				 : [turns] "+r"(turns)                                             \
+				 : [config] "m"(config)                                            \
+				 : "cc");                                                          \
+	}
+TILE_LOOP(bf16_amx, "tdpbf16ps")
+TILE_LOOP(int8_amx, "tdpbsud")
 #endif
 
 /* An instruction takes lanes x products of a lane x 2 operations. */
@@ -91,6 +120,9 @@ static const struct loop loops[] = {
 	{ PEAK_INT16, ISA_AVX512, int8_avx512, 16 * 16 * 4 * 2 / 2 },
 	{ PEAK_INT8, ISA_AVX2, int8_avx2, 8 * 8 * 4 * 2 },
 	{ PEAK_INT8, ISA_AVX512, int8_avx512, 16 * 16 * 4 * 2 },
+	{ PEAK_BF16, ISA_AMX, bf16_amx, TILE_SUMS * 16 * 16 * 32 * 2 },
+	{ PEAK_INT16, ISA_AMX, int8_amx, TILE_SUMS * 16 * 16 * 64 * 2 / 2 },
+	{ PEAK_INT8, ISA_AMX, int8_amx, TILE_SUMS * 16 * 16 * 64 * 2 },
 #endif
 };
 
