@@ -205,6 +205,11 @@ KINDS = {"setting": of_setting, "command": of_command, "verb": of_verb, "option"
          "daemon": of_daemon, "code": of_code, "exit": of_exit}
 
 
+def apart(text):
+    """Bars between spaces separate; <|user|> has others."""
+    return [x.strip() for x in text.split(" | ") if x.strip()]
+
+
 def read_sections(path):
     fact = None
     for n, line in enumerate(path.read_text().splitlines(), 1):
@@ -229,9 +234,9 @@ def read_sections(path):
             questions, arrow, answer = rest.partition("=>")
             if not arrow:
                 raise SystemExit(f"{path.name}:{n}: then: wants question | … => answer")
-            fact.then.append(([q.strip() for q in questions.split("|")], answer.strip()))
+            fact.then.append((apart(questions), answer.strip()))
         else:
-            fact.asks += [(kind, x.strip()) for x in rest.split("|") if x.strip()]
+            fact.asks += [(kind, x) for x in apart(rest)]
     if fact:
         yield fact
 
