@@ -230,7 +230,7 @@ def vary(rng, question):
         end = q[-1] if q[-1] in "?!." else ""
         q = q[:len(q) - len(end)] + rng.choice(AFTER) + end
     form = rng.random()
-    if form < 0.25:
+    if form < 0.25 and "-S" not in q:  # -s is another option
         q = q.lower()
     elif form < 0.85:
         q = q[:1].upper() + q[1:]
