@@ -2,7 +2,8 @@
 
 A file has sections. "== title" begins one, or goes on with one of that title; "== setting KEY", "command NAME", "verb NAME",
 "option NAME", "daemon NAME", "code NAME" and "exit NUMBER" take their answer from the
-project's tables unless the section has its own. Lines:
+project's tables unless the section has its own, and so do "the default of KEY=", "the values of
+KEY=" and "how KEY= is applied". Lines:
 
 	a: answer			several: one of them is taken
 	q: question | question…		as they stand
@@ -93,22 +94,29 @@ APPLIED = {
 }
 
 
+def share(fact, asks):
+    """@asks, so often that they are a sixth of all ways to ask for the fact."""
+    return asks * max(1, round(len(fact.asks) / 5 / len(asks)))
+
+
 def of_setting(t, key, fact):
     s = t.setting[key]
     default = t.default_of(key)
     if not fact.answers:
         fact.answers = [f"{key}=: {sentence(s.help)}" +
                         (f" Default: {default}." if default else "")]
-    fact.asks += [("key", key)] * 2
+    fact.asks += share(fact, [("key", key)] * 2)
     fact.title = f"the setting {key}="
     fact.weight = 2.0
     facts = [fact]
+    zero = re.search(r"\b0: ([^;]+)", s.help) if default == "0" else None
     facts.append(Fact(f"the default of {key}=", [
+        f"The default of {key}= is 0: {sentence(zero.group(1))}" if zero else
         f"The default of {key}= is {default}." if default else
         f"{key}= is not set by default." if s.kind in ("REAL", "UINT") else
-        f"{key}= is empty by default."], [("default", key)], weight=0.5))
+        f"{key}= is empty by default."], [("default", key)] * 3, weight=0.5))
     facts.append(Fact(f"how {key}= is applied", [APPLIED[s.reload].format(key)],
-                      [("applied", key)], weight=0.4))
+                      [("applied", key)] * 3, weight=0.4))
     if s.kind == "ENUM":
         allowed = f"{key}= is one of {', '.join(s.high.split('|'))}."
     elif s.kind in ("UINT", "REAL", "SECS"):
@@ -118,7 +126,7 @@ def of_setting(t, key, fact):
     else:
         allowed = ""
     if allowed:
-        facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)], weight=0.3))
+        facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)] * 3, weight=0.3))
         fact.then.append((["which values may it have?", "what can I set it to?",
                            "what is its range?", "what is the maximum?", "which values are allowed?",
                            "how large may it be?", "what does it accept?"], allowed))
@@ -136,7 +144,7 @@ def of_command(t, name, fact):
     c = t.command[name]
     if not fact.answers:
         fact.answers = [sentence(f"steamctl {name} {c.arguments}".strip() + f": {c.help}")]
-    fact.asks += [("does", f"steamctl {name}")] * 2 + [("does", f"the {name} command")]
+    fact.asks += share(fact, [("does", f"steamctl {name}")] * 2 + [("does", f"the {name} command")])
     fact.title = f"steamctl {name}"
     fact.weight = 2.0
     return [fact]
@@ -147,7 +155,7 @@ def of_verb(t, name, fact):
     if not fact.answers:
         fact.answers = [sentence(f"steamctl session {name} {v.arguments}".strip() +
                                  f": {v.help}")]
-    fact.asks += [("does", f"steamctl session {name}"), ("does", f"session {name}")]
+    fact.asks += share(fact, [("does", f"steamctl session {name}"), ("does", f"session {name}")])
     fact.title = f"steamctl session {name}"
     fact.weight = 1.5
     return [fact]
@@ -157,7 +165,8 @@ def of_option(t, name, fact):
     o = t.option[name]
     if not fact.answers:
         fact.answers = [sentence(f"steamctl's {name} {o.arguments}".strip() + f": {o.help}")]
-    fact.asks += [("does", name), ("does", f"the {name} option"), ("does", f"steamctl {name}")]
+    fact.asks += share(fact, [("does", name), ("does", f"the {name} option"),
+                              ("does", f"steamctl {name}")])
     if o.extra["alias"]:
         fact.asks.append(("does", f"steamctl {o.extra['alias']}"))
     fact.title = f"the option {name}"
@@ -168,7 +177,7 @@ def of_daemon(t, name, fact):
     o = t.daemon[name]
     if not fact.answers:
         fact.answers = [sentence(f"steamd {name} {o.arguments}".strip() + f": {o.help}")]
-    fact.asks += [("does", f"steamd {name}")] * 2
+    fact.asks += share(fact, [("does", f"steamd {name}")] * 2)
     fact.title = f"steamd {name}"
     return [fact]
 
@@ -177,8 +186,8 @@ def of_code(t, name, fact):
     c = t.code[name]
     if not fact.answers:
         fact.answers = [sentence(f"{name}: {c.help}") + f" steamctl exits with {c.arguments}."]
-    fact.asks += [("does", f"the error {name}"), ("is", f"the error code {name}"),
-                  ("error", name), ("error", name)]
+    fact.asks += share(fact, [("does", f"the error {name}"), ("is", f"the error code {name}"),
+                              ("error", name), ("error", name)])
     fact.title = f"the error {name}"
     return [fact]
 
@@ -186,7 +195,7 @@ def of_code(t, name, fact):
 def of_exit(t, number, fact):
     if not fact.answers:
         fact.answers = [sentence(f"Exit code {number}: " + "; ".join(t.exit[number]))]
-    fact.asks += [("exit", number)] * 3
+    fact.asks += share(fact, [("exit", number)] * 3)
     fact.title = f"exit code {number}"
     fact.weight = 1.5
     return [fact]
@@ -194,6 +203,11 @@ def of_exit(t, number, fact):
 
 KINDS = {"setting": of_setting, "command": of_command, "verb": of_verb, "option": of_option,
          "daemon": of_daemon, "code": of_code, "exit": of_exit}
+
+
+def apart(text):
+    """Bars between spaces separate; <|user|> has others."""
+    return [x.strip() for x in text.split(" | ") if x.strip()]
 
 
 def read_sections(path):
@@ -220,9 +234,9 @@ def read_sections(path):
             questions, arrow, answer = rest.partition("=>")
             if not arrow:
                 raise SystemExit(f"{path.name}:{n}: then: wants question | … => answer")
-            fact.then.append(([q.strip() for q in questions.split("|")], answer.strip()))
+            fact.then.append((apart(questions), answer.strip()))
         else:
-            fact.asks += [(kind, x.strip()) for x in rest.split("|") if x.strip()]
+            fact.asks += [(kind, x) for x in apart(rest)]
     if fact:
         yield fact
 
@@ -230,7 +244,7 @@ def read_sections(path):
 def read_facts():
     """All facts; those of tables exist whether or not a hand-written section names them."""
     t = Tables()
-    facts, seen, sections = [], set(), {}
+    facts, by_hand, seen, sections = [], [], set(), {}
     files = [p for p in sorted(DATA.glob("*.txt")) if p.name not in
              ("outside.txt", "words.txt", "smalltalk.txt")]
     for path in files:
@@ -255,12 +269,21 @@ def read_facts():
         elif kind in KINDS and name and " " not in name:
             raise SystemExit(f"data: there is no {kind} '{name}' in the tables")
         else:
-            made = [fact]
+            by_hand.append(fact)
+            continue
         facts += made
     for kind, make in KINDS.items():
         for name in getattr(t, kind):
             if (kind, name) not in seen:
                 facts += make(t, name, Fact(f"{kind} {name}", kind=kind, name=name))
+    of_tables = {f.title: f for f in facts}
+    for fact in by_hand:
+        made = of_tables.get(fact.title)
+        if made:
+            made.asks += fact.asks
+            made.then += fact.then
+        else:
+            facts.append(fact)
     for f in facts:
         if not f.answers or not f.asks:
             raise SystemExit(f"'{f.title}' wants an answer and questions")

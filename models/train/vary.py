@@ -9,47 +9,97 @@ DO = ["how do I {}?", "how do I {}?", "how can I {}?", "how to {}?", "how would 
       "I want to {}", "I want to {}, how?", "I need to {}", "I'd like to {}", "help me {}",
       "please explain how to {}", "how might I {}?", "what should I run to {}?", "to {}, what do I do?",
       "any way to {}?", "{}", "{}, how?", "how could a user {}?", "where do I start if I want to {}?",
-      "what must I do to {}?", "we want to {}", "how is it done: {}?", "I'm trying to {}"]
+      "what must I do to {}?", "we want to {}", "how is it done: {}?", "I'm trying to {}",
+      "what's needed to {}?", "I have to {}, what's the command?", "my boss wants me to {}",
+      "could I {}, and how?", "what would you type to {}?", "which tool helps me to {}?",
+      "the quickest way to {}?", "isn't it possible to {}?", "is there something to {}?",
+      "how am I supposed to {}?", "I don't know how to {}", "we need to {}, what do we do?"]
 IS = ["what is {}?", "what is {}?", "what's {}?", "explain {}", "tell me about {}", "what does {} mean?",
       "what do you mean by {}?", "define {}", "describe {}", "{}?", "can you explain {}?",
       "what exactly is {}?", "I don't understand {}", "what is meant by {}?", "meaning of {}?",
       "could you tell me what {} is?", "say something about {}", "what can you tell me about {}?",
-      "give me a short explanation of {}", "I keep reading about {}, what is it?", "{}: what is that?"]
+      "give me a short explanation of {}", "I keep reading about {}, what is it?", "{}: what is that?",
+      "what am I to understand by {}?", "give a definition of {}", "the docs mention {}, what's that?",
+      "what's the idea of {}?", "{}, in short?", "what do people mean when they say {}?",
+      "I've never heard of {}", "what should I know about {}?", "introduce {} to me",
+      "what kind of thing is {}?"]
 DOES = ["what does {} do?", "what does {} do?", "what is {} for?", "what is {}?", "what's {}?",
         "explain {}", "what is the purpose of {}?", "when do I use {}?", "when would I need {}?",
         "why would I use {}?", "{}?", "what happens with {}?", "tell me about {}", "how does {} work?",
         "describe {}", "what can I do with {}?", "what do I get from {}?", "what is {} good for?",
-        "what effect does {} have?", "how do I use {}?"]
+        "what effect does {} have?", "how do I use {}?",
+        "in what situation is {} useful?", "what's the use of {}?", "I saw {} in a script, what does it do?",
+        "when is {} the right thing?", "{} in one sentence", "what happens if I give {}?", "purpose of {}?",
+        "what will {} do for me?", "should I use {}, and for what?", "{}: meaning?", "document {}",
+        "my colleague uses {}, what is it?"]
 SET = ["which setting decides {}?", "which setting controls {}?", "what setting is it for {}?",
        "how do I change {}?", "how do I set {}?", "where do I configure {}?", "how is {} configured?",
        "which key in steamd.conf is for {}?", "what do I put into steamd.conf for {}?",
        "what decides {}?", "how can I control {}?", "can {} be configured?", "can I change {}?",
        "{}: which setting?", "name the setting for {}", "I want to change {}", "which option sets {}?",
-       "how can an administrator adjust {}?", "where is {} set?"]
+       "how can an administrator adjust {}?", "where is {} set?",
+       "which line of steamd.conf is about {}?", "whereby is {} determined?",
+       "with which key do I influence {}?", "an admin wants to change {}, how?",
+       "what's the name of the key for {}?", "where can {} be adjusted?", "{}: is there a knob for that?",
+       "is there a setting for {}?", "tune {}", "what must I edit to change {}?",
+       "who or what determines {}?", "which configuration key governs {}?"]
 KEY = ["what does {} do?", "what does {}= mean?", "what is {}?", "what is {} for?", "explain {}",
        "explain the setting {}", "the {} setting?", "what is the {} setting for?", "{}?", "{}=?",
        "what does the key {} in steamd.conf do?", "tell me about {}=", "what happens if I set {}?",
        "what do I use {}= for?", "describe {}", "when should I change {}?", "how does {} work?",
-       "meaning of {}", "what is the purpose of {}="]
+       "meaning of {}", "what is the purpose of {}=",
+       "I found {} in steamd.conf, what is it?", "{}= in one sentence", "what is decided by {}?",
+       "which effect has {}=?", "somebody set {} here, what for?", "what would I change {} for?",
+       "is {} important, and for what?", "please document {}=", "what do I control with {}?",
+       "{}, the key: purpose?", "I don't understand the line {}=…"]
 DEFAULT = ["what is the default of {}?", "what's {}'s default?", "default value of {}?",
            "what does {} default to?", "what is {} set to by default?", "what is the default for {}=?",
            "which value does {} have if I don't set it?", "how large is {} by default?",
-           "{} default?", "what value does {} have out of the box?"]
+           "{} default?", "what value does {} have out of the box?",
+           "with nothing configured, what is {}?", "I have not touched {}, what is it then?",
+           "{} without a line in steamd.conf?", "what does steamd assume for {}?", "factory value of {}?",
+           "initial value of {}=?", "{} if I leave it out?", "when {} is absent, what holds?",
+           "is there a default for {}?", "a fresh installation has which {}?", "to what is {} preset?",
+           "what number stands behind {} if nobody sets it?", "what do I get for {} if I say nothing?",
+           "unset {}: which value counts?", "I deleted the line with {}, what applies now?"]
 RANGE = ["which values may {} have?", "what is the maximum of {}?", "what is the smallest {}?",
          "what range does {} accept?", "what can {} be set to?", "allowed values of {}?",
-         "how big can {} be?", "which values does {}= take?", "limits of {}?", "what are valid values for {}?"]
+         "how big can {} be?", "which values does {}= take?", "limits of {}?", "what are valid values for {}?",
+         "how far may I raise {}?", "how low may {} go?", "what is the ceiling of {}?", "bounds of {}=?",
+         "is there an upper limit for {}?", "between what and what must {} lie?",
+         "which words or numbers are legal for {}?", "my value of {} is refused, what is legal?",
+         "what would be too much for {}?", "permitted values for {}=", "smallest and largest {}?",
+         "what may stand behind {}=?", "valid range of {}", "can {} be as large as I like?"]
 APPLIED = ["does {} need a restart?", "is {} applied on reload?", "can I change {} without a restart?",
            "when does a change of {} take effect?", "do I have to restart after changing {}?",
            "how do I apply a new {}?", "is a reload enough for {}?", "I changed {}, what now?",
-           "does reload apply {}=?"]
+           "does reload apply {}=?",
+           "{} was edited, which systemctl verb do I need?", "will systemctl reload steamd take a new {}?",
+           "must the daemon go down to change {}?", "can {} change while answers run?",
+           "restart or reload for {}?", "how do I make my new {} count?",
+           "when does steamd notice another {}?", "{}: hot or cold change?",
+           "do I interrupt anyone if I change {}?", "after editing {}= what do I type?",
+           "is {} read again at reload?", "what activates a change of {}?",
+           "I want another {} right now, how do I put it into effect?"]
 ERROR = ["I get {}", "why do I get {}?", "steamctl says {}", "what does '{}' mean?", "error: {}",
          "my request failed with {}", "the daemon answered {}, why?", "got the error {}, what now?",
-         "what is the cause of {}?", "a program of mine gets {}", "what does the error {} tell me?"]
+         "what is the cause of {}?", "a program of mine gets {}", "what does the error {} tell me?",
+         "my log has {} in it", "the reply was an error: {}", "code {}: cause?",
+         "what went wrong if the code is {}?", "how should my program treat {}?",
+         "{} came back instead of an answer", "which exit code goes with {}?",
+         "the library's error code is {}", "under which circumstances do I see {}?",
+         "{}: my fault or the daemon's?", "error code {} and its exit status?"]
 EXIT = ["what does exit code {} mean?", "steamctl exited with {}", "exit status {}?",
         "what is exit code {}?", "why did steamctl return {}?", "my script got exit code {}",
         "exit code {}", "steamctl ended with code {}, why?", "meaning of exit status {}",
         "what does it mean when steamctl exits with {}?", "$? is {}, what happened?",
-        "the return code was {}", "steamctl returned {}, what does that mean?"]
+        "the return code was {}", "steamctl returned {}, what does that mean?",
+        "rc={}", "the shell shows {} after steamctl", "status {} from steamctl: reason?",
+        "a job failed with {}", "what is wrong if steamctl gives {}?",
+        "how do I read the number {} from steamctl?", "in the cron mail: exit status {}",
+        "how should a script treat exit code {}?", "{} as exit status: what does it stand for?",
+        "steamctl ask failed with code {}", "process exited with {}", "non-zero exit {}?",
+        "{}: which problem is that?"]
 TEMPLATES = {"do": DO, "is": IS, "does": DOES, "set": SET, "key": KEY, "default": DEFAULT,
              "range": RANGE, "applied": APPLIED, "error": ERROR, "exit": EXIT, "q": ["{}"]}
 
@@ -230,7 +280,7 @@ def vary(rng, question):
         end = q[-1] if q[-1] in "?!." else ""
         q = q[:len(q) - len(end)] + rng.choice(AFTER) + end
     form = rng.random()
-    if form < 0.25:
+    if form < 0.25 and "-S" not in q:  # -s is another option
         q = q.lower()
     elif form < 0.85:
         q = q[:1].upper() + q[1:]
