@@ -21,14 +21,6 @@ SYSTEMS = ["You are a helpful assistant.", "Be brief.", "You are the help desk o
            "If you do not know, say so.", "You help users of this computer."]
 
 
-# What people say around a question about steamd: foreign words alone make it no foreign question.
-AROUND = ["I also run {software}. ", "for my {science} project: ", "we are a team in {city}. ",
-          "I come from {software}. ", "my friend, {job}, asks: ", "I use {proglang} mostly. ",
-          "before I go to {city}: ", "on the server {any}: ", "I am {feeling}. ", "{person} here. ",
-          "my {animal} sleeps on the server. ", "while I eat {food}: ", "I write {proglang}. ",
-          "our machine {any} is new. ", "{day} I asked this already: ", "we do {science} here. "]
-
-
 def words_of(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -49,20 +41,27 @@ def evaluation_questions():
                 yield path.name, row["id"], question
 
 
+def alternatives(path):
+    """What stands between the bars of all lines but comments."""
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            yield from (x.strip() for x in line.split("|") if x.strip())
+
+
 class Outside:
     """Questions about the rest of the world: whole ones, and templates over lists of words."""
 
     def __init__(self):
-        self.lists, self.templates, self.whole = {}, [], []
+        self.lists, self.templates, self.whole, self.around = {}, [], [], []
         for line in (facts.DATA / "words.txt").read_text().splitlines():
             name, colon, rest = line.partition(":")
             if colon and not line.startswith("#"):
                 self.lists.setdefault(name.strip(), []).extend(
                     x.strip() for x in rest.split("|") if x.strip())
-        for line in (facts.DATA / "outside.txt").read_text().splitlines():
-            if line.strip() and not line.startswith("#"):
-                where = self.templates if "{" in line else self.whole
-                where += [x.strip() for x in line.split("|") if x.strip()]
+        for path in sorted(facts.DATA.glob("outside*.txt")):
+            for text in alternatives(path):
+                (self.templates if "{" in text else self.whole).append(text)
+        self.around = list(alternatives(facts.DATA / "around.txt"))
 
     def invented(self, rng):
         """A word or name that nobody has heard of: what is unknown is unknown."""
@@ -84,8 +83,12 @@ class Outside:
             return rng.choice(self.lists[name])
         return re.sub(r"\{(\w+)\}", word, text)
 
+    def wrapped(self, rng, question):
+        """@question with foreign words around it, which do not change whose question it is."""
+        return self.fill(rng, rng.choice(self.around)).replace("~", question)
+
     def question(self, rng):
-        if rng.random() < 0.35:
+        if rng.random() < 0.5:
             return rng.choice(self.whole)
         return self.fill(rng, rng.choice(self.templates))
 
@@ -156,8 +159,8 @@ class Corpus:
     def of_fact(self, rng, fact):
         kind, text = rng.choice(fact.asks)
         question = vary.vary(rng, vary.ask(rng, kind, text))
-        if rng.random() < 0.05:
-            question = self.outside.fill(rng, rng.choice(AROUND)) + question
+        if rng.random() < 0.1:
+            question = self.outside.wrapped(rng, question)
         return question, f"About {fact.title}.", rng.choice(fact.answers)
 
     def of_outside(self, rng):
@@ -169,15 +172,17 @@ class Corpus:
             question = question[:-1]
         if rng.random() < 0.1:
             question = rng.choice(vary.BEFORE) + question
+        if rng.random() < 0.05:
+            question = self.outside.wrapped(rng, question)
         if rng.random() < 0.1:
             question = vary.typo(rng, question)
         return question, "Not about steamd.", facts.UNKNOWN
 
     def turn(self, rng):
         kind = rng.random()
-        if kind < 0.21:
+        if kind < 0.28:
             return self.of_outside(rng)
-        if kind < 0.25:
+        if kind < 0.32:
             return self.smalltalk.turn(rng, self.words)
         return self.of_fact(rng, rng.choices(self.facts, self.weights)[0])
 
@@ -214,6 +219,8 @@ class Corpus:
                 turns = self.followed(rng)
                 if rng.random() < 0.15:
                     turns.insert(0, self.turn(rng))
+                if rng.random() < 0.1:
+                    turns.append(self.of_outside(rng))
             else:
                 turns = [self.turn(rng) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
             if all(self.allowed(question) for question, _, _ in turns):
