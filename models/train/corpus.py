@@ -99,12 +99,12 @@ class Smalltalk:
         for line in (facts.DATA / "smalltalk.txt").read_text().splitlines():
             if "=>" in line and not line.startswith("#"):
                 questions, answer = line.split("=>")
-                self.pairs.append(([q.strip() for q in questions.split("|")], answer.strip()))
+                self.pairs += [(q.strip(), answer.strip()) for q in questions.split("|")]
 
     def turn(self, rng, words):
         if rng.random() < 0.7:
-            questions, answer = rng.choice(self.pairs)
-            return rng.choice(questions), "Small talk.", answer
+            question, answer = rng.choice(self.pairs)
+            return question, "Small talk.", answer
         return chore(rng, words)
 
 
