@@ -41,6 +41,16 @@ def evaluation_questions():
                 yield path.name, row["id"], question
 
 
+def lists(path):
+    """name: word | word… of all lines; those of one name go together."""
+    found = {}
+    for line in path.read_text().splitlines():
+        name, colon, rest = line.partition(":")
+        if colon and not line.startswith("#"):
+            found.setdefault(name.strip(), []).extend(x.strip() for x in rest.split("|") if x.strip())
+    return found
+
+
 def alternatives(path):
     """What stands between the bars of all lines but comments."""
     for line in path.read_text().splitlines():
@@ -49,15 +59,19 @@ def alternatives(path):
 
 
 class Outside:
-    """Questions about the rest of the world: whole ones, and templates over lists of words."""
+    """
+    Questions about the rest of the world: whole ones, templates over lists of words, and
+    what is asked in the forms of questions about steamd.
+    """
 
     def __init__(self):
-        self.lists, self.templates, self.whole, self.around = {}, [], [], []
-        for line in (facts.DATA / "words.txt").read_text().splitlines():
-            name, colon, rest = line.partition(":")
-            if colon and not line.startswith("#"):
-                self.lists.setdefault(name.strip(), []).extend(
-                    x.strip() for x in rest.split("|") if x.strip())
+        self.lists = lists(facts.DATA / "words.txt")
+        elsewhere = lists(facts.DATA / "elsewhere.txt")
+        self.asked = [(kind, text) for kind, texts in elsewhere.items() for text in texts]
+        self.asked += [(kind, text) for kind in ("default", "range", "applied")
+                       for k, text in self.asked if k == "key"]
+        self.named = {**self.lists, **elsewhere}
+        self.templates, self.whole = [], []
         for path in sorted(facts.DATA.glob("outside*.txt")):
             for text in alternatives(path):
                 (self.templates if "{" in text else self.whole).append(text)
@@ -78,19 +92,26 @@ class Outside:
                 return str(rng.choice([rng.randint(1, 20), rng.randint(1, 999), rng.randint(1, 9999)]))
             if name == "any":
                 name = rng.choice(sorted(self.lists))
-            if rng.random() < 0.12:
+            if name in self.lists and rng.random() < 0.12:
                 return self.invented(rng)
-            return rng.choice(self.lists[name])
+            return rng.choice(self.named[name])
         return re.sub(r"\{(\w+)\}", word, text)
 
     def wrapped(self, rng, question):
         """@question with foreign words around it, which do not change whose question it is."""
-        return self.fill(rng, rng.choice(self.around)).replace("~", question)
+        around = self.fill(rng, rng.choice(self.around))
+        if not around.endswith("~") and question[-1] not in "?.!":
+            question += rng.choice(["?", "."])
+        return around.replace("~", question)
 
     def question(self, rng):
-        if rng.random() < 0.5:
+        form = rng.random()
+        if form < 0.4:
             return rng.choice(self.whole)
-        return self.fill(rng, rng.choice(self.templates))
+        if form < 0.75:
+            return self.fill(rng, rng.choice(self.templates))
+        kind, text = rng.choice(self.asked)
+        return rng.choice(vary.ELSEWHERE[kind]).format(text)
 
 
 class Smalltalk:
@@ -164,18 +185,9 @@ class Corpus:
         return question, f"About {fact.title}.", rng.choice(fact.answers)
 
     def of_outside(self, rng):
-        question = self.outside.question(rng)
-        form = rng.random()
-        if form < 0.3:
-            question = question.lower()
-        if form > 0.7 and question[-1] in "?.":
-            question = question[:-1]
-        if rng.random() < 0.1:
-            question = rng.choice(vary.BEFORE) + question
+        question = vary.vary(rng, self.outside.question(rng), vary.AFTER_ELSEWHERE)
         if rng.random() < 0.05:
             question = self.outside.wrapped(rng, question)
-        if rng.random() < 0.1:
-            question = vary.typo(rng, question)
         return question, "Not about steamd.", facts.UNKNOWN
 
     def turn(self, rng):

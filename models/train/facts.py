@@ -232,7 +232,7 @@ def read_facts():
     t = Tables()
     facts, seen, sections = [], set(), {}
     files = [p for p in sorted(DATA.glob("*.txt")) if not p.name.startswith(
-             ("outside", "around", "words", "smalltalk"))]
+             ("outside", "elsewhere", "around", "words", "smalltalk"))]
     for path in files:
         for fact in read_sections(path):
             if fact.title in sections:
