@@ -21,14 +21,6 @@ SYSTEMS = ["You are a helpful assistant.", "Be brief.", "You are the help desk o
            "If you do not know, say so.", "You help users of this computer."]
 
 
-# What people say around a question about steamd: foreign words alone make it no foreign question.
-AROUND = ["I also run {software}. ", "for my {science} project: ", "we are a team in {city}. ",
-          "I come from {software}. ", "my friend, {job}, asks: ", "I use {proglang} mostly. ",
-          "before I go to {city}: ", "on the server {any}: ", "I am {feeling}. ", "{person} here. ",
-          "my {animal} sleeps on the server. ", "while I eat {food}: ", "I write {proglang}. ",
-          "our machine {any} is new. ", "{day} I asked this already: ", "we do {science} here. "]
-
-
 def words_of(text):
     return re.findall(r"[a-z0-9]+", text.lower())
 
@@ -49,20 +41,41 @@ def evaluation_questions():
                 yield path.name, row["id"], question
 
 
+def lists(path):
+    """name: word | word… of all lines; those of one name go together."""
+    found = {}
+    for line in path.read_text().splitlines():
+        name, colon, rest = line.partition(":")
+        if colon and not line.startswith("#"):
+            found.setdefault(name.strip(), []).extend(x.strip() for x in rest.split("|") if x.strip())
+    return found
+
+
+def alternatives(path):
+    """What stands between the bars of all lines but comments."""
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            yield from (x.strip() for x in line.split("|") if x.strip())
+
+
 class Outside:
-    """Questions about the rest of the world: whole ones, and templates over lists of words."""
+    """
+    Questions about the rest of the world: whole ones, templates over lists of words, and
+    what is asked in the forms of questions about steamd.
+    """
 
     def __init__(self):
-        self.lists, self.templates, self.whole = {}, [], []
-        for line in (facts.DATA / "words.txt").read_text().splitlines():
-            name, colon, rest = line.partition(":")
-            if colon and not line.startswith("#"):
-                self.lists.setdefault(name.strip(), []).extend(
-                    x.strip() for x in rest.split("|") if x.strip())
-        for line in (facts.DATA / "outside.txt").read_text().splitlines():
-            if line.strip() and not line.startswith("#"):
-                where = self.templates if "{" in line else self.whole
-                where += [x.strip() for x in line.split("|") if x.strip()]
+        self.lists = lists(facts.DATA / "words.txt")
+        elsewhere = lists(facts.DATA / "elsewhere.txt")
+        self.asked = [(kind, text) for kind, texts in elsewhere.items() for text in texts]
+        self.asked += [(kind, text) for kind in ("default", "range", "applied")
+                       for k, text in self.asked if k == "key"]
+        self.named = {**self.lists, **elsewhere}
+        self.templates, self.whole = [], []
+        for path in sorted(facts.DATA.glob("outside*.txt")):
+            for text in alternatives(path):
+                (self.templates if "{" in text else self.whole).append(text)
+        self.around = list(alternatives(facts.DATA / "around.txt"))
 
     def invented(self, rng):
         """A word or name that nobody has heard of: what is unknown is unknown."""
@@ -79,15 +92,26 @@ class Outside:
                 return str(rng.choice([rng.randint(1, 20), rng.randint(1, 999), rng.randint(1, 9999)]))
             if name == "any":
                 name = rng.choice(sorted(self.lists))
-            if rng.random() < 0.12:
+            if name in self.lists and rng.random() < 0.12:
                 return self.invented(rng)
-            return rng.choice(self.lists[name])
+            return rng.choice(self.named[name])
         return re.sub(r"\{(\w+)\}", word, text)
 
+    def wrapped(self, rng, question):
+        """@question with foreign words around it, which do not change whose question it is."""
+        around = self.fill(rng, rng.choice(self.around))
+        if not around.endswith("~") and question[-1] not in "?.!":
+            question += rng.choice(["?", "."])
+        return around.replace("~", question)
+
     def question(self, rng):
-        if rng.random() < 0.35:
+        form = rng.random()
+        if form < 0.4:
             return rng.choice(self.whole)
-        return self.fill(rng, rng.choice(self.templates))
+        if form < 0.75:
+            return self.fill(rng, rng.choice(self.templates))
+        kind, text = rng.choice(self.asked)
+        return rng.choice(vary.ELSEWHERE[kind]).format(text)
 
 
 class Smalltalk:
@@ -96,12 +120,12 @@ class Smalltalk:
         for line in (facts.DATA / "smalltalk.txt").read_text().splitlines():
             if "=>" in line and not line.startswith("#"):
                 questions, answer = line.split("=>")
-                self.pairs.append(([q.strip() for q in questions.split("|")], answer.strip()))
+                self.pairs += [(q.strip(), answer.strip()) for q in questions.split("|")]
 
     def turn(self, rng, words):
         if rng.random() < 0.7:
-            questions, answer = rng.choice(self.pairs)
-            return rng.choice(questions), "Small talk.", answer
+            question, answer = rng.choice(self.pairs)
+            return question, "Small talk.", answer
         return chore(rng, words)
 
 
@@ -156,28 +180,21 @@ class Corpus:
     def of_fact(self, rng, fact):
         kind, text = rng.choice(fact.asks)
         question = vary.vary(rng, vary.ask(rng, kind, text))
-        if rng.random() < 0.05:
-            question = self.outside.fill(rng, rng.choice(AROUND)) + question
+        if rng.random() < 0.1:
+            question = self.outside.wrapped(rng, question)
         return question, f"About {fact.title}.", rng.choice(fact.answers)
 
     def of_outside(self, rng):
-        question = self.outside.question(rng)
-        form = rng.random()
-        if form < 0.3:
-            question = question.lower()
-        if form > 0.7 and question[-1] in "?.":
-            question = question[:-1]
-        if rng.random() < 0.1:
-            question = rng.choice(vary.BEFORE) + question
-        if rng.random() < 0.1:
-            question = vary.typo(rng, question)
+        question = vary.vary(rng, self.outside.question(rng), vary.AFTER_ELSEWHERE)
+        if rng.random() < 0.05:
+            question = self.outside.wrapped(rng, question)
         return question, "Not about steamd.", facts.UNKNOWN
 
     def turn(self, rng):
         kind = rng.random()
-        if kind < 0.21:
+        if kind < 0.28:
             return self.of_outside(rng)
-        if kind < 0.25:
+        if kind < 0.32:
             return self.smalltalk.turn(rng, self.words)
         return self.of_fact(rng, rng.choices(self.facts, self.weights)[0])
 
@@ -214,6 +231,8 @@ class Corpus:
                 turns = self.followed(rng)
                 if rng.random() < 0.15:
                     turns.insert(0, self.turn(rng))
+                if rng.random() < 0.1:
+                    turns.append(self.of_outside(rng))
             else:
                 turns = [self.turn(rng) for _ in range(rng.choice([1, 1, 1, 2, 2, 3]))]
             if all(self.allowed(question) for question, _, _ in turns):

@@ -245,8 +245,8 @@ def read_facts():
     """All facts; those of tables exist whether or not a hand-written section names them."""
     t = Tables()
     facts, by_hand, seen, sections = [], [], set(), {}
-    files = [p for p in sorted(DATA.glob("*.txt")) if p.name not in
-             ("outside.txt", "words.txt", "smalltalk.txt")]
+    files = [p for p in sorted(DATA.glob("*.txt")) if not p.name.startswith(
+             ("outside", "elsewhere", "around", "words", "smalltalk"))]
     for path in files:
         for fact in read_sections(path):
             if fact.title in sections:

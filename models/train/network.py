@@ -163,10 +163,11 @@ class Layer(nn.Module):
         self.self_attn = Attention(s)
         self.post_attention_layernorm = RMSNorm(s.dim, s.eps)
         self.mlp = MLP(s.dim, s.ffn) if index < s.dense else MoE(s)
+        self.dropout = 0.0
 
     def forward(self, x, rotation):
-        x = x + self.self_attn(self.input_layernorm(x), rotation)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), rotation), self.dropout, self.training)
+        return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
 
 class Network(nn.Module):
@@ -195,6 +196,10 @@ class Network(nn.Module):
 
     def experts(self):
         return [layer.mlp for layer in self.layers if isinstance(layer.mlp, MoE)]
+
+    def set_dropout(self, share):
+        for layer in self.layers:
+            layer.dropout = share
 
     def set_quantised(self, on):
         for moe in self.experts():

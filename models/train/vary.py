@@ -109,6 +109,11 @@ BEFORE = ["hello, ", "hi, ", "hi! ", "hey, ", "good morning, ", "please: ", "qui
 AFTER = [" please", " thanks", " in steamd", " with steamd", " on my machine", " on this machine",
          " thank you", " here", " exactly", " on Linux", ", please", " on our server"]
 
+# The forms of questions that do not speak of steamd by name.
+ELSEWHERE = {kind: [t for t in forms if "steam" not in t and "daemon" not in t]
+             for kind, forms in TEMPLATES.items()}
+AFTER_ELSEWHERE = [end for end in AFTER if "steamd" not in end]
+
 # Words that may stand for one another in questions; each list is one meaning.
 SAME = [
     ["show", "see", "list", "display", "print", "view", "look at"],
@@ -267,8 +272,8 @@ def ask(rng, kind, text):
     return rng.choice(TEMPLATES[kind]).format(text)
 
 
-def vary(rng, question):
-    """The same question, as somebody else might type it."""
+def vary(rng, question, after=AFTER):
+    """The same question, as somebody else might type it; @after: what may stand behind it."""
     q = question
     if rng.random() < 0.6:
         q = synonyms(rng, q, 0.4)
@@ -278,7 +283,7 @@ def vary(rng, question):
         q = rng.choice(BEFORE) + q
     if rng.random() < 0.12:
         end = q[-1] if q[-1] in "?!." else ""
-        q = q[:len(q) - len(end)] + rng.choice(AFTER) + end
+        q = q[:len(q) - len(end)] + rng.choice(after) + end
     form = rng.random()
     if form < 0.25 and "-S" not in q:  # -s is another option
         q = q.lower()
