@@ -66,6 +66,15 @@ struct stream *st_close(struct stream *st);
 struct dev *st_dev(struct stream *st);
 
 /*
+ * Announces the batch of the operations to come: they are called with these
+ * very @ids and @seqs, whose contents stay as they are until the last of them.
+ * For devices that keep a copy; on CPUs nothing is done. 0, -ENOMEM or -EIO.
+ */
+struct seq;
+int st_batch(struct stream *st, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+	     uint32_t n_seqs);
+
+/*
  * Calls @run(userdata, thread, n_threads) once for each thread number, on all
  * threads, and waits. A thread that the kernel keeps from beginning in time
  * loses its number to the calling one.

@@ -16,7 +16,7 @@
 #include <stdint.h>
 
 extern "C" {
-#include "kernels/backend.h"
+#include "kernels/attention.h"
 }
 
 struct dev {
@@ -33,7 +33,36 @@ struct stream {
 	cudaStream_t handle;
 	char *scratch;		/* device memory, scratch_bytes: of the operation that is being queued */
 	size_t scratch_bytes;
+	struct stage *stage;	/* of stage_ids() and stage_seqs() */
 };
+
+/*
+ * What struct seq says of a batch, flat, in device memory at addresses that
+ * stay. Kernels take positions, lengths and page ids from here alone, so that
+ * a recorded step can be replayed for another batch of as many rows; launchers
+ * size their grids and choose their splits by the host's seqs, which are as
+ * long while a step is recorded as any that it will be replayed for.
+ */
+struct batch_seq {
+	uint32_t first, n_tokens, at;	/* as in struct seq */
+	uint32_t pages;			/* its page ids begin at batch.pages[pages] */
+};
+struct batch_row {
+	uint32_t seq, position;
+};
+struct batch {
+	const struct batch_seq *seqs;	/* [n_seqs] */
+	const struct batch_row *rows;	/* [tokens]: of each token its seq and its position */
+	const uint32_t *pages;
+};
+
+/*
+ * Copies what the host says to the device, in stream order, unless it was
+ * announced with st_batch() (the same pointers): then it is there already.
+ * Not while a step is recorded. 0, -ENOMEM or -EIO.
+ */
+int stage_seqs(struct stream *st, const struct seq *seqs, uint32_t n_seqs, struct batch *ret);
+int stage_ids(struct stream *st, const uint32_t *ids, uint32_t n, const uint32_t **ret);
 
 enum { LAUNCH_PLAIN, LAUNCH_PDL };
 
