@@ -15,9 +15,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/cuda/calls.h"
+
 extern "C" {
 #include "kernels/attention.h"
 }
+
+struct memory;
+struct stage;
 
 struct dev {
 	int ordinal;
@@ -26,6 +31,9 @@ struct dev {
 	size_t shared_max;	/* bytes of shared memory that a block can opt in to */
 	size_t l2_bytes;
 	bool pdl;		/* programmatic dependent launch: sm 90 and later */
+	uint32_t n_threads;	/* of dev_run() */
+	struct memory *memory;	/* reservations and what is behind them */
+	char name[16], product[256];
 };
 
 struct stream {
@@ -33,7 +41,7 @@ struct stream {
 	cudaStream_t handle;
 	char *scratch;		/* device memory, scratch_bytes: of the operation that is being queued */
 	size_t scratch_bytes;
-	struct stage *stage;	/* of stage_ids() and stage_seqs() */
+	struct stage *stage;	/* of stage_ids(), stage_seqs() and stage_rows() */
 };
 
 /*
@@ -63,6 +71,9 @@ struct batch {
  */
 int stage_seqs(struct stream *st, const struct seq *seqs, uint32_t n_seqs, struct batch *ret);
 int stage_ids(struct stream *st, const uint32_t *ids, uint32_t n, const uint32_t **ret);
+int stage_rows(struct stream *st, const uint32_t *rows, uint32_t n, const uint32_t **ret);
+int stage_open(struct stream *st);   /* for st_open() */
+void stage_close(struct stream *st); /* for st_close(), when nothing is queued any more */
 
 enum { LAUNCH_PLAIN, LAUNCH_PDL };
 
@@ -79,7 +90,10 @@ int launch(struct stream *st, int attributes, void (*k)(P...), dim3 grid, dim3 b
 {
 	cudaLaunchAttribute pdl = {};
 	cudaLaunchConfig_t config = {};
+	cudaError_t due;
 
+	if (calls_due(&due))
+		return calls_result(due), -EIO;
 	config.gridDim = grid;
 	config.blockDim = block;
 	config.dynamicSmemBytes = shared_bytes;
@@ -91,8 +105,9 @@ int launch(struct stream *st, int attributes, void (*k)(P...), dim3 grid, dim3 b
 		config.numAttrs = 1;
 	}
 	if (shared_bytes > 48 * 1024 &&
-	    cudaFuncSetAttribute((const void *)k, cudaFuncAttributeMaxDynamicSharedMemorySize,
-				 (int)shared_bytes) != cudaSuccess)
+	    calls_result(cudaFuncSetAttribute((const void *)k,
+					      cudaFuncAttributeMaxDynamicSharedMemorySize,
+					      (int)shared_bytes)) < 0)
 		return -EIO;
-	return cudaLaunchKernelEx(&config, k, static_cast<P>(args)...) == cudaSuccess ? 0 : -EIO;
+	return calls_result(cudaLaunchKernelEx(&config, k, static_cast<P>(args)...)) < 0 ? -EIO : 0;
 }
