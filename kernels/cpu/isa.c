@@ -1,37 +1,7 @@
-/* Names of the instruction sets, and which of them this processor has. */
-#include <errno.h>
-#include <string.h>
+/* Which instruction sets this processor has. */
+#include <stddef.h>
 
 #include "kernels/backend.h"
-
-static const char *const names[ISA_N] = {
-	[ISA_REF] = "ref",
-	[ISA_PORTABLE] = "portable",
-	[ISA_AVX2] = "avx2",
-	[ISA_AVX512] = "avx512",
-	[ISA_AVX512BF16] = "avx512bf16",
-	[ISA_AVX512BF16_EMULATED] = "avx512bf16-emulated",
-};
-
-const char *isa_name(enum isa isa)
-{
-	return (unsigned)isa < ISA_N ? names[isa] : "unknown";
-}
-
-int isa_parse(const char *name, enum isa *ret)
-{
-	if (strcmp(name, "auto") == 0) {
-		*ret = isa_best();
-		return 0;
-	}
-	for (int i = 0; i < ISA_N; i++) {
-		if (strcmp(name, names[i]) == 0) {
-			*ret = (enum isa)i;
-			return 0;
-		}
-	}
-	return -EINVAL;
-}
 
 #if defined(__x86_64__)
 static bool has_avx2(void)
@@ -61,6 +31,7 @@ bool isa_supported(enum isa isa)
 		return has_avx512();
 	case ISA_AVX512BF16:
 		return has_avx512() && __builtin_cpu_supports("avx512bf16");
+	case ISA_CUDA:
 	case ISA_N:
 		break;
 	}
