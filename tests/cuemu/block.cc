@@ -362,7 +362,7 @@ bool blocks_run_all(dim3 grid, dim3 dim, size_t shared_bytes, bool pdl, void (*e
 	grid_dim = grid;
 	kernel_entry = entry;
 	kernel_closure = closure;
-	memory_launch(entry, closure, closure_bytes);
+	memory_launch(pdl, closure, closure_bytes);
 	shadow_launch();
 
 	list = (uint32_t *)malloc(n * sizeof(*list));
