@@ -15,8 +15,8 @@
 #include "kernels/norm.h"
 
 #define BUFFER_ALIGN 256
-#define LOGITS_ROWS 128	   /* rows whose logits are on the device at once */
-#define REPLAY_ROWS 128	   /* the most that is recorded */
+#define LOGITS_ROWS 128	    /* rows whose logits are on the device at once */
+#define REPLAY_ROWS 128	    /* the most that is recorded */
 #define REPLAY_CONTEXT 1024 /* the least context that is recorded for */
 #define REPLAYS_MAX 64
 
@@ -289,12 +289,12 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 	for (const struct seq *s = seqs; all && s < seqs + n_seqs; s++) {
 		for (uint32_t t = 0; t < s->n_tokens; t++) {
 			const uint32_t at = s->at + t;
-			const void *page = seen(m, 1,
-						(const char *)kv->base +
-							s->pages[at / kv->page_tokens] *
-								kv_page_bytes(kv) +
-							2 * keys * layer,
-						keys);
+			const void *page =
+				seen(m, 1,
+				     (const char *)kv->base +
+					     s->pages[at / kv->page_tokens] * kv_page_bytes(kv) +
+					     2 * keys * layer,
+				     keys);
 			float *to = all + (size_t)(s->first + t) * width;
 
 			for (uint32_t i = 0; page && i < width; i++)
@@ -524,8 +524,7 @@ static int record(struct model *m, struct recorded *r)
 	memcpy(own, m->step_seqs, m->step.n_seqs * sizeof(*own));
 	for (uint32_t i = 0; i < m->step.n_seqs; i++) {
 		m->step_seqs[i].at = r->context - 1;
-		m->step_seqs[i].n_pages =
-			(r->context + m->kv.page_tokens - 1) / m->kv.page_tokens;
+		m->step_seqs[i].n_pages = (r->context + m->kv.page_tokens - 1) / m->kv.page_tokens;
 		m->step_seqs[i].pages = m->any_pages;
 	}
 	error = st_record(m->stream, compute, &m->step, &r->replay);

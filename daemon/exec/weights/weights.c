@@ -6,7 +6,7 @@
 
 #include "daemon/exec/weights/loader.h"
 
-#define ALIGNMENT 256
+#define ALIGNMENT 64
 #define STRIP_ROWS 16
 #define PIECE_BYTES (4u << 20) /* of a matrix, read and packed by one thread */
 
