@@ -33,7 +33,10 @@
 
 enum cuemu_order { CUEMU_FORWARDS, CUEMU_BACKWARDS, CUEMU_SHUFFLED, CUEMU_ORDERS };
 
-/* Order in which blocks run, and threads within a block where they are free to. */
+/*
+ * Order in which blocks run, and threads within a block where they are free to;
+ * at first what the environment's CUEMU_ORDER says: forwards, backwards or shuffled.
+ */
 void cuemu_set_order(enum cuemu_order order);
 
 /* The first fault since the last cuemu_forget(), or NULL; that also ends the error. */
