@@ -136,7 +136,7 @@ static int copy(struct stream *st, struct array *a, size_t bytes)
 static int copy_words(struct stream *st, struct array *a, const uint32_t *words, uint32_t n)
 {
 	const size_t bytes = n * sizeof(*words);
-	void *to;
+	void *to = NULL;
 	int r;
 
 	a->announced = NULL;
@@ -151,9 +151,9 @@ static int copy_seqs(struct stream *st, const struct seq *seqs, uint32_t n_seqs)
 {
 	struct array *arrays = st->stage->arrays;
 	size_t n_rows = 0, n_pages = 0;
-	struct batch_seq *to;
-	struct batch_row *rows;
-	uint32_t *pages;
+	struct batch_seq *to = NULL;
+	struct batch_row *rows = NULL;
+	uint32_t *pages = NULL;
 	int r;
 
 	arrays[ARRAY_SEQS].announced = NULL;
