@@ -12,8 +12,9 @@
 #define MANY_ROWS (MANY_WARPS * STRIP_ROWS)
 #define MANY_STAGES 4
 
-template <int KIND>
-static constexpr int many_depth = KIND == WEIGHT_F32 ? 1 : KIND == WEIGHT_BF16 ? 2 : 4;
+/* Tiles of a warp that are under way: as many as there are registers for. */
+template <int KIND, int NT>
+static constexpr int many_depth = KIND == WEIGHT_F32 || NT > 4 ? 1 : 2;
 
 template <int NT> static constexpr uint32_t many_stage_bytes = 2 * NT * 8 * TILE_COLS * 2;
 template <int NT> static constexpr uint32_t many_shared_bytes = MANY_STAGES * many_stage_bytes<NT>;
@@ -55,7 +56,7 @@ static __device__ __forceinline__ void many_product(float (&acc)[NT][4], const c
 						    const struct many_rows &x, char *stages,
 						    uint32_t first, uint32_t end)
 {
-	constexpr int DEPTH = many_depth<KIND>;
+	constexpr int DEPTH = many_depth<KIND, NT>;
 	const uint32_t lane = threadIdx.x % 32;
 	const struct strip from = strip_of<KIND>(matrix, number, groups_of(cols), lane);
 	struct tile<KIND> ring[DEPTH];

@@ -40,7 +40,7 @@ template <> struct tile<WEIGHT_INT4_F32> {
 
 /* Where a lane finds its part of the tiles of a strip. */
 struct strip {
-	const char *at, *scales; /* without codes: scales are the rows 8 below */
+	const char *at;
 	uint32_t groups;
 };
 
@@ -50,49 +50,47 @@ static __device__ __forceinline__ strip strip_of(const void *matrix, uint32_t nu
 {
 	const char *at = (const char *)matrix + (size_t)number * groups * group_bytes(KIND);
 
-	if (KIND == WEIGHT_BF16 || KIND == WEIGHT_F32) {
-		const size_t pitch = groups * (KIND == WEIGHT_BF16 ? 64 : 128);
-
-		at += lane / 4 * pitch + lane % 4 * (KIND == WEIGHT_BF16 ? 16 : 32);
-		return { at, at + 8 * pitch, groups };
-	}
-	return { at, at + (size_t)groups * GROUP_CODE_BYTES, groups };
+	if (KIND == WEIGHT_BF16)
+		at += lane / 4 * groups * 64 + lane % 4 * 16;
+	if (KIND == WEIGHT_F32)
+		at += lane / 4 * groups * 128 + lane % 4 * 32;
+	return { at, groups };
 }
 
 static __device__ __forceinline__ void load_tile(tile<WEIGHT_BF16> &to, const strip &s,
 						 uint32_t number, uint32_t lane)
 {
-	const size_t at = number * 128u;
+	const char *top = s.at + number * 128u, *low = top + s.groups * (8 * 64u);
 
 	(void)lane;
-	to.v[0] = load_once(s.at + at);
-	to.v[1] = load_once(s.scales + at);
+	to.v[0] = load_once(top);
+	to.v[1] = load_once(low);
 	to.v[2] = to.v[3] = make_uint4(0, 0, 0, 0);
 	if (2 * number + 1 < s.groups) {
-		to.v[2] = load_once(s.at + at + 64);
-		to.v[3] = load_once(s.scales + at + 64);
+		to.v[2] = load_once(top + 64);
+		to.v[3] = load_once(low + 64);
 	}
 }
 
 static __device__ __forceinline__ void load_tile(tile<WEIGHT_F32> &to, const strip &s,
 						 uint32_t number, uint32_t lane)
 {
-	(void)lane;
-	for (uint32_t q = 0; q < 2; q++) {
-		const size_t at = number * 256u + q * 128;
-		const bool is_there = 2 * number + q < s.groups;
+	const char *top = s.at + number * 256u, *low = top + s.groups * (8 * 128u);
 
+	(void)lane;
+	for (uint32_t q = 0; q < 2; q++)
 		for (uint32_t i = 0; i < 4; i++)
-			to.v[4 * q + i] = is_there ? load_once((i < 2 ? s.at : s.scales) + at +
-							       i % 2 * 16)
-						   : make_uint4(0, 0, 0, 0);
-	}
+			to.v[4 * q + i] = 2 * number + q < s.groups
+						  ? load_once((i < 2 ? top : low) + q * 128 +
+							      i % 2 * 16)
+						  : make_uint4(0, 0, 0, 0);
 }
 
 static __device__ __forceinline__ void load_tile(tile<WEIGHT_INT4> &to, const strip &s,
 						 uint32_t number, uint32_t lane)
 {
-	const char *codes = s.at + number * 512u, *scales = s.scales + number * 64u;
+	const char *codes = s.at + number * 512u;
+	const char *scales = s.at + s.groups * GROUP_CODE_BYTES + number * 64u;
 
 	if (2 * number + 1 < s.groups) {
 		to.codes = load_once(codes + lane * 16);
@@ -109,7 +107,8 @@ static __device__ __forceinline__ void load_tile(tile<WEIGHT_INT4> &to, const st
 static __device__ __forceinline__ void load_tile(tile<WEIGHT_INT4_F32> &to, const strip &s,
 						 uint32_t number, uint32_t lane)
 {
-	const char *codes = s.at + number * 512u, *scales = s.scales + number * 128u;
+	const char *codes = s.at + number * 512u;
+	const char *scales = s.at + s.groups * GROUP_CODE_BYTES + number * 128u;
 
 	if (2 * number + 1 < s.groups) {
 		to.codes = load_once(codes + lane * 16);
