@@ -36,11 +36,14 @@ struct dev {
 	char name[16], product[256];
 };
 
+#define STREAM_COUNTERS 16384
+
 struct stream {
 	struct dev *dev;
 	cudaStream_t handle;
 	char *scratch;		/* device memory, scratch_bytes: of the operation that is being queued */
 	size_t scratch_bytes;
+	uint32_t *counters;	/* [STREAM_COUNTERS] device memory: 0 between kernels, each leaves them so */
 	struct stage *stage;	/* of stage_ids(), stage_seqs() and stage_rows() */
 };
 
@@ -75,12 +78,16 @@ int stage_rows(struct stream *st, const uint32_t *rows, uint32_t n, const uint32
 int stage_open(struct stream *st);   /* for st_open() */
 void stage_close(struct stream *st); /* for st_close(), when nothing is queued any more */
 
+/* Scratch that op_attention() needs, for op_scratch(). */
+size_t attention_scratch(const struct dev *dev, const struct op_limits *limits);
+
 enum { LAUNCH_PLAIN, LAUNCH_PDL };
 
 /*
  * Queues kernel @k. With LAUNCH_PDL, and where the device has it, the kernel may
- * begin before the one queued before it has ended: it reads nothing that an
- * earlier kernel of the step wrote, and writes nothing, before pdl_wait().
+ * begin before the one queued before it has ended: before pdl_wait() it writes
+ * nothing, and reads nothing that an earlier kernel of the step wrote. If the one
+ * before it waits before it releases, all that is older has ended, though.
  *
  * Returns 0, or -EIO: then the device is lost to this process.
  */

@@ -31,6 +31,12 @@ int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret)
 		st->scratch = (char *)dev_reserve(dev, st->scratch_bytes);
 		r = st->scratch ? dev_back(dev, st->scratch, st->scratch_bytes) : -ENOMEM;
 	}
+	if (r == 0) {
+		st->counters = (uint32_t *)dev_reserve(dev, STREAM_COUNTERS * sizeof(*st->counters));
+		r = st->counters ? dev_back(dev, st->counters,
+					    STREAM_COUNTERS * sizeof(*st->counters)) :
+				   -ENOMEM;
+	}
 	if (r < 0) {
 		st_close(st);
 		return r;
@@ -48,6 +54,8 @@ struct stream *st_close(struct stream *st)
 	stage_close(st);
 	if (st->scratch)
 		(void)dev_unback(st->dev, st->scratch, st->scratch_bytes);
+	if (st->counters)
+		(void)dev_unback(st->dev, st->counters, STREAM_COUNTERS * sizeof(*st->counters));
 	if (st->handle)
 		(void)cudaStreamDestroy(st->handle);
 	free(st);

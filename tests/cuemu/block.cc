@@ -273,10 +273,23 @@ static void name_who_waits(struct block *b)
 	}
 }
 
+/* For programs that do not know that they are emulated. */
+static void order_from_environment(void)
+{
+	const char *name = getenv("CUEMU_ORDER");
+
+	if (!name)
+		return;
+	order = strcmp(name, "backwards") == 0 ? CUEMU_BACKWARDS :
+		strcmp(name, "shuffled") == 0  ? CUEMU_SHUFFLED :
+						 CUEMU_FORWARDS;
+}
+
 static void threads_new(void)
 {
 	if (threads)
 		return;
+	order_from_environment();
 	threads = (struct thread *)calloc(THREADS_MAX, sizeof(*threads));
 	stacks = (char *)mmap(NULL, (size_t)THREADS_MAX * STACK_BYTES, PROT_READ | PROT_WRITE,
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -362,7 +375,7 @@ bool blocks_run_all(dim3 grid, dim3 dim, size_t shared_bytes, bool pdl, void (*e
 	grid_dim = grid;
 	kernel_entry = entry;
 	kernel_closure = closure;
-	memory_launch(entry, closure, closure_bytes);
+	memory_launch(pdl, closure, closure_bytes);
 	shadow_launch();
 
 	list = (uint32_t *)malloc(n * sizeof(*list));

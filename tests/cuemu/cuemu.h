@@ -17,8 +17,9 @@
  *   barrier of the block nor, within a warp, __syncwarp() between them;
  * - shared memory that is touched while a copy in the background writes it;
  * - threads that wait for each other for ever, or meet at different operations;
- * - in a kernel launched with LAUNCH_PDL: anything written, or read that another
- *   kernel wrote since the host last waited, before pdl_wait().
+ * - in a kernel launched with LAUNCH_PDL: anything written before pdl_wait(), or
+ *   read that a kernel wrote which need not have ended by then (the one before;
+ *   and those before that one, if it released its successor before its own wait).
  *
  * Not seen: races between blocks (but compare the bits of the three orders),
  * races in global memory within a block, what only weak ordering of a real
@@ -32,7 +33,10 @@
 
 enum cuemu_order { CUEMU_FORWARDS, CUEMU_BACKWARDS, CUEMU_SHUFFLED, CUEMU_ORDERS };
 
-/* Order in which blocks run, and threads within a block where they are free to. */
+/*
+ * Order in which blocks run, and threads within a block where they are free to;
+ * at first what the environment's CUEMU_ORDER says: forwards, backwards or shuffled.
+ */
 void cuemu_set_order(enum cuemu_order order);
 
 /* The first fault since the last cuemu_forget(), or NULL; that also ends the error. */

@@ -27,6 +27,7 @@ void cuemu_copy_commit(void);
 void cuemu_copy_wait(uint32_t n_left);
 
 void cuemu_pdl_wait(void);
+void cuemu_pdl_release(void);
 
 void cuemu_read(const void *at, size_t bytes);
 void cuemu_write(void *at, size_t bytes);

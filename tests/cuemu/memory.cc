@@ -23,8 +23,12 @@
 static std::recursive_mutex lock; /* guards what follows, but for the thread_locals */
 static char *arena;
 static size_t arena_used;
-static uint32_t *written; /* of each granule: in which span between two waits of the host, by a kernel */
-static uint32_t span = 1;
+static uint32_t *written;	 /* of each granule: the number of the last kernel that did */
+static uint32_t kernels, ended; /* launched so far; and up to which the host has seen the end */
+static struct {
+	uint32_t early; /* all up to this one had ended when the latest kernel began */
+	bool released;	/* and it let its successor begin before it had waited itself */
+} latest;
 struct range {
 	size_t bytes;
 	bool writable;
@@ -206,15 +210,29 @@ bool memory_is_device(const void *at, size_t bytes)
 
 void memory_host_waited(void)
 {
-	span++;
+	ended = kernels;
 }
 
-void memory_launch(void (*entry)(void *), const void *closure, size_t closure_bytes)
+/*
+ * A kernel that may begin early begins when all blocks of the one before have
+ * released it: if they had waited by then, everything before that one has ended.
+ */
+void memory_launch(bool pdl, const void *closure, size_t closure_bytes)
 {
-	(void)entry;
-
 	last = {};
 	closure_range = { (uintptr_t)closure, (uintptr_t)closure + closure_bytes, false };
+	kernels++;
+	if (!pdl)
+		latest.early = kernels - 1;
+	else if (!latest.released && kernels >= 2)
+		latest.early = std::max(latest.early, kernels - 2);
+	latest.early = std::max(latest.early, ended);
+	latest.released = false;
+}
+
+void memory_released_early(void)
+{
+	latest.released = true;
 }
 
 /* Function and line that a return address belongs to. */
@@ -342,7 +360,7 @@ static void check_pdl(uintptr_t at, size_t bytes, bool write, const void *pc)
 			fault_in_kernel(pc, "writes %zu bytes at %p before pdl_wait()", bytes,
 					(void *)at);
 		for (size_t i = from; i <= to; i++)
-			if (written[i] == span)
+			if (written[i] > latest.early)
 				fault_in_kernel(pc,
 						"reads %zu bytes at %p, which an earlier kernel "
 						"wrote, before pdl_wait()",
@@ -350,7 +368,7 @@ static void check_pdl(uintptr_t at, size_t bytes, bool write, const void *pc)
 	}
 	if (write)
 		for (size_t i = from; i <= to; i++)
-			written[i] = span;
+			written[i] = kernels;
 }
 
 static void access_device(uintptr_t at, size_t bytes, bool write, const void *pc)
@@ -427,6 +445,12 @@ void cuemu_atomic(void *at, size_t bytes)
 void cuemu_pdl_wait(void)
 {
 	block_self()->waited_pdl = true;
+}
+
+void cuemu_pdl_release(void)
+{
+	if (cuemu_block->pdl && !block_self()->waited_pdl)
+		memory_released_early();
 }
 
 /* The calls that -fsanitize=thread makes. */

@@ -84,7 +84,8 @@ void *fiber_begin(char *stack, size_t bytes, void (*entry)(void));
 void fault_note(const char *format, ...);
 bool fault_happened(void);
 void memory_access(const void *at, size_t bytes, enum access access, const void *pc);
-void memory_launch(void (*entry)(void *), const void *closure, size_t closure_bytes);
+void memory_launch(bool pdl, const void *closure, size_t closure_bytes);
+void memory_released_early(void);
 void memory_warp_ended(void);
 bool memory_is_device(const void *at, size_t bytes);
 void *memory_reserve(size_t bytes, size_t alignment); /* addresses that are never given again */

@@ -2,13 +2,15 @@
  * Every operation of the linked backend against double, through the contracts
  * of kernels/ alone: on a GPU with kernels/cuda, and on CPUs to check the
  * checks. Then, on a GPU, the calls of CUDA made to fail one after the other.
- * One line for each check, "ok" or "not ok" in front, and a count at the end.
+ * One line for each check, "ok" or "not ok" in front and what its results' bits
+ * fold to behind, and a count at the end.
  *
  * Usage: check-ops [--small] [NAME…]
  *	--small	shapes that a memory checker gets through in a minute
  *	NAME	checks whose names begin so
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -29,6 +31,7 @@
 #define TOL_BF16 (1.0 / 256)
 
 #define BUFFERS_MAX 512
+#define CHUNK_BYTES ((size_t)2 << 20) /* what a GPU maps */
 #define MAX_CONTEXT 8192
 
 /* What one run shares. */
@@ -38,6 +41,7 @@ static struct {
 	bool small;
 	int n_passed, n_failed, n_skipped;
 	bool failed; /* of the check under way */
+	uint64_t results; /* its results' bits, folded */
 	struct {
 		void *at;
 		size_t bytes;
@@ -60,19 +64,20 @@ static void *allocate(size_t n, size_t bytes)
 	return p;
 }
 
-/* Device memory with @bytes of @from in it (NULL: none), until the check ends. */
+/* Device memory with @bytes of @from in it (NULL: none), until the check ends; nothing is mapped behind it. */
 static void *give(const void *from, size_t bytes)
 {
-	void *at = dev_reserve(run.dev, bytes);
+	const size_t room = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
+	char *base = dev_reserve(run.dev, room), *at = base + (room - bytes) / 64 * 64;
 	int r;
 
-	r = at && run.n_buffers < BUFFERS_MAX ? dev_back(run.dev, at, bytes) : -ENOMEM;
+	r = base && run.n_buffers < BUFFERS_MAX ? dev_back(run.dev, base, room) : -ENOMEM;
 	if (r == 0 && from)
 		r = dev_write(run.dev, at, from, bytes);
 	if (r < 0)
 		give_up("device memory", r);
-	run.buffers[run.n_buffers].at = at;
-	run.buffers[run.n_buffers++].bytes = bytes;
+	run.buffers[run.n_buffers].at = base;
+	run.buffers[run.n_buffers++].bytes = room;
 	return at;
 }
 
@@ -91,6 +96,8 @@ static void take(void *to, const void *from, size_t bytes)
 
 	if (r < 0)
 		give_up("reading results", r);
+	for (size_t i = 0; i < bytes; i++)
+		run.results = (run.results ^ ((const uint8_t *)to)[i]) * 0x100000001b3;
 }
 
 static void __attribute__((format(printf, 1, 2))) wrong(const char *format, ...)
@@ -884,7 +891,7 @@ static int open_device(void)
 
 static void count(const char *name, bool failed)
 {
-	printf("%s %s\n", failed ? "not ok" : "ok", name);
+	printf("%s %s %016" PRIx64 "\n", failed ? "not ok" : "ok", name, run.results);
 	fflush(stdout);
 	failed ? run.n_failed++ : run.n_passed++;
 }
@@ -899,6 +906,7 @@ int main(int argc, char **argv)
 		if (!is_wanted(checks[i].name, argc, argv))
 			continue;
 		run.failed = false;
+		run.results = 0xcbf29ce484222325;
 		checks[i].check();
 		count(checks[i].name, run.failed);
 	}

@@ -16,6 +16,7 @@ static __device__ __forceinline__ void pdl_wait()
 
 static __device__ __forceinline__ void pdl_release()
 {
+	cuemu_pdl_release();
 }
 
 static __device__ __forceinline__ uint4 load_once(const void *at)
