@@ -510,3 +510,22 @@ extern "C" void __tsan_func_entry(void *)
 extern "C" void __tsan_func_exit(void)
 {
 }
+
+/* Of the launchers' own atomic words; kernels have CUDA's functions. */
+#define ATOMICS(bits)                                                                              \
+	extern "C" uint##bits##_t __tsan_atomic##bits##_load(const uint##bits##_t *at, int)        \
+	{                                                                                          \
+		return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                      \
+	}                                                                                          \
+	extern "C" void __tsan_atomic##bits##_store(uint##bits##_t *at, uint##bits##_t v, int)     \
+	{                                                                                          \
+		__atomic_store_n(at, v, __ATOMIC_SEQ_CST);                                         \
+	}                                                                                          \
+	extern "C" uint##bits##_t __tsan_atomic##bits##_fetch_add(uint##bits##_t *at,              \
+								  uint##bits##_t v, int)           \
+	{                                                                                          \
+		return __atomic_fetch_add(at, v, __ATOMIC_SEQ_CST);                                \
+	}
+
+ATOMICS(32)
+ATOMICS(64)

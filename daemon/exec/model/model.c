@@ -3,9 +3,9 @@
  * two operations is F32; a row depends on its own sequence alone. All buffers
  * are one reservation, backed when the model is made.
  *
- * Where the device is not the host, steps of one token a row are recorded, for
- * each number of rows once per doubling of the context, and replayed; and the
- * head's logits stand in the device's memory until they are read.
+ * Where the device is not the host, steps of one token a row are recorded once
+ * for each number of rows and replayed, and the head's logits stand in the
+ * device's memory until they are read.
  */
 #include "daemon/exec/model/model.h"
 
@@ -17,7 +17,6 @@
 #define BUFFER_ALIGN 256
 #define LOGITS_ROWS 128	    /* rows whose logits are on the device at once */
 #define REPLAY_ROWS 128	    /* the most that is recorded */
-#define REPLAY_CONTEXT 1024 /* the least context that is recorded for */
 #define REPLAYS_MAX 64
 
 /* One forward pass, as model_forward() was asked for it. */
@@ -28,10 +27,10 @@ struct pass {
 	uint32_t n_tokens, n_seqs, n_out;
 };
 
-/* A recorded pass: of so many rows, all or none of which are wanted, up to a context. */
+/* A recorded pass: of so many rows, all or none of which are wanted. */
 struct recorded {
 	struct replay *replay;
-	uint32_t n_rows, n_out, context;
+	uint32_t n_rows, n_out;
 	uint64_t used; /* when, in passes */
 };
 
@@ -62,7 +61,7 @@ struct model {
 	struct pass step;
 	uint32_t *step_ids, *step_out;
 	struct seq *step_seqs;
-	uint32_t *any_pages; /* [of max_context]: zeros, for a context that is only reckoned with */
+	uint32_t *any_pages; /* [of max_context]: zeros, for a full context that is only reckoned with */
 
 	void (*tap)(const struct model_tap_data *data, void *userdata);
 	void *tap_userdata;
@@ -135,14 +134,18 @@ static bool cache_fits(const struct kv_cache *kv, const struct config *c)
 	       (kv->type == DT_F32 || kv->type == DT_BF16);
 }
 
+/* Of a full context. */
+static uint32_t pages_of(const struct model *m)
+{
+	return (m->max_context + m->kv.page_tokens - 1) / m->kv.page_tokens;
+}
+
 static int make_step(struct model *m)
 {
-	const uint32_t pages = (m->max_context + m->kv.page_tokens - 1) / m->kv.page_tokens;
-
 	m->step_ids = calloc(REPLAY_ROWS, sizeof(*m->step_ids));
 	m->step_out = calloc(REPLAY_ROWS, sizeof(*m->step_out));
 	m->step_seqs = calloc(REPLAY_ROWS, sizeof(*m->step_seqs));
-	m->any_pages = calloc(pages, sizeof(*m->any_pages));
+	m->any_pages = calloc(pages_of(m), sizeof(*m->any_pages));
 	m->step = (struct pass){
 		.m = m, .ids = m->step_ids, .out = m->step_out, .seqs = m->step_seqs
 	};
@@ -479,15 +482,6 @@ static int compute(struct stream *st, void *userdata)
 	return m->is_host || p->n_out > LOGITS_ROWS ? 0 : speak(m, 0, p->n_out, m->logits);
 }
 
-static uint32_t longest(const struct pass *p)
-{
-	uint32_t most = 0;
-
-	for (uint32_t i = 0; i < p->n_seqs; i++)
-		most = MAX(most, p->seqs[i].at + p->seqs[i].n_tokens);
-	return most;
-}
-
 /* Whether a pass is one of those that come again and again. */
 static bool is_decode(const struct model *m, const struct pass *p)
 {
@@ -496,66 +490,58 @@ static bool is_decode(const struct model *m, const struct pass *p)
 }
 
 /* The recording for such a pass, or room for it: the one not used for longest goes. */
-static struct recorded *find_recorded(struct model *m, uint32_t n_rows, uint32_t n_out,
-				      uint32_t context)
+static struct recorded *find_recorded(struct model *m, uint32_t n_rows, uint32_t n_out)
 {
 	struct recorded *oldest = m->recorded;
 
 	for (struct recorded *r = m->recorded; r < m->recorded + REPLAYS_MAX; r++) {
-		if (r->replay && r->n_rows == n_rows && r->n_out == n_out && r->context == context)
+		if (r->replay && r->n_rows == n_rows && r->n_out == n_out)
 			return r;
 		if (r->used < oldest->used)
 			oldest = r;
 	}
 	oldest->replay = replay_free(oldest->replay);
-	*oldest = (struct recorded){ .n_rows = n_rows, .n_out = n_out, .context = context };
+	*oldest = (struct recorded){ .n_rows = n_rows, .n_out = n_out };
 	return oldest;
 }
 
 /* Records m->step as if every row had all of the context. */
 static int record(struct model *m, struct recorded *r)
 {
-	struct seq *own;
+	const size_t bytes = m->step.n_seqs * sizeof(struct seq);
+	struct seq *own = malloc(bytes);
 	int error;
 
-	own = malloc(m->step.n_seqs * sizeof(*own));
 	if (!own)
 		return -ENOMEM;
-	memcpy(own, m->step_seqs, m->step.n_seqs * sizeof(*own));
+	memcpy(own, m->step_seqs, bytes);
 	for (uint32_t i = 0; i < m->step.n_seqs; i++) {
-		m->step_seqs[i].at = r->context - 1;
-		m->step_seqs[i].n_pages = (r->context + m->kv.page_tokens - 1) / m->kv.page_tokens;
+		m->step_seqs[i].at = m->max_context - 1;
+		m->step_seqs[i].n_pages = pages_of(m);
 		m->step_seqs[i].pages = m->any_pages;
 	}
 	error = st_record(m->stream, compute, &m->step, &r->replay);
-	memcpy(m->step_seqs, own, m->step.n_seqs * sizeof(*own));
+	memcpy(m->step_seqs, own, bytes);
 	free(own);
 	return error;
 }
 
 static int decode(struct model *m, const struct pass *p)
 {
-	struct recorded *recorded;
-	uint32_t context = REPLAY_CONTEXT;
+	struct recorded *recorded = find_recorded(m, p->n_tokens, p->n_out);
 	int r;
 
-	while (context < longest(p))
-		context *= 2;
 	memcpy(m->step_ids, p->ids, p->n_tokens * sizeof(*p->ids));
 	memcpy(m->step_seqs, p->seqs, p->n_seqs * sizeof(*p->seqs));
 	m->step.n_tokens = p->n_tokens;
 	m->step.n_seqs = p->n_seqs;
 	m->step.n_out = p->n_out;
 	r = st_batch(m->stream, m->step_ids, p->n_tokens, m->step_seqs, p->n_seqs, NULL, 0);
+	if (r == 0 && !recorded->replay)
+		r = record(m, recorded);
 	if (r < 0)
 		return r;
-	recorded = find_recorded(m, p->n_tokens, p->n_out, MIN(context, m->max_context));
 	recorded->used = ++m->n_passes;
-	if (!recorded->replay) {
-		r = record(m, recorded);
-		if (r < 0)
-			return r;
-	}
 	return st_replay(m->stream, recorded->replay);
 }
 

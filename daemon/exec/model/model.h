@@ -28,8 +28,8 @@ struct model *model_free(struct model *m);
  * ids	each below vocab (-EINVAL, nothing written)
  * seqs	cover the tokens without gap, each with pages for all its positions
  *
- * On a GPU the rows are only queued if @logits is NULL, and a decode step of a
- * number of rows or a context not seen before is recorded first. On CPUs it
+ * On a GPU the rows are only queued if @logits is NULL, and a step of one token
+ * a row is recorded when that number of rows comes for the first time. On CPUs it
  * allocates nothing. Returns 0 or -EINVAL, or what the device returns: -EIO, -ENOMEM.
  */
 int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
