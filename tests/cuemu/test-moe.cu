@@ -3,7 +3,7 @@
 
 #include "tests/cuemu/matrices.h"
 
-#define TOL_MOE 2e-5 /* of the root mean square of what is added, or of 1 */
+#define TOL_MOE 1e-4 /* of the root mean square of what is added, or of 1 */
 
 enum { GATE, UP, DOWN, ROLES };
 
