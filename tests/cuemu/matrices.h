@@ -35,7 +35,7 @@ static float random_f32(void)
 	return (float)(random_u32() & 0xffffff) / 8388608.0f - 1.0f;
 }
 
-static std::vector<float> random_floats(size_t n)
+static inline std::vector<float> random_floats(size_t n)
 {
 	std::vector<float> x(n);
 
@@ -111,7 +111,7 @@ static double value_of(const struct weight_source *w, uint32_t row, uint32_t col
 }
 
 /* Packed at @at, or in memory of its own. */
-static void matrix_make(struct dev *dev, struct matrix *m, const struct form &form, uint32_t rows,
+static inline void matrix_make(struct dev *dev, struct matrix *m, const struct form &form, uint32_t rows,
 			uint32_t cols, char *at = NULL)
 {
 	const size_t n = (size_t)rows * cols, words = (size_t)rows * ((cols + 7) / 8);
@@ -140,7 +140,7 @@ static void matrix_make(struct dev *dev, struct matrix *m, const struct form &fo
 	assert_int_equal(op_repack(dev, &m->packed, &m->src, NULL), 0);
 }
 
-static struct tensor batch(const void *data, uint32_t tokens, uint32_t cols)
+static inline struct tensor batch(const void *data, uint32_t tokens, uint32_t cols)
 {
 	return { (void *)data, DT_F32, { 1, tokens, cols } };
 }
