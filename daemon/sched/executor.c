@@ -24,7 +24,7 @@ struct executor {
 	pid_t pid;
 	uint32_t generation, deaths;
 	bool adopted, dying;
-	bool lacks_gpu; /* it left for want of one, and waits */
+	bool lacks_gpu;			/* it left for want of one, and waits */
 	bool wake_wanted, leave_wanted; /* once it is parked, or gone */
 	int record_fd;
 	struct execrecord record;

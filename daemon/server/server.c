@@ -127,8 +127,8 @@ enum server_state server_state(const struct server *s)
 
 const char *server_state_name(enum server_state state)
 {
-	static const char *const names[] = { "loading", "ready", "waiting", "model-refused",
-					     "asleep",	"no-gpu" };
+	static const char *const names[] = { "loading",	      "ready",	"waiting",
+					     "model-refused", "asleep", "no-gpu" };
 
 	return names[state];
 }

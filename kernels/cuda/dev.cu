@@ -79,6 +79,10 @@ static int open_device(struct dev *dev)
 
 	/* kernels are loaded now and not while a step is recorded */
 	setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+	if (cudaDriverGetVersion(&n) != cudaSuccess || n == 0) {
+		why = "no NVIDIA driver is loaded";
+		return -ENODEV;
+	}
 	r = CUDA_CALL(cudaGetDeviceCount(&n));
 	if (r < 0 || n == 0) {
 		why = r < 0 ? calls_why() : "no GPU is visible";

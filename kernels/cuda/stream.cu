@@ -86,6 +86,9 @@ int st_copy2d(struct stream *st, void *to, size_t to_pitch, const void *from, si
 {
 	if (!width || !rows)
 		return 0;
+	if (rows == 1 || (to_pitch == width && from_pitch == width))
+		return CUDA_CALL(cudaMemcpyAsync(to, from, width * rows, cudaMemcpyDefault,
+						 st->handle));
 	return CUDA_CALL(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows,
 					   cudaMemcpyDefault, st->handle));
 }

@@ -64,7 +64,8 @@ static void vector(struct maker *m, struct tensor *ret, uint32_t rows, uint32_t 
 	*ret = (struct tensor){ .type = DT_F32, .shape = { 1, rows, cols } };
 	ret->data = place(m, tensor_elements(ret) * sizeof(float));
 	if (ret->data && m->r == 0)
-		m->r = device_fill(m->st, ret->data, tensor_elements(ret), DT_F32, scale, ++m->seed);
+		m->r = device_fill(m->st, ret->data, tensor_elements(ret), DT_F32, scale,
+				   ++m->seed);
 }
 
 static void plain(struct maker *m, struct weight *ret, uint32_t rows, uint32_t cols)
@@ -168,6 +169,12 @@ size_t air_bytes(struct dev *dev, uint32_t layers)
 	w.config.layers = layers;
 	if (make_layers(&w) == 0)
 		lay_all(&m);
+	for (uint32_t i = 0; w.layers && i < layers; i++) {
+		free((void *)w.layers[i].moe.gate);
+		free((void *)w.layers[i].moe.up);
+		free((void *)w.layers[i].moe.down);
+	}
+	free(w.layers);
 	return m.at;
 }
 

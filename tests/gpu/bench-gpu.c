@@ -29,8 +29,9 @@
 #define MAX_TOKENS 2048
 #define MAX_CONTEXT 33792
 #define PAGE_TOKENS 64
-#define SPARE_BYTES ((size_t)3 << 30) /* left of the device's memory */
-#define LAYER_BYTES ((size_t)1 << 31) /* of activations, at most: see room_for() */
+#define SPARE_BYTES                                                                                \
+	((size_t)3 << 29) /* of the device's memory, for activations, staging and the driver */
+#define CACHE_BYTES ((size_t)4 << 30) /* of pages, at least */
 
 struct bench {
 	struct dev *dev;
@@ -44,6 +45,7 @@ struct bench {
 	uint32_t layers;
 	char **names;
 	int n_names;
+	size_t scratch_bytes; /* of a stream */
 	struct timespec begun;
 	double copy; /* bytes a second, read and written */
 	double peak; /* FLOP a second; NAN: not known */
@@ -54,15 +56,18 @@ struct bench {
 	uint32_t *experts;
 	struct rope_table rope;
 	uint32_t *pages, *ids;
+	struct seq seqs[MAX_TOKENS];
+	uint32_t n_seqs;
 };
 
 /* One class of kernel: what is queued for one layer, and what that must move or compute. */
-struct class {
+struct class
+{
 	const char *name;
 	int (*queue)(struct bench *b, uint32_t layer, uint32_t tokens, uint32_t context);
 	double (*bytes)(const struct bench *b, uint32_t tokens, uint32_t context);
 	double (*flop)(const struct bench *b, uint32_t tokens, uint32_t context);
-	bool once; /* not of a layer */
+	bool once, attends; /* not of a layer; looks at sequences */
 };
 
 static double now(const struct bench *b)
@@ -70,8 +75,7 @@ static double now(const struct bench *b)
 	struct timespec t;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)(t.tv_sec - b->begun.tv_sec) +
-	       (double)(t.tv_nsec - b->begun.tv_nsec) * 1e-9;
+	return (double)(t.tv_sec - b->begun.tv_sec) + (double)(t.tv_nsec - b->begun.tv_nsec) * 1e-9;
 }
 
 static uint32_t random_below(struct bench *b, uint32_t n)
@@ -91,8 +95,8 @@ static int by_value(const void *a, const void *b)
 static double median(double *values, uint32_t n, double *ret_spread)
 {
 	qsort(values, n, sizeof(*values), by_value);
-	*ret_spread = n < 4 ? (values[n - 1] - values[0]) / values[n / 2] :
-			      (values[n - n / 4 - 1] - values[n / 4]) / values[n / 2] / 2;
+	*ret_spread = n < 4 ? (values[n - 1] - values[0]) / values[n / 2]
+			    : (values[n - n / 4 - 1] - values[n / 4]) / values[n / 2] / 2;
 	return values[n / 2];
 }
 
@@ -301,18 +305,16 @@ static int queue_norm(struct bench *b, uint32_t layer, uint32_t tokens, uint32_t
 }
 
 /* @tokens sequences of one token each, or one of all if the context is 0. */
-static uint32_t make_seqs(const struct bench *b, struct seq *seqs, uint32_t tokens, uint32_t context)
+static int make_seqs(struct bench *b, uint32_t tokens, uint32_t context)
 {
-	const uint32_t n_pages = (context + PAGE_TOKENS) / PAGE_TOKENS;
+	const uint32_t n_pages = context / PAGE_TOKENS + 1;
 
-	if (context == 0) {
-		seqs[0] = (struct seq){ 0, tokens, 0, (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS,
-					b->pages };
-		return 1;
-	}
-	for (uint32_t i = 0; i < tokens; i++)
-		seqs[i] = (struct seq){ i, 1, context, n_pages, b->pages + i * n_pages };
-	return tokens;
+	b->n_seqs = context == 0 ? 1 : tokens;
+	b->seqs[0] = (struct seq){ 0, tokens, 0, (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS,
+				   b->pages };
+	for (uint32_t i = 0; context > 0 && i < tokens; i++)
+		b->seqs[i] = (struct seq){ i, 1, context, n_pages, b->pages + i * n_pages };
+	return st_batch(b->st, b->ids, tokens, b->seqs, b->n_seqs, NULL, 0);
 }
 
 static int queue_rope(struct bench *b, uint32_t layer, uint32_t tokens, uint32_t context)
@@ -322,16 +324,10 @@ static int queue_rope(struct bench *b, uint32_t layer, uint32_t tokens, uint32_t
 	const struct tensor q = { b->q, DT_F32, { tokens, c->heads, c->head_dim } };
 	const struct tensor k = { b->k, DT_F32, { tokens, c->kv_heads, c->head_dim } };
 	const struct tensor v = { b->v, DT_F32, { tokens, c->kv_heads, c->head_dim } };
-	static struct seq seqs[MAX_TOKENS];
-	const uint32_t n = make_seqs(b, seqs, tokens, context);
 
-	if (layer == 0) {
-		const int r = st_batch(b->st, b->ids, tokens, seqs, n, NULL, 0);
-
-		if (r < 0)
-			return r;
-	}
-	return op_rope_kv(b->st, &q, &k, &v, &none, &none, 1e-5f, &b->rope, &b->kv, layer, seqs, n);
+	(void)context;
+	return op_rope_kv(b->st, &q, &k, &v, &none, &none, 1e-5f, &b->rope, &b->kv, layer, b->seqs,
+			  b->n_seqs);
 }
 
 static int queue_attention(struct bench *b, uint32_t layer, uint32_t tokens, uint32_t context)
@@ -339,16 +335,9 @@ static int queue_attention(struct bench *b, uint32_t layer, uint32_t tokens, uin
 	const struct config *c = &b->w.config;
 	const struct tensor q = { b->q, DT_F32, { tokens, c->heads, c->head_dim } };
 	const struct tensor y = { b->attention, DT_F32, { tokens, c->heads, c->head_dim } };
-	static struct seq seqs[MAX_TOKENS];
-	const uint32_t n = make_seqs(b, seqs, tokens, context);
 
-	if (layer == 0) {
-		const int r = st_batch(b->st, b->ids, tokens, seqs, n, NULL, 0);
-
-		if (r < 0)
-			return r;
-	}
-	return op_attention(b->st, &y, &q, &b->kv, layer, seqs, n);
+	(void)context;
+	return op_attention(b->st, &y, &q, &b->kv, layer, b->seqs, b->n_seqs);
 }
 
 static double matrix_bytes(const struct bench *b, const struct weight *w)
@@ -402,7 +391,8 @@ static double moe_bytes(const struct bench *b, uint32_t tokens, uint32_t context
 
 	(void)context;
 	return 3 * matrix_bytes(b, &m->shared_gate) +
-	       touched(b, tokens) * (2 * matrix_bytes(b, &m->gate[0]) + matrix_bytes(b, &m->down[0]));
+	       touched(b, tokens) *
+		       (2 * matrix_bytes(b, &m->gate[0]) + matrix_bytes(b, &m->down[0]));
 }
 
 static double norm_bytes(const struct bench *b, uint32_t tokens, uint32_t context)
@@ -424,7 +414,8 @@ static double rope_bytes(const struct bench *b, uint32_t tokens, uint32_t contex
 
 static double attention_bytes(const struct bench *b, uint32_t tokens, uint32_t context)
 {
-	return tokens * (context * token_kv_bytes(b) + 8.0 * b->w.config.heads * b->w.config.head_dim);
+	return tokens *
+	       (context * token_kv_bytes(b) + 8.0 * b->w.config.heads * b->w.config.head_dim);
 }
 
 static double qkv_flop(const struct bench *b, uint32_t tokens, uint32_t context)
@@ -451,16 +442,16 @@ static double attention_flop(const struct bench *b, uint32_t tokens, uint32_t co
 	return 2.0 * tokens * (tokens + 1) * b->w.config.heads * b->w.config.head_dim;
 }
 
-static const struct class qkv = { "qkv", queue_qkv, qkv_bytes, qkv_flop, false },
-			  o = { "o", queue_o, o_bytes, o_flop, false },
-			  head = { "head", queue_head, head_bytes, NULL, true },
-			  mlp = { "dense-mlp", queue_mlp, mlp_bytes, NULL, true },
-			  router = { "router", queue_router, router_bytes, NULL, false },
-			  moe = { "moe", queue_moe, moe_bytes, moe_flop, false },
-			  norm = { "norm", queue_norm, norm_bytes, NULL, false },
-			  rope = { "rope-kv", queue_rope, rope_bytes, NULL, false },
-			  attention = { "attention", queue_attention, attention_bytes,
-					attention_flop, false };
+static const struct class qkv = { "qkv", queue_qkv, qkv_bytes, qkv_flop, false, false },
+			  o = { "o", queue_o, o_bytes, o_flop, false, false },
+			  head = { "head", queue_head, head_bytes, NULL, true, false },
+			  mlp = { "dense-mlp", queue_mlp, mlp_bytes, NULL, true, false },
+			  router = { "router", queue_router, router_bytes, NULL, false, false },
+			  moe = { "moe", queue_moe, moe_bytes, moe_flop, false, false },
+			  norm = { "norm", queue_norm, norm_bytes, NULL, false, false },
+			  rope = { "rope-kv", queue_rope, rope_bytes, NULL, false, true },
+			  attention = { "attention",	queue_attention, attention_bytes,
+					attention_flop, false,		 true };
 
 struct queued {
 	struct bench *b;
@@ -485,17 +476,24 @@ static int time_class(struct bench *b, const struct class *class, uint32_t token
 {
 	struct queued q = { b, class, tokens, context };
 	const uint32_t n = tokens > 512 ? 2 : class->once ? 10 : 5;
+	struct replay *replay = NULL;
 	double us[ROUNDS_MAX];
-	int r;
+	int r = 0;
 
-	r = queue_all(b->st, &q); /* what is done for the first time only */
+	if (class->attends)
+		r = make_seqs(b, tokens, context);
+	if (r == 0)
+		r = queue_all(b->st, &q); /* what is done for the first time only */
+	if (r == 0 && tokens <= 512)
+		r = st_record(b->st, queue_all, &q, &replay);
 	for (uint32_t i = 0; r == 0 && i <= n; i++) {
 		r = marks_set(b->marks, b->st, i);
-		if (r == 0)
-			r = queue_all(b->st, &q);
+		if (r == 0 && i < n)
+			r = replay ? st_replay(b->st, replay) : queue_all(b->st, &q);
 	}
 	if (r == 0)
 		r = st_wait(b->st);
+	replay_free(replay);
 	if (r < 0)
 		return r;
 	for (uint32_t i = 0; i < n; i++)
@@ -504,11 +502,12 @@ static int time_class(struct bench *b, const struct class *class, uint32_t token
 	return 0;
 }
 
-static int bench_class(struct bench *b, const struct class *class, uint32_t tokens, uint32_t context)
+static int bench_class(struct bench *b, const struct class *class, uint32_t tokens,
+		       uint32_t context)
 {
 	const bool computes = tokens > 512 && class->flop && isfinite(b->peak);
-	const double work = computes ? class->flop(b, tokens, context) :
-				       class->bytes(b, tokens, context);
+	const double work = computes ? class->flop(b, tokens, context)
+				     : class->bytes(b, tokens, context);
 	const double limit = work / (computes ? b->peak : b->copy) * 1e6;
 	double us, spread;
 	char name[64];
@@ -550,8 +549,10 @@ static int bench_classes(struct bench *b)
 			return r;
 		if (n == 2 || n == 4 || n == 16 || n == 64)
 			continue;
-		if ((r = bench_class(b, &mlp, n, 0)) < 0 || (r = bench_class(b, &router, n, 0)) < 0 ||
-		    (r = bench_class(b, &norm, n, 0)) < 0 || (r = bench_class(b, &rope, n, 512)) < 0 ||
+		if ((r = bench_class(b, &mlp, n, 0)) < 0 ||
+		    (r = bench_class(b, &router, n, 0)) < 0 ||
+		    (r = bench_class(b, &norm, n, 0)) < 0 ||
+		    (r = bench_class(b, &rope, n, 512)) < 0 ||
 		    (r = bench_class(b, &attention, n, 512)) < 0 ||
 		    (r = bench_class(b, &attention, n, 8192)) < 0 ||
 		    (r = bench_class(b, &attention, n, 32768)) < 0)
@@ -581,7 +582,8 @@ static double prefill_flop(const struct bench *b, uint32_t tokens)
 {
 	const struct config *c = &b->w.config;
 
-	return b->layers * (qkv_flop(b, tokens, 0) + o_flop(b, tokens, 0) + attention_flop(b, tokens, 0)) +
+	return b->layers * (qkv_flop(b, tokens, 0) + o_flop(b, tokens, 0) +
+			    attention_flop(b, tokens, 0)) +
 	       (b->layers - c->dense_layers) * moe_flop(b, tokens, 0) +
 	       6.0 * tokens * c->dim * c->ffn_dim;
 }
@@ -651,8 +653,8 @@ static int bench_prefill(struct bench *b, uint32_t tokens, uint32_t rounds)
 	if (!is_wanted(b, name))
 		return 0;
 	if (now(b) > b->seconds || (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS > b->kv.n_pages) {
-		skip(b, name, now(b) > b->seconds ? "no time is left" :
-						    "no memory for such a KV cache");
+		skip(b, name,
+		     now(b) > b->seconds ? "no time is left" : "no memory for such a KV cache");
 		return 0;
 	}
 	for (uint32_t round = 0; r == 0 && round <= rounds; round++) {
@@ -675,7 +677,8 @@ static int bench_prefill(struct bench *b, uint32_t tokens, uint32_t rounds)
 	for (uint32_t i = 0; i < rounds; i++)
 		us[i] = marks_us(b->marks, i, i + 1);
 	one = median(us, rounds, &spread);
-	tell(b, name, tokens / one * 1e6, "tok/s", tokens / limit * 1e6, "peak", limit / one, spread);
+	tell(b, name, tokens / one * 1e6, "tok/s", tokens / limit * 1e6, "peak", limit / one,
+	     spread);
 	return 0;
 }
 
@@ -706,24 +709,31 @@ static int make_buffers(struct bench *b)
 		float **at;
 		size_t n;
 	} const all[] = {
-		{ &b->x, dim }, { &b->y, dim },		{ &b->hidden, dim }, { &b->q, q },
-		{ &b->k, kv },	{ &b->v, kv },		{ &b->attention, q },
-		{ &b->weights, chosen }, { &b->logits, (size_t)128 * c->vocab },
+		{ &b->x, dim },
+		{ &b->y, dim },
+		{ &b->hidden, dim },
+		{ &b->q, q },
+		{ &b->k, kv },
+		{ &b->v, kv },
+		{ &b->attention, q },
+		{ &b->weights, chosen },
+		{ &b->logits, (size_t)128 * c->vocab },
 	};
 	uint32_t *ids = malloc(chosen * sizeof(*ids));
 	int r = 0;
 
 	for (size_t i = 0; r == 0 && i < ARRAY_SIZE(all); i++) {
 		*all[i].at = room(b, all[i].n * sizeof(float));
-		r = *all[i].at ? device_fill(b->st, *all[i].at, all[i].n, DT_F32, 1, ++b->seed) :
-				 -ENOMEM;
+		r = *all[i].at ? device_fill(b->st, *all[i].at, all[i].n, DT_F32, 1, ++b->seed)
+			       : -ENOMEM;
 	}
 	b->experts = room(b, chosen * sizeof(*ids));
 	if (r < 0 || !ids || !b->experts)
 		return r < 0 ? r : -ENOMEM;
 	/* a token's experts are apart by a step that no two of them share */
 	for (size_t i = 0; i < chosen; i += c->top_k) {
-		const uint32_t first = random_below(b, c->experts), by = 2 * random_below(b, 64) + 1;
+		const uint32_t first = random_below(b, c->experts),
+			       by = 2 * random_below(b, 64) + 1;
 
 		for (uint32_t k = 0; k < c->top_k; k++)
 			ids[i + k] = (first + k * by) % c->experts;
@@ -747,9 +757,9 @@ static int make_cache(struct bench *b)
 				   .layers = b->layers,
 				   .kv_heads = c->kv_heads,
 				   .head_dim = c->head_dim };
-	if (left < SPARE_BYTES + kv_page_bytes(&b->kv))
+	if (left < SPARE_BYTES + b->scratch_bytes + kv_page_bytes(&b->kv))
 		return -ENOMEM;
-	b->kv.n_pages = (uint32_t)((left - SPARE_BYTES) / kv_page_bytes(&b->kv));
+	b->kv.n_pages = (uint32_t)((left - SPARE_BYTES - b->scratch_bytes) / kv_page_bytes(&b->kv));
 	bytes = b->kv.n_pages * kv_page_bytes(&b->kv);
 	b->kv.base = room(b, bytes);
 	b->pages = calloc(b->kv.n_pages, sizeof(*b->pages));
@@ -769,7 +779,7 @@ static int make_cache(struct bench *b)
 
 static int make_model(struct bench *b)
 {
-	const size_t most = device_free_bytes(), own = SPARE_BYTES + LAYER_BYTES;
+	const size_t most = device_free_bytes(), own = SPARE_BYTES + b->scratch_bytes + CACHE_BYTES;
 	struct err err = { 0 };
 	char text[128];
 	int r;
@@ -814,14 +824,15 @@ static int open_all(struct bench *b)
 	r = dev_open(isa_best(), 0, &b->dev);
 	if (r < 0)
 		return fail("device", r);
-	r = st_open(b->dev, op_scratch(b->dev, &limits), &b->st);
+	b->scratch_bytes = op_scratch(b->dev, &limits);
+	r = st_open(b->dev, b->scratch_bytes, &b->st);
 	if (r < 0)
 		return fail("stream", r);
 	b->marks = marks_new(ROUNDS_MAX + 1);
 	if (!b->marks)
 		return fail("events", -ENOMEM);
-	printf(b->json ? "{\"device\":\"%s\",\"product\":\"%s\",\"l2\":%zu}\n" :
-			 "on %s, %s, L2 %zu bytes\n",
+	printf(b->json ? "{\"device\":\"%s\",\"product\":\"%s\",\"l2\":%zu}\n"
+		       : "on %s, %s, L2 %zu bytes\n",
 	       dev_name(b->dev), dev_product(b->dev), device_l2_bytes(b->dev));
 	fflush(stdout);
 	return 0;
@@ -868,7 +879,8 @@ int main(int argc, char **argv)
 	b.n_names = argc - optind;
 	clock_gettime(CLOCK_MONOTONIC, &b.begun);
 	r = run(&b);
-	printf(b.json ? "{\"ended\":%.1f,\"result\":%d}\n" : "ended after %.1f s (%d)\n", now(&b), r);
+	printf(b.json ? "{\"ended\":%.1f,\"result\":%d}\n" : "ended after %.1f s (%d)\n", now(&b),
+	       r);
 	fflush(stdout);
 	_exit(r == -ENODEV ? 77 : r < 0); /* the driver takes all of it back */
 }

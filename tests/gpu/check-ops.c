@@ -40,7 +40,7 @@ static struct {
 	struct stream *st;
 	bool small;
 	int n_passed, n_failed, n_skipped;
-	bool failed; /* of the check under way */
+	bool failed;	  /* of the check under way */
 	uint64_t results; /* its results' bits, folded */
 	struct {
 		void *at;

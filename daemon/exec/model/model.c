@@ -15,8 +15,8 @@
 #include "kernels/norm.h"
 
 #define BUFFER_ALIGN 256
-#define LOGITS_ROWS 128	    /* rows whose logits are on the device at once */
-#define REPLAY_ROWS 128	    /* the most that is recorded */
+#define LOGITS_ROWS 128 /* rows whose logits are on the device at once */
+#define REPLAY_ROWS 128 /* the most that is recorded */
 #define REPLAYS_MAX 64
 
 /* One forward pass, as model_forward() was asked for it. */
@@ -61,7 +61,8 @@ struct model {
 	struct pass step;
 	uint32_t *step_ids, *step_out;
 	struct seq *step_seqs;
-	uint32_t *any_pages; /* [of max_context]: zeros, for a full context that is only reckoned with */
+	uint32_t *
+		any_pages; /* [of max_context]: zeros, for a full context that is only reckoned with */
 
 	void (*tap)(const struct model_tap_data *data, void *userdata);
 	void *tap_userdata;
