@@ -7,7 +7,7 @@
 set -eu
 tarball=$1 top=$2
 shift 2
-name=$(basename "$tarball" .tar.xz)
+name=$(basename "$tarball" .tar.gz)
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
 dir=$room/$name
@@ -29,5 +29,5 @@ for checkpoint in air glm46 odd bf16 w4all w4g128 long; do
 	rm -f "$dir/tests/golden/$checkpoint"/tokenizer*.json
 done
 srcdir=$top "$1" isa=ref write="$dir/experts"
-tar -C "$room" -cJf "$tarball" "$name"
+tar -C "$room" -czf "$tarball" "$name"
 ls -l "$tarball"
