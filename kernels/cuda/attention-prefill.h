@@ -11,7 +11,7 @@
 #define PREFILL_ROWS (PREFILL_WARPS * ATTEND_ROWS)
 
 /* Larger heads leave fewer registers for scores. */
-template <int D> constexpr int prefill_keys = D > 128 ? 32 : 64;
+template <int D> constexpr int prefill_keys = D > 64 ? 32 : 64;
 
 template <int D>
 constexpr size_t prefill_shared_bytes = (size_t)2 * 2 * prefill_keys<D> * D * sizeof(uint16_t);
@@ -44,6 +44,17 @@ static __device__ __host__ __forceinline__ uint32_t prefill_tiles_of(uint32_t n_
 					      0;
 }
 
+/* Where row @row, of (token, query head) pairs, is in q and y. */
+static __device__ __forceinline__ size_t element_of(const struct attend_job &job,
+						    const struct batch_seq &s, uint32_t kv_head,
+						    uint32_t row)
+{
+	const uint32_t token = s.first + row / job.group;
+	const uint32_t head = kv_head * job.group + row % job.group;
+
+	return ((size_t)token * job.heads + head) * job.kv.head_dim;
+}
+
 template <int D>
 static __global__ void __launch_bounds__(PREFILL_WARPS * 32, 1)
 	k_attend_prefill(const struct attend_job job)
@@ -61,7 +72,6 @@ static __global__ void __launch_bounds__(PREFILL_WARPS * 32, 1)
 	struct batch_seq s;
 	uint32_t row, last_row, end, n_tiles;
 	const uint32_t *pages;
-	size_t at[2];
 	int position[2];
 
 	pdl_release();
@@ -81,12 +91,9 @@ static __global__ void __launch_bounds__(PREFILL_WARPS * 32, 1)
 #pragma unroll
 	for (int r = 0; r < 2; r++) {
 		const uint32_t own = row + threadIdx.x / 32 * ATTEND_ROWS + lane / 4 + r * 8;
-		const bool there = own <= last_row;
-		const uint32_t token = own / group, head = kv_head * group + own % group;
 
-		at[r] = (((size_t)s.first + token) * job.heads + head) * job.kv.head_dim;
-		position[r] = there ? (int)(s.at + token) : -1;
-		q[r] = there ? job.q + at[r] : NULL;
+		position[r] = own <= last_row ? (int)(s.at + own / group) : -1;
+		q[r] = own <= last_row ? job.q + element_of(job, s, kv_head, own) : NULL;
 	}
 	rows_begin<D>(w, q[0], q[1], job.kv.head_dim, job.scale);
 
@@ -109,14 +116,17 @@ static __global__ void __launch_bounds__(PREFILL_WARPS * 32, 1)
 	rows_end(w);
 #pragma unroll
 	for (int r = 0; r < 2; r++) {
-		if (position[r] < 0)
+		const uint32_t own = row + threadIdx.x / 32 * ATTEND_ROWS + lane / 4 + r * 8;
+		float *y = job.y + element_of(job, s, kv_head, own);
+
+		if (own > last_row)
 			continue;
 #pragma unroll
 		for (int i = 0; i < D / 8; i++) {
 			const uint32_t d = i * 8 + lane % 4 * 2;
 
 			if (d < job.kv.head_dim)
-				*reinterpret_cast<float2 *>(job.y + at[r] + d) =
+				*reinterpret_cast<float2 *>(y + d) =
 					make_float2(w.sums[i][2 * r] / w.weight[r],
 						    w.sums[i][2 * r + 1] / w.weight[r]);
 		}

@@ -151,84 +151,100 @@ static void after_exit(struct block *b)
 	}
 }
 
-/* Brings lanes together; what each brought is in its thread's slot until the last one leaves. */
-static void meet(uint32_t mask, const char *what, bool orders)
-{
-	struct block *b = cuemu_block;
-	struct thread *t = b->self;
-	struct warp *w = &b->warps[t->number / WARP];
-	const uint32_t lane = t->number % WARP;
-	struct meeting *m = NULL;
-	uint32_t list[WARP], n = 0;
-
-	if (!(mask >> lane & 1))
-		cuemu_trap("a lane is not in the mask that it names");
-	for (uint32_t i = 0; i < w->n_meetings; i++) {
-		if (w->meetings[i].mask == mask)
-			m = &w->meetings[i];
-		else if (w->meetings[i].mask & mask)
-			cuemu_trap("lanes of a warp meet under masks that differ and overlap");
-	}
-	if (!m) {
-		m = &w->meetings[w->n_meetings++];
-		*m = { .mask = mask, .arrived = 0, .what = what };
-	} else if (strcmp(m->what, what) != 0) {
-		fault_in_kernel(NULL, "lanes of a warp meet at %s and at %s", m->what, what);
-	}
-
-	m->arrived |= 1u << lane;
-	if (m->arrived != mask) {
-		block_wait(what);
-		return;
-	}
-	*m = w->meetings[--w->n_meetings];
-	w->clock += orders;
-	for (uint32_t i = 0; i < WARP; i++) {
-		if (!(mask >> i & 1))
-			continue;
-		if (orders)
-			t[(int)i - (int)lane].sync_time = w->clock;
-		if (i != lane)
-			list[n++] = t->number - lane + i;
-	}
-	arrange(list, n, &b->order_seed);
-	queue_push(b, list, n);
-}
-
-/* Where a lane's box is while it waits: the last to arrive fills all of them. */
+/* What a lane brings to a meeting, and what it takes home. */
 struct box {
 	uint64_t bring;
 	uint64_t *ret;
 };
 
-uint32_t cuemu_gather(uint32_t mask, const char *what, uint64_t bring, uint64_t ret[32])
+/* The meeting that lanes of @mask have at @what, a new one for the first of them. */
+static struct meeting *find_meeting(struct warp *w, uint32_t mask, const char *what)
+{
+	for (uint32_t i = 0; i < w->n_meetings; i++) {
+		struct meeting *m = &w->meetings[i];
+
+		if (m->mask != mask && (m->mask & mask))
+			cuemu_trap("lanes of a warp meet under masks that differ and overlap");
+		if (m->mask != mask)
+			continue;
+		if (m->what != what && strcmp(m->what, what) != 0)
+			fault_in_kernel(NULL, "lanes of a warp meet at %s and at %s", m->what, what);
+		return m;
+	}
+	w->meetings[w->n_meetings] = { .mask = mask, .arrived = 0, .what = what };
+	return &w->meetings[w->n_meetings++];
+}
+
+/* Waits for all lanes of @mask; the last one does @all for them, and goes on at once. */
+template <typename F> static void meet(uint32_t mask, const char *what, struct box *box, F all)
 {
 	struct block *b = cuemu_block;
 	struct thread *t = b->self;
 	struct warp *w = &b->warps[t->number / WARP];
 	const uint32_t lane = t->number % WARP;
-	struct thread *lanes = t - lane;
-	struct box box = { bring, ret };
-	uint32_t arrived = 1u << lane;
+	uint32_t list[WARP], n = 0;
+	struct meeting *m;
 
-	t->slot = &box;
-	for (uint32_t i = 0; i < w->n_meetings; i++)
-		if (w->meetings[i].mask == mask)
-			arrived |= w->meetings[i].arrived;
-	if (arrived == mask)
-		for (uint32_t to = 0; to < WARP; to++)
-			if (mask >> to & 1)
-				for (uint32_t from = 0; from < WARP; from++)
-					((struct box *)lanes[to].slot)->ret[from] =
-						mask >> from & 1 ? ((struct box *)lanes[from].slot)->bring : 0;
-	meet(mask, what, false);
+	if (!(mask >> lane & 1))
+		cuemu_trap("a lane is not in the mask that it names");
+	m = find_meeting(w, mask, what);
+	m->arrived |= 1u << lane;
+	t->slot = box;
+	if (m->arrived != mask) {
+		block_wait(what);
+		t->slot = NULL;
+		return;
+	}
+	*m = w->meetings[--w->n_meetings];
+	all(t - lane);
+	for (uint32_t i = 0; i < WARP; i++)
+		if (i != lane && (mask >> i & 1))
+			list[n++] = t->number - lane + i;
+	arrange(list, n, &b->order_seed);
+	queue_push(b, list, n);
 	t->slot = NULL;
-	return lane;
+}
+
+uint32_t cuemu_gather(uint32_t mask, const char *what, uint64_t bring, uint64_t ret[32])
+{
+	struct box box = { bring, ret };
+
+	meet(mask, what, &box, [mask](struct thread *lanes) {
+		uint64_t all[WARP] = {};
+
+		for (uint32_t i = 0; i < WARP; i++)
+			if (mask >> i & 1)
+				all[i] = ((struct box *)lanes[i].slot)->bring;
+		for (uint32_t i = 0; i < WARP; i++)
+			if (mask >> i & 1)
+				memcpy(((struct box *)lanes[i].slot)->ret, all, sizeof(all));
+	});
+	return cuemu_block->self->number % WARP;
+}
+
+void cuemu_meet(const char *what, uint64_t bring, void (*all)(const uint64_t brought[32]))
+{
+	struct box box = { bring, NULL };
+
+	meet(0xffffffff, what, &box, [all](struct thread *lanes) {
+		uint64_t brought[WARP];
+
+		for (uint32_t i = 0; i < WARP; i++)
+			brought[i] = ((struct box *)lanes[i].slot)->bring;
+		all(brought);
+	});
 }
 
 void cuemu_syncwarp(uint32_t mask)
 {
-	meet(mask, "__syncwarp()", true);
+	struct warp *w = &cuemu_block->warps[cuemu_block->self->number / WARP];
+
+	meet(mask, "__syncwarp()", NULL, [mask, w](struct thread *lanes) {
+		w->clock++;
+		for (uint32_t i = 0; i < WARP; i++)
+			if (mask >> i & 1)
+				lanes[i].sync_time = w->clock;
+	});
 }
 
 void cuemu_wait_until(const char *what, bool (*ready)(void *userdata), void *userdata)

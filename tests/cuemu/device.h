@@ -17,6 +17,8 @@ uint32_t cuemu_barrier(uint32_t id, uint32_t n_threads, enum cuemu_tally tally, 
 
 /* Lanes of @mask meet; ret[lane] is what each brought. Returns this thread's lane. */
 uint32_t cuemu_gather(uint32_t mask, const char *what, uint64_t bring, uint64_t ret[32]);
+/* All lanes meet, and the last one does @all for them. */
+void cuemu_meet(const char *what, uint64_t bring, void (*all)(const uint64_t brought[32]));
 void cuemu_syncwarp(uint32_t mask);
 
 void cuemu_matrices(uint32_t (&r)[4], const void *row, bool transposed);

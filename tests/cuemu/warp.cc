@@ -52,48 +52,48 @@ void cuemu_matrices(uint32_t (&r)[4], const void *row, bool transposed)
 struct mma {
 	float *d;
 	const uint32_t *a, *b;
-	uint32_t sum[4]; /* of this lane */
 };
 
 /*
  * a: lane l has rows l/4 and l/4 + 8, columns 2 (l%4) + {0,1} and 8 on; b: those as rows, column
- * l/4; d: rows l/4 and l/4 + 8, columns 2 (l%4) + {0,1}. The last to arrive does it for all.
+ * l/4; d: rows l/4 and l/4 + 8, columns 2 (l%4) + {0,1}.
  */
-void cuemu_mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
+static void multiply(const uint64_t lanes[32])
 {
-	struct mma mine = { d, a, b, {} };
-	float whole_a[16][16], whole_b[16][8];
-	uint64_t lanes[32];
-	uint32_t lane;
+	float a[16][16], b[8][16];
 
-	lane = cuemu_gather(ALL, "mma_bf16()", (uint64_t)(uintptr_t)&mine, lanes);
-	/* every lane's registers stay as they are until all have read them */
 	for (uint32_t l = 0; l < 32; l++) {
 		const struct mma *of = (const struct mma *)lanes[l];
+		const uint32_t k = l % 4 * 2;
 
-		if (l / 4 == lane / 4)
-			for (int i = 0; i < 4; i++)
-				for (int j = 0; j < 2; j++)
-					whole_a[l / 4 + i % 2 * 8][l % 4 * 2 + i / 2 * 8 + j] =
-						widen(of->a[i] >> 16 * j & 0xffff);
-		if (l / 4 == lane % 4 * 2 || l / 4 == lane % 4 * 2 + 1)
-			for (int i = 0; i < 2; i++)
-				for (int j = 0; j < 2; j++)
-					whole_b[l % 4 * 2 + i * 8 + j][l / 4] =
-						widen(of->b[i] >> 16 * j & 0xffff);
+		for (int i = 0; i < 4; i++) {
+			a[l / 4 + i % 2 * 8][k + i / 2 * 8] = widen(of->a[i] & 0xffff);
+			a[l / 4 + i % 2 * 8][k + i / 2 * 8 + 1] = widen(of->a[i] >> 16);
+		}
+		for (int i = 0; i < 2; i++) {
+			b[l / 4][k + i * 8] = widen(of->b[i] & 0xffff);
+			b[l / 4][k + i * 8 + 1] = widen(of->b[i] >> 16);
+		}
 	}
-	for (int i = 0; i < 4; i++) {
-		const uint32_t row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-		double sum = d[i];
-		float rounded;
+	for (uint32_t l = 0; l < 32; l++) {
+		float *d = ((const struct mma *)lanes[l])->d;
 
-		for (int k = 0; k < 16; k++)
-			sum += (double)whole_a[row][k] * whole_b[k][column];
-		rounded = (float)sum;
-		memcpy(&mine.sum[i], &rounded, sizeof(rounded));
+		for (int i = 0; i < 4; i++) {
+			const float *row = a[l / 4 + i / 2 * 8], *column = b[l % 4 * 2 + i % 2];
+			double sum = d[i];
+
+			for (int k = 0; k < 16; k++)
+				sum += (double)row[k] * column[k];
+			d[i] = (float)sum;
+		}
 	}
-	cuemu_gather(ALL, "mma_bf16()'s end", 0, lanes);
-	memcpy(d, mine.sum, sizeof(mine.sum));
+}
+
+void cuemu_mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
+{
+	struct mma mine = { d, a, b };
+
+	cuemu_meet("mma_bf16()", (uint64_t)(uintptr_t)&mine, multiply);
 }
 
 void cuemu_copy_async(void *shared, const void *global, uint32_t bytes, uint32_t bytes_read)
