@@ -1,14 +1,18 @@
 /*
  * Memory, threads and ordering of one rank, and the instruction set of its
- * operations. Implemented by kernels/cpu; a CUDA backend fits behind the same
- * calls. An operation op_x(st, …) queues on a stream; on CPUs it is complete
- * when it returns, computed by all threads of the device.
+ * operations. Implemented by kernels/cpu and by kernels/cuda; a program links
+ * one of them. An operation op_x(st, …) queues on a stream; on CPUs it is
+ * complete when it returns, computed by all threads of the device.
  *
  * Every operation that is declared in kernels/ writes a row of its output
- * from the same row of its input and the weights alone, in one order of
- * additions: for one instruction set and build the bits of a row do not
+ * from the same row of its input and the weights alone. On CPUs in one order
+ * of additions: for one instruction set and build the bits of a row do not
  * depend on how many rows the batch has, where in it the row stands, how
- * many threads compute it, or how a prompt was cut into chunks.
+ * many threads compute it, or how a prompt was cut into chunks. On a GPU the
+ * bits of a row are the same again for the same batch.
+ *
+ * A CUDA call that fails with anything but a lack of memory leaves the device
+ * lost to the process: that operation and all later ones return -EIO.
  */
 #pragma once
 
@@ -22,13 +26,14 @@ enum isa {
 	ISA_AVX512BF16,
 	ISA_AVX512BF16_EMULATED, /* the same kernels over an exact C vdpbf16ps; needs what AVX512 needs */
 	ISA_AMX,		 /* tiles of BF16 and int8, beside AVX512BF16 */
+	ISA_CUDA,		 /* an NVIDIA GPU of compute capability 8.0 or later */
 	ISA_N,
 };
 
-const char *isa_name(enum isa isa);	/* "ref", "portable", "avx2", "avx512", "avx512bf16", "avx512bf16-emulated", "amx" */
+const char *isa_name(enum isa isa);	/* "ref", "portable", "avx2", "avx512", "avx512bf16", "avx512bf16-emulated", "amx", "cuda" */
 int isa_parse(const char *name, enum isa *ret); /* those and "auto": isa_best(). 0 or -EINVAL */
-bool isa_supported(enum isa isa);	/* by this processor */
-enum isa isa_best(void);		/* never REF nor EMULATED */
+bool isa_supported(enum isa isa);	/* by this program on this machine */
+enum isa isa_best(void);		/* never REF nor EMULATED; with kernels/cuda CUDA, whether there is a GPU or not */
 
 struct dev;
 struct stream;
@@ -39,24 +44,47 @@ struct stream;
  * on the processors of one NUMA node, with denormals flushed; the calling
  * thread is the first worker and is set up likewise. Workers spin at most 20 us
  * for the next operation, then sleep on a futex.
+ * With ISA_CUDA it is the first GPU that the process may see, and the threads
+ * are those of dev_run() alone.
  *
- * Returns 0, -ENOTSUP if the processor lacks @isa, -ENOMEM, -EAGAIN.
+ * Returns 0, -ENOTSUP if the processor lacks @isa, -ENODEV if there is no GPU
+ * that can be used, -ENOMEM, -EAGAIN; dev_why() says it in words.
  */
 int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret);
 struct dev *dev_close(struct dev *dev);
 enum isa dev_isa(const struct dev *dev);
+/* Why the last dev_open() of this thread failed: "this processor cannot", "no CUDA-capable device is detected". */
+const char *dev_why(void);
+/* What computes, for people: "avx512", "cuda sm_90"; and the name of the GPU, NULL on CPUs. Both live as long as it. */
+const char *dev_name(const struct dev *dev);
+const char *dev_product(const struct dev *dev);
+/* Whether operations work on the host's memory: what dev_reserve() gives can be read and written like any other. */
+bool dev_is_host(const struct dev *dev);
 uint32_t dev_threads(const struct dev *dev);
 /* Type that the KV cache has with this instruction set: F32 for REF, else BF16. */
 enum dtype dev_kv_type(const struct dev *dev);
 
 /* Reserves addresses for the life of the device, with nothing behind them. NULL: -ENOMEM. */
 void *dev_reserve(struct dev *dev, size_t bytes);
-/* Puts zeroed memory (huge pages asked for) behind part of a reservation. 0 or -ENOMEM. */
+/*
+ * Puts zeroed memory (huge pages asked for) behind part of a reservation. On a
+ * GPU @at is a multiple of 2 MiB into it, @bytes are rounded up to such, and
+ * nothing is behind it yet. 0, -ENOMEM: as before; or -EINVAL.
+ */
 int dev_back(struct dev *dev, void *at, size_t bytes);
-/* Gives it back; the contents are lost. */
+/* Gives it back; the contents are lost. On a GPU: all that calls of dev_back() in that range put there. */
 int dev_unback(struct dev *dev, void *at, size_t bytes);
-/* Read-only from here on. */
+/* Read-only from here on, where the device can protect memory. */
 int dev_seal(struct dev *dev, void *at, size_t bytes);
+
+/* Copies from the host's memory to the device's at once, from any thread. 0 or -EIO. */
+int dev_write(struct dev *dev, void *to, const void *from, size_t bytes);
+/*
+ * Lets the device reach memory of the host directly, which makes copies quick:
+ * st_read() and moves. A wish: 0 or a negative errno, and copies work without.
+ */
+int dev_pin(struct dev *dev, void *host, size_t bytes);
+void dev_unpin(struct dev *dev, void *host);
 
 /*
  * One stream a device is enough today. @scratch_bytes: the most that any
@@ -65,6 +93,46 @@ int dev_seal(struct dev *dev, void *at, size_t bytes);
 int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret);
 struct stream *st_close(struct stream *st);
 struct dev *st_dev(struct stream *st);
+
+/*
+ * Announces the batch of the operations to come: they are called with these
+ * very @ids, @seqs and @rows (of op_gather()), whose contents stay as they are
+ * until the last of them. For devices that keep a copy; on CPUs nothing is
+ * done. 0, -ENOMEM or -EIO.
+ */
+struct seq;
+int st_batch(struct stream *st, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+	     uint32_t n_seqs, const uint32_t *rows, uint32_t n_rows);
+
+/* Waits for all that is queued, and copies the device's memory to the host's. 0 or -EIO. */
+int st_read(struct stream *st, void *to, const void *from, size_t bytes);
+/*
+ * @rows pieces of @width bytes, either end in the host's or the device's memory,
+ * in stream order. The host's memory is left alone until st_wait().
+ */
+int st_copy2d(struct stream *st, void *to, size_t to_pitch, const void *from, size_t from_pitch,
+	      size_t width, size_t rows);
+int st_wait(struct stream *st);
+
+/*
+ * Records what @body queues, to be queued again at little cost by st_replay().
+ * Recording runs nothing. What the operations took from the host counts for all
+ * replays, but for the batch: that is what st_batch() last said, of as many
+ * tokens, seqs and rows, and no seq longer than it was while recording.
+ *
+ * On CPUs a replay calls @body, so @userdata outlives it.
+ * st_record() returns 0, -ENOMEM, -EIO or what @body returned; st_replay() 0,
+ * -EIO or what @body returned.
+ */
+struct replay;
+int st_record(struct stream *st, int (*body)(struct stream *st, void *userdata), void *userdata,
+	      struct replay **ret);
+int st_replay(struct stream *st, const struct replay *replay);
+struct replay *replay_free(struct replay *replay);
+
+/* y[i,:] = x[rows[i],:];  x, y F32 [1, …, dim], must not overlap; rows rising. 0 or -EINVAL. */
+int op_gather(struct stream *st, const struct tensor *y, const struct tensor *x,
+	      const uint32_t *rows);
 
 /*
  * Calls @run(userdata, thread, n_threads) once for each thread number, on all

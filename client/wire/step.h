@@ -98,16 +98,20 @@ struct step {
 /*
  * One page's KV copied, cleared or summed. Those of a step are done in order;
  * the sums are taken when all are done. A sum is the XXH3-128 of
- * the first n_tokens positions' bytes, in the order of the page's layout.
+ * the first n_tokens positions' bytes, in the order of the page's layout. What
+ * is summed is in the arena afterwards, wherever it was computed.
  *
  *	from == to		only the sum
  *	from == STEP_NO_PAGE	@to becomes zeros, all of it; the sum is 0
  *	else			the first n_tokens positions are copied, and summed in @to
  */
+enum move_flags {
+	STEP_MOVE_CHECK = 1, /* from == to, and it is the arena's page that is summed, and holds from then on */
+};
 struct step_move {
 	uint32_t from, to;
 	uint32_t n_tokens; /* 1 up to the page's */
-	uint32_t pad;
+	uint32_t flags;	   /* enum move_flags */
 };
 _Static_assert(sizeof(struct step_move) == 16, "struct step_move is shared");
 

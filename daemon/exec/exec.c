@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/exec/mirror.h"
 #include "daemon/exec/moves.h"
 #include "daemon/exec/order.h"
 #include "daemon/exec/sample/sampler.h"
@@ -34,7 +35,9 @@ struct wanted {
 struct exec {
 	struct dev *dev;
 	struct model *model;
-	struct kv_cache kv;
+	struct kv_cache arena;
+	struct mirror
+		*mirror; /* of the arena, on the device; NULL: the device computes in the arena */
 	struct order_limits limits;
 	uint32_t max_batch_tokens;
 	struct slot *slots;
@@ -75,6 +78,8 @@ static int allocate(struct exec *e, struct err *err)
 	    !e->logits)
 		return err_set(err, -ENOMEM, "cannot allocate %u slots of %u tokens",
 			       e->limits.n_slots, e->limits.max_context);
+	dev_pin(e->dev, e->logits,
+		MIN(batch, LOGITS_ROWS) * e->limits.vocab * sizeof(float)); /* or it is slower */
 
 	for (uint32_t i = 0; i < e->limits.n_slots; i++) {
 		e->slots[i].tokens = e->slot_memory + i * per_slot;
@@ -87,6 +92,7 @@ int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv
 	     const struct exec_limits *limits, struct exec **ret, struct err *err)
 {
 	_cleanup_(exec_freep) struct exec *e = NULL;
+	struct kv_cache of_device = *kv;
 	int r;
 
 	if (limits->n_slots == 0 || limits->n_slots > UINT16_MAX || limits->max_batch_tokens == 0 ||
@@ -98,7 +104,7 @@ int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv
 	if (!e)
 		return err_wrap(err, -ENOMEM, "cannot allocate the executor");
 	e->dev = dev;
-	e->kv = *kv;
+	e->arena = *kv;
 	e->max_batch_tokens = limits->max_batch_tokens;
 	e->limits = (struct order_limits){
 		.n_slots = limits->n_slots,
@@ -108,7 +114,13 @@ int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv
 		.vocab = w->config.vocab,
 	};
 
-	r = model_new(dev, w, kv, limits->max_batch_tokens, limits->max_context, &e->model, err);
+	if (!dev_is_host(dev)) {
+		r = mirror_new(dev, &e->arena, &e->mirror, &of_device, err);
+		if (r < 0)
+			return r;
+	}
+	r = model_new(dev, w, &of_device, limits->max_batch_tokens, limits->max_context, &e->model,
+		      err);
 	if (r < 0)
 		return r;
 	r = allocate(e, err);
@@ -127,12 +139,15 @@ struct exec *exec_free(struct exec *e)
 		for (uint32_t i = 0; i < e->limits.n_slots; i++)
 			sampler_free(e->slots[i].sampler);
 	model_free(e->model);
+	mirror_free(e->mirror);
 	free(e->slots);
 	free(e->slot_memory);
 	free(e->payload);
 	free(e->ids);
 	free(e->out);
 	free(e->wanted);
+	if (e->logits)
+		dev_unpin(e->dev, e->logits);
 	free(e->logits);
 	free(e);
 	return NULL;
@@ -394,6 +409,11 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 		if (r < 0)
 			return r;
 	}
+	for (uint32_t i = 0; e->mirror && i < e->n_seqs; i++) {
+		r = mirror_use(e->mirror, model_stream(e->model), &e->seqs[i]);
+		if (r < 0)
+			return r;
+	}
 	if (e->n_tokens > 0) {
 		r = model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
 				  e->n_wanted, NULL);
@@ -421,7 +441,18 @@ static int run_moves(struct exec *e, const struct step *step, void *room, size_t
 	r = order_read_moves(step, e->payload, &e->limits, err);
 	if (r < 0)
 		return r;
-	moves_run(e->dev, &e->kv, (const struct step_move *)e->payload, step->n_rows, room);
+	if (e->mirror) {
+		r = mirror_move(e->mirror, model_stream(e->model),
+				(const struct step_move *)e->payload, step->n_rows);
+		if (r < 0)
+			return err_wrap(err, r, "cannot do the moves of step %llu",
+					(unsigned long long)step->id);
+		moves_sum(e->dev, &e->arena, (const struct step_move *)e->payload, step->n_rows,
+			  room);
+	} else {
+		moves_run(e->dev, &e->arena, (const struct step_move *)e->payload, step->n_rows,
+			  room);
+	}
 	*ret_bytes = step->n_rows * sizeof(struct step_moved);
 	return 0;
 }

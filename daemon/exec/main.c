@@ -1,4 +1,4 @@
-/* steamd-exec-cpu: computes the steps of one broker with one model, on CPUs. */
+/* steamd-exec-cpu, steamd-exec-cuda: computes the steps of one broker with one model. */
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 #endif
 
 static const char usage[] =
-	"Usage: steamd-exec-cpu\n"
+	"Usage: " EXEC_NAME "\n"
 	"\n"
 	"Computes for steamd, which starts it, configures it over descriptor 3 (a\n"
 	"SOCK_SEQPACKET socket) and shares memory with it. There is nothing to run by hand.\n"
@@ -22,8 +22,8 @@ static const char usage[] =
 	"  --version  print the version\n"
 	"\n"
 	"Exit status: 0 told to stop, 64 usage, 65 the model's files were refused,\n"
-	"70 steamd is gone or a step failed, 71 no memory or threads, 76 a\n"
-	"configuration that makes no sense.\n";
+	"69 there is no GPU that can be used, 70 steamd is gone or a step failed, 71 no\n"
+	"memory or threads, 76 a configuration that makes no sense.\n";
 
 static void on_term(int signal)
 {
@@ -41,14 +41,14 @@ int main(int argc, char **argv)
 	if (argc == 2 && strcmp(argv[1], "--help") == 0)
 		return fputs(usage, stdout) < 0;
 	if (argc == 2 && strcmp(argv[1], "--version") == 0)
-		return puts("steamd-exec-cpu " STEAMD_VERSION) < 0;
+		return puts(EXEC_NAME " " STEAMD_VERSION) < 0;
 	if (argc != 1 || getsockopt(CONTROL_FD, SOL_SOCKET, SO_TYPE, &type, &len) < 0 ||
 	    type != SOCK_SEQPACKET) {
 		fputs(usage, stderr);
 		return SERVICE_EXIT_USAGE;
 	}
 
-	log_init("steamd-exec-cpu", LOG_INFO);
+	log_init(EXEC_NAME, LOG_INFO);
 	sigaction(SIGTERM, &leave, NULL);
 	sigaction(SIGINT, &leave, NULL);
 

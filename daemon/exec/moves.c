@@ -66,11 +66,12 @@ static void sum(void *userdata, uint32_t thread, uint32_t n_threads)
 	}
 }
 
-void moves_run(struct dev *dev, const struct kv_cache *kv, const struct step_move *moves,
-	       uint32_t n, struct step_moved *ret)
+static struct run run_of(const struct kv_cache *kv, const struct step_move *moves, uint32_t n,
+			 struct step_moved *ret)
 {
 	const size_t position_bytes = (size_t)kv->head_dim * dtype_bytes(kv->type);
-	struct run r = {
+
+	return (struct run){
 		.kv = kv,
 		.moves = moves,
 		.n = n,
@@ -79,7 +80,21 @@ void moves_run(struct dev *dev, const struct kv_cache *kv, const struct step_mov
 		.strip_bytes = position_bytes * kv->page_tokens,
 		.ret = ret,
 	};
+}
+
+void moves_run(struct dev *dev, const struct kv_cache *kv, const struct step_move *moves,
+	       uint32_t n, struct step_moved *ret)
+{
+	struct run r = run_of(kv, moves, n, ret);
 
 	dev_run(dev, copy, &r);
+	dev_run(dev, sum, &r);
+}
+
+void moves_sum(struct dev *dev, const struct kv_cache *kv, const struct step_move *moves,
+	       uint32_t n, struct step_moved *ret)
+{
+	struct run r = run_of(kv, moves, n, ret);
+
 	dev_run(dev, sum, &r);
 }

@@ -12,3 +12,6 @@
  */
 void moves_run(struct dev *dev, const struct kv_cache *kv, const struct step_move *moves,
 	       uint32_t n, struct step_moved *ret);
+/* Only the sums: where the copies were made by daemon/exec/mirror.h. */
+void moves_sum(struct dev *dev, const struct kv_cache *kv, const struct step_move *moves,
+	       uint32_t n, struct step_moved *ret);

@@ -280,10 +280,11 @@ static int prepare(struct service *s, struct err *err)
 	if (r < 0)
 		return r;
 	r = dev_open(isa, c->n_threads, &s->dev);
+	if (r == -ENODEV)
+		return err_set(err, r, "there is no GPU that can be used: %s", dev_why());
 	if (r < 0)
 		return err_set(err, r == -ENOTSUP ? -EINVAL : r, "cannot compute with %s: %s",
-			       isa_name(isa),
-			       r == -ENOTSUP ? "this processor cannot" : strerror(-r));
+			       isa_name(isa), r == -ENOTSUP ? dev_why() : strerror(-r));
 	r = map_arena(s, err);
 	if (r < 0)
 		return r;
@@ -350,14 +351,18 @@ static int tell_ready(struct service *s, struct err *err)
 	};
 	int r;
 
-	if (s->read_bytes_per_second == 0)
+	if (s->read_bytes_per_second == 0 && dev_is_host(s->dev))
 		s->read_bytes_per_second = readrate_measure(s->dev, s->weights->memory,
 							    s->weights->bytes);
 	ready.read_bytes_per_second = s->read_bytes_per_second;
 	memcpy(ready.fingerprint, fingerprint_whole(s->weights->fingerprint),
 	       sizeof(ready.fingerprint));
-	snprintf(ready.isa, sizeof(ready.isa), "%s", isa_name(dev_isa(s->dev)));
-	read_device_name(ready.device, sizeof(ready.device));
+	snprintf(ready.isa, sizeof(ready.isa), "%s", dev_name(s->dev));
+	if (dev_product(s->dev))
+		snprintf(ready.device, sizeof(ready.device), "%.*s", (int)sizeof(ready.device) - 1,
+			 dev_product(s->dev));
+	else
+		read_device_name(ready.device, sizeof(ready.device));
 	r = send_packet(s, &ready, sizeof(ready));
 	return r < 0 ? err_wrap(err, r, "cannot tell the broker that the model is ready") : 0;
 }
@@ -381,6 +386,8 @@ static int exit_code(int r)
 	case EIO:
 	case ESTALE:
 		return SERVICE_EXIT_MODEL;
+	case ENODEV:
+		return SERVICE_EXIT_NO_GPU;
 	case EPROTO:
 	case EINVAL:
 		return SERVICE_EXIT_PROTOCOL;

@@ -11,6 +11,7 @@
 enum service_exit {
 	SERVICE_EXIT_USAGE = 64,
 	SERVICE_EXIT_MODEL = 65,    /* the model's files were refused */
+	SERVICE_EXIT_NO_GPU = 69,   /* there is none that can be used */
 	SERVICE_EXIT_FAULT = 70,    /* the broker is gone, or a step failed */
 	SERVICE_EXIT_SYSTEM = 71,   /* memory, threads */
 	SERVICE_EXIT_PROTOCOL = 76, /* what came over the control socket makes no sense */

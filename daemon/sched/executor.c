@@ -24,6 +24,7 @@ struct executor {
 	pid_t pid;
 	uint32_t generation, deaths;
 	bool adopted, dying;
+	bool lacks_gpu;			/* it left for want of one, and waits */
 	bool wake_wanted, leave_wanted; /* once it is parked, or gone */
 	int record_fd;
 	struct execrecord record;
@@ -46,6 +47,8 @@ static const char *const state_names[] = {
 	[EXECUTOR_LEAVING] = "leaving",
 	[EXECUTOR_GONE] = "gone",
 };
+
+#define GPU_AGAIN_S 10 /* where there is no GPU, seconds until it is looked for again */
 
 /* Seconds before the start that follows so many deaths in a row; the last is for all more. */
 static const uint32_t backoff_s[] = { 0, 0, 0, 1, 5, 60 };
@@ -257,7 +260,7 @@ static int start(struct executor *e, struct err *err)
 	if (r < 0)
 		return r;
 	e->generation++;
-	e->adopted = false;
+	e->adopted = e->lacks_gpu = false;
 	begin_loading(e);
 	park(e);
 	tell(e);
@@ -305,9 +308,20 @@ static bool is_going_to_sleep(const struct executor *e)
 	       e->state == EXECUTOR_LEAVING;
 }
 
+/* Starts again so many seconds from now. */
+static void back_off(struct executor *e, uint32_t wait_s)
+{
+	e->state = EXECUTOR_BACKOFF;
+	e->retry_at_us = clock_us() + wait_s * US_PER_S;
+	/* through the loop even at once, so that a start that fails at once is no recursion */
+	if (sd_event_add_time_relative(e->loop, &e->retry, CLOCK_BOOTTIME, wait_s * US_PER_S, 0,
+				       on_retry, e) < 0)
+		e->state = EXECUTOR_OFF;
+	tell(e);
+}
+
 static void on_death(struct executor *e, const char *why)
 {
-	uint32_t wait_s;
 
 	/* what it finished is good: results are taken before the ring goes */
 	e->dying = true;
@@ -321,14 +335,7 @@ static void on_death(struct executor *e, const char *why)
 		snprintf(e->text, sizeof(e->text), "%s", why);
 	end(e);
 	e->deaths++;
-	wait_s = backoff_s[MIN(e->deaths, ARRAY_SIZE(backoff_s) - 1)];
-	e->state = EXECUTOR_BACKOFF;
-	e->retry_at_us = clock_us() + wait_s * US_PER_S;
-	/* through the loop even at once, so that a start that fails at once is no recursion */
-	if (sd_event_add_time_relative(e->loop, &e->retry, CLOCK_BOOTTIME, wait_s * US_PER_S, 0,
-				       on_retry, e) < 0)
-		e->state = EXECUTOR_OFF;
-	tell(e);
+	back_off(e, backoff_s[MIN(e->deaths, ARRAY_SIZE(backoff_s) - 1)]);
 }
 
 /* Whether what is wanted may be had later: a model that was served is not refused for that. */
@@ -347,6 +354,12 @@ static void on_refused(struct executor *e, const struct control_refused *refused
 		return;
 	}
 	end(e);
+	/* a GPU may come: drivers are loaded late, and lost cards are reset */
+	if (refused->error == -ENODEV) {
+		e->lacks_gpu = true;
+		back_off(e, GPU_AGAIN_S);
+		return;
+	}
 	e->refusal = refused->error < 0 ? refused->error : -EBADMSG;
 	e->state = EXECUTOR_REFUSED;
 	tell(e);
@@ -732,6 +745,11 @@ const struct control_ready *executor_known(const struct executor *e)
 const struct execrecord *executor_record(const struct executor *e)
 {
 	return &e->record;
+}
+
+bool executor_lacks_gpu(const struct executor *e)
+{
+	return e->lacks_gpu && e->state == EXECUTOR_BACKOFF;
 }
 
 int executor_refusal(const struct executor *e)

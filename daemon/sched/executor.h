@@ -21,7 +21,7 @@ enum executor_state {
 	EXECUTOR_OFF,	   /* never started, or told to stop */
 	EXECUTOR_LOADING,
 	EXECUTOR_READY,
-	EXECUTOR_BACKOFF,  /* died too often: waits, see executor_retry_us() */
+	EXECUTOR_BACKOFF,  /* died too often, or found no GPU: waits, see executor_retry_us() */
 	EXECUTOR_REFUSED,  /* the model's files were refused; until executor_start() again */
 	EXECUTOR_PARKING,  /* ends its steps, then gives the weights back; nothing new is pushed */
 	EXECUTOR_PARKED,
@@ -33,7 +33,7 @@ struct executor;
 
 struct executor_options {
 	const char *unit_socket; /* path to connect to; NULL: fork @program */
-	const char *program;	 /* of steamd-exec-cpu */
+	const char *program;	 /* of steamd-exec-cpu or steamd-exec-cuda */
 	struct control_configure configure;
 	int arena_fd;		 /* not taken; duplicated as needed */
 	void (*on_state)(struct executor *e, void *userdata);	/* state changed, or progress was made */
@@ -89,6 +89,7 @@ struct ring *executor_ring(struct executor *e);		    /* NULL unless READY, PARKI
 const struct control_ready *executor_ready(const struct executor *e); /* NULL unless READY */
 const struct control_ready *executor_known(const struct executor *e); /* what it last said, asleep too; NULL: never */
 const struct execrecord *executor_record(const struct executor *e);   /* what sleep freed and cost, as last measured */
+bool executor_lacks_gpu(const struct executor *e);	    /* why it waits: executor_text() says more */
 int executor_refusal(const struct executor *e);		    /* the errno of REFUSED; else 0 */
 const struct control_progress *executor_progress(const struct executor *e); /* of the load under way */
 const char *executor_text(const struct executor *e);	    /* why it was refused or died; "" */

@@ -109,33 +109,48 @@ static int inspect(const struct options *o)
 	return BROKER_OK;
 }
 
-/* The executor beside this program in a build tree, or where both were installed. */
-static void find_executor(char *path, size_t size)
+/* The executor @name beside this program in a build tree, or where both were installed. */
+static void find_executor(const char *name, char *path, size_t size)
 {
-	static const char *const beside[] = { "steamd-exec-cpu", "exec/steamd-exec-cpu",
-					      "daemon/exec/steamd-exec-cpu",
-					      "../libexec/steamd/steamd-exec-cpu" };
+	static const char *const beside[] = { "", "exec/", "daemon/exec/", "../libexec/steamd/" };
 	char self[PATH_MAX] = "";
 	const ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
 	char *slash = n > 0 ? strrchr(self, '/') : NULL;
 
 	for (size_t i = 0; slash && i < ARRAY_SIZE(beside); i++) {
 		slash[1] = '\0';
-		if ((size_t)snprintf(path, size, "%s%s", self, beside[i]) < size &&
+		if ((size_t)snprintf(path, size, "%s%s%s", self, beside[i], name) < size &&
 		    access(path, X_OK) == 0)
 			return;
 	}
-	snprintf(path, size, "%s/steamd-exec-cpu", STEAMD_LIBEXECDIR);
+	snprintf(path, size, "%s/%s", STEAMD_LIBEXECDIR, name);
+}
+
+/*
+ * Which executor Executor= means. For auto the one for GPUs if it is installed
+ * and a driver is loaded; what is asked for by name is not second-guessed.
+ */
+static const char *choose_executor(const struct settings *settings)
+{
+	char path[PATH_MAX];
+
+	if (strcmp(settings->executor, "cuda") == 0)
+		return "steamd-exec-cuda";
+	find_executor("steamd-exec-cuda", path, sizeof(path));
+	if (strcmp(settings->executor, "auto") == 0 && access(path, X_OK) == 0 &&
+	    access("/proc/driver/nvidia/version", F_OK) == 0)
+		return "steamd-exec-cuda";
+	return "steamd-exec-cpu";
 }
 
 /* The socket of the executor's own unit, where the service manager runs us both. */
-static const char *find_unit_socket(char *path, size_t size)
+static const char *find_unit_socket(const char *name, char *path, size_t size)
 {
 	const char *runtime = getenv("XDG_RUNTIME_DIR");
 
 	if (!getenv("NOTIFY_SOCKET"))
 		return NULL;
-	snprintf(path, size, "%s/steamd-exec-cpu.sock", runtime && runtime[0] ? runtime : "/run");
+	snprintf(path, size, "%s/%s.sock", runtime && runtime[0] ? runtime : "/run", name);
 	return access(path, F_OK) == 0 ? path : NULL;
 }
 
@@ -261,6 +276,7 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 	_cleanup_(loopp) sd_event *loop = NULL;
 	_cleanup_(freep) char *state_dir = find_state_dir(settings);
 	_cleanup_(server_freep) struct server *server = NULL;
+	const char *executor = choose_executor(settings);
 	char program[PATH_MAX], unit_socket[PATH_MAX];
 	struct server_options options = {
 		.settings = settings,
@@ -275,8 +291,8 @@ static int serve(const struct options *o, struct settings *settings, struct err 
 
 	if (options.foreground)
 		keep_no_cores();
-	find_executor(program, sizeof(program));
-	options.unit_socket = find_unit_socket(unit_socket, sizeof(unit_socket));
+	find_executor(executor, program, sizeof(program));
+	options.unit_socket = find_unit_socket(executor, unit_socket, sizeof(unit_socket));
 
 	fdstore_init();
 	r = open_loop(&loop);

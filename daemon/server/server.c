@@ -121,14 +121,14 @@ enum server_state server_state(const struct server *s)
 	case EXECUTOR_GONE:
 		return SERVER_ASLEEP;
 	default:
-		return SERVER_WAITING;
+		return executor_lacks_gpu(s->engine->executor) ? SERVER_NO_GPU : SERVER_WAITING;
 	}
 }
 
 const char *server_state_name(enum server_state state)
 {
-	static const char *const names[] = { "loading", "ready", "waiting", "model-refused",
-					     "asleep" };
+	static const char *const names[] = { "loading",	      "ready",	"waiting",
+					     "model-refused", "asleep", "no-gpu" };
 
 	return names[state];
 }
@@ -145,6 +145,10 @@ int server_refuses(const struct server *s, struct err *err)
 			s->refusal.text);
 	if (s->refusal.code)
 		return err_set(err, -ENOEXEC, "the model is refused: %s", s->refusal.text);
+	if (e && executor_lacks_gpu(e))
+		return err_set(err, -EHOSTDOWN, "%s; it is looked for again in %llu s",
+			       executor_text(e),
+			       (unsigned long long)(executor_retry_us(e) / US_PER_S));
 	/* one that starts again at once is worth waiting for */
 	if (e && (executor_state(e) == EXECUTOR_OFF ||
 		  (executor_state(e) == EXECUTOR_BACKOFF && executor_retry_us(e) > 0)))
@@ -191,7 +195,7 @@ static void became_ready(struct server *s)
 	if (!s->was_ready && s->options.on_ready)
 		s->options.on_ready(s->options.userdata);
 	s->was_ready = true;
-	s->waking = false;
+	s->waking = s->without_gpu = false;
 }
 
 static void show_loading(struct server *s)
@@ -202,6 +206,26 @@ static void show_loading(struct server *s)
 		health_status(s->health, "Loading %s: %u %% (%.1f GB/s)",
 			      textmodel_name(s->model, s->settings), p->percent,
 			      (double)p->bytes_per_second / 1e9);
+}
+
+/* Whoever waits is told; the log has it once, however often there is still none. */
+static void tell_no_gpu(struct server *s)
+{
+	const char *text = executor_text(s->engine->executor);
+	struct stream *st, *next;
+	struct err err = { 0 };
+	const int r = server_refuses(s, &err);
+
+	s->waking = false;
+	if (!s->without_gpu)
+		log_error("%s", text);
+	s->without_gpu = true;
+	health_status(s->health, "No GPU: %s", text);
+	for (st = TAILQ_FIRST(&s->streams); st; st = next) {
+		next = TAILQ_NEXT(st, link);
+		stream_fail(st, r, &err);
+	}
+	request_resume_waiting(s);
 }
 
 /* May come while the executor is being made; then there is no engine to look at yet. */
@@ -224,6 +248,9 @@ static void on_engine_state(void *userdata)
 		s->waking = false;
 		health_status(s->health, "Waiting to start the executor again: %s",
 			      executor_text(s->engine->executor));
+		break;
+	case SERVER_NO_GPU:
+		tell_no_gpu(s);
 		break;
 	case SERVER_ASLEEP:
 		s->waking = true;

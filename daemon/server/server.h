@@ -50,7 +50,14 @@ struct user {
 	LIST_ENTRY(user) link;
 };
 
-enum server_state { SERVER_LOADING, SERVER_READY, SERVER_WAITING, SERVER_REFUSED, SERVER_ASLEEP };
+enum server_state {
+	SERVER_LOADING,
+	SERVER_READY,
+	SERVER_WAITING,
+	SERVER_REFUSED,
+	SERVER_ASLEEP,
+	SERVER_NO_GPU,
+};
 
 struct server {
 	sd_event *loop;
@@ -67,6 +74,7 @@ struct server {
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
 	bool opening, was_ready, stopping, leaving;
 	struct tiers_flush last_flush; /* when it stops */
+	bool without_gpu;	 /* it was said that there is none */
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
 	struct tiers_flush flush; /* before the executor sleeps, see sleep.c */
@@ -128,7 +136,7 @@ int server_add(struct server *s, int fd);
 int server_reload(struct server *s, char **ret, struct err *err);
 
 enum server_state server_state(const struct server *s);
-const char *server_state_name(enum server_state state); /* loading, ready, waiting, model-refused, asleep */
+const char *server_state_name(enum server_state state); /* loading, ready, waiting, model-refused, asleep, no-gpu */
 
 /* Why nothing is computed now: the code for codes.h in *@ret_code, 0: it is, or a wait will do. */
 int server_refuses(const struct server *s, struct err *err);

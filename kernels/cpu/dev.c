@@ -1,6 +1,7 @@
-/* A device: one instruction set, its threads, and reservations of memory; and its stream. */
+/* A device: one instruction set, its threads, and reservations of memory. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -53,6 +54,47 @@ struct dev *dev_close(struct dev *dev)
 	}
 	free(dev);
 	return NULL;
+}
+
+/* A lack of memory or threads is for strerror(). */
+const char *dev_why(void)
+{
+	return "this processor cannot";
+}
+
+const char *dev_name(const struct dev *dev)
+{
+	return isa_name(dev->isa);
+}
+
+const char *dev_product(const struct dev *dev)
+{
+	(void)dev;
+	return NULL;
+}
+
+bool dev_is_host(const struct dev *dev)
+{
+	(void)dev;
+	return true;
+}
+
+int dev_write(struct dev *dev, void *to, const void *from, size_t bytes)
+{
+	(void)dev;
+	memcpy(to, from, bytes);
+	return 0;
+}
+
+int dev_pin(struct dev *dev, void *host, size_t bytes)
+{
+	(void)dev, (void)host, (void)bytes;
+	return 0;
+}
+
+void dev_unpin(struct dev *dev, void *host)
+{
+	(void)dev, (void)host;
 }
 
 enum isa dev_isa(const struct dev *dev)
@@ -137,37 +179,6 @@ int dev_seal(struct dev *dev, void *at, size_t bytes)
 	if (!is_reserved(dev, at, bytes))
 		return -EINVAL;
 	return mprotect(at, bytes, PROT_READ) < 0 ? -errno : 0;
-}
-
-int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret)
-{
-	struct stream *st = calloc(1, sizeof(*st));
-
-	if (!st)
-		return -ENOMEM;
-	st->dev = dev;
-	st->scratch_bytes = scratch_bytes;
-	st->scratch = mmap(NULL, scratch_bytes ? scratch_bytes : 1, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (st->scratch == MAP_FAILED) {
-		free(st);
-		return -ENOMEM;
-	}
-	*ret = st;
-	return 0;
-}
-
-struct stream *st_close(struct stream *st)
-{
-	if (st)
-		munmap(st->scratch, st->scratch_bytes ? st->scratch_bytes : 1);
-	free(st);
-	return NULL;
-}
-
-struct dev *st_dev(struct stream *st)
-{
-	return st->dev;
 }
 
 void dev_run(struct dev *dev, pool_fn run, void *userdata)

@@ -1,6 +1,5 @@
-/* Names of the instruction sets, and which of them this processor has. */
-#include <errno.h>
-#include <string.h>
+/* Which instruction sets this processor has. */
+#include <stddef.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -8,36 +7,6 @@
 #endif
 
 #include "kernels/backend.h"
-
-static const char *const names[ISA_N] = {
-	[ISA_REF] = "ref",
-	[ISA_PORTABLE] = "portable",
-	[ISA_AVX2] = "avx2",
-	[ISA_AVX512] = "avx512",
-	[ISA_AVX512BF16] = "avx512bf16",
-	[ISA_AVX512BF16_EMULATED] = "avx512bf16-emulated",
-	[ISA_AMX] = "amx",
-};
-
-const char *isa_name(enum isa isa)
-{
-	return (unsigned)isa < ISA_N ? names[isa] : "unknown";
-}
-
-int isa_parse(const char *name, enum isa *ret)
-{
-	if (strcmp(name, "auto") == 0) {
-		*ret = isa_best();
-		return 0;
-	}
-	for (int i = 0; i < ISA_N; i++) {
-		if (strcmp(name, names[i]) == 0) {
-			*ret = (enum isa)i;
-			return 0;
-		}
-	}
-	return -EINVAL;
-}
 
 #if defined(__x86_64__)
 #define ARCH_REQ_XCOMP_PERM 0x1023
@@ -82,6 +51,7 @@ bool isa_supported(enum isa isa)
 		return has_avx512() && __builtin_cpu_supports("avx512bf16");
 	case ISA_AMX:
 		return has_avx512() && __builtin_cpu_supports("avx512bf16") && has_amx();
+	case ISA_CUDA:
 	case ISA_N:
 		break;
 	}

@@ -20,7 +20,8 @@ static inline void *kv_rows(const struct kv_cache *kv, uint32_t page, uint32_t l
 static inline void *kv_row(const struct kv_cache *kv, const struct seq *seq, uint32_t layer,
 			   enum kv_part part, uint32_t kv_head, uint32_t position)
 {
-	uint8_t *rows = kv_rows(kv, seq->pages[position / kv->page_tokens], layer, part, kv_head);
+	uint8_t *rows = (uint8_t *)kv_rows(kv, seq->pages[position / kv->page_tokens], layer, part,
+					   kv_head);
 
 	return rows + (size_t)(position % kv->page_tokens) * kv->head_dim * dtype_bytes(kv->type);
 }

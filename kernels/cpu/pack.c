@@ -1,5 +1,4 @@
 /* Packing of checkpoints' matrices into strips, and reading rows back. */
-#include <errno.h>
 #include <string.h>
 
 #include "kernels/cpu/bf16.h"
@@ -7,8 +6,8 @@
 #include "kernels/cpu/layout.h"
 #include "kernels/cpu/pack.h"
 #include "kernels/linear.h"
+#include "kernels/source.h"
 
-#define NIBBLES_OF_ZERO 0x88888888u
 #define CODE_BYTES (GROUP_COLS * STRIP_ROWS / 2) /* of a group, before its scales */
 
 static uint16_t read_u16(const void *p, size_t i)
@@ -17,75 +16,6 @@ static uint16_t read_u16(const void *p, size_t i)
 
 	memcpy(&v, (const uint8_t *)p + 2 * i, sizeof(v));
 	return v;
-}
-
-static uint32_t read_u32(const void *p, size_t i)
-{
-	uint32_t v;
-
-	memcpy(&v, (const uint8_t *)p + 4 * i, sizeof(v));
-	return v;
-}
-
-/* Every F16 is an F32: normal ones move their exponent, denormals become normal. */
-static float widen_f16(uint16_t half)
-{
-	const uint32_t sign = (uint32_t)(half & 0x8000) << 16, exponent = half >> 10 & 31;
-	const uint32_t mantissa = half & 0x3ff;
-	uint32_t bits;
-	float value;
-
-	if (exponent == 0) {
-		value = (float)mantissa * 0x1p-24f;
-		memcpy(&bits, &value, sizeof(bits));
-		bits |= sign;
-	} else {
-		bits = sign | (exponent == 31 ? 255 : exponent + 112) << 23 | mantissa << 13;
-	}
-	memcpy(&value, &bits, sizeof(value));
-	return value;
-}
-
-static float read_value(enum dtype type, const void *p, size_t i)
-{
-	uint32_t bits;
-	float value;
-
-	if (type == DT_BF16)
-		return bf16_widen(read_u16(p, i));
-	if (type == DT_F16)
-		return widen_f16(read_u16(p, i));
-	bits = read_u32(p, i);
-	memcpy(&value, &bits, sizeof(value));
-	return value;
-}
-
-static bool groups_fit(const struct weight_source *src)
-{
-	if (!src->group || src->cols % src->group)
-		return false;
-	return src->group == src->cols || src->group % GROUP_COLS == 0;
-}
-
-enum weight_kind weight_kind_of(const struct weight_source *src)
-{
-	switch (src->type) {
-	case DT_BF16:
-		return WEIGHT_BF16;
-	case DT_F16:
-	case DT_F32:
-		return WEIGHT_F32;
-	case DT_I32:
-		if (!groups_fit(src))
-			return WEIGHT_NONE;
-		if (src->scale_type == DT_BF16)
-			return WEIGHT_INT4;
-		if (src->scale_type == DT_F16 || src->scale_type == DT_F32)
-			return WEIGHT_INT4_F32;
-		return WEIGHT_NONE;
-	default:
-		return WEIGHT_NONE;
-	}
 }
 
 size_t weight_bytes(const struct dev *dev, enum weight_kind kind, uint32_t rows, uint32_t cols)
@@ -125,7 +55,7 @@ static void pack_f32(uint8_t *dst, const struct weight_source *src, uint32_t str
 
 		for (uint32_t c = 0; c < padded; c++)
 			to[(size_t)c * STRIP_ROWS] = row < src->rows && c < src->cols
-							     ? read_value(src->type, src->data,
+							     ? source_value(src->type, src->data,
 									  row * src->cols + c)
 							     : 0;
 	}
@@ -140,17 +70,8 @@ static uint32_t spread(uint32_t nibbles)
 
 static uint32_t pack_word(const struct weight_source *src, size_t row, uint32_t c)
 {
-	const size_t words = ((size_t)src->cols + 7) / 8;
-	uint32_t word;
+	const uint32_t word = source_codes(src, row, c);
 
-	if (row >= src->rows || c >= src->cols)
-		return NIBBLES_OF_ZERO;
-	word = read_u32(src->data, row * words + c / 8);
-	if (src->cols - c < 8) {
-		const uint32_t valid = (1u << 4 * (src->cols - c)) - 1;
-
-		word = (word & valid) | (NIBBLES_OF_ZERO & ~valid);
-	}
 	return spread(word & 0xffff) | spread(word >> 16) << 4;
 }
 
@@ -181,7 +102,7 @@ static void pack_scales(uint8_t *dst, enum weight_kind kind, const struct weight
 				((uint16_t *)to)[r] = is_row ? read_u16(src->scales, at) : 0;
 			else
 				((float *)to)[r] =
-					is_row ? read_value(src->scale_type, src->scales, at) : 0;
+					is_row ? source_value(src->scale_type, src->scales, at) : 0;
 		}
 	}
 }
@@ -218,68 +139,18 @@ static void pack_strip(uint8_t *to, enum weight_kind kind, const struct weight_s
 		pack_f32(to, src, strip);
 }
 
-/* By its bits, since threads that flush denormals would see a tiny scale as zero. */
-static bool is_scale(float scale)
-{
-	uint32_t bits;
-
-	memcpy(&bits, &scale, sizeof(bits));
-	return bits > 0 && bits < 0x7f800000;
-}
-
-/* In BF16 there are most, and as integers they are checked many at a time. */
-static bool are_all_scales(const void *scales, size_t n)
-{
-	uint16_t bad = 0;
-
-	for (size_t i = 0; i < n; i++)
-		bad |= (uint16_t)(read_u16(scales, i) - 1) >= 0x7f7f;
-	return !bad;
-}
-
-static int check_scales(const struct weight_source *src, size_t *ret_bad)
-{
-	const size_t n = (size_t)src->rows * (src->cols / src->group);
-
-	if (src->scale_type == DT_BF16 && are_all_scales(src->scales, n))
-		return 0;
-	for (size_t i = 0; i < n; i++) {
-		if (is_scale(read_value(src->scale_type, src->scales, i)))
-			continue;
-		if (ret_bad)
-			*ret_bad = i;
-		return -EDOM;
-	}
-	return 0;
-}
-
 int op_repack(struct dev *dev, const struct weight *dst, const struct weight_source *src,
 	      size_t *ret_bad)
 {
-	const enum weight_kind kind = weight_kind_of(src);
-	int r;
+	const int r = source_check(dst, src, ret_bad);
 
 	(void)dev;
-	if (kind == WEIGHT_NONE || dst->kind != kind || !dst->data || !src->data || !src->rows ||
-	    !src->cols || dst->rows != src->rows || dst->cols != src->cols)
-		return -EINVAL;
-	if (src->type == DT_I32) {
-		r = src->scales ? check_scales(src, ret_bad) : -EINVAL;
-		if (r < 0)
-			return r;
-	}
-	for (uint32_t strip = 0; strip < strips_of(src->rows); strip++) {
-		uint8_t *to = (uint8_t *)dst->data + strip * strip_bytes(kind, src->cols);
+	for (uint32_t strip = 0; r == 0 && strip < strips_of(src->rows); strip++) {
+		uint8_t *to = (uint8_t *)dst->data + strip * strip_bytes(dst->kind, src->cols);
 
-		pack_strip(to, kind, src, strip);
+		pack_strip(to, dst->kind, src, strip);
 	}
-	return 0;
-}
-
-bool weight_is_whole(const struct weight *w, uint32_t rows, uint32_t cols)
-{
-	return w->kind > WEIGHT_NONE && w->kind <= WEIGHT_INT4_F32 && w->data && w->rows == rows &&
-	       w->cols == cols;
+	return r;
 }
 
 static inline double value_at(const struct weight *w, const uint8_t *strip, uint32_t r, uint32_t c)

@@ -1,9 +1,7 @@
 /* Packed matrices read back row by row, exactly. */
 #pragma once
 
-#include "kernels/tensor.h"
-
-bool weight_is_whole(const struct weight *w, uint32_t rows, uint32_t cols);
+#include "kernels/source.h"
 
 /* y[c] = W[row, c] for all columns, as the packed form means it. */
 void unpack_row(double *y, const struct weight *w, uint32_t row);

@@ -1,7 +1,6 @@
 /* Rotation of queries and keys, and the writing of the KV cache, by tokens. */
 #include <errno.h>
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/bf16.h"
@@ -9,30 +8,6 @@
 #include "kernels/cpu/ops.h"
 
 #define TOKENS_WORTH_THREADS 2
-
-int rope_table_init(struct rope_table *t, double theta, uint32_t rotary, uint32_t positions)
-{
-	if (rotary < 2 || rotary % 2 != 0 || !isfinite(theta) || theta <= 0 || positions == 0)
-		return -EINVAL;
-
-	t->inv_freq = malloc(rotary / 2 * sizeof(*t->inv_freq));
-	if (!t->inv_freq)
-		return -ENOMEM;
-	/* power and reciprocal are each rounded to F32, as they were when such models were trained */
-	for (uint32_t i = 0; i < rotary / 2; i++)
-		t->inv_freq[i] = 1.0f / powf((float)theta, (float)(2 * i) / (float)rotary);
-	t->rotary = rotary;
-	t->positions = positions;
-	return 0;
-}
-
-void rope_table_deinit(struct rope_table *t)
-{
-	if (!t)
-		return;
-	free(t->inv_freq);
-	*t = (struct rope_table){ 0 };
-}
 
 struct rope_job {
 	const struct ops_kernels *ops;

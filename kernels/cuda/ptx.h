@@ -43,6 +43,35 @@ static __device__ __forceinline__ uint4 load_once(const void *at)
 	return v;
 }
 
+/* The same of 8 bytes. */
+static __device__ __forceinline__ uint2 load_once_8(const void *at)
+{
+	uint2 v;
+
+	asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];"
+		     : "=r"(v.x), "=r"(v.y)
+		     : "l"(at));
+	return v;
+}
+
+/* Both rounded to BF16, to nearest even: @low to the lower half. */
+static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
+{
+	uint32_t v;
+
+	asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+	return v;
+}
+
+/* Sums of two pairs of BF16, each rounded once. */
+static __device__ __forceinline__ uint32_t add_bf16_pairs(uint32_t a, uint32_t b)
+{
+	uint32_t v;
+
+	asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(0x3f803f80u), "r"(b));
+	return v;
+}
+
 /* 16 bytes from global to shared memory, in the background; both aligned to 16. */
 static __device__ __forceinline__ void copy_async(void *shared, const void *global)
 {

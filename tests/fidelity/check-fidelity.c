@@ -4,7 +4,9 @@
  * Prints a table, each row led by its verdict in the form that tests/driver.sh
  * counts, and what broke the rules of tests/golden/README.md.
  *
- * Usage: check-fidelity [CHECKPOINT…] [isa=NAME…]
+ * Usage: check-fidelity [CHECKPOINT…] [isa=NAME…] [write=DIR | read=DIR]
+ *	write=DIR	keeps there which experts exact arithmetic chose
+ *	read=DIR	takes that from there: for a GPU, which has no such arithmetic
  */
 #include <errno.h>
 #include <math.h>
@@ -22,6 +24,7 @@
 #define NEAR_TIE 0.01	   /* rule 4: below this margin another choice of experts is excusable */
 #define GREEDY_STEPS 24
 #define PROMPTS_MAX 8
+#define EXPERTS_MAX (1u << 24) /* numbers in a file of experts */
 
 static const char *const checkpoints[] = {
 	"air", "glm46", "odd", "bf16", "w4all", "w4g128", "long"
@@ -93,6 +96,48 @@ static void *allocate(size_t n, size_t bytes)
 	if (!p)
 		abort();
 	return p;
+}
+
+/* Where the experts that exact arithmetic chose for a checkpoint are kept: malloc'd. */
+static char *experts_path(const char *dir, const char *name)
+{
+	char *path;
+
+	if (asprintf(&path, "%s/%s.experts", dir, name) < 0)
+		abort();
+	return path;
+}
+
+static bool write_experts(const struct subject *s, const char *dir)
+{
+	_cleanup_(freep) char *path = experts_path(dir, s->name);
+	_cleanup_(fclosep) FILE *f = fopen(path, "we");
+	bool good = f;
+
+	for (size_t i = 0; good && i < PROMPTS_MAX; i++) {
+		const uint32_t n = s->exact[i].n;
+
+		good = fwrite(&n, sizeof(n), 1, f) == 1 &&
+		       fwrite(s->exact[i].ids, sizeof(uint32_t), n, f) == n;
+	}
+	return good && fflush(f) == 0;
+}
+
+static bool read_experts(struct subject *s, const char *dir)
+{
+	_cleanup_(freep) char *path = experts_path(dir, s->name);
+	_cleanup_(fclosep) FILE *f = fopen(path, "re");
+
+	for (size_t i = 0; i < PROMPTS_MAX; i++) {
+		uint32_t n;
+
+		if (!f || fread(&n, sizeof(n), 1, f) != 1 || n > EXPERTS_MAX)
+			return false;
+		s->exact[i] = (struct experts){ n ? allocate(n, sizeof(uint32_t)) : NULL, n };
+		if (fread(s->exact[i].ids, sizeof(uint32_t), n, f) != n)
+			return false;
+	}
+	return true;
 }
 
 static double number(json_t *object, const char *key)
@@ -362,21 +407,54 @@ static int check_greedy(struct trial *t)
 	return 0;
 }
 
-/* Rule 7: a prompt in pieces gives the same bits. */
+/* The median over positions of how far two runs' logits are apart. */
+static double apart(const struct trial *t, const float *a, const float *b)
+{
+	_cleanup_(freep) double *rms = allocate(t->n, sizeof(*rms));
+
+	for (uint32_t p = 0; p < t->n; p++) {
+		double sum = 0;
+
+		for (uint32_t j = 0; j < t->real; j++) {
+			const size_t at = (size_t)p * t->rig->vocab + j;
+
+			sum += ((double)a[at] - b[at]) * ((double)a[at] - b[at]);
+		}
+		rms[p] = sqrt(sum / t->real);
+	}
+	return median(rms, t->n);
+}
+
+/*
+ * Rule 7: a prompt in pieces gives the same bits; on a GPU, which adds up in
+ * another order for another batch, as good a result, and the same bits again.
+ */
 static int check_chunks(struct trial *t)
 {
-	_cleanup_(freep) float *again = NULL;
+	const size_t n = (size_t)t->n * t->rig->vocab;
+	_cleanup_(freep) float *pieces = NULL, *again = NULL;
+	int r;
 
 	if (t->n_out != t->n) /* 'long': all logits would not fit */
 		return 0;
-	again = allocate((size_t)t->n * t->rig->vocab, sizeof(float));
+	pieces = allocate(n, sizeof(float));
+	again = allocate(n, sizeof(float));
 	for (size_t i = 0; i < ARRAY_SIZE(chunks); i++) {
-		const int r = rig_feed(t->rig, 0, t->ids, 0, t->n, chunks[i], false, again);
-
+		r = rig_feed(t->rig, 0, t->ids, 0, t->n, chunks[i], false, pieces);
+		if (r == 0 && t->t->isa == ISA_CUDA)
+			r = rig_feed(t->rig, 0, t->ids, 0, t->n, chunks[i], false, again);
 		if (r < 0)
 			return r;
-		if (memcmp(again, t->logits, (size_t)t->n * t->rig->vocab * sizeof(float)) != 0)
-			broken(t, "in pieces of %u the logits differ", chunks[i]);
+		if (t->t->isa != ISA_CUDA) {
+			if (memcmp(pieces, t->logits, n * sizeof(float)) != 0)
+				broken(t, "in pieces of %u the logits differ", chunks[i]);
+			continue;
+		}
+		if (memcmp(pieces, again, n * sizeof(float)) != 0)
+			broken(t, "in pieces of %u the logits differ the second time", chunks[i]);
+		if (!(apart(t, pieces, t->logits) <= TOL_MEDIAN * t->s->hf_median))
+			broken(t, "in pieces of %u the median difference is %.3g", chunks[i],
+			       apart(t, pieces, t->logits));
 	}
 	return 0;
 }
@@ -502,6 +580,22 @@ static int try_isa(struct subject *s, enum isa isa, uint32_t *ret_broken)
 	return r;
 }
 
+/* What stands behind @key in an argument, or NULL. */
+static const char *folder_of(const char *argument, const char *key)
+{
+	const size_t len = strlen(key);
+
+	return strncmp(argument, key, len) == 0 ? argument + len : NULL;
+}
+
+static const char *find_folder(const char *key, int argc, char **argv)
+{
+	for (int i = 1; i < argc; i++)
+		if (folder_of(argv[i], key))
+			return folder_of(argv[i], key);
+	return NULL;
+}
+
 static bool is_chosen(const char *name, const char *prefix, int argc, char **argv)
 {
 	const size_t len = strlen(prefix);
@@ -510,7 +604,8 @@ static bool is_chosen(const char *name, const char *prefix, int argc, char **arg
 	for (int i = 1; i < argc; i++) {
 		const bool is_isa = strncmp(argv[i], "isa=", 4) == 0;
 
-		if (is_isa != (len > 0))
+		if (is_isa != (len > 0) || folder_of(argv[i], "write=") ||
+		    folder_of(argv[i], "read="))
 			continue;
 		any = true;
 		if (strcmp(argv[i] + len, name) == 0)
@@ -523,6 +618,8 @@ static bool try_checkpoint(const char *name, int argc, char **argv)
 {
 	struct subject s = { .name = name, .truth = rig_truth(name) };
 	json_t *floor = json_object_get(s.truth, "noise_floor_bf16");
+	const char *from = find_folder("read=", argc, argv);
+	const char *to = find_folder("write=", argc, argv);
 	uint32_t n_broken = 0;
 	bool failed = false;
 
@@ -538,9 +635,16 @@ static bool try_checkpoint(const char *name, int argc, char **argv)
 	s.same_max = number(floor, "same_experts_max_abs");
 	s.tol_exact = strcmp(name, "long") == 0 ? 2 * TOL_EXACT : TOL_EXACT;
 
+	if (from && !read_experts(&s, from)) {
+		printf("not ok %s: its experts cannot be read in '%s'\n", name, from);
+		json_decref(s.truth);
+		return false;
+	}
 	/* REF runs whatever was chosen: it says which experts are the exact ones */
-	for (enum isa isa = ISA_REF; isa < ISA_N; isa++) {
+	for (enum isa isa = from ? ISA_REF + 1 : ISA_REF; isa < ISA_N; isa++) {
 		if (isa != ISA_REF && !is_chosen(isa_name(isa), "isa=", argc, argv))
+			continue;
+		if (from && !isa_supported(isa)) /* one program for one backend */
 			continue;
 		if (!isa_supported(isa)) {
 			printf("%-6s %-8s %s: this processor cannot\n", "skip", name,
@@ -548,6 +652,10 @@ static bool try_checkpoint(const char *name, int argc, char **argv)
 			continue;
 		}
 		failed |= try_isa(&s, isa, &n_broken) < 0;
+	}
+	if (to && !failed && !write_experts(&s, to)) {
+		printf("not ok %s: its experts cannot be written in '%s'\n", name, to);
+		failed = true;
 	}
 	for (size_t i = 0; i < PROMPTS_MAX; i++)
 		free(s.exact[i].ids);

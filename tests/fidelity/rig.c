@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 char *rig_path(const char *name, const char *file)
 {
@@ -25,14 +24,17 @@ static int load(struct rig *rig, enum isa isa, uint32_t n_threads, struct err *e
 		return r;
 	r = dev_open(isa, n_threads, &rig->dev);
 	if (r < 0)
-		return err_wrap(err, r, "cannot open the device for %s", isa_name(isa));
+		return err_set(err, r, "cannot open the device for %s: %s", isa_name(isa),
+			       r == -ENODEV ? dev_why() : strerror(-r));
 	return weights_load(rig->checkpoint, rig->dev, NULL, NULL, &rig->weights, err);
 }
 
 static int make_cache(struct rig *rig, uint32_t n_pages)
 {
 	const struct config *c = &rig->weights->config;
-	void *base;
+	_cleanup_(freep) char *noise = NULL;
+	size_t bytes;
+	int r;
 
 	rig->kv = (struct kv_cache){
 		.type = dev_kv_type(rig->dev),
@@ -42,17 +44,20 @@ static int make_cache(struct rig *rig, uint32_t n_pages)
 		.kv_heads = c->kv_heads,
 		.head_dim = c->head_dim,
 	};
-	base = mmap(NULL, n_pages * kv_page_bytes(&rig->kv), PROT_READ | PROT_WRITE,
-		    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bytes = n_pages * kv_page_bytes(&rig->kv);
 	rig->pages = calloc(n_pages, sizeof(*rig->pages));
-	if (base == MAP_FAILED || !rig->pages)
+	noise = malloc(bytes);
+	rig->kv.base = dev_reserve(rig->dev, bytes);
+	if (!rig->pages || !noise || !rig->kv.base)
 		return -ENOMEM;
-	rig->kv.base = base;
 	/* what the pages hold must not matter before it is written: NaN in F32 and BF16 */
-	memset(base, 0xff, n_pages * kv_page_bytes(&rig->kv));
+	memset(noise, 0xff, bytes);
+	r = dev_back(rig->dev, rig->kv.base, bytes);
+	if (r == 0)
+		r = dev_write(rig->dev, rig->kv.base, noise, bytes);
 	for (uint32_t i = 0; i < n_pages; i++)
 		rig->pages[i] = n_pages - 1 - i;
-	return 0;
+	return r;
 }
 
 int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_tokens,
@@ -82,8 +87,6 @@ int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_to
 void rig_close(struct rig *rig)
 {
 	model_free(rig->model);
-	if (rig->kv.base)
-		munmap(rig->kv.base, rig->kv.n_pages * kv_page_bytes(&rig->kv));
 	free(rig->pages);
 	weights_free(rig->weights);
 	dev_close(rig->dev);

@@ -2,6 +2,10 @@
  * The forward pass of glm4_moe. The residual stream and everything between
  * two operations is F32; a row depends on its own sequence alone. All buffers
  * are one reservation, backed when the model is made.
+ *
+ * Where the device is not the host, steps of one token a row are recorded once
+ * for each number of rows and replayed, and the head's logits stand in the
+ * device's memory until they are read.
  */
 #include "daemon/exec/model/model.h"
 
@@ -10,7 +14,25 @@
 
 #include "kernels/norm.h"
 
-#define BUFFER_ALIGN 64
+#define BUFFER_ALIGN 256
+#define LOGITS_ROWS 128 /* rows whose logits are on the device at once */
+#define REPLAY_ROWS 128 /* the most that is recorded */
+#define REPLAYS_MAX 64
+
+/* One forward pass, as model_forward() was asked for it. */
+struct pass {
+	struct model *m;
+	const uint32_t *ids, *out;
+	const struct seq *seqs;
+	uint32_t n_tokens, n_seqs, n_out;
+};
+
+/* A recorded pass: of so many rows, all or none of which are wanted. */
+struct recorded {
+	struct replay *replay;
+	uint32_t n_rows, n_out;
+	uint64_t used; /* when, in passes */
+};
 
 struct model {
 	struct dev *dev;
@@ -29,8 +51,23 @@ struct model {
 	uint32_t *experts;
 	float *expert_weights;
 
+	bool is_host;
+	float *logits;	   /* [LOGITS_ROWS][vocab], unless the device is the host */
+	uint32_t n_logits; /* rows in it, the first of normed */
+
+	struct recorded recorded[REPLAYS_MAX];
+	uint64_t n_passes;
+	/* what recorded passes are called with; [REPLAY_ROWS] each */
+	struct pass step;
+	uint32_t *step_ids, *step_out;
+	struct seq *step_seqs;
+	uint32_t *
+		any_pages; /* [of max_context]: zeros, for a full context that is only reckoned with */
+
 	void (*tap)(const struct model_tap_data *data, void *userdata);
 	void *tap_userdata;
+	void *tap_room[2]; /* what the host sees of the device: values, experts */
+	size_t tap_bytes[2];
 };
 
 static struct tensor f32(const void *data, uint32_t a, uint32_t b, uint32_t c)
@@ -67,6 +104,8 @@ static size_t carve_all(struct model *m)
 	m->normed = carve(m, &used, tokens * c->dim);
 	m->experts = carve(m, &used, tokens * c->top_k);
 	m->expert_weights = carve(m, &used, tokens * c->top_k);
+	if (!m->is_host)
+		m->logits = carve(m, &used, (size_t)MIN(tokens, LOGITS_ROWS) * c->vocab);
 	return used;
 }
 
@@ -96,6 +135,24 @@ static bool cache_fits(const struct kv_cache *kv, const struct config *c)
 	       (kv->type == DT_F32 || kv->type == DT_BF16);
 }
 
+/* Of a full context. */
+static uint32_t pages_of(const struct model *m)
+{
+	return (m->max_context + m->kv.page_tokens - 1) / m->kv.page_tokens;
+}
+
+static int make_step(struct model *m)
+{
+	m->step_ids = calloc(REPLAY_ROWS, sizeof(*m->step_ids));
+	m->step_out = calloc(REPLAY_ROWS, sizeof(*m->step_out));
+	m->step_seqs = calloc(REPLAY_ROWS, sizeof(*m->step_seqs));
+	m->any_pages = calloc(pages_of(m), sizeof(*m->any_pages));
+	m->step = (struct pass){
+		.m = m, .ids = m->step_ids, .out = m->step_out, .seqs = m->step_seqs
+	};
+	return m->step_ids && m->step_out && m->step_seqs && m->any_pages ? 0 : -ENOMEM;
+}
+
 int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
 	      uint32_t max_tokens, uint32_t max_context, struct model **ret, struct err *err)
 {
@@ -118,6 +175,9 @@ int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *k
 	m->kv = *kv;
 	m->max_tokens = max_tokens;
 	m->max_context = max_context;
+	m->is_host = dev_is_host(dev);
+	if (!m->is_host && make_step(m) < 0)
+		return err_wrap(err, -ENOMEM, "cannot allocate the model");
 
 	r = rope_table_init(&m->rope, w->config.rope_theta, w->config.rotary, max_context);
 	if (r < 0)
@@ -146,10 +206,18 @@ struct model *model_free(struct model *m)
 {
 	if (!m)
 		return NULL;
+	for (size_t i = 0; i < REPLAYS_MAX; i++)
+		replay_free(m->recorded[i].replay);
+	st_close(m->stream);
 	if (m->memory)
 		dev_unback(m->dev, m->memory, m->bytes);
-	st_close(m->stream);
 	rope_table_deinit(&m->rope);
+	free(m->step_ids);
+	free(m->step_out);
+	free(m->step_seqs);
+	free(m->any_pages);
+	free(m->tap_room[0]);
+	free(m->tap_room[1]);
 	free(m);
 	return NULL;
 }
@@ -161,19 +229,40 @@ void model_set_tap(struct model *m, void (*tap)(const struct model_tap_data *dat
 	m->tap_userdata = userdata;
 }
 
+/* What is at @at for the host to read: there itself, or a copy in room @which. */
+static const void *seen(struct model *m, int which, const void *at, size_t bytes)
+{
+	void *room;
+
+	if (m->is_host)
+		return at;
+	if (bytes > m->tap_bytes[which]) {
+		room = realloc(m->tap_room[which], bytes);
+		if (!room)
+			return NULL;
+		m->tap_room[which] = room;
+		m->tap_bytes[which] = bytes;
+	}
+	return st_read(m->stream, m->tap_room[which], at, bytes) < 0 ? NULL : m->tap_room[which];
+}
+
 static void show(struct model *m, enum model_tap tap, uint32_t layer, uint32_t n_tokens,
 		 uint32_t width, const float *values)
 {
-	const struct model_tap_data data = {
+	const size_t bytes = (size_t)n_tokens * width * 4;
+	struct model_tap_data data = {
 		.tap = tap,
 		.layer = layer,
 		.n_tokens = n_tokens,
 		.width = width,
-		.values = values,
-		.experts = tap == TAP_ROUTER ? m->experts : NULL,
 	};
 
-	if (m->tap)
+	if (!m->tap)
+		return;
+	data.values = seen(m, 0, values, bytes);
+	if (tap == TAP_ROUTER)
+		data.experts = seen(m, 1, m->experts, bytes);
+	if (data.values && (tap != TAP_ROUTER || data.experts))
 		m->tap(&data, m->tap_userdata);
 }
 
@@ -195,28 +284,43 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 {
 	const struct kv_cache *kv = &m->kv;
 	const uint32_t width = kv->kv_heads * kv->head_dim;
+	const size_t keys = (size_t)width * kv->page_tokens * dtype_bytes(kv->type);
+	float *all;
 
 	if (!m->tap)
 		return;
-	for (const struct seq *s = seqs; s < seqs + n_seqs; s++) {
+	all = calloc((size_t)n_tokens * width, sizeof(*all));
+	for (const struct seq *s = seqs; all && s < seqs + n_seqs; s++) {
 		for (uint32_t t = 0; t < s->n_tokens; t++) {
 			const uint32_t at = s->at + t;
-			const void *page = (const char *)kv->base +
-					   s->pages[at / kv->page_tokens] * kv_page_bytes(kv);
-			float *to = m->k + (size_t)(s->first + t) * width;
+			const void *page =
+				seen(m, 1,
+				     (const char *)kv->base +
+					     s->pages[at / kv->page_tokens] * kv_page_bytes(kv) +
+					     2 * keys * layer,
+				     keys);
+			float *to = all + (size_t)(s->first + t) * width;
 
-			for (uint32_t i = 0; i < width; i++) {
-				const size_t head = (size_t)layer * 2 * kv->kv_heads +
-						    i / kv->head_dim;
-
+			for (uint32_t i = 0; page && i < width; i++)
 				to[i] = kv_value(kv, page,
-						 (head * kv->page_tokens + at % kv->page_tokens) *
+						 ((size_t)(i / kv->head_dim) * kv->page_tokens +
+						  at % kv->page_tokens) *
 								 kv->head_dim +
 							 i % kv->head_dim);
-			}
 		}
 	}
-	show(m, TAP_K, layer, n_tokens, width, m->k);
+	if (all) {
+		const struct model_tap_data data = {
+			.tap = TAP_K,
+			.layer = layer,
+			.n_tokens = n_tokens,
+			.width = width,
+			.values = all,
+		};
+
+		m->tap(&data, m->tap_userdata);
+	}
+	free(all);
 }
 
 /* hidden += Wo attention(rope(norm(hidden))) */
@@ -329,58 +433,187 @@ static bool batch_fits(const struct model *m, const uint32_t *ids, uint32_t n_to
 	return true;
 }
 
-int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
-		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits)
-{
-	const struct config *c = &m->w->config;
-	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
-	const struct tensor normed = rows(m->normed, n_out, c->dim);
-	int r;
-
-	if (!batch_fits(m, ids, n_tokens, out, n_out) || !seqs_fit(m, n_tokens, seqs, n_seqs))
-		return -EINVAL;
-	m->n_out = 0;
-	if (n_tokens == 0)
-		return 0;
-
-	r = op_embed(m->stream, &hidden, &m->w->embed, ids);
-	if (r < 0)
-		return r;
-	show(m, TAP_HIDDEN, 0, n_tokens, c->dim, m->hidden);
-
-	for (uint32_t layer = 0; layer < c->layers; layer++) {
-		r = attend(m, layer, n_tokens, seqs, n_seqs);
-		if (r < 0)
-			return r;
-		r = think(m, layer, n_tokens);
-		if (r < 0)
-			return r;
-		show(m, TAP_HIDDEN, layer + 1, n_tokens, c->dim, m->hidden);
-	}
-	if (n_out == 0)
-		return 0;
-
-	for (uint32_t i = 0; i < n_out; i++)
-		memcpy(m->normed + (size_t)i * c->dim, m->hidden + (size_t)out[i] * c->dim,
-		       c->dim * sizeof(float));
-	r = op_rmsnorm(m->stream, &normed, &normed, &m->w->norm, c->norm_eps);
-	if (r < 0)
-		return r;
-	show(m, TAP_FINAL_NORM, c->layers, n_out, c->dim, m->normed);
-	m->n_out = n_out;
-
-	return logits ? model_logits(m, 0, n_out, logits) : 0;
-}
-
-int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
+/* Logits of rows of normed, to the host's or the device's memory. */
+static int speak(struct model *m, uint32_t first, uint32_t n, float *logits)
 {
 	const struct config *c = &m->w->config;
 	const struct tensor x = rows(m->normed + (size_t)first * c->dim, n, c->dim);
 	const struct linear_job head = { &m->w->head, { 0 }, rows(logits, n, c->vocab), false };
 
+	return op_linears(m->stream, &head, 1, &x);
+}
+
+/* All of a pass that is queued on the stream. */
+static int compute(struct stream *st, void *userdata)
+{
+	const struct pass *p = userdata;
+	struct model *m = p->m;
+	const struct config *c = &m->w->config;
+	const struct tensor hidden = rows(m->hidden, p->n_tokens, c->dim);
+	const struct tensor normed = rows(m->normed, p->n_out, c->dim);
+	int r;
+
+	r = op_embed(st, &hidden, &m->w->embed, p->ids);
+	if (r < 0)
+		return r;
+	show(m, TAP_HIDDEN, 0, p->n_tokens, c->dim, m->hidden);
+
+	for (uint32_t layer = 0; layer < c->layers; layer++) {
+		r = attend(m, layer, p->n_tokens, p->seqs, p->n_seqs);
+		if (r < 0)
+			return r;
+		r = think(m, layer, p->n_tokens);
+		if (r < 0)
+			return r;
+		show(m, TAP_HIDDEN, layer + 1, p->n_tokens, c->dim, m->hidden);
+	}
+	if (p->n_out == 0)
+		return 0;
+
+	if (p->n_out < p->n_tokens) {
+		r = op_gather(st, &normed, &hidden, p->out);
+		if (r == 0)
+			r = op_rmsnorm(st, &normed, &normed, &m->w->norm, c->norm_eps);
+	} else {
+		r = op_rmsnorm(st, &normed, &hidden, &m->w->norm, c->norm_eps);
+	}
+	if (r < 0)
+		return r;
+	show(m, TAP_FINAL_NORM, c->layers, p->n_out, c->dim, m->normed);
+	return m->is_host || p->n_out > LOGITS_ROWS ? 0 : speak(m, 0, p->n_out, m->logits);
+}
+
+/* Whether a pass is one of those that come again and again. */
+static bool is_decode(const struct model *m, const struct pass *p)
+{
+	return !m->is_host && !m->tap && p->n_tokens == p->n_seqs && p->n_tokens <= REPLAY_ROWS &&
+	       (p->n_out == p->n_tokens || p->n_out == 0);
+}
+
+/* The recording for such a pass, or room for it: the one not used for longest goes. */
+static struct recorded *find_recorded(struct model *m, uint32_t n_rows, uint32_t n_out)
+{
+	struct recorded *oldest = m->recorded;
+
+	for (struct recorded *r = m->recorded; r < m->recorded + REPLAYS_MAX; r++) {
+		if (r->replay && r->n_rows == n_rows && r->n_out == n_out)
+			return r;
+		if (r->used < oldest->used)
+			oldest = r;
+	}
+	oldest->replay = replay_free(oldest->replay);
+	*oldest = (struct recorded){ .n_rows = n_rows, .n_out = n_out };
+	return oldest;
+}
+
+/* Records m->step as if every row had all of the context. */
+static int record(struct model *m, struct recorded *r)
+{
+	const size_t bytes = m->step.n_seqs * sizeof(struct seq);
+	struct seq *own = malloc(bytes);
+	int error;
+
+	if (!own)
+		return -ENOMEM;
+	memcpy(own, m->step_seqs, bytes);
+	for (uint32_t i = 0; i < m->step.n_seqs; i++) {
+		m->step_seqs[i].at = m->max_context - 1;
+		m->step_seqs[i].n_pages = pages_of(m);
+		m->step_seqs[i].pages = m->any_pages;
+	}
+	error = st_record(m->stream, compute, &m->step, &r->replay);
+	memcpy(m->step_seqs, own, bytes);
+	free(own);
+	return error;
+}
+
+static int decode(struct model *m, const struct pass *p)
+{
+	struct recorded *recorded = find_recorded(m, p->n_tokens, p->n_out);
+	int r;
+
+	memcpy(m->step_ids, p->ids, p->n_tokens * sizeof(*p->ids));
+	memcpy(m->step_seqs, p->seqs, p->n_seqs * sizeof(*p->seqs));
+	m->step.n_tokens = p->n_tokens;
+	m->step.n_seqs = p->n_seqs;
+	m->step.n_out = p->n_out;
+	r = st_batch(m->stream, m->step_ids, p->n_tokens, m->step_seqs, p->n_seqs, NULL, 0);
+	if (r == 0 && !recorded->replay)
+		r = record(m, recorded);
+	if (r < 0)
+		return r;
+	recorded->used = ++m->n_passes;
+	return st_replay(m->stream, recorded->replay);
+}
+
+int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits)
+{
+	struct pass pass = {
+		.m = m,
+		.ids = ids,
+		.out = out,
+		.seqs = seqs,
+		.n_tokens = n_tokens,
+		.n_seqs = n_seqs,
+		.n_out = n_out,
+	};
+	int r;
+
+	if (!batch_fits(m, ids, n_tokens, out, n_out) || !seqs_fit(m, n_tokens, seqs, n_seqs))
+		return -EINVAL;
+	m->n_out = m->n_logits = 0;
+	if (n_tokens == 0)
+		return 0;
+
+	if (is_decode(m, &pass)) {
+		r = decode(m, &pass);
+	} else {
+		r = st_batch(m->stream, ids, n_tokens, seqs, n_seqs, out,
+			     n_out < n_tokens ? n_out : 0);
+		if (r == 0)
+			r = compute(m->stream, &pass);
+	}
+	if (r < 0)
+		return r;
+	m->n_out = n_out;
+	m->n_logits = m->is_host || n_out > LOGITS_ROWS ? 0 : n_out;
+	return logits ? model_logits(m, 0, n_out, logits) : 0;
+}
+
+/* From a device in as many goes as its room for logits asks for. */
+static int read_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
+{
+	const size_t vocab = m->w->config.vocab;
+	uint32_t some;
+	int r;
+
+	if (first + n <= m->n_logits)
+		return st_read(m->stream, logits, m->logits + first * vocab,
+			       n * vocab * sizeof(*logits));
+	m->n_logits = 0;
+	for (uint32_t done = 0; done < n; done += some) {
+		some = MIN(n - done, MIN(m->max_tokens, LOGITS_ROWS));
+		r = speak(m, first + done, some, m->logits);
+		if (r == 0)
+			r = st_read(m->stream, logits + done * vocab, m->logits,
+				    some * vocab * sizeof(*logits));
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
+{
 	if (first > m->n_out || n > m->n_out - first)
 		return -EINVAL;
 	if (n == 0)
 		return 0;
-	return op_linears(m->stream, &head, 1, &x);
+	return m->is_host ? speak(m, first, n, logits) : read_logits(m, first, n, logits);
+}
+
+struct stream *model_stream(struct model *m)
+{
+	return m->stream;
 }

@@ -28,7 +28,9 @@ struct model *model_free(struct model *m);
  * ids	each below vocab (-EINVAL, nothing written)
  * seqs	cover the tokens without gap, each with pages for all its positions
  *
- * Allocates nothing. Returns 0 or -EINVAL.
+ * On a GPU the rows are only queued if @logits is NULL, and a step of one token
+ * a row is recorded when that number of rows comes for the first time. On CPUs it
+ * allocates nothing. Returns 0 or -EINVAL, or what the device returns: -EIO, -ENOMEM.
  */
 int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits);
@@ -36,9 +38,13 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
 /*
  * Logits of the rows out[first] … out[first + n - 1] of the last
  * model_forward(): for scores, whose logits together would fill the memory.
- * Returns 0, or -EINVAL if the last forward pass listed fewer rows.
+ * Waits for the device. Returns 0, -EINVAL if the last forward pass listed
+ * fewer rows, or -EIO.
  */
 int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits);
+
+/* The stream that it queues on, for copies that are to keep its order. */
+struct stream *model_stream(struct model *m);
 
 /* What passes by, for tests: called with F32 rows if set. */
 enum model_tap { TAP_HIDDEN, TAP_Q, TAP_K, TAP_V, TAP_ATTENTION, TAP_FINAL_NORM, TAP_ROUTER };

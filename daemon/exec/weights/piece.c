@@ -8,6 +8,7 @@
 #include "daemon/exec/weights/fingerprint.h"
 #include "kernels/linear.h"
 
+#define WIDEN_AT_ONCE 4096
 #define NEAR_BYTES 65536u /* scales that far behind the codes are read along with them */
 
 static int bad(struct err *err, struct ck_tensor at, const char *found, size_t i,
@@ -111,13 +112,13 @@ static int find(const struct window *have, const struct st_file *file, const str
 	return r;
 }
 
-static int load_vector(const struct piece *p, const struct window *have, void *room,
-		       struct fingerprint *fingerprint, struct err *err)
+static int load_vector(const struct piece *p, struct dev *dev, const struct window *have,
+		       void *room, struct fingerprint *fingerprint, struct err *err)
 {
 	const struct st_tensor *t = p->vector.t;
 	const size_t n = t->bytes / dtype_bytes(t->type);
 	const void *values;
-	float *to = p->data;
+	float some[WIDEN_AT_ONCE];
 	char buffer[40];
 	int r;
 
@@ -125,10 +126,16 @@ static int load_vector(const struct piece *p, const struct window *have, void *r
 	if (r < 0)
 		return r;
 	fingerprint_add(fingerprint, p->vector.file, t->offset, values, t->bytes, t->bytes);
-	for (size_t i = 0; i < n; i++) {
-		to[i] = widen(values, t->type, i);
-		if (!isfinite(to[i]))
-			return bad(err, p->vector, name_value(to[i], buffer), i, "a finite number");
+	for (size_t done = 0, k; done < n; done += k) {
+		for (k = 0; k < WIDEN_AT_ONCE && done + k < n; k++) {
+			some[k] = widen(values, t->type, done + k);
+			if (!isfinite(some[k]))
+				return bad(err, p->vector, name_value(some[k], buffer), done + k,
+					   "a finite number");
+		}
+		r = dev_write(dev, (float *)p->data + done, some, k * sizeof(*some));
+		if (r < 0)
+			return err_wrap(err, r, "cannot copy tensor '%s' to the device", t->name);
 	}
 	return 0;
 }
@@ -206,5 +213,5 @@ int piece_load(const struct piece *p, struct dev *dev, const struct window *have
 	       struct fingerprint *fingerprint, struct err *err)
 {
 	return p->w ? load_matrix(p, dev, have, room, fingerprint, err)
-		    : load_vector(p, have, room, fingerprint, err);
+		    : load_vector(p, dev, have, room, fingerprint, err);
 }

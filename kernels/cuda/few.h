@@ -1,0 +1,258 @@
+/*
+ * Products with 1 to 8 tokens. A block has its activations in shared memory,
+ * split; its warps take the tiles of a strip in turn, so each has a sum of its
+ * own of every output, and these are added up in the order of the warps.
+ */
+#pragma once
+
+#include "kernels/cuda/tile.h"
+
+#define FEW_TOKENS 8
+#define FEW_WARPS 8
+#define FEW_THREADS (FEW_WARPS * 32)
+#define FEW_SLOTS 8	 /* strips whose sums are kept, at most, until they are added up */
+#define FEW_ACC (16 * 8) /* sums of a warp for a strip: a mma's d */
+#define FEW_SLOT (FEW_WARPS * FEW_ACC)
+/* Up to so many tokens the high and the low halves share one B, low ones in its columns 4 and on. */
+#define FEW_PACKED 4
+
+/* Tiles of a warp that are under way, of each of M matrices: as many as there are registers for. */
+template <int KIND, int M>
+static constexpr int few_depth = (KIND == WEIGHT_F32 ? 2 : KIND == WEIGHT_INT4 ? 8 : 4) / M;
+
+/* Bytes from row to row of @cols activations: two rows use all banks. */
+LAYOUT_FN uint32_t few_pitch(uint32_t cols)
+{
+	return cols * 2 + 64;
+}
+
+/* Columns first … first + n (a multiple of 64) of all tokens, split: rows of high halves, then of low ones. */
+static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, const float *x,
+						uint32_t cols, uint32_t tokens, uint32_t first,
+						uint32_t n)
+{
+	const bool is_aligned = cols % 4 == 0 && ((uintptr_t)x & 15) == 0;
+	const uint32_t quads = n / 4;
+
+	for (uint32_t i = threadIdx.x; i < tokens * quads; i += FEW_THREADS) {
+		const uint32_t token = i / quads, at = i % quads * 4, c = first + at;
+		const float *from = x + (size_t)token * cols + c;
+		char *to = rows + token * pitch + at * 2;
+		float4 v = make_float4(0, 0, 0, 0);
+		uint2 high, low;
+
+		if (is_aligned && c < cols) {
+			v = *(const float4 *)from;
+		} else {
+			v.x = c < cols ? from[0] : 0;
+			v.y = c + 1 < cols ? from[1] : 0;
+			v.z = c + 2 < cols ? from[2] : 0;
+			v.w = c + 3 < cols ? from[3] : 0;
+		}
+		split_pair(&high.x, &low.x, v.x, v.y);
+		split_pair(&high.y, &low.y, v.z, v.w);
+		*(uint2 *)to = high;
+		*(uint2 *)(to + tokens * pitch) = low;
+	}
+}
+
+/* What a lane reads of rows as few_fill() leaves them. */
+template <int PARTS> struct few_rows {
+	const char *at;	 /* NULL: no token */
+	uint32_t low;	 /* bytes from the high to the low halves, with PARTS 2 */
+
+	__device__ __forceinline__ few_rows(const char *rows, uint32_t pitch, uint32_t tokens,
+					    uint32_t lane)
+	{
+		const uint32_t g = lane / 4, token = PARTS == 1 ? g % FEW_PACKED : g;
+		const uint32_t row = PARTS == 1 ? g / FEW_PACKED * tokens + token : token;
+
+		at = token < tokens ? rows + row * pitch + lane % 4 * 16 : NULL;
+		low = tokens * pitch;
+	}
+
+	__device__ __forceinline__ uint4 columns(uint32_t tile, int part, int group) const
+	{
+		if (!at)
+			return make_uint4(0, 0, 0, 0);
+		return *(const uint4 *)(at + tile * (TILE_COLS * 2) + part * low + group * 64);
+	}
+};
+
+/* Leaves a warp's sums of a strip in its slot, or adds them to what an earlier run over columns left. */
+static __device__ __forceinline__ void few_leave(float *sums, uint32_t slot, bool is_first,
+						 float (&acc)[4])
+{
+	float4 *to = (float4 *)sums + (size_t)slot * FEW_THREADS + threadIdx.x;
+	float4 v = make_float4(acc[0], acc[1], acc[2], acc[3]);
+
+	if (!is_first) {
+		const float4 was = *to;
+
+		v = make_float4(was.x + v.x, was.y + v.y, was.z + v.z, was.w + v.w);
+	}
+	*to = v;
+	acc[0] = acc[1] = acc[2] = acc[3] = 0;
+}
+
+/* The sum of all warps for a row of the strip and a token. */
+template <int PARTS>
+static __device__ __forceinline__ float few_total(const float *sums, uint32_t slot, uint32_t row,
+						  uint32_t token)
+{
+	const float *at = sums + (size_t)slot * FEW_SLOT + (row % 8 * 4 + token / 2) * 4 +
+			  row / 8 * 2 + token % 2;
+	float sum = 0;
+
+	for (uint32_t w = 0; w < FEW_WARPS; w++)
+		sum += at[w * FEW_ACC];
+	for (uint32_t w = 0; PARTS == 1 && w < FEW_WARPS; w++)
+		sum += at[w * FEW_ACC + 2 * 4]; /* low halves: two lanes on */
+	return sum;
+}
+
+/* Bytes of shared memory that rows may take beside the slots: two blocks, of one kernel or two, share an H200's. */
+static inline uint32_t few_room(const struct dev *dev, size_t others)
+{
+	const size_t usual = 66 << 10, left = dev->shared_max - others;
+
+	return (uint32_t)(left < usual ? left : usual);
+}
+
+/* The share of block @i of @n of [0, total). */
+static __device__ __forceinline__ uint32_t few_share(uint32_t total, uint32_t i, uint32_t n)
+{
+	return (uint32_t)((uint64_t)total * i / n);
+}
+
+/* Items that a block computes one after another; each has a strip of M matrices. */
+struct few_span {
+	uint32_t first, last, batch; /* batch: items that have slots */
+	uint32_t n_tiles, run_tiles; /* of a row: all, and those in shared memory at a time */
+};
+
+/* Where a block is: in the columns of a run, the items of a batch, the runs of a row, the batches. */
+struct few_place {
+	uint32_t item, tile; /* the first warp's */
+	uint32_t run, batch; /* where these begin */
+};
+
+static __device__ __forceinline__ struct few_place few_after(const struct few_place &p,
+							     const struct few_span &s,
+							     uint32_t round)
+{
+	const uint32_t run_end = min(p.run + s.run_tiles, s.n_tiles);
+	struct few_place next = p;
+
+	next.tile += round;
+	if (next.tile < run_end)
+		return next;
+	next.item++;
+	if (next.item == min(p.batch + s.batch, s.last)) {
+		next.run = run_end < s.n_tiles ? run_end : 0;
+		if (next.run)
+			next.item = p.batch;
+		else
+			next.batch = next.item;
+	}
+	next.tile = next.run;
+	return next;
+}
+
+/*
+ * Computes the items of @s. Tiles that are read while others are computed are
+ * always some ahead, across the ends of strips, runs and batches.
+ *
+ * find(item, m)	the strip of its matrix m
+ * ready()		called once weights are on their way: fills the rows of the first run
+ * fill(tile, n)	fills rows anew, with columns from that tile on
+ * finish(item, n)	adds up the slots of these items
+ */
+template <int KIND, int PARTS, int M, typename FIND, typename READY, typename FILL, typename FINISH>
+static __device__ __forceinline__ void few_run(const struct few_span &s,
+					       const few_rows<PARTS> &x, float *sums, FIND find,
+					       READY ready, FILL fill, FINISH finish)
+{
+	constexpr int DEPTH = few_depth<KIND, M>;
+	const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+	struct few_place at = { s.first, 0, 0, s.first };
+	struct tile<KIND> ring[DEPTH][M];
+	struct strip from[M];
+	float acc[M][1][4] = {};
+
+	for (int m = 0; m < M && s.first < s.last; m++)
+		from[m] = find(s.first, m);
+#pragma unroll
+	for (int i = 0; i < DEPTH; i++)
+#pragma unroll
+		for (int m = 0; m < M; m++)
+			if (s.first < s.last && i * FEW_WARPS + warp < s.run_tiles)
+				load_tile(ring[i][m], from[m], i * FEW_WARPS + warp, lane);
+	ready();
+
+	while (at.item < s.last) {
+		const struct few_place next = few_after(at, s, FEW_WARPS * DEPTH);
+		const uint32_t end = min(at.run + s.run_tiles, s.n_tiles);
+		const uint32_t next_end =
+			next.item < s.last ? min(next.run + s.run_tiles, s.n_tiles) : 0;
+
+		for (int m = 0; m < M && next.item != at.item && next.item < s.last; m++)
+			from[m] = find(next.item, m);
+#pragma unroll
+		for (int i = 0; i < DEPTH; i++) {
+			const uint32_t tile = at.tile + i * FEW_WARPS + warp;
+			const uint32_t ahead = next.tile + i * FEW_WARPS + warp;
+
+#pragma unroll
+			for (int m = 0; m < M; m++) {
+				if (tile < end)
+					multiply<KIND, 1, PARTS>(
+						acc[m], ring[i][m], [&](int, int part, int group) {
+							return x.columns(tile - at.run, part, group);
+						});
+				if (ahead < next_end)
+					load_tile(ring[i][m], from[m], ahead, lane);
+			}
+		}
+		for (int m = 0; m < M && next.tile == next.run; m++)
+			few_leave(sums, (at.item - at.batch) * M + m, at.run == 0, acc[m][0]);
+		if (next.run != at.run || next.batch != at.batch) {
+			__syncthreads();
+			if (next.batch != at.batch)
+				finish(at.batch, next.batch - at.batch);
+			if (next.item < s.last && s.run_tiles < s.n_tiles)
+				fill(next.run, next_end - next.run);
+			__syncthreads();
+		}
+		at = next;
+	}
+}
+
+/* Shared memory of a block: slots, then rows; and how much of a row fits. On the host. */
+struct few_plan {
+	uint32_t blocks, slots, run_tiles;
+	size_t shared_bytes;
+};
+
+/*
+ * @n_items, M strips each, for at most @blocks blocks; a run is all of a row,
+ * or whole rounds of FEW_WARPS * depth tiles.
+ */
+static inline struct few_plan few_plan_of(const struct dev *dev, uint32_t n_items, uint32_t m,
+					  uint32_t blocks, uint32_t tokens, uint32_t n_tiles,
+					  uint32_t round)
+{
+	struct few_plan p = {};
+	uint32_t room, fit;
+
+	p.blocks = n_items < blocks ? n_items : blocks;
+	p.slots = (n_items / p.blocks + (n_items % p.blocks != 0)) * m;
+	if (p.slots > FEW_SLOTS)
+		p.slots = FEW_SLOTS;
+	room = few_room(dev, p.slots * FEW_SLOT * sizeof(float));
+	fit = (room / (2 * tokens) - 64) / (TILE_COLS * 2);
+	p.run_tiles = n_tiles <= fit ? n_tiles : fit > round ? fit / round * round : fit;
+	p.shared_bytes = p.slots * FEW_SLOT * sizeof(float) +
+			 (size_t)2 * tokens * few_pitch(p.run_tiles * TILE_COLS);
+	return p;
+}
