@@ -66,6 +66,10 @@ int op_rope_kv(struct stream *st, const struct tensor *q, const struct tensor *k
  *
  * Scores, softmax and sums in F32 or better, in blocks of positions that start at multiples of a
  * constant. Returns 0 or -EINVAL; ref_attention() also -ENOMEM.
+ *
+ * On a GPU the cache is BF16, head_dim a multiple of 8 and page_tokens one of 16 (-EINVAL
+ * otherwise); a query is taken to 16 bits, products with K and V are exact, and how far a row's
+ * positions are split depends on the batch.
  */
 int op_attention(struct stream *st, const struct tensor *y, const struct tensor *q,
 		 const struct kv_cache *kv, uint32_t layer, const struct seq *seqs, uint32_t n_seqs);

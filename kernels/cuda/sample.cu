@@ -21,7 +21,8 @@ extern "C" {
 #define LIST_MAX SAMPLE_THREADS
 #define GREEDY_BELOW 1e-5
 #define FIRST_SPAN 32.0 /* of values below the largest: further down they share the last bin */
-#define FRACTION_BITS 45
+#define FRACTION 0x1p45 /* a mass of 1: as many candidates as there may be fit into 64 bits */
+#define SPAN_MIN 1e-300 /* values closer than this are one */
 #define NO_ID 0xffffffffu
 
 struct candidate {
@@ -36,8 +37,8 @@ struct place {
 };
 
 /*
- * What a row's block shares. Masses are sums of integers, in two halves of
- * FRACTION_BITS, so that they do not depend on who adds first.
+ * What a row's block shares. Masses are sums of integers, one of FRACTIONs and
+ * one of FRACTIONs of those, so that they do not depend on who adds first.
  */
 struct desk {
 	struct candidate list[LIST_MAX], sorted[LIST_MAX];
@@ -56,6 +57,7 @@ struct view {
 	const uint32_t *special; /* a bit for each id with a bias or a mask */
 	double most;		 /* the largest logit / temperature */
 	double floor;		 /* values below are cut */
+	float cut;		 /* and logits below have such values: most are told by this alone */
 	struct place last;	 /* candidates behind are cut */
 };
 
@@ -64,15 +66,27 @@ static __device__ __forceinline__ bool is_before(const struct candidate &a, cons
 	return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
+static __device__ __forceinline__ bool is_special(const uint32_t *special, uint32_t id)
+{
+	return special[id / 32] >> id % 32 & 1;
+}
+
+/* Whether a logit is taken as it is. */
+static __device__ __forceinline__ bool is_plain(const struct sample_row *row, const uint32_t *special,
+						uint32_t id)
+{
+	return !is_special(special, id) &&
+	       (!row->counts || (row->counts[id].prompt == 0 && row->counts[id].output == 0));
+}
+
 /* No product is fused with what follows it: the host's are not. */
 static __device__ double logit_of(const struct sample_row *row, const float *logits,
 				  const uint32_t *special, uint32_t id)
 {
 	const float logit = logits[id];
 	double z = isnan(logit) ? -INFINITY : (double)fminf(logit, FLT_MAX);
-	const bool is_special = special[id / 32] >> id % 32 & 1;
 
-	if (is_special)
+	if (is_special(special, id))
 		for (uint32_t i = 0; i < row->n_bias; i++)
 			if (row->bias_ids[i] == id)
 				z = __dadd_rn(z, (double)row->bias_values[i]);
@@ -85,23 +99,38 @@ static __device__ double logit_of(const struct sample_row *row, const float *log
 			z = __dsub_rn(__dsub_rn(z, __dmul_rn(row->frequency, (double)c.output)),
 				      row->presence);
 	}
-	if (is_special)
+	if (is_special(special, id))
 		for (uint32_t i = 0; i < row->n_masked; i++)
 			if (row->masked[i] == id)
 				z = -INFINITY;
 	return z;
 }
 
+/* Sets what is cut by value. Doubles are dear on some cards: @cut is a little low, and decides most. */
+static __device__ void set_floor(struct view &v, double floor)
+{
+	const double size = (fabs(floor) + fabs(v.most)) * v.row->temperature;
+
+	v.floor = floor;
+	v.cut = __double2float_rd((floor + v.most) * v.row->temperature - 1e-9 * size);
+}
+
+static __device__ __forceinline__ bool is_candidate(const struct view &v, uint32_t id, double &value)
+{
+	if (v.logits[id] < v.cut && is_plain(v.row, v.special, id))
+		return false;
+	value = __dsub_rn(logit_of(v.row, v.logits, v.special, id) / v.row->temperature, v.most);
+	return value >= v.floor &&
+	       (value > v.last.value || (value == v.last.value && id <= v.last.id));
+}
+
 /* Calls f(value, id) for this thread's candidates. */
 template <typename F> static __device__ __forceinline__ void each(const struct view &v, F f)
 {
 	for (uint32_t id = threadIdx.x; id < v.row->vocab_real; id += SAMPLE_THREADS) {
-		const double value = __dsub_rn(logit_of(v.row, v.logits, v.special, id) /
-						       v.row->temperature,
-					       v.most);
+		double value;
 
-		if (value >= v.floor &&
-		    (value > v.last.value || (value == v.last.value && id <= v.last.id)))
+		if (is_candidate(v, id, value))
 			f(value, id);
 	}
 }
@@ -264,7 +293,7 @@ static __device__ __forceinline__ double mass_of_bin(const struct desk *d, uint3
 {
 	const double high = (double)d->high[bin], low = (double)d->low[bin];
 
-	return (high + low * ldexp(1.0, -FRACTION_BITS)) * ldexp(1.0, -FRACTION_BITS) * unit;
+	return (high + low / FRACTION) / FRACTION * unit;
 }
 
 static __device__ __forceinline__ uint32_t bin_of(double value, double high, double per_value)
@@ -291,38 +320,38 @@ static __device__ void fill_bins(const struct view &v, const struct goal &g, dou
 
 		atomicAdd(&d->counts[bin], 1u);
 		if (!g.rank) {
-			const double part = ldexp(exp(value - high), FRACTION_BITS);
+			const double part = exp(value - high) * FRACTION;
 			const double whole = floor(part);
 
 			atomicAdd(&d->high[bin], (unsigned long long)whole);
-			atomicAdd(&d->low[bin],
-				  (unsigned long long)ldexp(part - whole, FRACTION_BITS));
+			atomicAdd(&d->low[bin], (unsigned long long)((part - whole) * FRACTION));
 		}
 	});
 	__syncthreads();
 }
 
-/* The @nth, from 1, in order of id, of the candidates whose value is @value. */
-static __device__ struct place find_among_equals(const struct view &v, double value, double nth)
+/* The @nth, from 1, in order of id, of the candidates between @low and @high, which are as good as one. */
+static __device__ struct place find_among_equals(const struct view &v, double low, double high,
+						 double nth)
 {
 	double passed = 0;
 
 	for (uint32_t first = 0; first < v.row->vocab_real; first += SAMPLE_THREADS) {
+		const uint32_t id = first + threadIdx.x;
 		struct desk *d = v.desk;
-		uint32_t own = 0, n;
+		double value;
+		const bool own = id < v.row->vocab_real && is_candidate(v, id, value) &&
+				 value >= low && value <= high;
+		const uint32_t n = (uint32_t)__syncthreads_count(own);
 
-		each(v, [&](double other, uint32_t id) {
-			own |= id - threadIdx.x == first && other == value;
-		});
-		n = (uint32_t)__syncthreads_count((int)own);
 		if (passed + n < nth) {
 			passed += n;
 			continue;
 		}
 		d->sums[threadIdx.x] = own;
-		return { value, first + find_in_sums(d, { true, false, nth }, passed, BINS, !own) };
+		return { low, first + find_in_sums(d, { true, false, nth }, passed, BINS, !own) };
 	}
-	return { value, NO_ID };
+	return { low, NO_ID };
 }
 
 /* The place where the goal is reached among the candidates of @v. */
@@ -357,17 +386,18 @@ static __device__ struct place find_place(const struct view &v, const struct goa
 			bin = find_in_list(d, g, before, n);
 			return { d->sorted[bin].value, d->sorted[bin].id };
 		}
-		if (lowest == highest) {
+		span = highest - lowest;
+		if (span < SPAN_MIN) {
 			const double weight = weight_of(g, lowest);
 			double nth = ceil((g.amount - before) / weight);
 
 			if (g.beyond && before + nth * weight <= g.amount)
 				nth++;
-			return find_among_equals(v, lowest, fmin(fmax(nth, 1.0), (double)n));
+			return find_among_equals(v, lowest, highest,
+						 fmin(fmax(nth, 1.0), (double)n));
 		}
 		low = lowest;
 		high = highest;
-		span = highest - lowest;
 	}
 }
 
@@ -428,7 +458,7 @@ static __device__ uint32_t draw(struct view v)
 	double sum;
 
 	if (n > LIST_MAX && top_k > 0 && top_k < n) {
-		v.floor = find_place(v, { true, false, (double)top_k }).value;
+		set_floor(v, find_place(v, { true, false, (double)top_k }).value);
 		top_k = 0;
 		n = list(v, v.floor, 0);
 	}
@@ -464,18 +494,26 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
 	uint32_t *special = (uint32_t *)(d + 1);
 	const struct sample_row *row = rows + blockIdx.x;
 	struct candidate best = { -INFINITY, NO_ID };
-	struct view v = { row, logits + (size_t)blockIdx.x * vocab, d, special, 0, 0,
-			  { -INFINITY, NO_ID } };
+	struct view v = { row,	    logits + (size_t)blockIdx.x * vocab,
+			  d,	    special,
+			  0,	    0,
+			  -INFINITY, { -INFINITY, NO_ID } };
+	float least = -INFINITY; /* at most the best so far */
 	uint32_t id;
 
 	pdl_release();
 	pdl_wait();
 	mark_special(special, row);
 	for (uint32_t i = threadIdx.x; i < row->vocab_real; i += SAMPLE_THREADS) {
-		const struct candidate c = { logit_of(row, v.logits, special, i), i };
+		struct candidate c;
 
-		if (c.value > -INFINITY && is_before(c, best))
+		if (v.logits[i] < least && is_plain(row, special, i))
+			continue;
+		c = { logit_of(row, v.logits, special, i), i };
+		if (c.value > -INFINITY && is_before(c, best)) {
 			best = c;
+			least = __double2float_rd(best.value);
+		}
 	}
 	best = first_of_all(d, best);
 	if (best.id == NO_ID) {
@@ -484,7 +522,7 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
 		id = best.id;
 	} else {
 		v.most = best.value / row->temperature;
-		v.floor = row->min_p > 0 ? log(row->min_p) : -DBL_MAX;
+		set_floor(v, row->min_p > 0 ? log(row->min_p) : -DBL_MAX);
 		id = draw(v);
 	}
 	if (threadIdx.x == 0)

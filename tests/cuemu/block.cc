@@ -385,6 +385,8 @@ bool blocks_run_all(dim3 grid, dim3 dim, size_t shared_bytes, bool pdl, void (*e
 	b.pdl = pdl;
 	b.threads = threads;
 	b.queue = queue;
+	b.stacks = (uintptr_t)stacks;
+	b.stacks_bytes = (size_t)THREADS_MAX * STACK_BYTES;
 	b.shared_bytes = shared_bytes;
 	b.shared = shadow_dynamic();
 	block_dim = dim;

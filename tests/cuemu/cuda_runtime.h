@@ -307,6 +307,13 @@ static inline double __dadd_rn(double a, double b) { return a + b; }
 static inline double __dsub_rn(double a, double b) { return a - b; }
 static inline double __ddiv_rn(double a, double b) { return a / b; }
 static inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
+static inline float __double2float_rn(double a) { return (float)a; }
+static inline float __double2float_rd(double a)
+{
+	const float near = (float)a;
+
+	return (double)near > a ? nextafterf(near, -INFINITY) : near;
+}
 static inline int __float2int_rn(float a) { return (int)rintf(a); }
 static inline int __float2int_rz(float a) { return (int)a; }
 static inline float __int2float_rn(int a) { return (float)a; }

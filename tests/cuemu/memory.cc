@@ -393,25 +393,11 @@ static void access_device(uintptr_t at, size_t bytes, bool write, const void *pc
 		count(at, bytes, write, pc);
 }
 
-void memory_access(const void *p, size_t bytes, enum access access, const void *pc)
+/* Of what is neither of the device nor on a thread's stack. */
+static void access_other(uintptr_t at, size_t bytes, enum access access, const void *pc)
 {
-	const uintptr_t at = (uintptr_t)p;
-	const struct block *b = cuemu_block;
 	bool is_pinned;
 
-	if (!b || !b->self || bytes == 0)
-		return;
-	if (at - (uintptr_t)arena < ARENA_BYTES) {
-		access_device(at, bytes, access != ACCESS_READ, pc);
-		return;
-	}
-	if (shadow_covers(p)) {
-		shadow_access(p, bytes, access, pc);
-		return;
-	}
-	if (at - (uintptr_t)b->threads[0].stack <
-	    (uintptr_t)(b->threads[1].stack - b->threads[0].stack) * THREADS_MAX)
-		return;
 	if (at >= (uintptr_t)&__executable_start && at < (uintptr_t)&_end)
 		return;
 	if (at >= closure_range.from && at + bytes <= closure_range.to)
@@ -424,7 +410,30 @@ void memory_access(const void *p, size_t bytes, enum access access, const void *
 	}
 	if (!is_pinned)
 		fault_in_kernel(pc, "%s %zu bytes at %p, which is not memory of the device",
-				access == ACCESS_READ ? "reads" : "writes", bytes, p);
+				access == ACCESS_READ ? "reads" : "writes", bytes, (void *)at);
+}
+
+static inline void access_in_kernel(const struct block *b, const void *p, size_t bytes,
+				    enum access access, const void *pc)
+{
+	const uintptr_t at = (uintptr_t)p;
+
+	if (at - b->stacks < b->stacks_bytes)
+		return;
+	if (at - (uintptr_t)arena < ARENA_BYTES)
+		access_device(at, bytes, access != ACCESS_READ, pc);
+	else if (shadow_covers(p))
+		shadow_access(p, bytes, access, pc);
+	else
+		access_other(at, bytes, access, pc);
+}
+
+void memory_access(const void *at, size_t bytes, enum access access, const void *pc)
+{
+	const struct block *b = cuemu_block;
+
+	if (b && bytes > 0)
+		access_in_kernel(b, at, bytes, access, pc);
 }
 
 void cuemu_read(const void *at, size_t bytes)
@@ -453,31 +462,28 @@ void cuemu_pdl_release(void)
 		memory_released_early();
 }
 
-/* The calls that -fsanitize=thread makes. */
-static void access_aligned(const void *at, size_t bytes, enum access access, const void *pc)
+/* The calls that -fsanitize=thread makes; also of launchers, which no block runs. */
+static inline void hook(const void *at, size_t bytes, bool aligned, enum access access, const void *pc)
 {
-	if ((uintptr_t)at % bytes && cuemu_block && cuemu_block->self)
+	const struct block *b = cuemu_block;
+
+	if (!b)
+		return;
+	if (aligned && (uintptr_t)at % bytes)
 		fault_in_kernel(pc, "%zu bytes at %p are not aligned", bytes, at);
-	memory_access(at, bytes, access, pc);
+	access_in_kernel(b, at, bytes, access, pc);
 }
 
-#define HOOKS(n)                                                                                   \
-	extern "C" void __tsan_read##n(void *at)                                                   \
+#define HOOK(name, n, aligned, access)                                                             \
+	extern "C" void name##n(void *at)                                                          \
 	{                                                                                          \
-		access_aligned(at, n, ACCESS_READ, __builtin_return_address(0));                   \
-	}                                                                                          \
-	extern "C" void __tsan_write##n(void *at)                                                  \
-	{                                                                                          \
-		access_aligned(at, n, ACCESS_WRITE, __builtin_return_address(0));                  \
-	}                                                                                          \
-	extern "C" void __tsan_unaligned_read##n(void *at)                                         \
-	{                                                                                          \
-		memory_access(at, n, ACCESS_READ, __builtin_return_address(0));                    \
-	}                                                                                          \
-	extern "C" void __tsan_unaligned_write##n(void *at)                                        \
-	{                                                                                          \
-		memory_access(at, n, ACCESS_WRITE, __builtin_return_address(0));                   \
+		hook(at, n, aligned, access, __builtin_return_address(0));                         \
 	}
+#define HOOKS(n)                                                                                   \
+	HOOK(__tsan_read, n, true, ACCESS_READ)                                                    \
+	HOOK(__tsan_write, n, true, ACCESS_WRITE)                                                  \
+	HOOK(__tsan_unaligned_read, n, false, ACCESS_READ)                                         \
+	HOOK(__tsan_unaligned_write, n, false, ACCESS_WRITE)
 
 HOOKS(1)
 HOOKS(2)

@@ -62,6 +62,8 @@ struct block {
 
 	char *shared; /* dynamic */
 	size_t shared_bytes;
+	uintptr_t stacks; /* of all its threads */
+	size_t stacks_bytes;
 
 	struct thread *threads;
 	struct warp warps[THREADS_MAX / WARP];
