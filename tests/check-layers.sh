@@ -7,6 +7,7 @@ allowed() {
 	client/wire) echo "client/wire" ;;
 	client/steamctl) echo "client/steamctl client client/wire" ;;
 	client) echo "client client/wire" ;;
+	kernels/cuda) echo "kernels kernels/cuda" ;;
 	kernels/*) echo "kernels kernels/ref kernels/cpu" ;;
 	kernels) echo "kernels" ;;
 	daemon/base) echo "daemon/base client/wire" ;;
