@@ -4,13 +4,18 @@
 #include <errno.h>
 #include <stdlib.h>
 
-uint32_t pagepool_group_pages(size_t page_bytes)
+uint32_t pagepool_group_pages(size_t page_bytes, uint32_t n_pages)
 {
 	size_t common = VRAM_GRANULE; /* a power of two, and so is what it has in common with anything */
+	uint32_t fewest, times;
 
 	while (page_bytes % common)
 		common /= 2;
-	return VRAM_GRANULE / common;
+	fewest = VRAM_GRANULE / common;
+	times = (PAGEPOOL_GROUP_BYTES - 1) / (fewest * page_bytes) + 1;
+	if (times > n_pages / fewest)
+		times = n_pages / fewest;
+	return fewest * (times > 0 ? times : 1);
 }
 
 int pagepool_init(struct pagepool *p, struct vram *v, const char *name, size_t page_bytes,
@@ -21,7 +26,7 @@ int pagepool_init(struct pagepool *p, struct vram *v, const char *name, size_t p
 
 	if (page_bytes == 0 || page_bytes % PAGEPOOL_PAGE_ALIGN || n_pages == 0)
 		return -EINVAL;
-	pool.group_pages = pagepool_group_pages(page_bytes);
+	pool.group_pages = pagepool_group_pages(page_bytes, n_pages);
 	pool.n_groups = (n_pages - 1) / pool.group_pages + 1;
 	if (pool.n_groups > UINT32_MAX / pool.group_pages ||
 	    page_bytes > SIZE_MAX / 2 / pool.group_pages / pool.n_groups)

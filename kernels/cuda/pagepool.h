@@ -9,7 +9,7 @@
 
 #include "kernels/cuda/vram.h"
 
-#define PAGEPOOL_PAGE_ALIGN 4096u /* of page_bytes; so a group has at most 512 pages */
+#define PAGEPOOL_PAGE_ALIGN 4096u /* of page_bytes */
 
 struct pagepool {
 	struct vram_region *region;
@@ -17,8 +17,13 @@ struct pagepool {
 	uint32_t group_pages, n_groups; /* that have addresses; the region's chunks */
 };
 
-/* Pages in a group: the fewest that fill whole granules. 4 of 11.5 MiB: 46 MiB. */
-uint32_t pagepool_group_pages(size_t page_bytes);
+/*
+ * Pages in a group: the fewest that fill whole granules and make
+ * PAGEPOOL_GROUP_BYTES, for each group costs the driver a few calls; fewer if
+ * @n_pages would not fill one. 4 of 11.5 MiB: 46 MiB.
+ */
+#define PAGEPOOL_GROUP_BYTES ((size_t)32 << 20)
+uint32_t pagepool_group_pages(size_t page_bytes, uint32_t n_pages);
 
 /*
  * Reserves addresses for @n_pages, rounded up to groups.

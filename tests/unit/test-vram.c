@@ -141,11 +141,15 @@ static void a_limit_is_kept_although_the_card_has_more(void **state)
 static void four_pages_of_air_fill_whole_granules(void **state)
 {
 	(void)state;
-	assert_int_equal(pagepool_group_pages(PAGE), 4);	 /* 46 MiB */
-	assert_int_equal(pagepool_group_pages(PAGE / 2), 8);	 /* of one of two ranks */
-	assert_int_equal(pagepool_group_pages(PAGE / 4), 16);	 /* of one of four */
-	assert_int_equal(pagepool_group_pages(10 * MIB), 1);
-	assert_int_equal(pagepool_group_pages(PAGEPOOL_PAGE_ALIGN), 512);
+	assert_int_equal(pagepool_group_pages(PAGE, 2048), 4);	    /* 46 MiB */
+	assert_int_equal(pagepool_group_pages(PAGE / 2, 2048), 8);  /* of one of two ranks */
+	assert_int_equal(pagepool_group_pages(PAGE / 4, 2048), 16); /* of one of four */
+	assert_int_equal(pagepool_group_pages(10 * MIB, 2048), 4);
+	assert_int_equal(pagepool_group_pages(10 * MIB, 3), 3);
+	assert_int_equal(pagepool_group_pages(48 * MIB, 3), 1);
+	assert_int_equal(pagepool_group_pages(PAGE, 2), 4); /* whole granules before all */
+	assert_int_equal(pagepool_group_pages(PAGEPOOL_PAGE_ALIGN, 1000), 512);
+	assert_int_equal(pagepool_group_pages(PAGEPOOL_PAGE_ALIGN, 100000), 8192);
 }
 
 /* A bitmap with one page in @step live, from @first on, below @n. */
