@@ -19,7 +19,8 @@ allowed() {
 	# the server reads a model's headers, to refuse early; it never computes
 	daemon/server) echo "daemon/server daemon/power daemon/sched daemon/session daemon/kv daemon/text daemon/exec/weights daemon/base client/wire" ;;
 	daemon) echo "daemon daemon/server daemon/power daemon/sched daemon/session daemon/kv daemon/text daemon/exec/weights daemon/base client/wire" ;;
-	daemon/exec/weights) echo "daemon/exec/weights kernels daemon/base client/wire" ;;
+	# the plan of memory is made of the allocator's own rules; nothing there needs a GPU
+	daemon/exec/weights) echo "daemon/exec/weights kernels kernels/cuda daemon/base client/wire" ;;
 	daemon/exec/model | daemon/exec/sample) echo "$1 daemon/exec/weights kernels daemon/base client/wire" ;;
 	daemon/exec) echo "daemon/exec daemon/exec/model daemon/exec/sample daemon/exec/weights kernels daemon/base client/wire" ;;
 	*) echo "*" ;;
