@@ -30,7 +30,8 @@ static const struct option {
 	{ "--memory", "SIZE", KIND_MEMORY, NULL, 0,
 	  "with --inspect: the context that fits in SIZE" },
 	{ "--plan", NULL, KIND_ACTION, NULL, OPTIONS_PLAN,
-	  "print what a model takes of each GPU, without one; --model air: GLM-4.5-Air's dimensions" },
+	  "print what a model takes of each GPU, without one; --model air: GLM-4.5-Air's "
+	  "dimensions" },
 	{ "--vram", "SIZE", KIND_VRAM, NULL, 0,
 	  "with --plan: of each GPU; 96GB as it is sold, 94.5GiB what is free on it" },
 	{ "--gpus", "N", KIND_GPUS, NULL, 0, "with --plan: that the model is divided among; 1" },
@@ -134,7 +135,8 @@ void options_print_help(FILE *f)
 	fputs("\nRun by hand, steamd stays in the foreground and prints 'ready' on stderr when it\n"
 	      "serves. Exit codes: 0 ended by a signal, 64 wrong options, 65 the model's files "
 	      "were\n"
-	      "refused, 69 a --plan does not fit, 71 the system refused something, 78 wrong settings.\n",
+	      "refused, 69 a --plan does not fit, 71 the system refused something, 78 wrong "
+	      "settings.\n",
 	      f);
 }
 

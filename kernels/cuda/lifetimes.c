@@ -19,8 +19,9 @@ static struct lifetime *next(struct lifetime *l, uint32_t n)
 	struct lifetime *best = NULL;
 
 	for (uint32_t i = 0; i < n; i++)
-		if (l[i].at == SIZE_MAX && (!best || l[i].bytes > best->bytes ||
-					    (l[i].bytes == best->bytes && l[i].first < best->first)))
+		if (l[i].at == SIZE_MAX &&
+		    (!best || l[i].bytes > best->bytes ||
+		     (l[i].bytes == best->bytes && l[i].first < best->first)))
 			best = &l[i];
 	return best;
 }

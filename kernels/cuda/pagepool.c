@@ -6,7 +6,8 @@
 
 uint32_t pagepool_group_pages(size_t page_bytes, uint32_t n_pages)
 {
-	size_t common = VRAM_GRANULE; /* a power of two, and so is what it has in common with anything */
+	size_t common =
+		VRAM_GRANULE; /* a power of two, and so is what it has in common with anything */
 	uint32_t fewest, times;
 
 	while (page_bytes % common)

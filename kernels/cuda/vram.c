@@ -347,8 +347,9 @@ int vram_remap(struct vram_region *r, uint32_t to, uint32_t from)
 		return error;
 	r->chunks[from].state = MADE;
 	error = place(r, to, from);
-	if (error < 0 && (r->chunks[to].state == MADE ||
-			  v->ops->unmap(called(v, VRAM_UNMAP), at_of(r, to), bytes_of(r, to)) == 0)) {
+	if (error < 0 &&
+	    (r->chunks[to].state == MADE ||
+	     v->ops->unmap(called(v, VRAM_UNMAP), at_of(r, to), bytes_of(r, to)) == 0)) {
 		r->chunks[to].state = MADE;
 		place(r, from, to); /* the contents are still in it */
 	}
@@ -357,7 +358,7 @@ int vram_remap(struct vram_region *r, uint32_t to, uint32_t from)
 
 int vram_seal(struct vram_region *r)
 {
-	for (uint32_t i = 0, run; i < r->n_chunks; i += run > 0 ? run : 1) {
+	for (uint32_t i = 0, run; i<r->n_chunks; i += run> 0 ? run : 1) {
 		run = run_of(r, i, r->n_chunks, BACKED);
 		if (run > 0) {
 			const int error = set_access(r, i, run, VRAM_READ);

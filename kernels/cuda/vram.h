@@ -50,7 +50,7 @@ struct vram_figures {
 	uint64_t peak_bytes;	   /* the most that was taken at a time */
 	uint64_t reserved_bytes;   /* of addresses */
 	uint64_t stuck_bytes;	   /* in chunks that could not be given back; the next try may do it */
-	uint64_t refused_bytes;	   /* asked for by the last vram_back() that failed with -ENOMEM; 0: none did */
+	uint64_t refused_bytes;	   /* wanted by the last vram_back() that said -ENOMEM; 0: none did */
 	uint64_t calls[VRAM_CALLS]; /* made, failed ones too */
 	uint32_t n_regions;
 };

@@ -38,7 +38,8 @@ static void print_trace(const struct trace *t, uint64_t needs[N_RIVALS])
 {
 	printf("\n%s: %u objects, at most %.2f GiB live\n\n", t->name, t->n_objects,
 	       t->peak_live_bytes / GIB);
-	printf("| allocator | needs, GiB | scale that fits | against expandable | live / reserved | "
+	printf("| allocator | needs, GiB | scale that fits | against expandable | live / reserved "
+	       "| "
 	       "driver calls | with 5 %% room | copied, GiB |\n"
 	       "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n");
 	for (int i = 0; i < N_RIVALS; i++)
@@ -48,8 +49,8 @@ static void print_trace(const struct trace *t, uint64_t needs[N_RIVALS])
 
 		replay(rivals[i], t, needs[i], &tight);
 		replay_with_room(rivals[i], t, needs[i], &roomy);
-		printf("| %s | %.2f | %.3f | %.3f | %.4f | %llu | %llu | %.2f |\n",
-		       rivals[i]->name, needs[i] / GIB, (double)t->peak_live_bytes / needs[i],
+		printf("| %s | %.2f | %.3f | %.3f | %.4f | %llu | %llu | %.2f |\n", rivals[i]->name,
+		       needs[i] / GIB, (double)t->peak_live_bytes / needs[i],
 		       (double)needs[EXPANDABLE] / needs[i],
 		       (double)t->peak_live_bytes / tight.peak_reserved_bytes,
 		       (unsigned long long)tight.end.calls, (unsigned long long)roomy.end.calls,
@@ -78,10 +79,12 @@ static int print_all(struct trace *const *traces, int n)
 	for (int i = 0; i < N_RIVALS; i++)
 		printf("- %s: %.3f\n", rivals[i]->name, pow(product[i], 1.0 / n));
 	mean = pow(product[OURS], 1.0 / n);
-	printf("\nBars of %s: utilisation at least %.2f on every trace: %s (%.4f); never below expandable "
+	printf("\nBars of %s: utilisation at least %.2f on every trace: %s (%.4f); never below "
+	       "expandable "
 	       "segments: %s (%.3f); %.2f of them in the mean: %s (%.3f).\n",
-	       rivals[OURS]->name, UTILISATION_BAR, utilisation >= UTILISATION_BAR ? "kept" : "missed",
-	       utilisation, worst >= 1 ? "kept" : "missed", worst, FITS_BAR,
+	       rivals[OURS]->name, UTILISATION_BAR,
+	       utilisation >= UTILISATION_BAR ? "kept" : "missed", utilisation,
+	       worst >= 1 ? "kept" : "missed", worst, FITS_BAR,
 	       mean >= FITS_BAR ? "kept" : "missed", mean);
 	return (utilisation < UTILISATION_BAR) + (worst < 1) + (mean < FITS_BAR);
 }
@@ -96,8 +99,9 @@ static int check_bars(struct trace *const *traces, int n)
 		struct outcome o;
 
 		replay(rivals[OURS], t, t->peak_live_bytes / UTILISATION_BAR, &o);
-		printf("%s %s fits in %.4f of what is live, with %.4f reserved\n", o.fits ? "ok" : "not ok",
-		       t->name, 1 / UTILISATION_BAR, (double)o.peak_reserved_bytes / t->peak_live_bytes);
+		printf("%s %s fits in %.4f of what is live, with %.4f reserved\n",
+		       o.fits ? "ok" : "not ok", t->name, 1 / UTILISATION_BAR,
+		       (double)o.peak_reserved_bytes / t->peak_live_bytes);
 		bad += !o.fits;
 	}
 	return bad;
@@ -115,7 +119,7 @@ static uint64_t number(const json_t *row, const char *key)
 	return json_is_integer(value) ? (uint64_t)json_integer_value(value) : 0;
 }
 
-/* One row of torch-stats.py. Returns how far the model is off at most, in bytes that are reserved or allocated. */
+/* One row of torch-stats.py. Returns by what share the model is off in bytes reserved or allocated. */
 static double compare_row(const json_t *row, const struct trace *t)
 {
 	const char *mode = json_string_value(json_object_get(row, "mode"));
@@ -130,8 +134,9 @@ static double compare_row(const json_t *row, const struct trace *t)
 	allocated = off(o.peak_allocated_bytes, number(row, "peak_allocated_bytes"));
 	printf("| %s | %s | %.2f | %.3f | %.3f | %.2f %% | %llu | %llu | %s |\n", t->name,
 	       mode ? mode : "?", number(row, "limit_bytes") / GIB,
-	       number(row, "peak_reserved_bytes") / GIB, o.peak_reserved_bytes / GIB, 100 * reserved,
-	       (unsigned long long)number(row, "device_allocs"), (unsigned long long)o.end.maps,
+	       number(row, "peak_reserved_bytes") / GIB, o.peak_reserved_bytes / GIB,
+	       100 * reserved, (unsigned long long)number(row, "device_allocs"),
+	       (unsigned long long)o.end.maps,
 	       fitted == o.fits ? (fitted ? "fits" : "does not fit") : "DIFFERS");
 	return fitted == o.fits ? fmax(reserved, allocated) : INFINITY;
 }
@@ -145,8 +150,10 @@ static void compare_stats(const char *path, struct trace *const *traces, int n)
 	size_t i;
 
 	if (json_is_array(rows))
-		printf("\nThe model of PyTorch's allocator against memory_stats() of PyTorch %s on one %s:\n\n"
-		       "| trace | mode | limit, GiB | reserved at most | the model's | off by | device_allocs | the model's | |\n"
+		printf("\nThe model of PyTorch's allocator against memory_stats() of PyTorch %s on "
+		       "one %s:\n\n"
+		       "| trace | mode | limit, GiB | reserved at most | the model's | off by | "
+		       "device_allocs | the model's | |\n"
 		       "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |\n",
 		       json_string_value(json_object_get(stats, "torch")),
 		       json_string_value(json_object_get(stats, "device")));
@@ -160,11 +167,14 @@ static void compare_stats(const char *path, struct trace *const *traces, int n)
 			}
 	}
 	if (n_rows > 0 && worst <= STATS_WITHIN)
-		printf("\nPyTorch's model is validated: %u runs, at most %.2f %% off.\n", n_rows, 100 * worst);
+		printf("\nPyTorch's model is validated: %u runs, at most %.2f %% off.\n", n_rows,
+		       100 * worst);
 	else if (n_rows > 0)
-		printf("\nPyTorch's model is unvalidated: of %u runs one is %.2f %% off.\n", n_rows, 100 * worst);
+		printf("\nPyTorch's model is unvalidated: of %u runs one is %.2f %% off.\n", n_rows,
+		       100 * worst);
 	else
-		printf("\nPyTorch's model is unvalidated: it was not compared with PyTorch on a GPU.\n");
+		printf("\nPyTorch's model is unvalidated: it was not compared with PyTorch on a "
+		       "GPU.\n");
 	json_decref(stats);
 }
 

@@ -35,7 +35,8 @@ static bool read_kind(struct trace *t, const char *line)
 	unsigned long long bytes;
 	uint32_t index;
 
-	if (sscanf(line, "kind %u %c %u %*s %llu %u", &index, &k.class, &k.owner, &bytes, &k.most) < 4 ||
+	if (sscanf(line, "kind %u %c %u %*s %llu %u", &index, &k.class, &k.owner, &bytes, &k.most) <
+		    4 ||
 	    index != t->n_kinds || k.owner >= OWNERS_MAX || !strchr("wktl", k.class))
 		return false;
 	k.bytes = bytes;
@@ -152,7 +153,8 @@ void replay(const struct rival *rival, const struct trace *t, uint64_t limit_byt
 uint64_t replay_needs(const struct rival *rival, const struct trace *t)
 {
 	const uint64_t step = t->peak_live_bytes / 1000 + 1;
-	uint64_t low = 999, high = 4000; /* steps: it does not fit in the one and, one hopes, in the other */
+	uint64_t low = 999,
+		 high = 4000; /* steps: it does not fit in the one and, one hopes, in the other */
 	struct outcome o;
 
 	replay(rival, t, high * step, &o);

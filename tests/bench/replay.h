@@ -58,12 +58,13 @@ struct rival {
 	/* 0 or -ENOMEM: then the trace does not fit */
 	int (*add)(void *rival, uint32_t object);
 	void (*drop)(void *rival, uint32_t object);
-	/* From now on others have so much of the card; as much as possible is given up first. 0 or -ENOMEM */
+	/* Others have so much of the card from now on; what can be is given up first. 0 or -ENOMEM */
 	int (*lease)(void *rival, uint64_t leased_bytes);
 	void (*figures)(void *rival, struct rival_figures *ret);
 };
 
-extern const struct rival rival_ours, rival_torch, rival_torch_expandable, rival_buddy, rival_best_fit;
+extern const struct rival rival_ours, rival_torch, rival_torch_expandable;
+extern const struct rival rival_buddy, rival_best_fit;
 /* The same models where set_per_process_memory_fraction() is the limit and not the card. */
 extern const struct rival rival_torch_fraction, rival_torch_expandable_fraction;
 
@@ -76,5 +77,5 @@ struct outcome {
 void replay(const struct rival *rival, const struct trace *t, uint64_t limit_bytes,
 	    struct outcome *ret);
 
-/* The least memory in which the trace fits, to a thousandth of what is live; 0: not in four times that. */
+/* The least memory in which the trace fits, in thousandths of what is live; 0: not in four times it. */
 uint64_t replay_needs(const struct rival *rival, const struct trace *t);

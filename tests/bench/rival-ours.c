@@ -20,14 +20,14 @@
 #define BUFFERS_MAX 64
 
 struct owner {
-	size_t weights_bytes;	       /* of all tensors, as they are laid one after another */
-	uint32_t n_weights;	       /* that are there */
+	size_t weights_bytes; /* of all tensors, as they are laid one after another */
+	uint32_t n_weights;   /* that are there */
 	struct vram_region *weights;
-	size_t buffers_bytes;	       /* the plan of its largest pass */
+	size_t buffers_bytes; /* the plan of its largest pass */
 	struct pagepool pool;
 	uint32_t n_backed, n_live, n_pages;
 	uint64_t *live;
-	uint32_t *objects;	       /* by page */
+	uint32_t *objects; /* by page */
 };
 
 struct ours {
@@ -103,7 +103,8 @@ static void learn_owner(struct ours *a, uint32_t index)
 
 		if (kind->owner != index || kind->class != 'k' || o->pool.region)
 			continue;
-		if (pagepool_init(&o->pool, a->v, "kv", kind->bytes, a->limit / kind->bytes + 1) < 0)
+		if (pagepool_init(&o->pool, a->v, "kv", kind->bytes, a->limit / kind->bytes + 1) <
+		    0)
 			abort();
 		o->n_pages = o->pool.n_groups * o->pool.group_pages;
 		o->live = calloc(o->n_pages / 64 + 1, sizeof(*o->live));
@@ -190,7 +191,9 @@ static bool reclaim(struct ours *a)
 
 	for (uint32_t i = 0; i < OWNERS_MAX; i++) {
 		struct owner *o = &a->owners[i];
-		const uint32_t spare = o->pool.region ? (o->n_backed - o->n_live) / o->pool.group_pages : 0;
+		const uint32_t spare = o->pool.region
+					       ? (o->n_backed - o->n_live) / o->pool.group_pages
+					       : 0;
 
 		if (spare > most) {
 			most = spare;

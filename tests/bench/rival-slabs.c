@@ -129,7 +129,7 @@ static void give(struct slab *s, struct place *p, uint64_t bytes)
 		if (s->is_buddy)
 			other = buddy_of(p);
 		else
-			other = p->next && !p->next->is_used ? p->next
+			other = p->next && !p->next->is_used   ? p->next
 				: p->prev && !p->prev->is_used ? p->prev
 							       : NULL;
 		if (!other)
@@ -241,4 +241,5 @@ static void close_slab(void *rival)
 }
 
 const struct rival rival_buddy = { "buddy", open_buddy, close_slab, add, drop, lease, figures };
-const struct rival rival_best_fit = { "best fit", open_best_fit, close_slab, add, drop, lease, figures };
+const struct rival rival_best_fit = { "best fit", open_best_fit, close_slab, add,
+				      drop,	  lease,	 figures };

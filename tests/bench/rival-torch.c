@@ -26,7 +26,8 @@
 #define LARGE_SEGMENT (20 * MIB)
 #define LARGE_MIN (10 * MIB)
 #define MAX_SPLIT (512 * MIB)
-#define FRACTION_CARD (140ull << 30) /* an H200, of which set_per_process_memory_fraction() leaves some */
+#define FRACTION_CARD                                                                              \
+	(140ull << 30) /* an H200, of which set_per_process_memory_fraction() leaves some */
 
 struct block {
 	uint64_t at, size;
@@ -118,7 +119,8 @@ static uint64_t segment_bytes(uint64_t size)
 {
 	if (size <= SMALL_MAX)
 		return SMALL_SEGMENT;
-	return size < LARGE_MIN ? LARGE_SEGMENT : (size + SMALL_SEGMENT - 1) / SMALL_SEGMENT * SMALL_SEGMENT;
+	return size < LARGE_MIN ? LARGE_SEGMENT
+				: (size + SMALL_SEGMENT - 1) / SMALL_SEGMENT * SMALL_SEGMENT;
 }
 
 static uint64_t max_split(const struct torch *a)
@@ -140,7 +142,8 @@ static struct block *find_free(struct torch *a, struct pool *pool, uint64_t size
 
 	if (i == s->n)
 		return NULL;
-	while (a->is_expandable && i + 1 < s->n && reach(s->keys[i + 1].block) < reach(s->keys[i].block))
+	while (a->is_expandable && i + 1 < s->n &&
+	       reach(s->keys[i + 1].block) < reach(s->keys[i].block))
 		i++;
 	b = s->keys[i].block;
 	if (size < max_split(a) ? b->size >= max_split(a) : b->size >= size + LARGE_SEGMENT)
@@ -173,7 +176,8 @@ static struct block *find_room(struct torch *a, struct pool *pool, uint64_t size
 	}
 	/* an eighth more addresses than the card has memory */
 	card = a->is_fraction ? FRACTION_CARD : a->limit;
-	range = new_block(pool, a->next_at, card / 8 * 9 / LARGE_SEGMENT * LARGE_SEGMENT + LARGE_SEGMENT);
+	range = new_block(pool, a->next_at,
+			  card / 8 * 9 / LARGE_SEGMENT * LARGE_SEGMENT + LARGE_SEGMENT);
 	range->is_mapped = false;
 	a->next_at += 2 * range->size;
 	a->calls++;
@@ -181,7 +185,7 @@ static struct block *find_room(struct torch *a, struct pool *pool, uint64_t size
 	return range;
 }
 
-/* Backs the first @size bytes of a hole, in whole granules. The hole begins at one. False: no memory. */
+/* Backs the first @size bytes of a hole, which begins at a granule. False: no memory. */
 static bool map(struct torch *a, struct block *b, uint64_t size)
 {
 	const uint64_t granule = b->pool->is_small ? SMALL_SEGMENT : LARGE_SEGMENT;
@@ -315,7 +319,8 @@ static int add(void *rival, uint32_t object)
 	if (!b)
 		return -ENOMEM;
 	rest = b->size - size;
-	if (pool->is_small || a->is_expandable ? rest >= UNIT : size < max_split(a) && rest > SMALL_MAX)
+	if (pool->is_small || a->is_expandable ? rest >= UNIT
+					       : size < max_split(a) && rest > SMALL_MAX)
 		put(split(b, size));
 	b->is_allocated = true;
 	a->allocated += b->size;

@@ -116,7 +116,9 @@ static void a_buddy_rounds_to_powers_of_two_and_joins_halves(void **state)
 
 static void best_fit_takes_the_smallest_hole_and_joins_neighbours(void **state)
 {
-	static const uint64_t bytes[] = { 30 * MIB, MIB, 20 * MIB, MIB, 19 * MIB, 30 * MIB, 51 * MIB };
+	static const uint64_t bytes[] = {
+		30 * MIB, MIB, 20 * MIB, MIB, 19 * MIB, 30 * MIB, 51 * MIB
+	};
 	struct trace t;
 	void *r = opened(&rival_best_fit, &t, bytes, 7, 52 * MIB);
 

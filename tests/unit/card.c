@@ -25,7 +25,8 @@ static struct card_chunk *by_handle(struct card *c, uint64_t handle)
 static struct card_chunk *by_address(struct card *c, uint64_t at)
 {
 	for (uint32_t i = 0; i < c->n_chunks; i++)
-		if (c->chunks[i].at && c->chunks[i].at <= at && at - c->chunks[i].at < c->chunks[i].bytes)
+		if (c->chunks[i].at && c->chunks[i].at <= at &&
+		    at - c->chunks[i].at < c->chunks[i].bytes)
 			return &c->chunks[i];
 	return NULL;
 }
@@ -172,7 +173,8 @@ static int copy(void *card, uint64_t to, uint64_t from, size_t bytes)
 	struct card *c = card;
 	const struct card_chunk *a = by_address(c, from), *b = by_address(c, to);
 
-	assert(a && b && a == by_address(c, from + bytes - 1) && b == by_address(c, to + bytes - 1));
+	assert(a && b && a == by_address(c, from + bytes - 1) &&
+	       b == by_address(c, to + bytes - 1));
 	assert(a->access != VRAM_NO_ACCESS && b->access == VRAM_READ_WRITE);
 	assert(to + bytes <= from || from + bytes <= to);
 	if (fails(c))

@@ -42,8 +42,11 @@ static struct memplan air_on(uint32_t n_gpus, const char *card, uint32_t context
 
 static void a_card_has_what_it_is_sold_for_less_what_its_driver_keeps(void **state)
 {
-	static const struct { const char *text; double least, most; } sold[] = {
-		{ "24GB", 23.50, 23.64 }, { "48GB", 47.30, 47.40 }, { "80GB", 79.00, 79.11 },
+	static const struct {
+		const char *text;
+		double least, most;
+	} sold[] = {
+		{ "24GB", 23.50, 23.64 }, { "48GB", 47.30, 47.40 },  { "80GB", 79.00, 79.11 },
 		{ "96GB", 94.90, 94.97 }, { "141GB", 139.4, 139.8 },
 	};
 	uint64_t bytes;
@@ -51,7 +54,8 @@ static void a_card_has_what_it_is_sold_for_less_what_its_driver_keeps(void **sta
 	(void)state;
 	for (size_t i = 0; i < ARRAY_SIZE(sold); i++) {
 		assert_int_equal(memplan_card_bytes(sold[i].text, &bytes, NULL), 0);
-		assert_true((double)bytes / GIB > sold[i].least && (double)bytes / GIB < sold[i].most);
+		assert_true((double)bytes / GIB > sold[i].least &&
+			    (double)bytes / GIB < sold[i].most);
 	}
 	assert_int_equal(memplan_card_bytes("94.5GiB", &bytes, NULL), 0);
 	assert_int_equal(bytes, 189 * GIB / 2);
@@ -61,8 +65,8 @@ static void a_card_has_what_it_is_sold_for_less_what_its_driver_keeps(void **sta
 
 static void what_is_no_size_is_refused(void **state)
 {
-	static const char *const texts[] = { "", "GB", "96", "96gb", "96 GB", "96GBx", "-96GB", "0GB", "0.2GB",
-					     "nanGB", "infGiB", "1e9GB" };
+	static const char *const texts[] = { "",      "GB",  "96",    "96gb",  "96 GB",	 "96GBx",
+					     "-96GB", "0GB", "0.2GB", "nanGB", "infGiB", "1e9GB" };
 	struct err err = { 0 };
 	uint64_t bytes;
 
@@ -70,7 +74,9 @@ static void what_is_no_size_is_refused(void **state)
 	for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
 		assert_int_equal(memplan_card_bytes(texts[i], &bytes, &err), -EINVAL);
 	memplan_card_bytes("96", &bytes, &err);
-	assert_string_equal(err.text, "'96' is no size of a GPU's memory; 96GB (as it is sold) or 94.5GiB would be");
+	assert_string_equal(
+		err.text,
+		"'96' is no size of a GPU's memory; 96GB (as it is sold) or 94.5GiB would be");
 }
 
 static void air_has_the_bytes_that_its_checkpoint_has(void **state)
@@ -94,7 +100,12 @@ static void air_has_the_bytes_that_its_checkpoint_has(void **state)
 
 static void air_fits_with_room_to_spare(void **state)
 {
-	static const struct { uint32_t n_gpus; const char *card; uint32_t context; double spare; } bars[] = {
+	static const struct {
+		uint32_t n_gpus;
+		const char *card;
+		uint32_t context;
+		double spare;
+	} bars[] = {
 		{ 1, "96GB", 131072, 2.0 }, { 2, "48GB", 131072, 2.0 }, { 4, "24GB", 131072, 0.3 },
 		{ 1, "96GB", 65536, 2.0 },  { 2, "48GB", 65536, 2.0 },	{ 4, "24GB", 65536, 2.0 },
 	};
@@ -112,8 +123,14 @@ static void air_fits_with_room_to_spare(void **state)
 
 static void the_largest_steps_that_can_be_set_fit_too(void **state)
 {
-	static const struct { uint32_t n_gpus; const char *card; double spare; } bars[] = {
-		{ 1, "96GB", 2.0 }, { 2, "48GB", 2.0 }, { 4, "24GB", 0.3 },
+	static const struct {
+		uint32_t n_gpus;
+		const char *card;
+		double spare;
+	} bars[] = {
+		{ 1, "96GB", 2.0 },
+		{ 2, "48GB", 2.0 },
+		{ 4, "24GB", 0.3 },
 	};
 
 	(void)state;
@@ -139,7 +156,8 @@ static void what_does_not_fit_is_refused_with_the_context_that_would(void **stat
 	(void)state;
 	assert_true(p.spare_bytes < 0);
 	assert_int_equal(memplan_fits(&p, &err), -ENOSPC);
-	assert_non_null(strstr(err.text, "131072 tokens of context do not fit: each GPU wants 10."));
+	assert_non_null(
+		strstr(err.text, "131072 tokens of context do not fit: each GPU wants 10."));
 	snprintf(end, sizeof(end), "; %u tokens would fit", p.context_fits);
 	assert_non_null(strstr(err.text, end));
 	assert_true(p.context_fits > 60000 && p.context_fits < 80000);
@@ -172,11 +190,14 @@ static void what_cannot_be_divided_is_named(void **state)
 	(void)state;
 	memplan_air(&air);
 	assert_int_equal(memplan_make(&air, &l, &p, &err), -ENOTSUP);
-	assert_string_equal(err.text, "1408 columns of the routed experts cannot be divided among 8 GPUs in "
-				      "multiples of 32");
+	assert_string_equal(err.text,
+			    "1408 columns of the routed experts cannot be divided among 8 GPUs in "
+			    "multiples of 32");
 	l.n_gpus = 3;
 	assert_int_equal(memplan_make(&air, &l, &p, &err), -ENOTSUP);
-	assert_string_equal(err.text, "96 heads with 8 heads of keys and values cannot be divided among 3 GPUs");
+	assert_string_equal(
+		err.text,
+		"96 heads with 8 heads of keys and values cannot be divided among 3 GPUs");
 	l.n_gpus = 9;
 	assert_int_equal(memplan_make(&air, &l, &p, &err), -EINVAL);
 	l.n_gpus = 0;
@@ -310,7 +331,8 @@ static void a_plan_can_be_read(void **state)
 	memplan_print(&p, &air, f);
 	fclose(f);
 	assert_non_null(strstr(text, "GPUs               4, 23.550 GiB each\n"));
-	assert_non_null(strstr(text, "  KV cache                     5.750 GiB  2048 pages of 2.875 MiB, in groups of 16\n"));
+	assert_non_null(strstr(text, "  KV cache                     5.750 GiB  2048 pages of "
+				     "2.875 MiB, in groups of 16\n"));
 	assert_non_null(strstr(text, "longest context    131072 tokens\n"));
 	assert_non_null(strstr(text, "  NCCL "));
 }

@@ -65,7 +65,8 @@ static void a_plan_is_asked_for_with_model_and_memory(void **state)
 	struct err err = { 0 };
 
 	(void)state;
-	assert_int_equal(PARSE(&o, &err, "--plan", "--model", "air", "--vram", "24GB", "--gpus", "4"), 0);
+	assert_int_equal(
+		PARSE(&o, &err, "--plan", "--model", "air", "--vram", "24GB", "--gpus", "4"), 0);
 	assert_int_equal(o.action, OPTIONS_PLAN);
 	assert_string_equal(o.vram, "24GB");
 	assert_string_equal(o.gpus, "4");
@@ -76,8 +77,8 @@ static void help_names_every_option(void **state)
 	static const char *const names[] = { "--model DIR",	"--socket PATH", "--state DIR",
 					     "--set KEY=VALUE", "--config FILE", "--check-config",
 					     "--print-config",	"--inspect DIR", "--memory SIZE",
-					     "--plan",	"--vram SIZE",
-					     "--gpus N",	"--version",	"--help" };
+					     "--plan",		"--vram SIZE",	 "--gpus N",
+					     "--version",	"--help" };
 	char text[8192] = "";
 	FILE *f = fmemopen(text, sizeof(text) - 1, "w");
 

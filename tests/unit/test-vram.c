@@ -166,7 +166,8 @@ static void write_pages(struct world *w, const struct pagepool *p, const uint64_
 	for (uint32_t i = 0; i < p->n_groups * p->group_pages; i++)
 		if (page_bit(live, i)) {
 			*card_word(&w->card, vram_at(p->region) + i * p->page_bytes) = i + 1;
-			*card_word(&w->card, vram_at(p->region) + (i + 1) * p->page_bytes - 1) = i + 1;
+			*card_word(&w->card, vram_at(p->region) + (i + 1) * p->page_bytes - 1) = i +
+												 1;
 		}
 }
 
@@ -186,10 +187,11 @@ static void find_pages(struct world *w, const struct pagepool *p, const uint64_t
 		assert_true(pagepool_has(p, at));
 		assert_false(taken[at]);
 		taken[at] = true;
-		assert_int_equal(*card_word(&w->card, vram_at(p->region) + at * p->page_bytes), i + 1);
-		assert_int_equal(*card_word(&w->card,
-					    vram_at(p->region) + (at + 1) * p->page_bytes - 1),
+		assert_int_equal(*card_word(&w->card, vram_at(p->region) + at * p->page_bytes),
 				 i + 1);
+		assert_int_equal(
+			*card_word(&w->card, vram_at(p->region) + (at + 1) * p->page_bytes - 1),
+			i + 1);
 	}
 }
 
@@ -216,7 +218,8 @@ static void a_pool_gives_back_groups_by_moving_the_fewest_pages(void **state)
 	assert_int_equal(f.largest_free_run, 2);
 	assert_true(f.fragmentation == 1.0);
 
-	assert_int_equal(pagepool_shrink(&p, 7, live, moves, &n), -ENOSPC); /* 14 need four groups */
+	assert_int_equal(pagepool_shrink(&p, 7, live, moves, &n),
+			 -ENOSPC); /* 14 need four groups */
 	assert_int_equal(n, 0);
 	assert_int_equal(pagepool_shrink(&p, 6, live, moves, &n), 0);
 	assert_int_equal(n, 6);
@@ -329,7 +332,8 @@ static void whichever_call_fails_nothing_is_lost_and_nothing_leaks(void **state)
 				}
 				n_failed += r < 0;
 				figures(w);
-				w->card.fail_at = 0; /* the card has recovered; tear_down() counts */
+				w->card.fail_at =
+					0; /* the card has recovered; tear_down() counts */
 				tear_down(&world);
 			}
 	assert_true(n_calls > 40);
@@ -399,12 +403,13 @@ int main(void)
 		cmocka_unit_test_setup_teardown(memory_comes_back_at_the_same_addresses, set_up,
 						tear_down),
 		cmocka_unit_test_setup_teardown(
-			out_of_memory_takes_nothing_and_says_how_much_was_wanted, set_up, tear_down),
+			out_of_memory_takes_nothing_and_says_how_much_was_wanted, set_up,
+			tear_down),
 		cmocka_unit_test_setup_teardown(a_limit_is_kept_although_the_card_has_more, set_up,
 						tear_down),
 		cmocka_unit_test(four_pages_of_air_fill_whole_granules),
-		cmocka_unit_test_setup_teardown(
-			a_pool_gives_back_groups_by_moving_the_fewest_pages, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(a_pool_gives_back_groups_by_moving_the_fewest_pages,
+						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(groups_without_a_live_page_go_without_a_copy,
 						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_pool_with_holes_is_packed_without_a_copy, set_up,

@@ -12,11 +12,11 @@
 #define TENSOR_ALIGN 256u
 #define STRIP_ROWS 16u
 #define GROUP_COLS 32u
-#define LIST_GRANULE 8u		    /* rows of one expert are computed by so many */
-#define SPLITS 768u		    /* pieces that attention is cut into at most, beyond one a row and head */
+#define LIST_GRANULE 8u /* rows of one expert are computed by so many */
+#define SPLITS 768u	/* pieces that attention is cut into at most, beyond one a row and head */
 #define BLAS_BYTES ((size_t)32 << 20)
 #define KERNELS_PER_LAYER 6u
-#define KERNELS_AROUND 4u	    /* embedding, last norm, head, sampling */
+#define KERNELS_AROUND 4u /* embedding, last norm, head, sampling */
 #define KV_ELEMENT_BYTES 2u
 
 void memplan_air(struct memplan_model *ret)
@@ -99,11 +99,16 @@ static uint64_t packed_bytes(enum weight_kind kind, uint64_t rows, uint64_t cols
 	const uint64_t n = round_up(rows, STRIP_ROWS) * round_up(cols, GROUP_COLS);
 
 	switch (kind) {
-	case WEIGHT_BF16: return n * 2;
-	case WEIGHT_F32: return n * 4;
-	case WEIGHT_INT4: return n / 2 + n / GROUP_COLS * 2;
-	case WEIGHT_INT4_F32: return n / 2 + n / GROUP_COLS * 4;
-	case WEIGHT_NONE: break;
+	case WEIGHT_BF16:
+		return n * 2;
+	case WEIGHT_F32:
+		return n * 4;
+	case WEIGHT_INT4:
+		return n / 2 + n / GROUP_COLS * 2;
+	case WEIGHT_INT4_F32:
+		return n / 2 + n / GROUP_COLS * 4;
+	case WEIGHT_NONE:
+		break;
 	}
 	return 0;
 }
@@ -117,8 +122,9 @@ static void refuse(struct count *c, enum memplan_part part, uint32_t n, const ch
 		   uint32_t unit)
 {
 	if (c->error == 0)
-		c->error = err_set(c->err, -ENOTSUP, "%u %s of the %s cannot be divided among %u GPUs "
-						     "in multiples of %u",
+		c->error = err_set(c->err, -ENOTSUP,
+				   "%u %s of the %s cannot be divided among %u GPUs "
+				   "in multiples of %u",
 				   n, what, memplan_part_name(part), c->n_gpus, unit);
 }
 
@@ -154,13 +160,14 @@ static void vector(struct count *c, uint64_t n)
 static void count_experts(struct count *c, const struct ck_layer *l)
 {
 	const struct config *k = &c->m->config;
-	const uint32_t n = l ? k->experts : 1, times = l ? 1 : k->experts; /* the unseen are all alike */
+	/* those of which nothing is known are all alike */
+	const uint32_t n = l ? k->experts : 1, times = l ? 1 : k->experts;
 
 	for (uint32_t e = 0; e < n; e++) {
 		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_gate[e] : NULL, WEIGHT_INT4,
 		       k->moe_ffn_dim, k->dim, BY_ROWS, times);
-		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_up[e] : NULL, WEIGHT_INT4,
-		       k->moe_ffn_dim, k->dim, BY_ROWS, times);
+		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_up[e] : NULL, WEIGHT_INT4, k->moe_ffn_dim,
+		       k->dim, BY_ROWS, times);
 		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_down[e] : NULL, WEIGHT_INT4, k->dim,
 		       k->moe_ffn_dim, BY_COLS, times);
 	}
@@ -215,12 +222,14 @@ static int count_weights(const struct memplan_model *m, struct memplan *p, struc
 								: (struct ck_tensor){ 0 } };
 
 	if (k->heads % c.n_gpus || k->kv_heads % c.n_gpus)
-		return err_set(err, -ENOTSUP,
-			       "%u heads with %u heads of keys and values cannot be divided among %u GPUs",
-			       k->heads, k->kv_heads, c.n_gpus);
+		return err_set(
+			err, -ENOTSUP,
+			"%u heads with %u heads of keys and values cannot be divided among %u GPUs",
+			k->heads, k->kv_heads, c.n_gpus);
 	matrix(&c, MEMPLAN_EMBEDDING, m->checkpoint ? &embed : NULL, WEIGHT_BF16, k->vocab, k->dim,
 	       BY_VOCAB, 1);
-	for (uint32_t i = k->layers; i-- > 0;) /* routed experts, the pickiest, before dense layers */
+	/* routed experts, which are the pickiest, before dense layers */
+	for (uint32_t i = k->layers; i-- > 0;)
 		count_layer(&c, i);
 	vector(&c, k->dim);
 	if (!k->tied_head)
@@ -242,35 +251,37 @@ void memplan_buffers(const struct config *c, const struct memplan_limits *limits
 {
 	const size_t n = limits->n_gpus, t = tokens, f32 = sizeof(float);
 	const size_t rows = MIN(tokens, limits->max_rows);
+	const size_t stream = t * c->dim * f32;
 	const size_t heads = c->heads / n * c->head_dim, kv = c->kv_heads / n * c->head_dim;
 	const size_t vocab = round_up((c->vocab - 1) / n + 1, STRIP_ROWS);
-	const size_t routed = (size_t)c->top_k * c->moe_ffn_dim / n, dense = c->dense_layers ? c->ffn_dim / n : 0;
-	const size_t moe = c->layers > c->dense_layers;
 	const size_t pieces = rows * (c->kv_heads / n) + SPLITS;
+	/* of layers with experts, if there are any */
+	const size_t moe = c->layers > c->dense_layers;
+	const size_t moe_ffn = moe * c->moe_ffn_dim / n;
+	const size_t dense_ffn = c->dense_layers ? c->ffn_dim / n : 0;
+	const size_t listed = t * c->top_k + (size_t)c->experts * LIST_GRANULE;
+	const size_t plain = t > MEMPLAN_PLAIN_TOKENS ? 3 * c->dim * moe_ffn : 0;
 	const struct lifetime buffers[MEMPLAN_BUFFERS] = {
-		[MEMPLAN_HIDDEN] = { t * c->dim * f32, BEGIN, FINISH, 0 },
-		[MEMPLAN_NORM] = { t * c->dim * f32, BEGIN, QKV, 0 },
+		[MEMPLAN_HIDDEN] = { stream, BEGIN, FINISH, 0 },
+		[MEMPLAN_NORM] = { stream, BEGIN, QKV, 0 },
 		[MEMPLAN_Q] = { t * heads * f32, QKV, ATTEND, 0 },
 		[MEMPLAN_K] = { t * kv * f32, QKV, ATTEND, 0 },
 		[MEMPLAN_V] = { t * kv * f32, QKV, ATTEND, 0 },
 		[MEMPLAN_PARTIALS] = { pieces * (c->heads / c->kv_heads) * (c->head_dim + 2) * f32,
 				       ATTEND, ATTEND, 0 },
 		[MEMPLAN_ATTENDED] = { t * heads * f32, ATTEND, PROJECT, 0 },
-		[MEMPLAN_SUMMED] = { n > 1 ? t * c->dim * f32 : 0, PROJECT, PROJECT, 0 },
-		[MEMPLAN_NORM2] = { t * c->dim * f32, ROUTE, GATE_UP, 0 },
+		[MEMPLAN_SUMMED] = { n > 1 ? stream : 0, PROJECT, PROJECT, 0 },
+		[MEMPLAN_NORM2] = { stream, ROUTE, GATE_UP, 0 },
 		[MEMPLAN_SCORES] = { moe * t * c->experts * f32, ROUTE, ROUTE, 0 },
 		[MEMPLAN_CHOSEN] = { moe * t * c->top_k * 2 * f32, ROUTE, DOWN, 0 },
-		[MEMPLAN_LISTS] = { moe * (t * c->top_k + (size_t)c->experts * LIST_GRANULE + c->experts + 1) *
-					    sizeof(uint32_t),
-				    ROUTE, DOWN, 0 },
-		[MEMPLAN_ACTIVATED] = { t * MAX(moe * routed, dense) * f32, GATE_UP, DOWN, 0 },
-		[MEMPLAN_SHARED_ACTIVATED] = { moe * t * c->moe_ffn_dim / n * c->shared_experts * f32,
-					       GATE_UP, DOWN, 0 },
-		[MEMPLAN_PLAIN] = { t > MEMPLAN_PLAIN_TOKENS
-					    ? moe * 3 * c->dim * (c->moe_ffn_dim / n) * sizeof(uint16_t)
-					    : 0,
-				    GATE_UP, DOWN, 0 },
-		[MEMPLAN_ADDED] = { t * c->dim * f32, DOWN, DOWN, 0 },
+		[MEMPLAN_LISTS] = { moe * (listed + c->experts + 1) * sizeof(uint32_t), ROUTE, DOWN,
+				    0 },
+		[MEMPLAN_ACTIVATED] = { t * MAX(c->top_k * moe_ffn, dense_ffn) * f32, GATE_UP, DOWN,
+					0 },
+		[MEMPLAN_SHARED_ACTIVATED] = { t * c->shared_experts * moe_ffn * f32, GATE_UP, DOWN,
+					       0 },
+		[MEMPLAN_PLAIN] = { plain * sizeof(uint16_t), GATE_UP, DOWN, 0 },
+		[MEMPLAN_ADDED] = { stream, DOWN, DOWN, 0 },
 		[MEMPLAN_LAST] = { rows * c->dim * f32, FINISH, FINISH, 0 },
 		[MEMPLAN_LOGITS] = { rows * vocab * f32, FINISH, FINISH, 0 },
 		[MEMPLAN_BLAS] = { BLAS_BYTES, BEGIN, FINISH, 0 },
@@ -288,8 +299,8 @@ static void add_pass(const struct config *c, struct memplan *p, uint32_t tokens,
 	pass->tokens = tokens;
 	pass->decode = decode;
 	pass->bytes = lifetimes_place(buffers, MEMPLAN_BUFFERS, MEMPLAN_BUFFER_ALIGN);
-	p->part_bytes[MEMPLAN_WORKSPACE] =
-		MAX(p->part_bytes[MEMPLAN_WORKSPACE], vram_round(pass->bytes));
+	p->part_bytes[MEMPLAN_WORKSPACE] = MAX(p->part_bytes[MEMPLAN_WORKSPACE],
+					       vram_round(pass->bytes));
 }
 
 static void count_passes(const struct config *c, struct memplan *p)
@@ -299,13 +310,13 @@ static void count_passes(const struct config *c, struct memplan *p)
 	for (; rows < p->limits.max_rows; rows *= 2)
 		add_pass(c, p, rows, true);
 	add_pass(c, p, p->limits.max_rows, true);
-	p->part_bytes[MEMPLAN_GRAPHS] = vram_round((uint64_t)p->n_passes *
-						   (c->layers * KERNELS_PER_LAYER + KERNELS_AROUND) *
-						   MEMPLAN_NODE_BYTES);
+	p->part_bytes[MEMPLAN_GRAPHS] =
+		vram_round((uint64_t)p->n_passes *
+			   (c->layers * KERNELS_PER_LAYER + KERNELS_AROUND) * MEMPLAN_NODE_BYTES);
 	add_pass(c, p, MAX(p->limits.batch_tokens, p->limits.max_rows), false);
 }
 
-/* Of each slot the counts of every token, for penalties; of two steps the tokens, positions and page tables. */
+/* Of each slot every token's count, for penalties; of two steps tokens, positions, page tables. */
 static uint64_t slots_bytes(const struct config *c, const struct memplan_limits *l)
 {
 	const uint64_t vocab = round_up((c->vocab - 1) / l->n_gpus + 1, STRIP_ROWS);
@@ -343,9 +354,11 @@ static int check_limits(const struct memplan_limits *l, struct err *err)
 	if (l->n_gpus == 0 || l->n_gpus > MEMPLAN_GPUS_MAX)
 		return err_set(err, -EINVAL, "%u GPUs; from 1 to %u are possible", l->n_gpus,
 			       MEMPLAN_GPUS_MAX);
-	if (l->context_tokens == 0 || l->page_tokens == 0 || l->max_rows == 0 || l->batch_tokens == 0)
+	if (l->context_tokens == 0 || l->page_tokens == 0 || l->max_rows == 0 ||
+	    l->batch_tokens == 0)
 		return err_set(err, -EINVAL,
-			       "a context of %u tokens in pages of %u, %u rows and %u tokens a step make no plan",
+			       "a context of %u tokens in pages of %u, %u rows and %u tokens a "
+			       "step make no plan",
 			       l->context_tokens, l->page_tokens, l->max_rows, l->batch_tokens);
 	return 0;
 }
@@ -374,7 +387,8 @@ int memplan_make(const struct memplan_model *m, const struct memplan_limits *lim
 	count_passes(c, &p);
 	p.part_bytes[MEMPLAN_SLOTS] = slots_bytes(c, limits);
 	if (limits->n_gpus > 1)
-		p.part_bytes[MEMPLAN_RANKS] = MEMPLAN_RANKS_BYTES + limits->n_gpus * MEMPLAN_RANK_BYTES;
+		p.part_bytes[MEMPLAN_RANKS] = MEMPLAN_RANKS_BYTES +
+					      limits->n_gpus * MEMPLAN_RANK_BYTES;
 	p.part_bytes[MEMPLAN_DRIVER] = MEMPLAN_CONTEXT_BYTES;
 
 	p.total_bytes = p.weights_bytes;
@@ -396,12 +410,14 @@ int memplan_fits(const struct memplan *p, struct err *err)
 		return 0;
 	if (p->context_fits == 0)
 		return err_set(err, -ENOSPC,
-			       "no context fits: each GPU wants %.2f GiB more for %u tokens, %.2f GiB for the "
+			       "no context fits: each GPU wants %.2f GiB more for %u tokens, %.2f "
+			       "GiB for the "
 			       "rest alone",
 			       wanted, p->limits.context_tokens,
 			       wanted - (double)p->part_bytes[MEMPLAN_KV] / GIB);
 	return err_set(err, -ENOSPC,
-		       "%u tokens of context do not fit: each GPU wants %.2f GiB more; %u tokens would fit",
+		       "%u tokens of context do not fit: each GPU wants %.2f GiB more; %u tokens "
+		       "would fit",
 		       p->limits.context_tokens, wanted, p->context_fits);
 }
 
@@ -417,7 +433,8 @@ void memplan_print(const struct memplan *p, const struct memplan_model *m, FILE 
 
 	fprintf(f, "model              %s: %u layers, %u experts\n", m->name, m->config.layers,
 		m->config.experts);
-	fprintf(f, "GPUs               %u, %.3f GiB each\n", l->n_gpus, (double)l->card_bytes / GIB);
+	fprintf(f, "GPUs               %u, %.3f GiB each\n", l->n_gpus,
+		(double)l->card_bytes / GIB);
 	fprintf(f, "context            %u tokens, %u sequences at once, %u tokens a step\n",
 		l->context_tokens, l->max_rows, l->batch_tokens);
 	fprintf(f, "on each GPU\n");
@@ -447,8 +464,11 @@ int memplan_card_bytes(const char *text, uint64_t *ret, struct err *err)
 	static const struct {
 		const char *unit;
 		double bytes;
-	} units[] = { { "GB", GIB },	       { "GiB", GIB }, { "G", GIB },
-		      { "MiB", 1024.0 * 1024 }, { "M", 1024.0 * 1024 } };
+	} units[] = { { "GB", GIB },
+		      { "GiB", GIB },
+		      { "G", GIB },
+		      { "MiB", 1024.0 * 1024 },
+		      { "M", 1024.0 * 1024 } };
 	char *end = NULL;
 	const double n = strtod(text, &end);
 
@@ -464,6 +484,8 @@ int memplan_card_bytes(const char *text, uint64_t *ret, struct err *err)
 		*ret = (uint64_t)bytes;
 		return 0;
 	}
-	return err_set(err, -EINVAL,
-		       "'%.40s' is no size of a GPU's memory; 96GB (as it is sold) or 94.5GiB would be", text);
+	return err_set(
+		err, -EINVAL,
+		"'%.40s' is no size of a GPU's memory; 96GB (as it is sold) or 94.5GiB would be",
+		text);
 }

@@ -13,7 +13,7 @@
 #include "daemon/exec/weights/checkpoint.h"
 
 #define MEMPLAN_GPUS_MAX 8
-#define MEMPLAN_CONTEXT 131072u /* tokens, where nothing else is said: or the model's maximum, if that is less */
+#define MEMPLAN_CONTEXT 131072u /* tokens where nothing is said, or the model's maximum if that is less */
 
 /*
  * Assumed, in bytes a card:
@@ -136,6 +136,6 @@ enum memplan_buffer {
 #define MEMPLAN_BUFFER_ALIGN 256
 
 struct lifetime;
-/* @ret: MEMPLAN_BUFFERS of them. @tokens at most batch_tokens; heads, widths and vocab are one rank's. */
+/* @ret	MEMPLAN_BUFFERS of them, of one rank;  @tokens	at most batch_tokens */
 void memplan_buffers(const struct config *c, const struct memplan_limits *limits, uint32_t tokens,
 		     struct lifetime *ret);
