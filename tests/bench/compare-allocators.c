@@ -119,7 +119,7 @@ static uint64_t number(const json_t *row, const char *key)
 	return json_is_integer(value) ? (uint64_t)json_integer_value(value) : 0;
 }
 
-/* One row of torch-stats.py. Returns by what share the model is off in bytes reserved or allocated. */
+/* One row of torch-stats.py. Returns by what share the model's bytes are off. */
 static double compare_row(const json_t *row, const struct trace *t)
 {
 	const char *mode = json_string_value(json_object_get(row, "mode"));

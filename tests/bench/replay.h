@@ -77,5 +77,5 @@ struct outcome {
 void replay(const struct rival *rival, const struct trace *t, uint64_t limit_bytes,
 	    struct outcome *ret);
 
-/* The least memory in which the trace fits, in thousandths of what is live; 0: not in four times it. */
+/* The least memory that the trace fits in, to a thousandth of what is live; 0: over four times it. */
 uint64_t replay_needs(const struct rival *rival, const struct trace *t);

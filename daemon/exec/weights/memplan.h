@@ -13,7 +13,7 @@
 #include "daemon/exec/weights/checkpoint.h"
 
 #define MEMPLAN_GPUS_MAX 8
-#define MEMPLAN_CONTEXT 131072u /* tokens where nothing is said, or the model's maximum if that is less */
+#define MEMPLAN_CONTEXT 131072u /* tokens where nothing is said; or the model's maximum */
 
 /*
  * Assumed, in bytes a card:
