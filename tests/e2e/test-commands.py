@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The commands that scripts rely on, against the reference data, through the real daemon."""
 import contextlib
+import re
 
 from steamd_e2e import *
 
@@ -315,6 +316,20 @@ def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():
 
         wait_for(has_left, 20, "the chat's end")
         assert "hello there" in (d.dir / "xdg" / "steamctl" / "history").read_text().replace("\\040", " ")
+
+
+def mem_shows_what_is_held_and_draws_the_pages():
+    with Daemon("air", "KVCacheSize=64M") as d:
+        d.ctl("complete", "--max-tokens", "4", "some words to be kept")
+        kv = d.status()["kv"]
+        shown = d.ctl("mem").decode()
+        assert 0 < len(kv["map"]) <= 256 and set(kv["map"]) <= set(".o+#"), kv
+        assert 0 < kv["largest_free_run"] <= kv["free_pages"] and 0 <= kv["fragmentation"] < 1, kv
+        assert 0 < kv["resident_bytes"] <= kv["bytes"], kv
+        assert f"{kv['pages']} pages" in shown and f"{kv['largest_free_run']} pages" in shown, shown
+        assert re.search(r"^weights +[0-9.]+ MiB$", shown, re.M), shown
+        assert "".join(line.split()[-1] for line in shown.splitlines() if re.search(r"^(map)? +[.o+#]+$", line)) == kv["map"], shown
+        assert json.loads(d.ctl("mem", "--json"))["kv"]["pages"] == kv["pages"]
 
 
 def status_shows_the_model_and_where_defaults_come_from():
