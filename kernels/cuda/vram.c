@@ -219,25 +219,37 @@ static int undo(struct vram_region *r, uint32_t i)
 	return 0;
 }
 
+/* Counts a chunk that is there now, whoever made it. */
+static void made(struct vram_region *r, uint32_t i)
+{
+	struct vram_figures *f = &r->v->figures;
+
+	r->chunks[i].state = MADE;
+	f->taken_bytes += bytes_of(r, i);
+	if (f->taken_bytes > f->peak_bytes)
+		f->peak_bytes = f->taken_bytes;
+}
+
+static bool over_limit(const struct vram_region *r, uint32_t i)
+{
+	return r->v->figures.taken_bytes + bytes_of(r, i) > r->v->figures.limit_bytes;
+}
+
 /* From nothing, or from where the last attempt stuck, to MAPPED. */
 static int make(struct vram_region *r, uint32_t i)
 {
 	struct vram *v = r->v;
-	struct vram_figures *f = &v->figures;
 	struct chunk *c = &r->chunks[i];
 	const size_t bytes = bytes_of(r, i);
 	int error;
 
 	if (c->state == NONE) {
-		if (f->taken_bytes + bytes > f->limit_bytes)
+		if (over_limit(r, i))
 			return -ENOMEM;
 		error = v->ops->create(called(v, VRAM_CREATE), bytes, &c->handle);
 		if (error < 0)
 			return error;
-		c->state = MADE;
-		f->taken_bytes += bytes;
-		if (f->taken_bytes > f->peak_bytes)
-			f->peak_bytes = f->taken_bytes;
+		made(r, i);
 	}
 	if (c->state == MADE) {
 		error = v->ops->map(called(v, VRAM_MAP), at_of(r, i), c->handle, bytes);
@@ -368,6 +380,37 @@ int vram_seal(struct vram_region *r)
 		}
 	}
 	return 0;
+}
+
+int vram_export(struct vram_region *r, uint32_t chunk, int *ret_fd)
+{
+	if (!vram_is_backed(r, chunk))
+		return -EINVAL;
+	return r->v->ops->export_fd(called(r->v, VRAM_EXPORT), r->chunks[chunk].handle, ret_fd);
+}
+
+int vram_adopt(struct vram_region *r, uint32_t chunk, int fd)
+{
+	struct vram *v = r->v;
+	int error;
+
+	if (chunk >= r->n_chunks || r->chunks[chunk].state != NONE)
+		return -EINVAL;
+	if (over_limit(r, chunk))
+		return -ENOMEM;
+	error = v->ops->import_fd(called(v, VRAM_IMPORT), fd, bytes_of(r, chunk),
+				  &r->chunks[chunk].handle);
+	if (error < 0)
+		return error;
+	made(r, chunk);
+	error = make(r, chunk);
+	if (error == 0)
+		error = set_access(r, chunk, 1, VRAM_READ);
+	if (error < 0)
+		undo(r, chunk);
+	else
+		r->chunks[chunk].state = BACKED;
+	return error;
 }
 
 int vram_copy(struct vram_region *r, size_t to, size_t from, size_t bytes)

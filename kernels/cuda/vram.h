@@ -34,11 +34,15 @@ struct vram_ops {
 	int (*access)(void *card, uint64_t at, size_t bytes, enum vram_access access);
 	/* From one mapped place to another that does not overlap it. */
 	int (*copy)(void *card, uint64_t to, uint64_t from, size_t bytes);
+	/* A descriptor, the caller's, that keeps the chunk and its contents beyond this process. */
+	int (*export_fd)(void *card, uint64_t chunk, int *ret_fd);
+	/* The chunk of such a descriptor, which stays the caller's. */
+	int (*import_fd)(void *card, int fd, size_t bytes, uint64_t *ret_chunk);
 };
 
 enum vram_call {
 	VRAM_CREATE, VRAM_RELEASE, VRAM_RESERVE, VRAM_UNRESERVE, VRAM_MAP, VRAM_UNMAP, VRAM_ACCESS,
-	VRAM_COPY, VRAM_CALLS,
+	VRAM_COPY, VRAM_EXPORT, VRAM_IMPORT, VRAM_CALLS,
 };
 
 struct vram;
@@ -118,6 +122,17 @@ int vram_unback(struct vram_region *r, uint32_t first, uint32_t n);
 int vram_remap(struct vram_region *r, uint32_t to, uint32_t from);
 /* All that is backed: read-only from here on, until it is backed anew. 0 or what the card says. */
 int vram_seal(struct vram_region *r);
+/*
+ * A descriptor of a backed chunk, which is the caller's: while anybody holds it
+ * the contents stay, whatever becomes of this process. 0, -EINVAL or what the card says.
+ */
+int vram_export(struct vram_region *r, uint32_t chunk, int *ret_fd);
+/*
+ * Puts what another process exported behind a chunk that has nothing, to be
+ * read only; it is the same size. @fd stays the caller's. Returns 0; -EINVAL;
+ * -ENOMEM: over the limit; or what the card says: then nothing is there.
+ */
+int vram_adopt(struct vram_region *r, uint32_t chunk, int fd);
 /* Between backed places of a region. */
 int vram_copy(struct vram_region *r, size_t to, size_t from, size_t bytes);
 

@@ -169,6 +169,10 @@ static void compare_stats(const char *path, struct trace *const *traces, int n)
 	if (n_rows > 0 && worst <= STATS_WITHIN)
 		printf("\nPyTorch's model is validated: %u runs, at most %.2f %% off.\n", n_rows,
 		       100 * worst);
+	else if (n_rows > 0 && isinf(worst))
+		printf("\nPyTorch's model is unvalidated: in one of %u runs it differs in what "
+		       "fits.\n",
+		       n_rows);
 	else if (n_rows > 0)
 		printf("\nPyTorch's model is unvalidated: of %u runs one is %.2f %% off.\n", n_rows,
 		       100 * worst);

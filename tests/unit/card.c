@@ -40,29 +40,45 @@ static bool is_reserved(const struct card *c, uint64_t at, size_t bytes)
 	return false;
 }
 
+static uint64_t add_chunk(struct card *c, struct card_memory *memory)
+{
+	if (c->n_chunks == c->room) {
+		c->room = c->room ? 2 * c->room : 64;
+		c->chunks = realloc(c->chunks, c->room * sizeof(*c->chunks));
+		assert(c->chunks);
+	}
+	c->chunks[c->n_chunks++] = (struct card_chunk){ .handle = ++c->next_handle,
+							.bytes = memory->bytes,
+							.memory = memory };
+	return c->next_handle;
+}
+
+static void unref(struct card *c, struct card_memory *memory)
+{
+	if (--memory->n_refs > 0)
+		return;
+	c->taken_bytes -= memory->bytes;
+	free(memory);
+}
+
 static int create(void *card, size_t bytes, uint64_t *ret_chunk)
 {
 	struct card *c = card;
+	const size_t n_words = c->has_contents ? bytes / CARD_WORD_BYTES : 0;
+	struct card_memory *memory;
 
 	assert(bytes > 0 && bytes % VRAM_GRANULE == 0);
 	if (fails(c))
 		return c->fail_with;
 	if (c->taken_bytes + bytes > c->bytes)
 		return -ENOMEM;
-	if (c->n_chunks == c->room) {
-		c->room = c->room ? 2 * c->room : 64;
-		c->chunks = realloc(c->chunks, c->room * sizeof(*c->chunks));
-		assert(c->chunks);
-	}
-	c->chunks[c->n_chunks] = (struct card_chunk){ .handle = ++c->next_handle, .bytes = bytes };
-	if (c->has_contents) {
-		c->chunks[c->n_chunks].words = calloc(bytes / CARD_WORD_BYTES, sizeof(uint64_t));
-		assert(c->chunks[c->n_chunks].words);
-	}
-	c->n_chunks++;
+	memory = calloc(1, sizeof(*memory) + n_words * sizeof(uint64_t));
+	assert(memory);
+	memory->n_refs = 1;
+	memory->bytes = bytes;
 	c->taken_bytes += bytes;
 	c->peak_bytes = c->taken_bytes > c->peak_bytes ? c->taken_bytes : c->peak_bytes;
-	*ret_chunk = c->next_handle;
+	*ret_chunk = add_chunk(c, memory);
 	return 0;
 }
 
@@ -74,10 +90,46 @@ static int release(void *card, uint64_t handle)
 	assert(!k->at);
 	if (fails(c))
 		return c->fail_with;
-	c->taken_bytes -= k->bytes;
-	free(k->words);
+	unref(c, k->memory);
 	*k = c->chunks[--c->n_chunks];
 	return 0;
+}
+
+static int export_fd(void *card, uint64_t handle, int *ret_fd)
+{
+	struct card *c = card;
+	struct card_chunk *k = by_handle(c, handle);
+	int fd = 0;
+
+	if (fails(c))
+		return c->fail_with;
+	while (c->exports[fd])
+		fd++;
+	assert(fd < CARD_EXPORTS_MAX);
+	k->memory->n_refs++;
+	c->exports[fd] = k->memory;
+	*ret_fd = fd;
+	return 0;
+}
+
+static int import_fd(void *card, int fd, size_t bytes, uint64_t *ret_chunk)
+{
+	struct card *c = card;
+
+	assert(fd >= 0 && fd < CARD_EXPORTS_MAX && c->exports[fd]);
+	if (fails(c))
+		return c->fail_with;
+	if (c->exports[fd]->bytes != bytes)
+		return -EINVAL;
+	c->exports[fd]->n_refs++;
+	*ret_chunk = add_chunk(c, c->exports[fd]);
+	return 0;
+}
+
+void card_close(struct card *c, int fd)
+{
+	unref(c, c->exports[fd]);
+	c->exports[fd] = NULL;
 }
 
 static int reserve(void *card, size_t bytes, uint64_t *ret_at)
@@ -165,7 +217,7 @@ uint64_t *card_word(struct card *c, uint64_t at)
 	const struct card_chunk *k = by_address(c, at);
 
 	assert(k && k->access != VRAM_NO_ACCESS);
-	return &k->words[(at - k->at) / CARD_WORD_BYTES];
+	return &k->memory->words[(at - k->at) / CARD_WORD_BYTES];
 }
 
 static int copy(void *card, uint64_t to, uint64_t from, size_t bytes)
@@ -194,6 +246,8 @@ const struct vram_ops card_ops = {
 	.unmap = unmap,
 	.access = set_access,
 	.copy = copy,
+	.export_fd = export_fd,
+	.import_fd = import_fd,
 };
 
 void card_init(struct card *c, uint64_t bytes, bool has_contents)
@@ -208,7 +262,7 @@ void card_init(struct card *c, uint64_t bytes, bool has_contents)
 void card_deinit(struct card *c)
 {
 	for (uint32_t i = 0; i < c->n_chunks; i++)
-		free(c->chunks[i].words);
+		unref(c, c->chunks[i].memory);
 	free(c->chunks);
 	*c = (struct card){ 0 };
 }

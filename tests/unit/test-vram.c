@@ -1,10 +1,14 @@
 /* Memory of a card: regions, pools, and any call of the driver failing. */
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -280,7 +284,7 @@ static int live_a_life(struct world *w)
 	uint64_t live[64];
 	struct pagepool p;
 	uint32_t n;
-	int r;
+	int fd, r;
 
 	if ((r = vram_reserve(w->v, "weights", 100 * MIB, 64 * MIB, &weights)) < 0 ||
 	    (r = pagepool_init(&p, w->v, "kv", PAGE, 24)) < 0 ||
@@ -301,8 +305,13 @@ static int live_a_life(struct world *w)
 	if ((r = pagepool_pack(&p, moves, &n)) < 0)
 		return r;
 	find_pages(w, &p, live, moves, n);
-	if ((r = vram_unback(weights, 0, 2)) < 0 || (r = vram_back(weights, 0, 2)) < 0 ||
-	    (r = pagepool_deinit(&p)) < 0)
+	if ((r = vram_export(weights, 1, &fd)) < 0)
+		return r;
+	r = vram_unback(weights, 0, 2);
+	if (r == 0)
+		r = vram_adopt(weights, 1, fd);
+	card_close(&w->card, fd);
+	if (r < 0 || (r = vram_back(weights, 0, 2)) < 0 || (r = pagepool_deinit(&p)) < 0)
 		return r;
 	return vram_unreserve(weights) ? -EIO : 0;
 }
@@ -393,9 +402,71 @@ static void pages_that_must_move_stay_where_they_were_when_a_copy_fails(void **s
 	find_pages(w, &p, live, moves, 0);
 }
 
+static void weights_outlive_who_loaded_them(void **state)
+{
+	struct world *w = *state;
+	struct vram_region *weights;
+	struct vram *next;
+	int fds[2];
+
+	assert_int_equal(vram_reserve(w->v, "weights", 100 * MIB, 64 * MIB, &weights), 0);
+	assert_int_equal(vram_export(weights, 0, &fds[0]), -EINVAL);
+	assert_int_equal(vram_back(weights, 0, 2), 0);
+	*card_word(&w->card, vram_at(weights)) = 5;
+	*card_word(&w->card, vram_at(weights) + 100 * MIB - 1) = 6;
+	assert_int_equal(vram_export(weights, 0, &fds[0]), 0);
+	assert_int_equal(vram_export(weights, 1, &fds[1]), 0);
+	w->v = vram_free(w->v);
+	assert_int_equal(w->card.taken_bytes, 100 * MIB);
+
+	assert_int_equal(vram_new(&card_ops, &w->card, UINT64_MAX, &next), 0);
+	assert_int_equal(vram_reserve(next, "weights", 100 * MIB, 64 * MIB, &weights), 0);
+	assert_int_equal(vram_adopt(weights, 0, fds[1]), -EINVAL); /* another size */
+	assert_int_equal(vram_adopt(weights, 0, fds[0]), 0);
+	assert_int_equal(vram_adopt(weights, 0, fds[0]), -EINVAL);
+	w->card.fail_at = w->card.n_calls + 3; /* to be read */
+	assert_int_equal(vram_adopt(weights, 1, fds[1]), -EIO);
+	assert_false(vram_is_backed(weights, 1));
+	w->card.fail_at = 0;
+	assert_int_equal(vram_adopt(weights, 1, fds[1]), 0);
+	card_close(&w->card, fds[0]);
+	card_close(&w->card, fds[1]);
+	assert_int_equal(*card_word(&w->card, vram_at(weights)), 5);
+	assert_int_equal(*card_word(&w->card, vram_at(weights) + 100 * MIB - 1), 6);
+	vram_free(next);
+	assert_int_equal(w->card.taken_bytes, 0);
+}
+
+static void asking_for_memory_while_serving_is_a_mistake(void **state)
+{
+	struct world *w = *state;
+	struct vram_region *r;
+	int status;
+	pid_t pid;
+
+	assert_int_equal(vram_reserve(w->v, "kv", 64 * MIB, 32 * MIB, &r), 0);
+	assert_int_equal(vram_back(r, 0, 1), 0);
+	vram_set_serving(w->v, true);
+	assert_int_equal(vram_copy(r, 0, 16 * MIB, 16 * MIB), 0); /* asks for none */
+	pid = fork();
+	if (pid == 0) {
+		signal(SIGABRT, SIG_DFL);
+		fclose(stderr);
+		vram_back(r, 1, 1);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+	vram_set_serving(w->v, false);
+	assert_int_equal(vram_back(r, 1, 1), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(weights_outlive_who_loaded_them, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(asking_for_memory_while_serving_is_a_mistake,
+						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(
 			a_region_is_rounded_to_granules_and_its_last_chunk_is_what_is_left, set_up,
 			tear_down),
