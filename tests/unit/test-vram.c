@@ -276,6 +276,50 @@ static void a_pool_with_holes_is_packed_without_a_copy(void **state)
 	find_pages(w, &p, live, moves, n);
 }
 
+/* Marks at random which backed pages are live, @percent of them; writes to each which it is. */
+static void fill_at_random(struct world *w, const struct pagepool *p, uint64_t *live,
+			   uint64_t *random, uint32_t percent)
+{
+	memset(live, 0, 64 * sizeof(*live));
+	for (uint32_t i = 0; i < p->n_groups * p->group_pages; i++) {
+		*random ^= *random << 13, *random ^= *random >> 7, *random ^= *random << 17;
+		if (pagepool_has(p, i) && (*random >> 20) % 100 < percent)
+			live[i / 64] |= 1ull << i % 64;
+	}
+	write_pages(w, p, live);
+}
+
+static void no_page_is_lost_however_often_a_pool_grows_and_shrinks(void **state)
+{
+	struct world *w = *state;
+	struct page_move moves[160];
+	uint64_t live[64], random = 88172645463325252ull;
+	struct pagepool p;
+	uint32_t n;
+
+	assert_int_equal(pagepool_init(&p, w->v, "kv", PAGE, 160), 0);
+	for (uint32_t round = 0; round < 200; round++) {
+		const uint32_t backed = vram_backed(p.region);
+		struct pagepool_figures f;
+		uint32_t spare;
+
+		assert_int_equal(pagepool_grow(&p, (random >> 30) % (p.n_groups - backed + 1)), 0);
+		fill_at_random(w, &p, live, &random, round % 101);
+		pagepool_figures(&p, live, &f);
+		spare = (f.pages - f.live_pages) / p.group_pages;
+		assert_int_equal(pagepool_shrink(&p, spare + 1, live, moves, &n), -ENOSPC);
+		assert_int_equal(pagepool_shrink(&p, spare, live, moves, &n), 0);
+		assert_int_equal(vram_backed(p.region), f.groups - spare);
+		find_pages(w, &p, live, moves, n);
+		fill_at_random(w, &p, live, &random, 70);
+		assert_int_equal(pagepool_pack(&p, moves, &n), 0);
+		find_pages(w, &p, live, moves, n);
+		for (uint32_t g = 0; g < p.n_groups; g++)
+			assert_int_equal(vram_is_backed(p.region, g), g < f.groups - spare);
+		figures(w);
+	}
+}
+
 /* All that an executor does with a card's memory, once; stops at the first error. */
 static int live_a_life(struct world *w)
 {
@@ -483,6 +527,8 @@ int main(void)
 						set_up, tear_down),
 		cmocka_unit_test_setup_teardown(groups_without_a_live_page_go_without_a_copy,
 						set_up, tear_down),
+		cmocka_unit_test_setup_teardown(
+			no_page_is_lost_however_often_a_pool_grows_and_shrinks, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(a_pool_with_holes_is_packed_without_a_copy, set_up,
 						tear_down),
 		cmocka_unit_test(whichever_call_fails_nothing_is_lost_and_nothing_leaks),
