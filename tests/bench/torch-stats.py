@@ -18,7 +18,7 @@ import sys
 import time
 
 GIB = 1 << 30
-SECONDS = 9
+SECONDS = 7
 ROOMY, TIGHT_PERCENT = 128 * GIB, 105
 MODES = {"default": "", "expandable": "expandable_segments:True,max_split_size_mb:512"}
 LINE = re.compile(r"([+-])(\d+)(?:\*(\d+))?(?:[x-](\d+))?$")
@@ -47,6 +47,7 @@ def read(path):
 
 def replay(torch, events, limit):
     total = torch.cuda.get_device_properties(0).total_memory
+    limit = min(limit, total)
     objects, leased, peak_reserved, peak_allocated, out_at = [], 0, 0, 0, None
 
     def stats():
