@@ -7,6 +7,7 @@ allowed() {
 	client/wire) echo "client/wire" ;;
 	client/steamctl) echo "client/steamctl client client/wire" ;;
 	client) echo "client client/wire" ;;
+	kernels/cuda) echo "kernels kernels/cuda" ;;
 	kernels/*) echo "kernels kernels/ref kernels/cpu" ;;
 	kernels) echo "kernels" ;;
 	daemon/base) echo "daemon/base client/wire" ;;
@@ -18,7 +19,8 @@ allowed() {
 	# the server reads a model's headers, to refuse early; it never computes
 	daemon/server) echo "daemon/server daemon/power daemon/sched daemon/session daemon/kv daemon/text daemon/exec/weights daemon/base client/wire" ;;
 	daemon) echo "daemon daemon/server daemon/power daemon/sched daemon/session daemon/kv daemon/text daemon/exec/weights daemon/base client/wire" ;;
-	daemon/exec/weights) echo "daemon/exec/weights kernels daemon/base client/wire" ;;
+	# the plan of memory is made of the allocator's own rules; nothing there needs a GPU
+	daemon/exec/weights) echo "daemon/exec/weights kernels kernels/cuda daemon/base client/wire" ;;
 	daemon/exec/model | daemon/exec/sample) echo "$1 daemon/exec/weights kernels daemon/base client/wire" ;;
 	daemon/exec) echo "daemon/exec daemon/exec/model daemon/exec/sample daemon/exec/weights kernels daemon/base client/wire" ;;
 	*) echo "*" ;;

@@ -29,6 +29,7 @@ enum bit {
 	SLEEP = 1 << 24,
 	WAKE = 1 << 25,
 	YIELD = 1 << 26,
+	MEM = 1 << 27,
 	ANY = 0x7fffffff,
 	SAMPLING = ASK | CHAT | COMPLETE,
 };
@@ -53,6 +54,8 @@ const struct command commands[] = {
 	  "why not all of a prompt was cached; WHICH: a turn as ps shows it, or a session", CACHE,
 	  run_cache, false },
 	{ "status", "", "what is served, from where, how it is", STATUS, run_status, false },
+	{ "mem", "", "what is held in memory, and where in the KV cache is room", MEM, run_mem,
+	  false },
 	{ "ps", "", "requests: one's own; those of others as totals", PS, run_ps, false },
 	{ "models", "", "names of the model in service", MODELS, run_models, false },
 	{ "cancel", "TURN…", "end requests by the numbers that ps shows", CANCEL, run_cancel,

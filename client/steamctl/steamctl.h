@@ -69,6 +69,7 @@ int run_tokenize(struct ctl *c);
 int run_detokenize(struct ctl *c);
 int run_render(struct ctl *c);
 int run_status(struct ctl *c);
+int run_mem(struct ctl *c);
 int run_ps(struct ctl *c);
 int run_models(struct ctl *c);
 int run_cancel(struct ctl *c);

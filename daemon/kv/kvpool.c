@@ -324,3 +324,44 @@ uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid)
 		n += pool->pages[i].state == PAGE_TAKEN && pool->pages[i].uid == uid;
 	return n;
 }
+
+uint32_t kvpool_largest_free_run(const struct kvpool *pool)
+{
+	uint32_t largest = 0, run = 0;
+
+	for (kv_page i = 0; i < pool->n_pages; i++) {
+		run = kvpool_is_free(pool, i) ? run + 1 : 0;
+		largest = MAX(largest, run);
+	}
+	return largest;
+}
+
+uint64_t kvpool_resident_bytes(const struct kvpool *pool)
+{
+	struct stat st;
+
+	return fstat(pool->memfd, &st) < 0 ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+static char drawn(const struct kvpool *pool, kv_page first, kv_page end)
+{
+	uint32_t n_free = 0, n_held = 0;
+
+	for (kv_page i = first; i < end; i++) {
+		n_free += kvpool_is_free(pool, i);
+		n_held += kvpool_holders(pool, i) > 0;
+	}
+	if (n_free > 0)
+		return n_free == end - first ? '.' : 'o';
+	return n_held > 0 ? '#' : '+';
+}
+
+void kvpool_draw(const struct kvpool *pool, char *ret, uint32_t n)
+{
+	const uint32_t n_drawn = MIN(n, pool->n_pages);
+
+	for (uint32_t i = 0; i < n_drawn; i++)
+		ret[i] = drawn(pool, (uint64_t)i * pool->n_pages / n_drawn,
+			       (uint64_t)(i + 1) * pool->n_pages / n_drawn);
+	ret[n_drawn] = '\0';
+}

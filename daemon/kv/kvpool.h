@@ -62,6 +62,15 @@ uint32_t kvpool_free_pages(const struct kvpool *pool);	  /* takeable now */
 uint32_t kvpool_dropped_pages(const struct kvpool *pool); /* free once their steps are done */
 uint32_t kvpool_unheld_pages(const struct kvpool *pool);  /* kept, and nobody holds them */
 uint32_t kvpool_user_pages(const struct kvpool *pool, uid_t uid);
+uint32_t kvpool_largest_free_run(const struct kvpool *pool); /* of pages side by side */
+uint64_t kvpool_resident_bytes(const struct kvpool *pool);   /* of the arena's; 0 if that cannot be known */
+/*
+ * Draws the pool, in id order: in each of @n characters of @ret an equal share
+ * of the pages, '.' if all are free, 'o' if some are, '#' if none is, '+' if
+ * moreover nobody holds any. With fewer pages than @n a character a page.
+ * @ret	n + 1 bytes, ends in a NUL
+ */
+void kvpool_draw(const struct kvpool *pool, char *ret, uint32_t n);
 
 static inline void kvpool_freep(struct kvpool **pool)
 {

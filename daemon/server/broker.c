@@ -14,6 +14,7 @@
 #include "daemon/base/settings.h"
 #include "daemon/exec/weights/checkpoint.h"
 #include "daemon/server/health.h"
+#include "daemon/server/planning.h"
 #include "daemon/server/server.h"
 
 #ifndef STEAMD_SYSCONFDIR
@@ -332,6 +333,8 @@ int broker_run(const struct options *o)
 	}
 	if (o->action == OPTIONS_CHECK_CONFIG)
 		return BROKER_OK;
+	if (o->action == OPTIONS_PLAN)
+		return planning_run(o, &settings);
 	if (o->action == OPTIONS_PRINT_CONFIG) {
 		settings_print(&settings, stdout);
 		return BROKER_OK;

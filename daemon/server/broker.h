@@ -7,6 +7,7 @@ enum broker_exit {
 	BROKER_OK = 0,
 	BROKER_USAGE = 64,
 	BROKER_REFUSED = 65, /* the model's files */
+	BROKER_NO_ROOM = 69, /* a plan that does not fit */
 	BROKER_SYSTEM = 71,
 	BROKER_CONFIG = 78,
 };

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
-enum kind { KIND_SET, KIND_CONFIG, KIND_USER, KIND_INSPECT, KIND_MEMORY, KIND_ACTION };
+enum kind { KIND_SET, KIND_CONFIG, KIND_USER, KIND_INSPECT, KIND_MEMORY, KIND_VRAM, KIND_GPUS, KIND_ACTION };
 
 /* name, value's name or NULL, what it is, the setting it stands for or the action, help */
 static const struct option {
@@ -31,6 +31,12 @@ static const struct option {
 	  "print what the model in DIR is, and every problem it has" },
 	{ "--memory", "SIZE", KIND_MEMORY, NULL, 0,
 	  "with --inspect: the context that fits in SIZE" },
+	{ "--plan", NULL, KIND_ACTION, NULL, OPTIONS_PLAN,
+	  "print what a model takes of each GPU, without one; --model air: GLM-4.5-Air's "
+	  "dimensions" },
+	{ "--vram", "SIZE", KIND_VRAM, NULL, 0,
+	  "with --plan: of each GPU; 96GB as it is sold, 94.5GiB what is free on it" },
+	{ "--gpus", "N", KIND_GPUS, NULL, 0, "with --plan: that the model is divided among; 1" },
 	{ "--version", NULL, KIND_ACTION, NULL, OPTIONS_VERSION, "print the version" },
 	{ "--help", NULL, KIND_ACTION, NULL, OPTIONS_HELP, "print this" },
 	{ "--print-man", NULL, KIND_ACTION, NULL, OPTIONS_PRINT_MAN,
@@ -65,6 +71,12 @@ static int apply(struct options *o, const struct option *option, const char *val
 		return 0;
 	case KIND_MEMORY:
 		o->memory = value;
+		return 0;
+	case KIND_VRAM:
+		o->vram = value;
+		return 0;
+	case KIND_GPUS:
+		o->gpus = value;
 		return 0;
 	case KIND_INSPECT:
 		o->inspect = value;
@@ -103,6 +115,12 @@ int options_parse(int argc, char **argv, struct options *ret, struct err *err)
 	}
 	if (o.memory && !o.inspect)
 		return err_set(err, -EINVAL, "--memory goes with --inspect");
+	if (o.vram && o.action != OPTIONS_PLAN)
+		return err_set(err, -EINVAL, "--vram goes with --plan");
+	if (o.gpus && o.action != OPTIONS_PLAN)
+		return err_set(err, -EINVAL, "--gpus goes with --plan");
+	if (o.action == OPTIONS_PLAN && (!o.has_model || !o.vram))
+		return err_set(err, -EINVAL, "--plan wants --model DIR and --vram SIZE");
 	*ret = o;
 	return 0;
 }
@@ -122,7 +140,8 @@ void options_print_help(FILE *f)
 	fputs("\nRun by hand, steamd stays in the foreground and prints 'ready' on stderr when it\n"
 	      "serves. Exit codes: 0 ended by a signal, 64 wrong options, 65 the model's files "
 	      "were\n"
-	      "refused, 71 the system refused something, 78 wrong settings.\n",
+	      "refused, 69 a --plan does not fit, 71 the system refused something, 78 wrong "
+	      "settings.\n",
 	      f);
 }
 

@@ -11,7 +11,7 @@
 
 enum options_action {
 	OPTIONS_SERVE, OPTIONS_CHECK_CONFIG, OPTIONS_PRINT_CONFIG, OPTIONS_INSPECT,
-	OPTIONS_VERSION, OPTIONS_HELP, OPTIONS_PRINT_MAN,
+	OPTIONS_PLAN, OPTIONS_VERSION, OPTIONS_HELP, OPTIONS_PRINT_MAN,
 };
 
 /* Strings are argv's own. */
@@ -21,6 +21,7 @@ struct options {
 	bool user;		/* the user's settings files; by default the model that comes with steamd */
 	const char *config;	/* NULL: those in /etc/steamd, or the user's */
 	const char *inspect, *memory;
+	const char *vram, *gpus; /* of --plan; gpus NULL: one */
 	struct {
 		const char *key, *value; /* key NULL: value is a whole Key=Value */
 	} sets[OPTIONS_SETS_MAX];

@@ -16,6 +16,8 @@
 #define STEAMD_VERSION "unknown"
 #endif
 
+#define MAP_CHARACTERS 256 /* of the KV cache's pages */
+
 static void put(json_t *object, const char *key, json_t *value)
 {
 	json_object_set_new(object, key, value); /* NULL is an error that json_dumps() survives */
@@ -161,7 +163,22 @@ static const char *shared_huge_pages(char line[128])
 	return word + 1;
 }
 
-static json_t *describe_kv(const struct engine *e)
+/* Where in the arena is room: how the pages lie is told to administrators, as it is all users' doing. */
+static void describe_room(json_t *o, const struct kvpool *pool, uint32_t n_free, bool is_admin)
+{
+	const uint32_t largest = kvpool_largest_free_run(pool);
+	char map[MAP_CHARACTERS + 1];
+
+	put(o, "resident_bytes", integer(kvpool_resident_bytes(pool)));
+	put(o, "largest_free_run", integer(largest));
+	put(o, "fragmentation", json_real(n_free > largest ? 1 - (double)largest / n_free : 0));
+	if (!is_admin)
+		return;
+	kvpool_draw(pool, map, MAP_CHARACTERS);
+	put(o, "map", json_string(map));
+}
+
+static json_t *describe_kv(const struct engine *e, bool is_admin)
 {
 	json_t *o = json_object();
 	struct kvcache_counts n;
@@ -183,6 +200,7 @@ static json_t *describe_kv(const struct engine *e)
 	put(o, "page_tokens", integer(e->plan.page_tokens));
 	put(o, "page_bytes", integer(e->plan.page_bytes));
 	put(o, "bytes", integer(e->plan.n_pages * e->plan.page_bytes));
+	describe_room(o, kvcache_pool(e->kv), n.n_free, is_admin);
 	return o;
 }
 
@@ -276,7 +294,7 @@ char *report_status(const struct server *s, const struct peer *p)
 	if (s->engine) {
 		put(o, "context", integer(s->engine->plan.max_context));
 		put(o, "executor", describe_executor(s->engine));
-		put(o, "kv", describe_kv(s->engine));
+		put(o, "kv", describe_kv(s->engine, peer_is_admin(p)));
 		if (s->engine->disk)
 			put(o, "kv_disk", describe_disk(s->engine));
 		put(o, "load", describe_load(s));

@@ -242,6 +242,31 @@ def inspect_describes_every_checkpoint():
         assert b"glm4_moe" in p.stdout, p.stdout
 
 
+def a_plan_says_what_fits_on_gpus_that_are_not_there():
+    def plan(*args):
+        p = subprocess.run([str(STEAMD), "--plan", *args], capture_output=True, text=True, timeout=60)
+        return p.returncode, p.stdout, p.stderr
+
+    for args in ("--vram", "96GB"), ("--vram=48GB", "--gpus=2"), ("--vram", "24GB", "--gpus", "4"):
+        code, out, err = plan("--model", "air", *args)
+        assert code == 0 and "131072 tokens" in out and not err, (code, out, err)
+    code, out, err = plan("--model", "air", "--vram", "80GB", "--set", "Context=131072")
+    assert code == 69 and "to spare" in out, (code, out)
+    fits = int(err.split("; ")[1].split()[0])
+    code, out, err = plan("--model", "air", "--vram", "80GB", "--set", f"Context={fits}")
+    assert code == 0, (code, out, err)
+    code, out, err = plan("--model", str(GOLDEN / "air"), "--vram", "2GiB")
+    assert code == 0, (code, err)
+    for args, sentence in (
+        (("--model", "air", "--vram", "96"), "'96' is no size of a GPU's memory; 96GB (as it is sold) or 94.5GiB would be"),
+        (("--model", "air", "--vram", "96GB", "--gpus", "0"), "--gpus is '0'; from 1 to 8 is possible"),
+    ):
+        code, out, err = plan(*args)
+        assert code == 64 and err == f"steamd: {sentence}\n", (code, err)
+    code, out, err = plan("--model", "/nowhere", "--vram", "96GB")
+    assert code == 65 and "/nowhere" in err, (code, err)
+
+
 def configuration_mistakes_are_named_with_file_and_line():
     with tempfile.TemporaryDirectory() as dir:
         path = pathlib.Path(dir, "steamd.conf")
@@ -311,6 +336,20 @@ def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():
 
         wait_for(has_left, 20, "the chat's end")
         assert "hello there" in (d.dir / "xdg" / "steamctl" / "history").read_text().replace("\\040", " ")
+
+
+def mem_shows_what_is_held_and_draws_the_pages():
+    with Daemon("air", "KVCacheSize=64M") as d:
+        d.ctl("complete", "--max-tokens", "4", "some words to be kept")
+        kv = d.status()["kv"]
+        shown = d.ctl("mem").decode()
+        assert 0 < len(kv["map"]) <= 256 and set(kv["map"]) <= set(".o+#"), kv
+        assert 0 < kv["largest_free_run"] <= kv["free_pages"] and 0 <= kv["fragmentation"] < 1, kv
+        assert 0 < kv["resident_bytes"] <= kv["bytes"], kv
+        assert f"{kv['pages']} pages" in shown and f"{kv['largest_free_run']} pages" in shown, shown
+        assert re.search(r"^weights +[0-9.]+ MiB$", shown, re.M), shown
+        assert "".join(line.split()[-1] for line in shown.splitlines() if re.search(r"^(map)? +[.o+#]+$", line)) == kv["map"], shown
+        assert json.loads(d.ctl("mem", "--json"))["kv"]["pages"] == kv["pages"]
 
 
 def status_shows_the_model_and_where_defaults_come_from():

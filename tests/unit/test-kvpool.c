@@ -154,6 +154,48 @@ static void another_arena_is_refused(void **state)
 	kvpool_free(pool);
 }
 
+static void a_pool_is_drawn_and_its_free_runs_are_measured(void **state)
+{
+	struct kvpool *pool = pool_of(10);
+	char map[17];
+	kv_page a[10];
+
+	(void)state;
+	kvpool_draw(pool, map, 16);
+	assert_string_equal(map, "..........");
+	assert_int_equal(kvpool_largest_free_run(pool), 10);
+	assert_int_equal(kvpool_take(pool, 1, 10, a), 0);
+	kvpool_keep(pool, a[0]);
+	kvpool_keep(pool, a[1]);
+	kvpool_drop(pool, a, 4);
+	kvpool_drop(pool, a + 6, 1);
+	kvpool_draw(pool, map, 16);
+	assert_string_equal(map, "++..##.###");
+	assert_int_equal(kvpool_largest_free_run(pool), 2);
+	kvpool_draw(pool, map, 5);
+	assert_string_equal(map, "+.#o#");
+	kvpool_draw(pool, map, 3);
+	assert_string_equal(map, "ooo");
+	kvpool_draw(pool, map, 1);
+	assert_string_equal(map, "o");
+	kvpool_free(pool);
+}
+
+static void memory_of_the_arena_is_taken_as_it_is_written(void **state)
+{
+	struct kvpool *pool = pool_of(4);
+	const uint64_t before = kvpool_resident_bytes(pool);
+	char page[8192] = { 1 };
+
+	(void)state;
+	assert_int_equal(before, 0);
+	assert_int_equal(pwrite(kvpool_fd(pool), page, sizeof(page), 8192), sizeof(page));
+	assert_true(kvpool_resident_bytes(pool) >= sizeof(page));
+	assert_int_equal(kvpool_punch(pool, 1), 0);
+	assert_int_equal(kvpool_resident_bytes(pool), 0);
+	kvpool_free(pool);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -164,6 +206,8 @@ int main(void)
 		cmocka_unit_test(without_an_executor_nothing_is_busy),
 		cmocka_unit_test(an_arena_is_adopted_with_its_claims),
 		cmocka_unit_test(another_arena_is_refused),
+		cmocka_unit_test(a_pool_is_drawn_and_its_free_runs_are_measured),
+		cmocka_unit_test(memory_of_the_arena_is_taken_as_it_is_written),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -49,6 +49,27 @@ static void what_is_wrong_is_named(void **state)
 	assert_string_equal(err.text, "--help takes no value");
 	assert_int_equal(PARSE(&o, &err, "--memory", "8G"), -EINVAL);
 	assert_string_equal(err.text, "--memory goes with --inspect");
+	assert_int_equal(PARSE(&o, &err, "--vram", "96GB"), -EINVAL);
+	assert_string_equal(err.text, "--vram goes with --plan");
+	assert_int_equal(PARSE(&o, &err, "--gpus=2"), -EINVAL);
+	assert_string_equal(err.text, "--gpus goes with --plan");
+	assert_int_equal(PARSE(&o, &err, "--plan", "--vram=96GB"), -EINVAL);
+	assert_string_equal(err.text, "--plan wants --model DIR and --vram SIZE");
+	assert_int_equal(PARSE(&o, &err, "--plan", "--model=air"), -EINVAL);
+	assert_string_equal(err.text, "--plan wants --model DIR and --vram SIZE");
+}
+
+static void a_plan_is_asked_for_with_model_and_memory(void **state)
+{
+	struct options o;
+	struct err err = { 0 };
+
+	(void)state;
+	assert_int_equal(
+		PARSE(&o, &err, "--plan", "--model", "air", "--vram", "24GB", "--gpus", "4"), 0);
+	assert_int_equal(o.action, OPTIONS_PLAN);
+	assert_string_equal(o.vram, "24GB");
+	assert_string_equal(o.gpus, "4");
 }
 
 static void help_names_every_option(void **state)
@@ -56,6 +77,7 @@ static void help_names_every_option(void **state)
 	static const char *const names[] = { "--model DIR",	"--socket PATH", "--state DIR",
 					     "--set KEY=VALUE", "--config FILE", "--user", "--check-config",
 					     "--print-config",	"--inspect DIR", "--memory SIZE",
+					     "--plan",		"--vram SIZE",	 "--gpus N",
 					     "--version",	"--help" };
 	char text[8192] = "";
 	FILE *f = fmemopen(text, sizeof(text) - 1, "w");
@@ -73,6 +95,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_tests_form_is_understood),
 		cmocka_unit_test(what_is_wrong_is_named),
+		cmocka_unit_test(a_plan_is_asked_for_with_model_and_memory),
 		cmocka_unit_test(help_names_every_option),
 	};
 
