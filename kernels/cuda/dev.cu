@@ -186,8 +186,14 @@ int dev_seal(struct dev *dev, void *at, size_t bytes)
 
 int dev_write(struct dev *dev, void *to, const void *from, size_t bytes)
 {
+	int r;
+
 	(void)dev;
-	return bytes ? CUDA_CALL(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice)) : 0;
+	if (!bytes)
+		return 0;
+	r = CUDA_CALL(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));
+	/* it returns when the bytes are staged; our streams do not wait for the rest of it */
+	return r < 0 ? r : CUDA_CALL(cudaStreamSynchronize(0));
 }
 
 int dev_pin(struct dev *dev, void *host, size_t bytes)

@@ -112,7 +112,7 @@ int op_repack(struct dev *dev, const struct weight *dst, const struct weight_sou
 	if (r < 0)
 		return r;
 	if (is_as_it_is(src))
-		return CUDA_CALL(cudaMemcpy(dst->data, src->data, bytes, cudaMemcpyHostToDevice));
+		return dev_write(dev, dst->data, src->data, bytes);
 	packed = (uint8_t *)malloc(bytes);
 	if (!packed)
 		return -ENOMEM;
@@ -121,7 +121,7 @@ int op_repack(struct dev *dev, const struct weight *dst, const struct weight_sou
 			pack_int4(packed + i * strip, dst->kind, src, i);
 	else
 		pack_rows(packed, dst->kind, src);
-	r = CUDA_CALL(cudaMemcpy(dst->data, packed, bytes, cudaMemcpyHostToDevice));
+	r = dev_write(dev, dst->data, packed, bytes);
 	free(packed);
 	return r;
 }

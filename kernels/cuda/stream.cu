@@ -102,7 +102,7 @@ int st_record(struct stream *st, int (*body)(struct stream *st, void *userdata),
 
 	if (!replay)
 		return -ENOMEM;
-	r = CUDA_CALL(cudaStreamBeginCapture(st->handle, cudaStreamCaptureModeThreadLocal));
+	r = CUDA_CALL(cudaStreamBeginCapture(st->handle, cudaStreamCaptureModeRelaxed));
 	if (r == 0) {
 		r = body(st, userdata);
 		/* whatever the body did, the stream is to leave the recording */

@@ -1,0 +1,189 @@
+/* The KV cache of a device beside the arena: what goes up, what comes down, and when. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "daemon/exec/mirror.h"
+
+#define PAGES 6
+#define TOKENS 8
+
+/* A device that is the host will do: the mirror does not look. */
+struct fixture {
+	struct dev *dev;
+	struct stream *st;
+	struct kv_cache arena, kv;
+	struct mirror *mirror;
+	size_t page_bytes;
+};
+
+static void open_mirror(struct fixture *f)
+{
+	assert_int_equal(mirror_new(f->dev, &f->arena, &f->mirror, &f->kv, NULL), 0);
+}
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+
+	assert_non_null(f);
+	f->arena = (struct kv_cache){ .type = DT_BF16,
+				      .n_pages = PAGES,
+				      .page_tokens = TOKENS,
+				      .layers = 2,
+				      .kv_heads = 2,
+				      .head_dim = 16 };
+	f->page_bytes = kv_page_bytes(&f->arena);
+	f->arena.base = malloc(PAGES * f->page_bytes);
+	assert_non_null(f->arena.base);
+	for (uint32_t i = 0; i < PAGES; i++)
+		memset((char *)f->arena.base + i * f->page_bytes, 'A' + (int)i, f->page_bytes);
+	assert_int_equal(dev_open(ISA_PORTABLE, 1, &f->dev), 0);
+	assert_int_equal(st_open(f->dev, 64, &f->st), 0);
+	open_mirror(f);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	mirror_free(f->mirror);
+	st_close(f->st);
+	dev_close(f->dev);
+	free(f->arena.base);
+	free(f);
+	return 0;
+}
+
+static char *at(const struct kv_cache *kv, uint32_t page)
+{
+	return (char *)kv->base + page * kv_page_bytes(kv);
+}
+
+/* All of a page has one byte's value. */
+static void holds(const struct kv_cache *kv, uint32_t page, char value)
+{
+	for (size_t i = 0; i < kv_page_bytes(kv); i++)
+		assert_int_equal(at(kv, page)[i], value);
+}
+
+static void fill(const struct kv_cache *kv, uint32_t page, char value)
+{
+	memset(at(kv, page), value, kv_page_bytes(kv));
+}
+
+static void do_move(struct fixture *f, uint32_t from, uint32_t to, uint32_t flags)
+{
+	const struct step_move move = { from, to, TOKENS, flags };
+
+	assert_int_equal(mirror_move(f->mirror, f->st, &move, 1), 0);
+}
+
+static void use(struct fixture *f, uint32_t at_position, uint32_t n, const uint32_t *pages)
+{
+	const struct seq seq = { 0, n, at_position, 3, pages };
+
+	assert_int_equal(mirror_use(f->mirror, f->st, &seq), 0);
+}
+
+static void pages_before_the_position_come_up_once(void **state)
+{
+	struct fixture *f = *state;
+	const uint32_t pages[] = { 4, 2, 0 };
+
+	use(f, TOKENS + 1, TOKENS, pages); /* 4 is whole, 2 has a token, 0 is to be written */
+	holds(&f->kv, 4, 'E');
+	holds(&f->kv, 2, 'C');
+	holds(&f->kv, 0, 0);
+	holds(&f->kv, 1, 0);
+	fill(&f->arena, 4, 'x');
+	fill(&f->kv, 0, 'w'); /* computed */
+	use(f, 2 * TOKENS + 1, 1, pages);
+	holds(&f->kv, 4, 'E');
+	holds(&f->kv, 0, 'w');
+}
+
+static void what_is_summed_comes_down(void **state)
+{
+	struct fixture *f = *state;
+	const uint32_t pages[] = { 3 };
+
+	use(f, 0, TOKENS, pages);
+	fill(&f->kv, 3, 'n');
+	do_move(f, 3, 3, 0);
+	holds(&f->arena, 3, 'n');
+}
+
+static void what_is_checked_goes_up_whatever_the_device_had(void **state)
+{
+	struct fixture *f = *state;
+	const uint32_t pages[] = { 3 };
+
+	use(f, 0, TOKENS, pages);
+	fill(&f->kv, 3, 'o');	 /* of an earlier owner */
+	fill(&f->arena, 3, 'd'); /* read from the disk since */
+	do_move(f, 3, 3, STEP_MOVE_CHECK);
+	holds(&f->arena, 3, 'd');
+	holds(&f->kv, 3, 'd');
+}
+
+static void a_copy_is_in_both(void **state)
+{
+	struct fixture *f = *state;
+
+	do_move(f, 1, 5, 0); /* from a page that only the arena had */
+	holds(&f->kv, 5, 'B');
+	holds(&f->arena, 5, 'B');
+	fill(&f->kv, 5, 'k');
+	do_move(f, 5, 2, 0);
+	holds(&f->kv, 2, 'k');
+	holds(&f->arena, 2, 'k');
+}
+
+static void a_cleared_page_is_zero_in_both(void **state)
+{
+	struct fixture *f = *state;
+
+	do_move(f, 0, 0, STEP_MOVE_CHECK);
+	do_move(f, STEP_NO_PAGE, 0, 0);
+	holds(&f->arena, 0, 0);
+	holds(&f->kv, 0, 0);
+}
+
+static void the_next_executor_finds_what_was_summed(void **state)
+{
+	struct fixture *f = *state;
+	const uint32_t pages[] = { 3, 1 };
+
+	use(f, 0, TOKENS, pages);
+	fill(&f->kv, 3, 'n');
+	do_move(f, 3, 3, 0);
+	f->mirror = mirror_free(f->mirror);
+	open_mirror(f);
+	use(f, TOKENS, 1, pages);
+	holds(&f->kv, 3, 'n');
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(pages_before_the_position_come_up_once, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(what_is_summed_comes_down, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_is_checked_goes_up_whatever_the_device_had,
+						setup, teardown),
+		cmocka_unit_test_setup_teardown(a_copy_is_in_both, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_cleared_page_is_zero_in_both, setup, teardown),
+		cmocka_unit_test_setup_teardown(the_next_executor_finds_what_was_summed, setup,
+						teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
