@@ -184,13 +184,15 @@ static __device__ __forceinline__ void copy_hidden(char *rows, uint32_t pitch,
 {
 	const uint32_t chunks = n_tiles * 8;
 
+#pragma unroll 1 /* registers are full of weights */
 	for (uint32_t i = threadIdx.x; i < 2 * n * chunks; i += FEW_THREADS) {
 		const uint32_t to = i / chunks, chunk = i % chunks;
 
-		*(uint4 *)(rows + to * pitch + chunk * 16) = __ldcg(
-			(const uint4 *)(h_row(g, row(to % n), to >= n) + first_tile * TILE_COLS) +
-			chunk);
+		copy_async(rows + to * pitch + chunk * 16,
+			   h_row(g, row(to % n), to >= n) + first_tile * TILE_COLS + chunk * 8);
 	}
+	copy_async_commit();
+	copy_async_wait<0>();
 }
 
 /* A warp's way through the tiles of several experts behind one another. */
@@ -364,6 +366,7 @@ static __device__ __forceinline__ uint32_t fill_tables(const struct moe_few &g,
 {
 	const uint32_t n = active_find(&t->active, g.chosen, g.tokens, g.top_k, g.experts);
 
+#pragma unroll 1
 	for (uint32_t i = threadIdx.x; i < n * FEW_TOKENS; i += FEW_THREADS) {
 		const uint32_t a = i / FEW_TOKENS, token = i % FEW_TOKENS;
 
@@ -503,7 +506,7 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	size_t routed = 0;
 	int r;
 
-	up = few_plan_of(st->dev, most, 2, blocks, g->tokens, tiles_of(g->dim),
+	up = few_plan_of(st->dev, sizeof(struct active), most, 2, blocks, g->tokens, tiles_of(g->dim),
 			 FEW_WARPS * few_depth<WEIGHT_INT4, 2>);
 	g->up_slots = up.slots;
 	g->up_run = up.run_tiles;
@@ -512,7 +515,7 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	if (r < 0)
 		return r;
 
-	down = few_plan_of(st->dev, strips, 1, blocks, g->tokens,
+	down = few_plan_of(st->dev, sizeof(struct down_tables), strips, 1, blocks, g->tokens,
 			   g->shared_dim ? tiles_of(g->shared_dim) : 1,
 			   FEW_WARPS * few_depth<WEIGHT_BF16, 1>);
 	g->down_slots = down.slots;

@@ -270,7 +270,7 @@ static __device__ void sort_list(struct desk *d, uint32_t n)
 	uint32_t rank = 0;
 
 	if (threadIdx.x < n) {
-		const struct candidate own = d->list[threadIdx.x];
+		const struct candidate own = { d->list[threadIdx.x].value, d->list[threadIdx.x].id };
 
 		for (uint32_t i = 0; i < n; i++)
 			rank += is_before(d->list[i], own);

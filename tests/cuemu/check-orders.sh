@@ -1,7 +1,7 @@
 #!/bin/bash
 # Every operation against double on the emulator, with blocks and threads in each of three orders:
-# the same checks pass, and the results have the same bits.
-set -u
+# the same checks pass, and the results have the same bits. Then sampling, in one of them.
+set -u -o pipefail
 ops=${builddir:-.}/tests/cuemu/check-ops-emu
 tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
@@ -11,4 +11,5 @@ for order in forwards backwards shuffled; do
 	sed "s/^ok \|^not ok /&$order: /; /^[0-9]* passed/d" "$tmp/$order"
 	cmp -s "$tmp/forwards" "$tmp/$order" || { echo "not ok $order: not the bits of forwards"; bad=1; }
 done
+CUEMU_ORDER=shuffled "${builddir:-.}"/tests/cuemu/check-sample-emu --small | grep -v ' passed, ' || bad=1
 exit $bad
