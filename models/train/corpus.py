@@ -155,8 +155,9 @@ class Corpus:
     def __init__(self, forbidden=None):
         self.facts = facts.read_facts()
         self.weights = [f.weight for f in self.facts]
-        self.of_settings = [f for f in self.facts if f.kind == "setting"]
-        self.hand_following = [f for f in self.facts if f.then and f.kind != "setting"]
+        setting = ("setting", "of setting")
+        self.of_settings = [f for f in self.facts if f.kind in setting]
+        self.hand_following = [f for f in self.facts if f.then and f.kind not in setting]
         self.of_kind = {}
         for f in self.facts:
             self.of_kind.setdefault(f.kind, []).append(f)

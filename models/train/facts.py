@@ -94,6 +94,29 @@ APPLIED = {
 }
 
 
+# Asked after what a setting does, its default, its values or how it is applied.
+AFTER_SETTING = {
+    "default": ["what is its default?", "and the default?", "what's the default value?",
+                "what is it by default?", "what if I don't set it?", "what is it set to normally?",
+                "which value does it have out of the box?", "and by default?", "and if nobody sets it?",
+                "which value is it if I do nothing?", "how much is it out of the box?",
+                "and without configuring it?", "what does it start with?"],
+    "values": ["which values may it have?", "what can I set it to?", "what is its range?",
+               "what is the maximum?", "which values are allowed?", "how large may it be?",
+               "what does it accept?", "and at most?", "up to what can I raise it?",
+               "and the smallest?", "is there an upper limit?", "how far can I go?",
+               "between which values?"],
+    "applied": ["does it need a restart?", "is a reload enough?", "when is a change applied?",
+                "how do I apply a change of it?", "do I have to restart after changing it?",
+                "can I change it while steamd runs?", "I changed it, what now?",
+                "how does a new value take effect?", "will a reload do?", "is a restart necessary?",
+                "must the service be restarted for that?", "does it count at once?",
+                "when does it take effect?", "how do I put it into force?"],
+    "purpose": ["and what does it do?", "what is it for again?", "what does it decide?",
+                "and its purpose?", "what exactly does it limit or set?"],
+}
+
+
 def share(fact, asks):
     """@asks, so often that they are a sixth of all ways to ask for the fact."""
     return asks * max(1, round(len(fact.asks) / 5 / len(asks)))
@@ -117,6 +140,8 @@ def of_setting(t, key, fact):
         f"{key}= is empty by default."], [("default", key)] * 3, weight=0.5))
     facts.append(Fact(f"how {key}= is applied", [APPLIED[s.reload].format(key)],
                       [("applied", key)] * 3, weight=0.4))
+    after = [(AFTER_SETTING["default"], facts[1].answers[0]),
+             (AFTER_SETTING["applied"], facts[2].answers[0])]
     if s.kind == "ENUM":
         allowed = f"{key}= is one of {', '.join(s.high.split('|'))}."
     elif s.kind in ("UINT", "REAL", "SECS"):
@@ -127,16 +152,12 @@ def of_setting(t, key, fact):
         allowed = ""
     if allowed:
         facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)] * 3, weight=0.3))
-        fact.then.append((["which values may it have?", "what can I set it to?",
-                           "what is its range?", "what is the maximum?", "which values are allowed?",
-                           "how large may it be?", "what does it accept?"], allowed))
-    fact.then.append((["what is its default?", "and the default?", "what's the default value?",
-                       "what is it by default?", "what if I don't set it?", "what is it set to normally?",
-                       "which value does it have out of the box?"], facts[1].answers[0]))
-    fact.then.append((["does it need a restart?", "is a reload enough?", "when is a change applied?",
-                       "how do I apply a change of it?", "do I have to restart after changing it?",
-                       "can I change it while steamd runs?", "I changed it, what now?",
-                       "how does a new value take effect?"], facts[2].answers[0]))
+        after.append((AFTER_SETTING["values"], allowed))
+    fact.then += after
+    for f in facts[1:]:  # "and what does it do?" after its default
+        f.kind = "of setting"
+        f.then = [x for x in after if x[1] != f.answers[0]]
+        f.then.append((AFTER_SETTING["purpose"], fact.answers[0]))
     return facts
 
 

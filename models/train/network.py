@@ -15,11 +15,11 @@ GROUP = 32
 @dataclass
 class Shape:
     vocab: int = 4160
-    dim: int = 256
-    layers: int = 5
+    dim: int = 320
+    layers: int = 6
     dense: int = 1
-    ffn: int = 768
-    moe_ffn: int = 256
+    ffn: int = 960
+    moe_ffn: int = 320
     heads: int = 8
     kv_heads: int = 2
     head_dim: int = 32
