@@ -198,25 +198,28 @@ static __device__ __forceinline__ void copy_hidden(char *rows, uint32_t pitch,
 /* A warp's way through the tiles of several experts behind one another. */
 struct few_walk {
 	uint32_t a, tile;
-
-	__device__ __forceinline__ few_walk(uint32_t first, uint32_t n_tiles)
-		: a(first), tile(threadIdx.x / 32)
-	{
-		settle(n_tiles);
-	}
-	__device__ __forceinline__ void settle(uint32_t n_tiles)
-	{
-		while (tile >= n_tiles) {
-			tile -= n_tiles;
-			a++;
-		}
-	}
-	__device__ __forceinline__ void go_on(uint32_t n_tiles)
-	{
-		tile += FEW_WARPS;
-		settle(n_tiles);
-	}
 };
+
+/* Eight tiles on, in whole experts and tiles of the next. */
+struct few_stride {
+	uint32_t experts, tiles, n_tiles;
+};
+
+static __device__ __forceinline__ struct few_walk walk_from(uint32_t first, uint32_t n_tiles)
+{
+	const uint32_t warp = threadIdx.x / 32;
+
+	return { first + warp / n_tiles, warp % n_tiles };
+}
+
+static __device__ __forceinline__ void walk_on(struct few_walk *w, const struct few_stride &by)
+{
+	const uint32_t tile = w->tile + by.tiles;
+	const bool is_beyond = tile >= by.n_tiles;
+
+	w->a += by.experts + is_beyond;
+	w->tile = is_beyond ? tile - by.n_tiles : tile;
+}
 
 /* Shared memory of down beside slots and rows. */
 struct down_tables {
@@ -274,7 +277,8 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 	const uint32_t part = PARTS == 1 ? g_lane / FEW_PACKED : 0;
 	const uint32_t column = lane % 4 * 2 % (PARTS == 1 ? FEW_PACKED : TOKENS_COLUMNS);
 	struct tile<WEIGHT_INT4> ring[DEPTH];
-	struct few_walk ahead(first, n_tiles);
+	const struct few_stride by = { FEW_WARPS / n_tiles, FEW_WARPS % n_tiles, n_tiles };
+	struct few_walk ahead = walk_from(first, n_tiles);
 	const auto load = [&](int i, uint32_t strip) {
 		if (ahead.a < end)
 			load_tile(ring[i],
@@ -282,7 +286,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 									       g.down.stride,
 							strip, groups, lane),
 				  ahead.tile, lane);
-		ahead.go_on(n_tiles);
+		walk_on(&ahead, by);
 	};
 
 #pragma unroll
@@ -293,7 +297,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 	__syncthreads();
 
 	for (uint32_t strip = batch; strip < last; strip++) {
-		struct few_walk at(first, n_tiles);
+		struct few_walk at = walk_from(first, n_tiles);
 		uint32_t of = first;
 		const char *row = NULL;
 		float out[4] = {}, acc[1][4] = {};
@@ -320,7 +324,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 			const bool ends = round + 1 == rounds;
 
 			if (ends)
-				ahead = few_walk(first, n_tiles);
+				ahead = walk_from(first, n_tiles);
 #pragma unroll
 			for (int i = 0; i < DEPTH; i++) {
 				if (at.a < end) {
@@ -335,7 +339,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 								   : make_uint4(0, 0, 0, 0);
 						});
 				}
-				at.go_on(n_tiles);
+				walk_on(&at, by);
 				if (!ends || strip + 1 < last)
 					load(i, ends ? strip + 1 : strip);
 			}

@@ -30,8 +30,9 @@ def no_gpu_is_a_state_with_its_cause():
 def it_is_looked_for_again_and_nothing_else_steps_in():
     here()
     with WithoutGpu("odd", "Executor=cuda") as d:
-        first = wait_for(lambda: d.log().count("leaving: there is no GPU"), 20, "an executor that leaves")
-        wait_for(lambda: d.log().count("leaving: there is no GPU") > first, 25, "a second look")
+        starts = d.status()["executor"]["starts"]
+        wait_for(lambda: d.status()["executor"]["starts"] > starts, 25, "a second look")
+        wait_for(lambda: d.status()["state"] == "no-gpu", 20, "the state no-gpu again")
         assert "steamd-exec-cpu" not in d.log(), d.log()
 
 
