@@ -27,17 +27,21 @@ static __device__ __forceinline__ uint32_t active_find(struct active *to, const 
 	if (threadIdx.x < n)
 		to->picked[threadIdx.x] = chosen[threadIdx.x];
 	__syncthreads();
+#pragma unroll 1 /* here and below: registers are full of weights */
 	for (uint32_t base = 0; base < experts && n; base += FEW_THREADS) {
 		const uint32_t e = base + threadIdx.x;
 		uint32_t mask = 0, ballot, before = 0;
 
+#pragma unroll 1
 		for (uint32_t t = 0, i = 0; t < tokens && e < experts; t++)
+#pragma unroll 1
 			for (uint32_t k = 0; k < top_k; k++, i++)
 				mask |= (uint32_t)(to->picked[i] == e) << t;
 		ballot = __ballot_sync(0xffffffffu, mask != 0);
 		if (lane == 0)
 			to->warps[warp] = __popc(ballot);
 		__syncthreads();
+#pragma unroll 1
 		for (uint32_t w = 0; w < FEW_WARPS; w++) {
 			if (w == warp)
 				before = total + __popc(ballot & ((1u << lane) - 1));
@@ -50,6 +54,7 @@ static __device__ __forceinline__ uint32_t active_find(struct active *to, const 
 		__syncthreads();
 	}
 	if (threadIdx.x < n)
+#pragma unroll 1
 		for (uint32_t a = 0; a < total; a++)
 			if (to->expert[a] == to->picked[threadIdx.x])
 				to->choice[a][threadIdx.x / top_k] = (uint8_t)(threadIdx.x % top_k);

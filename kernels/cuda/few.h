@@ -10,6 +10,7 @@
 #define FEW_TOKENS 8
 #define FEW_WARPS 8
 #define FEW_THREADS (FEW_WARPS * 32)
+#define FEW_FILL 4	 /* vectors of activations that a thread reads at a time */
 #define FEW_SLOTS 8	 /* strips whose sums are kept, at most, until they are added up */
 #define FEW_ACC (16 * 8) /* sums of a warp for a strip: a mma's d */
 #define FEW_SLOT (FEW_WARPS * FEW_ACC)
@@ -18,12 +19,22 @@
 
 /* Tiles of a warp that are under way, of each of M matrices: as many as there are registers for. */
 template <int KIND, int M>
-static constexpr int few_depth = (KIND == WEIGHT_F32 ? 2 : KIND == WEIGHT_INT4 ? 8 : 4) / M;
+static constexpr int few_depth = (KIND == WEIGHT_F32 ? 1 : KIND == WEIGHT_INT4 ? 8 : 4) / M;
 
 /* Bytes from row to row of @cols activations: two rows use all banks. */
 LAYOUT_FN uint32_t few_pitch(uint32_t cols)
 {
 	return cols * 2 + 64;
+}
+
+/* Four columns of a row, as far as there are any. */
+static __device__ __forceinline__ float4 few_columns(const float *row, uint32_t c, uint32_t cols,
+						     bool is_aligned)
+{
+	if (is_aligned && c < cols)
+		return *(const float4 *)(row + c);
+	return make_float4(c < cols ? row[c] : 0, c + 1 < cols ? row[c + 1] : 0,
+			   c + 2 < cols ? row[c + 2] : 0, c + 3 < cols ? row[c + 3] : 0);
 }
 
 /* Columns first … first + n (a multiple of 64) of all tokens, split: rows of high halves, then of low ones. */
@@ -32,27 +43,32 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 						uint32_t n)
 {
 	const bool is_aligned = cols % 4 == 0 && ((uintptr_t)x & 15) == 0;
-	const uint32_t quads = n / 4;
+	const uint32_t quads = n / 4, all = tokens * quads;
 
-	for (uint32_t i = threadIdx.x; i < tokens * quads; i += FEW_THREADS) {
-		const uint32_t token = i / quads, at = i % quads * 4, c = first + at;
-		const float *from = x + (size_t)token * cols + c;
-		char *to = rows + token * pitch + at * 2;
-		float4 v = make_float4(0, 0, 0, 0);
-		uint2 high, low;
+	for (uint32_t base = threadIdx.x; base < all; base += FEW_FILL * FEW_THREADS) {
+		float4 v[FEW_FILL]; /* on their way together: each waits for the second cache */
 
-		if (is_aligned && c < cols) {
-			v = *(const float4 *)from;
-		} else {
-			v.x = c < cols ? from[0] : 0;
-			v.y = c + 1 < cols ? from[1] : 0;
-			v.z = c + 2 < cols ? from[2] : 0;
-			v.w = c + 3 < cols ? from[3] : 0;
+#pragma unroll
+		for (uint32_t j = 0; j < FEW_FILL; j++) {
+			const uint32_t i = base + j * FEW_THREADS;
+
+			if (i < all)
+				v[j] = few_columns(x + (size_t)(i / quads) * cols,
+						   first + i % quads * 4, cols, is_aligned);
 		}
-		split_pair(&high.x, &low.x, v.x, v.y);
-		split_pair(&high.y, &low.y, v.z, v.w);
-		*(uint2 *)to = high;
-		*(uint2 *)(to + tokens * pitch) = low;
+#pragma unroll
+		for (uint32_t j = 0; j < FEW_FILL; j++) {
+			const uint32_t i = base + j * FEW_THREADS;
+			char *to = rows + i / quads * pitch + i % quads * 8;
+			uint2 high, low;
+
+			if (i >= all)
+				continue;
+			split_pair(&high.x, &low.x, v[j].x, v[j].y);
+			split_pair(&high.y, &low.y, v[j].z, v[j].w);
+			*(uint2 *)to = high;
+			*(uint2 *)(to + tokens * pitch) = low;
+		}
 	}
 }
 
@@ -235,12 +251,13 @@ struct few_plan {
 };
 
 /*
- * @n_items, M strips each, for at most @blocks blocks; a run is all of a row,
- * or whole rounds of FEW_WARPS * depth tiles.
+ * @n_items, @m strips each, for at most @blocks blocks; a run is all of a row,
+ * or whole rounds of FEW_WARPS * depth tiles. The kernel has @others bytes of
+ * shared memory besides.
  */
-static inline struct few_plan few_plan_of(const struct dev *dev, uint32_t n_items, uint32_t m,
-					  uint32_t blocks, uint32_t tokens, uint32_t n_tiles,
-					  uint32_t round)
+static inline struct few_plan few_plan_of(const struct dev *dev, size_t others, uint32_t n_items,
+					  uint32_t m, uint32_t blocks, uint32_t tokens,
+					  uint32_t n_tiles, uint32_t round)
 {
 	struct few_plan p = {};
 	uint32_t room, fit;
@@ -249,7 +266,7 @@ static inline struct few_plan few_plan_of(const struct dev *dev, uint32_t n_item
 	p.slots = (n_items / p.blocks + (n_items % p.blocks != 0)) * m;
 	if (p.slots > FEW_SLOTS)
 		p.slots = FEW_SLOTS;
-	room = few_room(dev, p.slots * FEW_SLOT * sizeof(float));
+	room = few_room(dev, others + p.slots * FEW_SLOT * sizeof(float));
 	fit = (room / (2 * tokens) - 64) / (TILE_COLS * 2);
 	p.run_tiles = n_tiles <= fit ? n_tiles : fit > round ? fit / round * round : fit;
 	p.shared_bytes = p.slots * FEW_SLOT * sizeof(float) +

@@ -90,7 +90,7 @@ template <int KIND, int PARTS>
 static int launch_few(struct stream *st, struct few_linears *g)
 {
 	const struct few_plan plan =
-		few_plan_of(st->dev, g->n_strips, 1, st->dev->n_sm, g->tokens, tiles_of(g->cols),
+		few_plan_of(st->dev, 0, g->n_strips, 1, st->dev->n_sm, g->tokens, tiles_of(g->cols),
 			    FEW_WARPS * few_depth<KIND, 1>);
 
 	g->slots = plan.slots;

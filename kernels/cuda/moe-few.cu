@@ -184,37 +184,42 @@ static __device__ __forceinline__ void copy_hidden(char *rows, uint32_t pitch,
 {
 	const uint32_t chunks = n_tiles * 8;
 
+#pragma unroll 1 /* registers are full of weights */
 	for (uint32_t i = threadIdx.x; i < 2 * n * chunks; i += FEW_THREADS) {
 		const uint32_t to = i / chunks, chunk = i % chunks;
 
-		*(uint4 *)(rows + to * pitch + chunk * 16) = __ldcg(
-			(const uint4 *)(h_row(g, row(to % n), to >= n) + first_tile * TILE_COLS) +
-			chunk);
+		copy_async(rows + to * pitch + chunk * 16,
+			   h_row(g, row(to % n), to >= n) + first_tile * TILE_COLS + chunk * 8);
 	}
+	copy_async_commit();
+	copy_async_wait<0>();
 }
 
 /* A warp's way through the tiles of several experts behind one another. */
 struct few_walk {
 	uint32_t a, tile;
-
-	__device__ __forceinline__ few_walk(uint32_t first, uint32_t n_tiles)
-		: a(first), tile(threadIdx.x / 32)
-	{
-		settle(n_tiles);
-	}
-	__device__ __forceinline__ void settle(uint32_t n_tiles)
-	{
-		while (tile >= n_tiles) {
-			tile -= n_tiles;
-			a++;
-		}
-	}
-	__device__ __forceinline__ void go_on(uint32_t n_tiles)
-	{
-		tile += FEW_WARPS;
-		settle(n_tiles);
-	}
 };
+
+/* Eight tiles on, in whole experts and tiles of the next. */
+struct few_stride {
+	uint32_t experts, tiles, n_tiles;
+};
+
+static __device__ __forceinline__ struct few_walk walk_from(uint32_t first, uint32_t n_tiles)
+{
+	const uint32_t warp = threadIdx.x / 32;
+
+	return { first + warp / n_tiles, warp % n_tiles };
+}
+
+static __device__ __forceinline__ void walk_on(struct few_walk *w, const struct few_stride &by)
+{
+	const uint32_t tile = w->tile + by.tiles;
+	const bool is_beyond = tile >= by.n_tiles;
+
+	w->a += by.experts + is_beyond;
+	w->tile = is_beyond ? tile - by.n_tiles : tile;
+}
 
 /* Shared memory of down beside slots and rows. */
 struct down_tables {
@@ -272,7 +277,8 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 	const uint32_t part = PARTS == 1 ? g_lane / FEW_PACKED : 0;
 	const uint32_t column = lane % 4 * 2 % (PARTS == 1 ? FEW_PACKED : TOKENS_COLUMNS);
 	struct tile<WEIGHT_INT4> ring[DEPTH];
-	struct few_walk ahead(first, n_tiles);
+	const struct few_stride by = { FEW_WARPS / n_tiles, FEW_WARPS % n_tiles, n_tiles };
+	struct few_walk ahead = walk_from(first, n_tiles);
 	const auto load = [&](int i, uint32_t strip) {
 		if (ahead.a < end)
 			load_tile(ring[i],
@@ -280,7 +286,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 									       g.down.stride,
 							strip, groups, lane),
 				  ahead.tile, lane);
-		ahead.go_on(n_tiles);
+		walk_on(&ahead, by);
 	};
 
 #pragma unroll
@@ -291,7 +297,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 	__syncthreads();
 
 	for (uint32_t strip = batch; strip < last; strip++) {
-		struct few_walk at(first, n_tiles);
+		struct few_walk at = walk_from(first, n_tiles);
 		uint32_t of = first;
 		const char *row = NULL;
 		float out[4] = {}, acc[1][4] = {};
@@ -318,7 +324,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 			const bool ends = round + 1 == rounds;
 
 			if (ends)
-				ahead = few_walk(first, n_tiles);
+				ahead = walk_from(first, n_tiles);
 #pragma unroll
 			for (int i = 0; i < DEPTH; i++) {
 				if (at.a < end) {
@@ -333,7 +339,7 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 								   : make_uint4(0, 0, 0, 0);
 						});
 				}
-				at.go_on(n_tiles);
+				walk_on(&at, by);
 				if (!ends || strip + 1 < last)
 					load(i, ends ? strip + 1 : strip);
 			}
@@ -364,6 +370,7 @@ static __device__ __forceinline__ uint32_t fill_tables(const struct moe_few &g,
 {
 	const uint32_t n = active_find(&t->active, g.chosen, g.tokens, g.top_k, g.experts);
 
+#pragma unroll 1
 	for (uint32_t i = threadIdx.x; i < n * FEW_TOKENS; i += FEW_THREADS) {
 		const uint32_t a = i / FEW_TOKENS, token = i % FEW_TOKENS;
 
@@ -503,7 +510,7 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	size_t routed = 0;
 	int r;
 
-	up = few_plan_of(st->dev, most, 2, blocks, g->tokens, tiles_of(g->dim),
+	up = few_plan_of(st->dev, sizeof(struct active), most, 2, blocks, g->tokens, tiles_of(g->dim),
 			 FEW_WARPS * few_depth<WEIGHT_INT4, 2>);
 	g->up_slots = up.slots;
 	g->up_run = up.run_tiles;
@@ -512,7 +519,7 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	if (r < 0)
 		return r;
 
-	down = few_plan_of(st->dev, strips, 1, blocks, g->tokens,
+	down = few_plan_of(st->dev, sizeof(struct down_tables), strips, 1, blocks, g->tokens,
 			   g->shared_dim ? tiles_of(g->shared_dim) : 1,
 			   FEW_WARPS * few_depth<WEIGHT_BF16, 1>);
 	g->down_slots = down.slots;
