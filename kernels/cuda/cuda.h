@@ -83,6 +83,9 @@ size_t attention_scratch(const struct dev *dev, const struct op_limits *limits);
 
 enum { LAUNCH_PLAIN, LAUNCH_PDL };
 
+/* Dynamic shared memory up to here, with a kernel's static arrays, is within the 48 KiB that every block has. */
+#define SHARED_WITHOUT_ASKING (32 * 1024)
+
 /*
  * Queues kernel @k. With LAUNCH_PDL, and where the device has it, the kernel may
  * begin before the one queued before it has ended: before pdl_wait() it writes
@@ -111,7 +114,7 @@ int launch(struct stream *st, int attributes, void (*k)(P...), dim3 grid, dim3 b
 		config.attrs = &pdl;
 		config.numAttrs = 1;
 	}
-	if (shared_bytes > 48 * 1024 &&
+	if (shared_bytes > SHARED_WITHOUT_ASKING &&
 	    calls_result(cudaFuncSetAttribute((const void *)k,
 					      cudaFuncAttributeMaxDynamicSharedMemorySize,
 					      (int)shared_bytes)) < 0)

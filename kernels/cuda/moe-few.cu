@@ -138,10 +138,9 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const stru
 
 	pdl_release();
 	few_run<WEIGHT_BF16, PARTS, 2>(
-		span, x, sums,
-		[&](uint32_t item, int m) {
-			return strip_of<WEIGHT_BF16>(m ? g.shared_up : g.shared_gate, item, groups,
-						     lane);
+		span, x, sums, g.shared_up - g.shared_gate,
+		[&](uint32_t item) {
+			return strip_of<WEIGHT_BF16>(g.shared_gate, item, groups, lane);
 		},
 		[&] {
 			pdl_wait();
@@ -156,13 +155,11 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const stru
 	span.first = routed_share(g, n_items, blockIdx.x);
 	span.last = routed_share(g, n_items, blockIdx.x + 1);
 	few_run<WEIGHT_INT4, PARTS, 2>(
-		span, x, sums,
-		[&](uint32_t item, int m) {
-			const struct experts &of = m ? g.up : g.gate;
-
-			return strip_of<WEIGHT_INT4>(of.first +
-							     active.expert[item / strips] * of.stride,
-						     item % strips, groups, lane);
+		span, x, sums, g.up.first - g.gate.first,
+		[&](uint32_t item) {
+			return strip_of<WEIGHT_INT4>(
+				g.gate.first + active.expert[item / strips] * g.gate.stride,
+				item % strips, groups, lane);
 		},
 		[&] {
 			if (!has_shared || g.up_run == n_tiles)
@@ -405,8 +402,8 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const st
 
 	pdl_release();
 	few_run<WEIGHT_BF16, PARTS, 1>(
-		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums,
-		[&](uint32_t item, int) {
+		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums, 0,
+		[&](uint32_t item) {
 			return strip_of<WEIGHT_BF16>(g.shared_down, item, groups, lane);
 		},
 		[&] {
@@ -483,6 +480,7 @@ bool moe_is_few(const struct dev *dev, const struct moe_weights *w, uint32_t tok
 	if (top_k == 0)
 		return true;
 	return is_regular(w->gate, w->experts) && is_regular(w->up, w->experts) &&
+	       experts_of(w->gate, w->experts).stride == experts_of(w->up, w->experts).stride &&
 	       is_regular(w->down, w->experts) && room_rows(dev, w->gate[0].rows) >= tokens;
 }
 

@@ -11,7 +11,8 @@
 #include "tests/cuemu/parts.h"
 
 #define NEVER_WRITTEN 0xff /* NaN, or an index far out, for whatever reads it */
-#define SHARED_WITHOUT_ASKING (48 * 1024)
+#define SHARED_PER_BLOCK (48 * 1024)
+#define SHARED_STATIC (16 * 1024) /* it cannot be seen: what a kernel may have of it */
 
 typedef std::function<cudaError_t()> work;
 
@@ -85,9 +86,9 @@ cudaError_t cuemu_launch(const cudaLaunchConfig_t *config, const void *kernel,
 	    grid.z > 65535 || dim.x == 0 || dim.y == 0 || dim.z == 0 || dim.z > 64 ||
 	    (uint64_t)dim.x * dim.y * dim.z > THREADS_MAX)
 		return say(cudaErrorInvalidConfiguration);
-	if (shared_bytes > (allowed == shared_allowed.end() ? SHARED_WITHOUT_ASKING :
+	if (shared_bytes > (allowed == shared_allowed.end() ? SHARED_PER_BLOCK - SHARED_STATIC :
 							      (size_t)allowed->second) &&
-	    shared_bytes > SHARED_WITHOUT_ASKING)
+	    shared_bytes > SHARED_PER_BLOCK - SHARED_STATIC)
 		return say(cudaErrorInvalidValue);
 	for (unsigned i = 0; i < config->numAttrs; i++)
 		if (config->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization)
@@ -446,7 +447,7 @@ cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int 
 		return say(cudaErrorInvalidDevice);
 	switch (attribute) {
 	case cudaDevAttrMaxThreadsPerBlock: *ret = THREADS_MAX; break;
-	case cudaDevAttrMaxSharedMemoryPerBlock: *ret = SHARED_WITHOUT_ASKING; break;
+	case cudaDevAttrMaxSharedMemoryPerBlock: *ret = SHARED_PER_BLOCK; break;
 	case cudaDevAttrMultiProcessorCount: *ret = 4; break;
 	case cudaDevAttrL2CacheSize: *ret = 50 << 20; break;
 	case cudaDevAttrMaxThreadsPerMultiProcessor: *ret = 2048; break;
@@ -466,7 +467,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device)
 	*ret = {};
 	strcpy(ret->name, "emulated");
 	ret->totalGlobalMem = memory_bytes();
-	ret->sharedMemPerBlock = SHARED_WITHOUT_ASKING;
+	ret->sharedMemPerBlock = SHARED_PER_BLOCK;
 	ret->sharedMemPerBlockOptin = SHARED_MAX;
 	ret->sharedMemPerMultiprocessor = SHARED_MAX + 1024;
 	ret->warpSize = WARP;
