@@ -546,7 +546,7 @@ static const uint32_t head_shapes[][3] = { /* heads, kv_heads, head_dim */
 };
 
 /* The same pages in F32: what has not been rounded yet. */
-static struct kv_cache widened(const struct kv_cache *kv)
+static struct kv_cache in_f32(const struct kv_cache *kv)
 {
 	const size_t n = kv->n_pages * kv_page_bytes(kv) / dtype_bytes(kv->type);
 	struct kv_cache wide = *kv;
@@ -577,7 +577,7 @@ static void rope_once(const uint32_t *shape, size_t b, uint32_t page_tokens, boo
 		float *w = random_floats(dim, 1), *got = allocate(nq, 4);
 		double *wide = allocate(nq, sizeof(*wide));
 		char *pages = allocate(bytes, 1);
-		const struct kv_cache exact = widened(&c.host);
+		const struct kv_cache exact = in_f32(&c.host);
 		const struct tensor dq = tensor_at(give(q, nq * 4), t, heads, dim);
 		const struct tensor dk = tensor_at(give(k, nk * 4), t, kv_heads, dim);
 		const struct tensor dv = tensor_at(give(v, nk * 4), t, kv_heads, dim);
