@@ -6,9 +6,9 @@
 #define ACTIVE_MAX 128 /* choices, and so experts */
 
 struct active {
-	uint16_t expert[ACTIVE_MAX];		  /* rising */
-	uint8_t tokens[ACTIVE_MAX];		  /* bit t: token t chose it … */
-	uint8_t choice[ACTIVE_MAX][FEW_TOKENS];	  /* … as its choice of this number */
+	uint16_t expert[ACTIVE_MAX];		/* rising */
+	uint8_t tokens[ACTIVE_MAX];		/* bit t: token t chose it … */
+	uint8_t choice[ACTIVE_MAX][FEW_TOKENS]; /* … as its choice of this number */
 	uint32_t picked[ACTIVE_MAX], warps[FEW_WARPS];
 };
 

@@ -19,7 +19,10 @@
 
 /* Tiles of a warp that are under way, of each of M matrices: as many as there are registers for. */
 template <int KIND, int M>
-static constexpr int few_depth = (KIND == WEIGHT_F32 ? 1 : KIND == WEIGHT_INT4 ? 8 : 4) / M;
+static constexpr int few_depth = (KIND == WEIGHT_F32	? 1
+				  : KIND == WEIGHT_INT4 ? 8
+							: 4) /
+				 M;
 
 /* Bytes from row to row of @cols activations: two rows use all banks. */
 LAYOUT_FN uint32_t few_pitch(uint32_t cols)
@@ -75,8 +78,8 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 
 /* What a lane reads of rows as few_fill() leaves them. */
 template <int PARTS> struct few_rows {
-	const char *at;	 /* NULL: no token */
-	uint32_t low;	 /* bytes from the high to the low halves, with PARTS 2 */
+	const char *at; /* NULL: no token */
+	uint32_t low;	/* bytes from the high to the low halves, with PARTS 2 */
 
 	__device__ __forceinline__ few_rows(const char *rows, uint32_t pitch, uint32_t tokens,
 					    uint32_t lane)
@@ -154,9 +157,8 @@ struct few_place {
 	uint32_t run, batch; /* where these begin */
 };
 
-static __device__ __forceinline__ struct few_place few_after(const struct few_place &p,
-							     const struct few_span &s,
-							     uint32_t round)
+static __device__ __forceinline__ struct few_place
+few_after(const struct few_place &p, const struct few_span &s, uint32_t round)
 {
 	const uint32_t run_end = min(p.run + s.run_tiles, s.n_tiles);
 	struct few_place next = p;
@@ -187,10 +189,9 @@ static __device__ __forceinline__ struct few_place few_after(const struct few_pl
  * finish(item, n)	adds up the slots of these items
  */
 template <int KIND, int PARTS, int M, typename FIND, typename READY, typename FILL, typename FINISH>
-static __device__ __forceinline__ void few_run(const struct few_span &s,
-					       const few_rows<PARTS> &x, float *sums,
-					       ptrdiff_t distance, FIND find, READY ready,
-					       FILL fill, FINISH finish)
+static __device__ __forceinline__ void few_run(const struct few_span &s, const few_rows<PARTS> &x,
+					       float *sums, ptrdiff_t distance, FIND find,
+					       READY ready, FILL fill, FINISH finish)
 {
 	constexpr int DEPTH = few_depth<KIND, M>;
 	const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -213,8 +214,9 @@ static __device__ __forceinline__ void few_run(const struct few_span &s,
 	while (at.item < s.last) {
 		const struct few_place next = few_after(at, s, FEW_WARPS * DEPTH);
 		const uint32_t end = min(at.run + s.run_tiles, s.n_tiles);
-		const uint32_t next_end =
-			next.item < s.last ? min(next.run + s.run_tiles, s.n_tiles) : 0;
+		const uint32_t next_end = next.item < s.last
+						  ? min(next.run + s.run_tiles, s.n_tiles)
+						  : 0;
 
 		if (next.item != at.item && next.item < s.last)
 			from = find(next.item);
@@ -228,7 +230,8 @@ static __device__ __forceinline__ void few_run(const struct few_span &s,
 				if (tile < end)
 					multiply<KIND, 1, PARTS>(
 						acc[m], ring[i][m], [&](int, int part, int group) {
-							return x.columns(tile - at.run, part, group);
+							return x.columns(tile - at.run, part,
+									 group);
 						});
 				if (ahead < next_end)
 					load_tile(ring[i][m],

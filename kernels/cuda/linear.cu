@@ -59,8 +59,7 @@ static __device__ __forceinline__ void write_strips(const struct few_linears &g,
 }
 
 template <int KIND, int PARTS>
-static __global__ void __launch_bounds__(FEW_THREADS, 2)
-	k_linears_few(const struct few_linears g)
+static __global__ void __launch_bounds__(FEW_THREADS, 2) k_linears_few(const struct few_linears g)
 {
 	const uint32_t n_tiles = tiles_of(g.cols), lane = threadIdx.x % 32;
 	const uint32_t pitch = few_pitch(g.run_tiles * TILE_COLS);
@@ -82,16 +81,14 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2)
 			fill(0, g.run_tiles);
 			__syncthreads();
 		},
-		fill,
-		[&](uint32_t first, uint32_t n) { write_strips<PARTS>(g, sums, first, n); });
+		fill, [&](uint32_t first, uint32_t n) { write_strips<PARTS>(g, sums, first, n); });
 }
 
-template <int KIND, int PARTS>
-static int launch_few(struct stream *st, struct few_linears *g)
+template <int KIND, int PARTS> static int launch_few(struct stream *st, struct few_linears *g)
 {
-	const struct few_plan plan =
-		few_plan_of(st->dev, 0, g->n_strips, 1, st->dev->n_sm, g->tokens, tiles_of(g->cols),
-			    FEW_WARPS * few_depth<KIND, 1>);
+	const struct few_plan plan = few_plan_of(st->dev, 0, g->n_strips, 1, st->dev->n_sm,
+						 g->tokens, tiles_of(g->cols),
+						 FEW_WARPS * few_depth<KIND, 1>);
 
 	g->slots = plan.slots;
 	g->run_tiles = plan.run_tiles;
@@ -116,8 +113,12 @@ static int linears_few(struct stream *st, enum weight_kind kind, const struct li
 	for (const struct linear_job *job = jobs; job < jobs + n_jobs; job++) {
 		if (job->w->kind != kind)
 			continue;
-		g.jobs[g.n_jobs++] = { (const char *)job->w->data, (const float *)job->bias.data,
-				       (float *)job->y.data, job->w->rows, g.n_strips, job->add };
+		g.jobs[g.n_jobs++] = { (const char *)job->w->data,
+				       (const float *)job->bias.data,
+				       (float *)job->y.data,
+				       job->w->rows,
+				       g.n_strips,
+				       job->add };
 		g.n_strips += strips_of(job->w->rows);
 	}
 	if (g.n_jobs == 0)
@@ -178,9 +179,9 @@ static __device__ float value_at(const char *w, int kind, uint32_t row, uint32_t
 	uint32_t word;
 
 	if (kind == WEIGHT_BF16)
-		return __uint_as_float((uint32_t)((const uint16_t *)strip)
-					       [(size_t)r * groups * GROUP_COLS + col]
-				       << 16);
+		return __uint_as_float(
+			(uint32_t)((const uint16_t *)strip)[(size_t)r * groups * GROUP_COLS + col]
+			<< 16);
 	if (kind == WEIGHT_F32)
 		return ((const float *)strip)[(size_t)r * groups * GROUP_COLS + col];
 	word = ((const uint32_t *)(strip + tile * 512))[lane * 2 * n + q * 2 + r / 8];

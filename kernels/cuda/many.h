@@ -14,10 +14,10 @@
 
 /* Tiles of a warp that are under way: as many as there are registers for. */
 template <int KIND, int NT>
-static constexpr int many_depth = KIND == WEIGHT_F32 || NT > 4 ? 1 : 2;
+static constexpr int many_depth = KIND == WEIGHT_F32 || KIND == WEIGHT_INT4_F32 || NT > 4 ? 1 : 2;
 
 template <int NT> static constexpr uint32_t many_stage_bytes = 2 * NT * 8 * TILE_COLS * 2;
-template <int NT> static constexpr uint32_t many_shared_bytes = MANY_STAGES * many_stage_bytes<NT>;
+template <int NT> static constexpr uint32_t many_shared_bytes = MANY_STAGES *many_stage_bytes<NT>;
 
 /* Rows of the split form, see matrix.h. */
 struct many_rows {
@@ -51,10 +51,9 @@ static __device__ __forceinline__ void many_copy(char *stage, const struct many_
  * not there only help. Ends with a barrier: stages are free again.
  */
 template <int KIND, int NT>
-static __device__ __forceinline__ void many_product(float (&acc)[NT][4], const char *matrix,
-						    uint32_t number, bool is_there, uint32_t cols,
-						    const struct many_rows &x, char *stages,
-						    uint32_t first, uint32_t end)
+static __device__ __forceinline__ void
+many_product(float (&acc)[NT][4], const char *matrix, uint32_t number, bool is_there, uint32_t cols,
+	     const struct many_rows &x, char *stages, uint32_t first, uint32_t end)
 {
 	constexpr int DEPTH = many_depth<KIND, NT>;
 	const uint32_t lane = threadIdx.x % 32;
@@ -75,8 +74,8 @@ static __device__ __forceinline__ void many_product(float (&acc)[NT][4], const c
 #pragma unroll
 		for (int i = 0; i < DEPTH; i++) {
 			const uint32_t tile = base + i, ahead = tile + MANY_STAGES - 1;
-			const char *stage = stages + (tile - first) % MANY_STAGES *
-							     many_stage_bytes<NT>;
+			const char *stage = stages +
+					    (tile - first) % MANY_STAGES * many_stage_bytes<NT>;
 
 			if (tile >= end)
 				break;

@@ -22,7 +22,8 @@ struct moe_few {
 	float *y;
 	const uint32_t *chosen;
 	const float *weights;
-	uint16_t *h; /* split rows of h_cols: [tokens][top_k], then one of the shared expert for each token */
+	uint16_t *
+		h; /* split rows of h_cols: [tokens][top_k], then one of the shared expert for each token */
 	uint32_t tokens, top_k, experts, dim, ffn_dim, shared_dim, h_cols;
 	uint32_t up_slots, up_run, down_slots, shared_run; /* as planned */
 	uint32_t room_rows; /* of h that a block of down holds at a time */
@@ -58,8 +59,8 @@ static __device__ __forceinline__ void write_hidden(const struct moe_few &g, con
 
 static __device__ __forceinline__ uint32_t rows_to_write(uint32_t strip, uint32_t ffn_dim)
 {
-	return strip + 1 < strips_of(ffn_dim) ? STRIP_ROWS :
-						padded_cols(ffn_dim) - strip * STRIP_ROWS;
+	return strip + 1 < strips_of(ffn_dim) ? STRIP_ROWS
+					      : padded_cols(ffn_dim) - strip * STRIP_ROWS;
 }
 
 template <int PARTS>
@@ -112,8 +113,9 @@ static __device__ __forceinline__ uint32_t routed_share(const struct moe_few &g,
 
 	if ((n_shared + n - 1) / n * of_shared * n > all) /* some have enough of the shared alone */
 		return few_share(n_items, i, n);
-	return i == n ? n_items : (uint32_t)min((all * i / n - min(all * i / n, before)) / of_routed,
-						(uint64_t)n_items);
+	return i == n ? n_items
+		      : (uint32_t)min((all * i / n - min(all * i / n, before)) / of_routed,
+				      (uint64_t)n_items);
 }
 
 template <int PARTS>
@@ -149,17 +151,16 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const stru
 			fill(0, g.up_run);
 			__syncthreads();
 		},
-		fill,
-		[&](uint32_t first, uint32_t n) { finish_shared<PARTS>(g, sums, first, n); });
+		fill, [&](uint32_t first, uint32_t n) { finish_shared<PARTS>(g, sums, first, n); });
 
 	span.first = routed_share(g, n_items, blockIdx.x);
 	span.last = routed_share(g, n_items, blockIdx.x + 1);
 	few_run<WEIGHT_INT4, PARTS, 2>(
 		span, x, sums, g.up.first - g.gate.first,
 		[&](uint32_t item) {
-			return strip_of<WEIGHT_INT4>(
-				g.gate.first + active.expert[item / strips] * g.gate.stride,
-				item % strips, groups, lane);
+			return strip_of<WEIGHT_INT4>(g.gate.first + active.expert[item / strips] *
+									    g.gate.stride,
+						     item % strips, groups, lane);
 		},
 		[&] {
 			if (!has_shared || g.up_run == n_tiles)
@@ -222,7 +223,7 @@ static __device__ __forceinline__ void walk_on(struct few_walk *w, const struct 
 struct down_tables {
 	struct active active;
 	float weights[ACTIVE_MAX][FEW_TOKENS]; /* of a token that did not choose the expert: 0 */
-	uint16_t first_row[ACTIVE_MAX];	       /* of the rows that are there, its tokens' first one */
+	uint16_t first_row[ACTIVE_MAX]; /* of the rows that are there, its tokens' first one */
 };
 
 /* Experts from @first on whose rows of h are taken together; their tokens' rows are numbered. */
@@ -259,10 +260,9 @@ static __device__ __forceinline__ uint32_t hidden_row(const struct moe_few &g,
 
 /* Sums of down for experts first … end - 1 and strips batch … last - 1, added to their slots. */
 template <int PARTS>
-static __device__ __forceinline__ void run_experts(const struct moe_few &g,
-						   struct down_tables *t, float *sums, char *rows,
-						   uint32_t batch, uint32_t last, uint32_t first,
-						   uint32_t end, uint32_t n_rows, bool is_first)
+static __device__ __forceinline__ void
+run_experts(const struct moe_few &g, struct down_tables *t, float *sums, char *rows, uint32_t batch,
+	    uint32_t last, uint32_t first, uint32_t end, uint32_t n_rows, bool is_first)
 {
 	constexpr int DEPTH = DOWN_DEPTH;
 	const uint32_t lane = threadIdx.x % 32, g_lane = lane / 4;
@@ -307,13 +307,12 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 				acc[0][i] = 0;
 			}
 			of = a;
-			row = mask >> token & 1
-				      ? rows +
-						(part * n_rows + t->first_row[a] +
-						 __popc(mask & ((1u << token) - 1))) *
-							pitch +
-						lane % 4 * 16
-				      : NULL;
+			row = mask >> token & 1 ? rows +
+							  (part * n_rows + t->first_row[a] +
+							   __popc(mask & ((1u << token) - 1))) *
+								  pitch +
+							  lane % 4 * 16
+						: NULL;
 		};
 
 		turn_to(first);
@@ -329,10 +328,12 @@ static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 						turn_to(at.a);
 					multiply<WEIGHT_INT4, 1, PARTS>(
 						acc, ring[i], [&](int, int half, int group) {
-							return row ? *(const uint4 *)(row +
-										      half * n_rows * pitch +
-										      at.tile * 128 +
-										      group * 64)
+							return row ? *(const uint4
+									       *)(row +
+										  half * n_rows *
+											  pitch +
+										  at.tile * 128 +
+										  group * 64)
 								   : make_uint4(0, 0, 0, 0);
 						});
 				}
@@ -356,8 +357,8 @@ static __device__ __forceinline__ void add_to_y(const struct moe_few &g, const f
 		const uint32_t row = (first + slot) * STRIP_ROWS + i % STRIP_ROWS;
 
 		if (row < g.dim)
-			g.y[(size_t)token * g.dim + row] +=
-				few_total<PARTS>(sums, slot, i % STRIP_ROWS, token);
+			g.y[(size_t)token * g.dim + row] += few_total<PARTS>(sums, slot,
+									     i % STRIP_ROWS, token);
 	}
 }
 
@@ -468,8 +469,7 @@ static uint32_t room_rows(const struct dev *dev, uint32_t ffn_dim)
 	       (2 * few_pitch(padded_cols(ffn_dim)));
 }
 
-bool moe_is_few(const struct dev *dev, const struct moe_weights *w, uint32_t tokens,
-		uint32_t top_k)
+bool moe_is_few(const struct dev *dev, const struct moe_weights *w, uint32_t tokens, uint32_t top_k)
 {
 	if (tokens > FEW_TOKENS || tokens * top_k > ACTIVE_MAX)
 		return false;
@@ -505,8 +505,8 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	size_t routed = 0;
 	int r;
 
-	up = few_plan_of(st->dev, sizeof(struct active), most, 2, blocks, g->tokens, tiles_of(g->dim),
-			 FEW_WARPS * few_depth<WEIGHT_INT4, 2>);
+	up = few_plan_of(st->dev, sizeof(struct active), most, 2, blocks, g->tokens,
+			 tiles_of(g->dim), FEW_WARPS * few_depth<WEIGHT_INT4, 2>);
 	g->up_slots = up.slots;
 	g->up_run = up.run_tiles;
 	r = launch(st, LAUNCH_PDL, k_moe_up_few<PARTS>, up.blocks, FEW_THREADS, up.shared_bytes,

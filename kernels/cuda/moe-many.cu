@@ -7,13 +7,13 @@
 #include "kernels/cuda/many.h"
 #include "kernels/cuda/matrix.h"
 
-#define NT 4			/* times 8 tokens that a block has */
+#define NT 4 /* times 8 tokens that a block has */
 #define TOKENS (NT * 8)
 #define LIST_THREADS 256
 #define SUM_THREADS 256
-#define TABLE_PART 192		/* experts whose matrices fit into a launch */
-#define OUT_BYTES (64u << 20)	/* of what down leaves, if 128 rows need no more */
-#define BLOCKS_OF_TOKENS 8	/* of one expert, at most, side by side */
+#define TABLE_PART 192	      /* experts whose matrices fit into a launch */
+#define OUT_BYTES (64u << 20) /* of what down leaves, if 128 rows need no more */
+#define BLOCKS_OF_TOKENS 8    /* of one expert, at most, side by side */
 
 struct moe_matrix {
 	const char *data;
@@ -71,9 +71,8 @@ struct moe_many {
 };
 
 template <int KIND>
-static __device__ __noinline__ void product_of_kind(float (&acc)[NT][4],
-						    const struct moe_matrix &w, uint32_t strip,
-						    bool is_there, uint32_t cols,
+static __device__ __noinline__ void product_of_kind(float (&acc)[NT][4], const struct moe_matrix &w,
+						    uint32_t strip, bool is_there, uint32_t cols,
 						    const struct many_rows &x)
 {
 	many_product<KIND, NT>(acc, w.data, strip, is_there, cols, x, shared_memory<char>(), 0,
@@ -205,7 +204,8 @@ static __global__ void __launch_bounds__(SUM_THREADS) k_moe_sum(const struct moe
 		for (uint32_t k = 0; k < g.top_k; k++)
 			rank += chosen[k] < e || (chosen[k] == e && k < threadIdx.x);
 		order[rank] = threadIdx.x;
-		weights[rank] = e < g.experts ? g.weights[(size_t)token * g.top_k + threadIdx.x] : 0;
+		weights[rank] = e < g.experts ? g.weights[(size_t)token * g.top_k + threadIdx.x]
+					      : 0;
 	}
 	__syncthreads();
 	if (row >= g.n_rows || g.first_row + row >= g.dim)
@@ -255,7 +255,8 @@ static bool take_room(const struct stream *st, size_t *at, struct moe_room *ret,
 	ret->h = (uint16_t *)take(st, at, split_bytes(n, ffn_dim), &fits);
 	ret->shared_h = (uint16_t *)take(st, at, split_bytes(tokens, shared_dim), &fits);
 	ret->out = (float *)take(st, at, n * ret->n_rows * sizeof(float), &fits);
-	ret->shared_out = (float *)take(st, at, (size_t)tokens * ret->n_rows * sizeof(float), &fits);
+	ret->shared_out = (float *)take(st, at, (size_t)tokens * ret->n_rows * sizeof(float),
+					&fits);
 	ret->lists = (uint32_t *)take(st, at, (size_t)experts * tokens * sizeof(uint32_t), &fits);
 	ret->counts = (uint32_t *)take(st, at, experts * sizeof(uint32_t), &fits);
 	ret->tables = (struct moe_matrix *)take(
@@ -291,8 +292,8 @@ static int put_table(struct stream *st, struct moe_matrix *to, const struct weig
 
 /* Gate, up and down of @experts, whose tables follow each other from @to on. */
 static int put_tables(struct stream *st, struct moe_many *g, struct moe_matrix *to,
-		      const struct weight *gate, const struct weight *up,
-		      const struct weight *down, uint32_t experts)
+		      const struct weight *gate, const struct weight *up, const struct weight *down,
+		      uint32_t experts)
 {
 	int r = put_table(st, to, gate, experts);
 
@@ -315,18 +316,18 @@ static uint32_t blocks_of_tokens(uint32_t tokens, bool is_routed)
 
 static int run_up(struct stream *st, const struct moe_many &g, uint32_t experts)
 {
-	return launch(st, LAUNCH_PDL, k_moe_up_many,
-		      dim3(ceil_div(g.h_cols, MANY_ROWS), experts,
-			   blocks_of_tokens(g.tokens, g.lists)),
-		      MANY_THREADS, many_shared_bytes<NT>, g);
+	return launch(
+		st, LAUNCH_PDL, k_moe_up_many,
+		dim3(ceil_div(g.h_cols, MANY_ROWS), experts, blocks_of_tokens(g.tokens, g.lists)),
+		MANY_THREADS, many_shared_bytes<NT>, g);
 }
 
 static int run_down(struct stream *st, const struct moe_many &g, uint32_t experts)
 {
-	return launch(st, LAUNCH_PDL, k_moe_down_many,
-		      dim3(ceil_div(g.n_rows, MANY_ROWS), experts,
-			   blocks_of_tokens(g.tokens, g.lists)),
-		      MANY_THREADS, many_shared_bytes<NT>, g);
+	return launch(
+		st, LAUNCH_PDL, k_moe_down_many,
+		dim3(ceil_div(g.n_rows, MANY_ROWS), experts, blocks_of_tokens(g.tokens, g.lists)),
+		MANY_THREADS, many_shared_bytes<NT>, g);
 }
 
 static int run_sum(struct stream *st, const struct moe_sum &sum, uint32_t tokens)
@@ -358,8 +359,7 @@ int moe_many(struct stream *st, const struct tensor *y, const struct tensor *x,
 	for (uint32_t e = 1; e < experts; e++)
 		if (w->gate[e].rows != routed.ffn_dim)
 			return -EINVAL;
-	if (!take_room(st, &at, &room, tokens, top_k, experts, dim, routed.ffn_dim,
-		       shared.ffn_dim))
+	if (!take_room(st, &at, &room, tokens, top_k, experts, dim, routed.ffn_dim, shared.ffn_dim))
 		return -EINVAL;
 	routed.x = shared.x = room.x;
 	routed.h = room.h;
@@ -384,12 +384,21 @@ int moe_many(struct stream *st, const struct tensor *y, const struct tensor *x,
 	if (r == 0 && has_shared)
 		r = run_up(st, shared, 1);
 
-	sum = { experts ? room.out : NULL, has_shared ? room.shared_out : NULL, chosen, weights,
-		(float *)y->data, top_k, dim, w->experts, 0, 0 };
+	sum = { experts ? room.out : NULL,
+		has_shared ? room.shared_out : NULL,
+		chosen,
+		weights,
+		(float *)y->data,
+		top_k,
+		dim,
+		w->experts,
+		0,
+		0 };
 	for (uint32_t first = 0; first < dim && r == 0; first += room.n_rows) {
 		routed.first_row = shared.first_row = sum.first_row = first;
-		routed.n_rows = shared.n_rows = sum.n_rows =
-			dim - first < room.n_rows ? dim - first : room.n_rows;
+		routed.n_rows = shared.n_rows = sum.n_rows = dim - first < room.n_rows
+								     ? dim - first
+								     : room.n_rows;
 		if (experts)
 			r = run_down(st, routed, experts);
 		if (r == 0 && has_shared)

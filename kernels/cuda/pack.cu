@@ -67,9 +67,8 @@ static void pack_int4(uint8_t *to, enum weight_kind kind, const struct weight_so
 				for (uint32_t t = 0; t < 4; t++)
 					words[(r % 8 * 4 + t) * 2 * n] = part_columns(source_codes(
 						src, row, (first + q) * GROUP_COLS + 8 * t));
-				put_scale(scales +
-						  (first * STRIP_ROWS + (r % 8 * 2 + r / 8) * n + q) *
-							  bytes,
+				put_scale(scales + (first * STRIP_ROWS + (r % 8 * 2 + r / 8) * n +
+						    q) * bytes,
 					  kind, src, row, first + q);
 			}
 		}
@@ -88,8 +87,8 @@ static void pack_rows(uint8_t *to, enum weight_kind kind, const struct weight_so
 		if (src->type != DT_F16)
 			memcpy(to, (const uint8_t *)src->data + row * row_bytes, row_bytes);
 		for (uint32_t c = 0; src->type == DT_F16 && c < src->cols; c++)
-			((float *)to)[c] =
-				source_value(DT_F16, src->data, (size_t)row * src->cols + c);
+			((float *)to)[c] = source_value(DT_F16, src->data,
+							(size_t)row * src->cols + c);
 	}
 }
 

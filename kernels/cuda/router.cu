@@ -105,9 +105,8 @@ static __global__ void __launch_bounds__(TILE_THREADS) k_logits_many(const struc
 					  g.is_aligned);
 #pragma unroll
 		for (uint32_t j = 0; j < TILE; j++) {
-			const float4 w =
-				columns_of(g.w + (size_t)min(e + j, g.experts - 1) * g.dim, c,
-					   g.dim, g.is_aligned);
+			const float4 w = columns_of(g.w + (size_t)min(e + j, g.experts - 1) * g.dim,
+						    c, g.dim, g.is_aligned);
 
 #pragma unroll
 			for (uint32_t i = 0; i < TILE; i++)

@@ -30,7 +30,7 @@ template <> struct tile<WEIGHT_F32> {
 	uint4 v[8]; /* [group][row g, row g + 8][columns 0 … 3, 4 … 7 of the lane's] */
 };
 template <> struct tile<WEIGHT_INT4> {
-	uint4 codes; /* [group][row g, row g + 8] */
+	uint4 codes;  /* [group][row g, row g + 8] */
 	uint2 scales; /* [row g, row g + 8], of both groups */
 };
 template <> struct tile<WEIGHT_INT4_F32> {
@@ -80,10 +80,10 @@ static __device__ __forceinline__ void load_tile(tile<WEIGHT_F32> &to, const str
 	(void)lane;
 	for (uint32_t q = 0; q < 2; q++)
 		for (uint32_t i = 0; i < 4; i++)
-			to.v[4 * q + i] = 2 * number + q < s.groups
-						  ? load_once((i < 2 ? top : low) + q * 128 +
-							      i % 2 * 16)
-						  : make_uint4(0, 0, 0, 0);
+			to.v[4 * q + i] =
+				2 * number + q < s.groups
+					? load_once((i < 2 ? top : low) + q * 128 + i % 2 * 16)
+					: make_uint4(0, 0, 0, 0);
 }
 
 static __device__ __forceinline__ void load_tile(tile<WEIGHT_INT4> &to, const strip &s,
