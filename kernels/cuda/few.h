@@ -45,6 +45,7 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 	const bool is_aligned = cols % 4 == 0 && ((uintptr_t)x & 15) == 0;
 	const uint32_t quads = n / 4, all = tokens * quads;
 
+#pragma unroll 1
 	for (uint32_t base = threadIdx.x; base < all; base += FEW_FILL * FEW_THREADS) {
 		float4 v[FEW_FILL]; /* on their way together: each waits for the second cache */
 
@@ -179,31 +180,34 @@ static __device__ __forceinline__ struct few_place few_after(const struct few_pl
  * Computes the items of @s. Tiles that are read while others are computed are
  * always some ahead, across the ends of strips, runs and batches.
  *
- * find(item, m)	the strip of its matrix m
+ * distance		bytes from a strip of an item to that of its second matrix
+ * find(item)		the first strip
  * ready()		called once weights are on their way: fills the rows of the first run
  * fill(tile, n)	fills rows anew, with columns from that tile on
  * finish(item, n)	adds up the slots of these items
  */
 template <int KIND, int PARTS, int M, typename FIND, typename READY, typename FILL, typename FINISH>
 static __device__ __forceinline__ void few_run(const struct few_span &s,
-					       const few_rows<PARTS> &x, float *sums, FIND find,
-					       READY ready, FILL fill, FINISH finish)
+					       const few_rows<PARTS> &x, float *sums,
+					       ptrdiff_t distance, FIND find, READY ready,
+					       FILL fill, FINISH finish)
 {
 	constexpr int DEPTH = few_depth<KIND, M>;
 	const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 	struct few_place at = { s.first, 0, 0, s.first };
 	struct tile<KIND> ring[DEPTH][M];
-	struct strip from[M];
+	struct strip from = {};
 	float acc[M][1][4] = {};
 
-	for (int m = 0; m < M && s.first < s.last; m++)
-		from[m] = find(s.first, m);
+	if (s.first < s.last)
+		from = find(s.first);
 #pragma unroll
 	for (int i = 0; i < DEPTH; i++)
 #pragma unroll
 		for (int m = 0; m < M; m++)
 			if (s.first < s.last && i * FEW_WARPS + warp < s.run_tiles)
-				load_tile(ring[i][m], from[m], i * FEW_WARPS + warp, lane);
+				load_tile(ring[i][m], { from.at + m * distance, from.groups },
+					  i * FEW_WARPS + warp, lane);
 	ready();
 
 	while (at.item < s.last) {
@@ -212,8 +216,8 @@ static __device__ __forceinline__ void few_run(const struct few_span &s,
 		const uint32_t next_end =
 			next.item < s.last ? min(next.run + s.run_tiles, s.n_tiles) : 0;
 
-		for (int m = 0; m < M && next.item != at.item && next.item < s.last; m++)
-			from[m] = find(next.item, m);
+		if (next.item != at.item && next.item < s.last)
+			from = find(next.item);
 #pragma unroll
 		for (int i = 0; i < DEPTH; i++) {
 			const uint32_t tile = at.tile + i * FEW_WARPS + warp;
@@ -227,7 +231,9 @@ static __device__ __forceinline__ void few_run(const struct few_span &s,
 							return x.columns(tile - at.run, part, group);
 						});
 				if (ahead < next_end)
-					load_tile(ring[i][m], from[m], ahead, lane);
+					load_tile(ring[i][m],
+						  { from.at + m * distance, from.groups }, ahead,
+						  lane);
 			}
 		}
 		for (int m = 0; m < M && next.tile == next.run; m++)

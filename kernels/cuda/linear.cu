@@ -75,8 +75,8 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2)
 
 	pdl_release();
 	few_run<KIND, PARTS, 1>(
-		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums,
-		[&](uint32_t number, int) { return find_strip<KIND>(g, number, lane); },
+		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums, 0,
+		[&](uint32_t number) { return find_strip<KIND>(g, number, lane); },
 		[&] {
 			pdl_wait();
 			fill(0, g.run_tiles);

@@ -138,10 +138,9 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const stru
 
 	pdl_release();
 	few_run<WEIGHT_BF16, PARTS, 2>(
-		span, x, sums,
-		[&](uint32_t item, int m) {
-			return strip_of<WEIGHT_BF16>(m ? g.shared_up : g.shared_gate, item, groups,
-						     lane);
+		span, x, sums, g.shared_up - g.shared_gate,
+		[&](uint32_t item) {
+			return strip_of<WEIGHT_BF16>(g.shared_gate, item, groups, lane);
 		},
 		[&] {
 			pdl_wait();
@@ -156,13 +155,11 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const stru
 	span.first = routed_share(g, n_items, blockIdx.x);
 	span.last = routed_share(g, n_items, blockIdx.x + 1);
 	few_run<WEIGHT_INT4, PARTS, 2>(
-		span, x, sums,
-		[&](uint32_t item, int m) {
-			const struct experts &of = m ? g.up : g.gate;
-
-			return strip_of<WEIGHT_INT4>(of.first +
-							     active.expert[item / strips] * of.stride,
-						     item % strips, groups, lane);
+		span, x, sums, g.up.first - g.gate.first,
+		[&](uint32_t item) {
+			return strip_of<WEIGHT_INT4>(
+				g.gate.first + active.expert[item / strips] * g.gate.stride,
+				item % strips, groups, lane);
 		},
 		[&] {
 			if (!has_shared || g.up_run == n_tiles)
@@ -260,7 +257,7 @@ static __device__ __forceinline__ uint32_t hidden_row(const struct moe_few &g,
 	return token * g.top_k + t.active.choice[a][token];
 }
 
-/* Sums of down for experts first … end - 1 and strips batch … last - 1, added to the slots. */
+/* Sums of down for experts first … end - 1 and strips batch … last - 1, added to their slots. */
 template <int PARTS>
 static __device__ __forceinline__ void run_experts(const struct moe_few &g,
 						   struct down_tables *t, float *sums, char *rows,
@@ -383,6 +380,7 @@ static __device__ __forceinline__ uint32_t fill_tables(const struct moe_few &g,
 	return n;
 }
 
+/* A block has slots for all of its strips. */
 template <int PARTS>
 static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const struct moe_few g)
 {
@@ -395,45 +393,36 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const st
 	float *sums = shared_memory<float>();
 	char *rows = (char *)(sums + g.down_slots * FEW_SLOT);
 	uint32_t n_active = 0;
-	bool is_ready = false;
 	const auto fill = [&](uint32_t tile, uint32_t n) {
 		copy_hidden(rows, pitch, g, g.tokens, tile, n,
 			    [&](uint32_t i) { return shared_row + i; });
 	};
+	const struct few_span span = { first, g.shared_down ? last : first, g.down_slots,
+				       tiles_of(g.shared_dim), g.shared_run };
 
 	pdl_release();
-	for (uint32_t batch = first; batch < last; batch += g.down_slots) {
-		const uint32_t end = min(batch + g.down_slots, last);
-		const struct few_span span = { batch, g.shared_down ? end : batch, g.down_slots,
-					       tiles_of(g.shared_dim), g.shared_run };
-
-		few_run<WEIGHT_BF16, PARTS, 1>(
-			span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums,
-			[&](uint32_t item, int) {
-				return strip_of<WEIGHT_BF16>(g.shared_down, item, groups, lane);
-			},
-			[&] {
-				if (!is_ready) {
-					pdl_wait();
-					n_active = fill_tables(g, &tables);
-				}
-				is_ready = true;
-				if (g.shared_down)
-					fill(0, g.shared_run);
-				__syncthreads();
-			},
-			fill, [&](uint32_t, uint32_t) {});
-
-		for (uint32_t a = 0, next, n_rows; a < n_active; a = next) {
-			next = take_experts(&tables, g.room_rows, a, n_active, &n_rows);
+	few_run<WEIGHT_BF16, PARTS, 1>(
+		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums, 0,
+		[&](uint32_t item) {
+			return strip_of<WEIGHT_BF16>(g.shared_down, item, groups, lane);
+		},
+		[&] {
+			pdl_wait();
+			n_active = fill_tables(g, &tables);
+			if (g.shared_down)
+				fill(0, g.shared_run);
 			__syncthreads();
-			run_experts<PARTS>(g, &tables, sums, rows, batch, end, a, next, n_rows,
-					   !g.shared_down && a == 0);
-		}
-		if (g.shared_down || n_active)
-			add_to_y<PARTS>(g, sums, batch, end - batch);
+		},
+		fill, [&](uint32_t, uint32_t) {});
+
+	for (uint32_t a = 0, next, n_rows; a < n_active; a = next) {
+		next = take_experts(&tables, g.room_rows, a, n_active, &n_rows);
 		__syncthreads();
+		run_experts<PARTS>(g, &tables, sums, rows, first, last, a, next, n_rows,
+				   !g.shared_down && a == 0);
 	}
+	if (g.shared_down || n_active)
+		add_to_y<PARTS>(g, sums, first, last - first);
 }
 
 /* Whether matrices of one kind and size are at equal distances. */
@@ -448,6 +437,11 @@ static bool is_regular(const struct weight *w, uint32_t n)
 		    (const char *)w[e].data != (const char *)w[0].data + e * stride)
 			return false;
 	return true;
+}
+
+static uint32_t max_of(uint32_t a, uint32_t b)
+{
+	return a > b ? a : b;
 }
 
 static struct experts experts_of(const struct weight *w, uint32_t n)
@@ -486,6 +480,7 @@ bool moe_is_few(const struct dev *dev, const struct moe_weights *w, uint32_t tok
 	if (top_k == 0)
 		return true;
 	return is_regular(w->gate, w->experts) && is_regular(w->up, w->experts) &&
+	       experts_of(w->gate, w->experts).stride == experts_of(w->up, w->experts).stride &&
 	       is_regular(w->down, w->experts) && room_rows(dev, w->gate[0].rows) >= tokens;
 }
 
@@ -519,7 +514,8 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	if (r < 0)
 		return r;
 
-	down = few_plan_of(st->dev, sizeof(struct down_tables), strips, 1, blocks, g->tokens,
+	down = few_plan_of(st->dev, sizeof(struct down_tables), strips, 1,
+			   max_of(blocks, ceil_div(strips, FEW_SLOTS)), g->tokens,
 			   g->shared_dim ? tiles_of(g->shared_dim) : 1,
 			   FEW_WARPS * few_depth<WEIGHT_BF16, 1>);
 	g->down_slots = down.slots;

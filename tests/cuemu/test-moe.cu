@@ -1,6 +1,8 @@
 /* Mixtures of experts and dense MLPs of kernels/cuda against double. */
 #include <math.h>
 
+#include <algorithm>
+
 #include "tests/cuemu/matrices.h"
 
 #define TOL_MOE 1e-4 /* of the root mean square of what is added, or of 1 */
@@ -81,8 +83,8 @@ static void choose(const struct shape &shape, uint32_t tokens, std::vector<uint3
 			uint32_t e;
 
 			do {
-				e = random_u32() % shape.experts * (random_u32() % shape.experts) /
-				    shape.experts;
+				e = std::min(random_u32() % shape.experts,
+					     random_u32() % shape.experts);
 				taken = false;
 				for (uint32_t i = 0; i < k; i++)
 					taken |= (*chosen)[t * shape.top_k + i] == e;
