@@ -185,8 +185,8 @@ static void stream_calls(struct choice *c, const json_t *calls)
 		jsontext_put(t, ",\"arguments\":\"\"}}]");
 		end_chat_chunk(c, t);
 		t = begin_chat_chunk(c);
-		jsontext_format(t, "\"tool_calls\":[{\"index\":%u,\"function\":{\"arguments\":",
-				index);
+		jsontext_format(
+			t, "\"tool_calls\":[{\"index\":%u,\"function\":{\"arguments\":", index);
 		jsontext_value(t, json_object_get(function, "arguments"));
 		jsontext_put(t, "}}]");
 		end_chat_chunk(c, t);
@@ -426,11 +426,10 @@ static int take_ids(struct prompt *p, const json_t *list, struct refusal *no)
 	json_array_foreach((json_t *)list, i, one) {
 		if (!json_is_integer(one) || json_integer_value(one) < 0 ||
 		    json_integer_value(one) > UINT32_MAX)
-			return refusal_of_field(no, "prompt",
-						"prompt has %s at %zu; a token's id is wanted",
-						json_is_integer(one) ? "a number out of range"
-								     : fields_type(one),
-						i);
+			return refusal_of_field(
+				no, "prompt", "prompt has %s at %zu; a token's id is wanted",
+				json_is_integer(one) ? "a number out of range" : fields_type(one),
+				i);
 		p->ids[p->n_ids++] = (uint32_t)json_integer_value(one);
 	}
 	return 0;
@@ -443,9 +442,9 @@ static int take_prompt(struct prompt *p, const json_t *value, struct refusal *no
 	p->text = value;
 	if (json_is_string(value))
 		return 0;
-	return refusal_of_field(no, "prompt",
-				"prompt is %s; a string, a list of strings, or token ids are wanted",
-				fields_type(value));
+	return refusal_of_field(
+		no, "prompt", "prompt is %s; a string, a list of strings, or token ids are wanted",
+		fields_type(value));
 }
 
 /* A string, a list of ids, or a list of either. */
@@ -457,8 +456,9 @@ static int take_prompts(struct reply *r, struct refusal *no)
 	const size_t n = many ? json_array_size(given) : 1;
 
 	if (n > REPLY_PROMPTS_MAX)
-		return refusal_of_field(no, "prompt", "prompt has %zu texts; at most %d are possible",
-					n, REPLY_PROMPTS_MAX);
+		return refusal_of_field(no, "prompt",
+					"prompt has %zu texts; at most %d are possible", n,
+					REPLY_PROMPTS_MAX);
 	if (reply_add_prompts(r, n) < 0)
 		return refusal_set(no, 503, "no-memory", NULL, "out of memory");
 	for (size_t i = 0; i < n; i++) {

@@ -36,8 +36,9 @@ static int flatten(const json_t *content, const char *where, json_t **ret, struc
 		return 0;
 	}
 	if (!json_is_array(content))
-		return refusal_of_field(no, param, "%s is %s; a string or a list of parts is wanted",
-					param, fields_type(content));
+		return refusal_of_field(no, param,
+					"%s is %s; a string or a list of parts is wanted", param,
+					fields_type(content));
 	json_array_foreach((json_t *)content, i, part) {
 		const char *type = text_at(part, "type");
 		const json_t *text = json_is_string(part) ? part : json_object_get(part, "text");
@@ -47,14 +48,16 @@ static int flatten(const json_t *content, const char *where, json_t **ret, struc
 			text = json_object_get(part, "refusal");
 		else if (!json_is_string(part) && !is_one_of(type, texts, ARRAY_SIZE(texts))) {
 			jsontext_deinit(&all);
-			return refusal_of_field(no, param,
-						"%s is of type '%.32s'; this model reads text alone",
-						param, type ? type : "?");
+			return refusal_of_field(
+				no, param, "%s is of type '%.32s'; this model reads text alone",
+				param, type ? type : "?");
 		}
 		if (!json_is_string(text)) {
 			jsontext_deinit(&all);
-			return refusal_of_field(no, param, "%s has a text that is %s; a string is "
-						"wanted", param, fields_type(text));
+			return refusal_of_field(no, param,
+						"%s has a text that is %s; a string is "
+						"wanted",
+						param, fields_type(text));
 		}
 		jsontext_add(&all, json_string_value(text), json_string_length(text));
 	}
@@ -130,7 +133,8 @@ int conversation_add_chat(json_t *to, const json_t *messages, struct refusal *no
 	int r = 0;
 
 	if (json_array_size(messages) == 0)
-		return refusal_of_field(no, "messages", "messages is empty; one is wanted at least");
+		return refusal_of_field(no, "messages",
+					"messages is empty; one is wanted at least");
 	json_array_foreach((json_t *)messages, i, message) {
 		r = add_message(to, message, i, no);
 		if (r < 0)
@@ -148,9 +152,10 @@ int conversation_write(json_t *messages, const json_t *tools, int think, const j
 	jsontext_value(&t, messages);
 	jsontext_put(&t, ",\"tools\":");
 	jsontext_value(&t, tools);
-	jsontext_format(&t, ",\"enable_thinking\":%s", think < 0 ? "null"
-						       : think	 ? "true"
-								 : "false");
+	jsontext_format(&t, ",\"enable_thinking\":%s",
+			think < 0 ? "null"
+			: think	  ? "true"
+				  : "false");
 	if (extra) {
 		jsontext_put(&t, ",\"response\":");
 		jsontext_value(&t, extra);

@@ -20,6 +20,7 @@
 
 #define ACCEPTS_A_TURN 64
 #define BACKLOG 512
+#define SEND_BYTES (64 << 10)
 
 struct door {
 	struct gateway *g;
@@ -37,8 +38,8 @@ static struct peer *peer_take(struct gateway *g, const char *name)
 	struct peer *p;
 
 	LIST_FOREACH(p, &g->peers, link)
-		if (strcmp(p->name, name) == 0)
-			break;
+	if (strcmp(p->name, name) == 0)
+		break;
 	if (!p) {
 		p = calloc(1, sizeof(*p));
 		if (!p)
@@ -107,8 +108,8 @@ void door_notify(void *userdata, struct MHD_Connection *http, void **context,
 	gateway_sweep_on(g);
 }
 
-static void turn_away(struct visitor *v, unsigned status, const char *code, const char *format,
-		      ...) _printf_(4, 5);
+static void turn_away(struct visitor *v, unsigned status, const char *code, const char *format, ...)
+	_printf_(4, 5);
 
 static void turn_away(struct visitor *v, unsigned status, const char *code, const char *format, ...)
 {
@@ -168,14 +169,15 @@ static void admit(struct door *d, int fd, const struct sockaddr_storage *address
 {
 	struct gateway *g = d->g;
 	struct visitor *v = calloc(1, sizeof(*v));
-	const int on = 1;
+	const int on = 1, send_bytes = SEND_BYTES;
 
 	if (!v) {
 		close(fd);
 		return;
 	}
-	*v = (struct visitor){ .g = g, .fd = fd, .is_unix = d->is_unix,
-			       .since_us = gateway_now_us() };
+	*v = (struct visitor){
+		.g = g, .fd = fd, .is_unix = d->is_unix, .since_us = gateway_now_us()
+	};
 	if (check_visitor(v, address) < 0 ||
 	    sd_event_add_io(g->loop, &v->hup, fd, EPOLLRDHUP, on_hup, v) < 0 ||
 	    sd_event_source_set_enabled(v->hup, SD_EVENT_ONESHOT) < 0) {
@@ -186,6 +188,8 @@ static void admit(struct door *d, int fd, const struct sockaddr_storage *address
 	if (!d->is_unix) {
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 		setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+		/* the kernel's own would grow to megabytes of tokens that a stalled reader never takes */
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof(send_bytes));
 	}
 	g->counts.n_visitors++;
 	d->arriving = v;
@@ -222,7 +226,7 @@ void door_sweep(struct gateway *g)
 
 	LIST_FOREACH(v, &g->visitors, link)
 	{
-		const uint64_t allowed_s = v->exchange	     ? exchange_allowed_s(v->exchange)
+		const uint64_t allowed_s = v->exchange	       ? exchange_allowed_s(v->exchange)
 					   : v->n_requests > 0 ? s->keep_alive
 							       : s->header_timeout;
 		const uint64_t since = v->exchange ? exchange_since_us(v->exchange) : v->since_us;
@@ -346,7 +350,8 @@ static int resolve(const char *where, struct addrinfo **ret, struct err *err)
 
 	if (!colon || colon == where || !colon[1])
 		return err_set(err, -EINVAL,
-			       "--listen is '%s'; ADDRESS:PORT or a path with a / is wanted", where);
+			       "--listen is '%s'; ADDRESS:PORT or a path with a / is wanted",
+			       where);
 	n = (size_t)(colon - where);
 	if (where[0] == '[' && where[n - 1] == ']')
 		host = strndup(where + 1, n - 2);
@@ -367,9 +372,9 @@ static void say_address(int fd)
 	if (getsockname(fd, (struct sockaddr *)&a, &len) == 0 &&
 	    getnameinfo((struct sockaddr *)&a, len, host, sizeof(host), port, sizeof(port),
 			NI_NUMERICHOST | NI_NUMERICSERV) == 0)
-		fprintf(stderr, a.ss_family == AF_INET6
-					? "steamd-gateway: listening at http://[%s]:%s\n"
-					: "steamd-gateway: listening at http://%s:%s\n",
+		fprintf(stderr,
+			a.ss_family == AF_INET6 ? "steamd-gateway: listening at http://[%s]:%s\n"
+						: "steamd-gateway: listening at http://%s:%s\n",
 			host, port);
 }
 
@@ -384,8 +389,8 @@ static int listen_tcp(struct gateway *g, const char *where, struct err *err)
 		return r;
 	r = check_place(g, (const struct sockaddr_storage *)found->ai_addr, where, err);
 	if (r == 0) {
-		_cleanup_(closep) int fd =
-			socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		_cleanup_(closep) int fd = socket(found->ai_family,
+						  SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 		if (fd >= 0)
 			setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));

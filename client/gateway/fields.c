@@ -141,7 +141,8 @@ static int add_stop(struct fields *f, const struct field *row, const json_t *val
 		return wanted(row, value, "a string or a list of strings", no);
 	if (json_string_length(value) == 0 ||
 	    strlen(json_string_value(value)) != json_string_length(value))
-		return refusal_of_field(no, row->name, "stop has a string that is empty or holds a NUL");
+		return refusal_of_field(no, row->name,
+					"stop has a string that is empty or holds a NUL");
 	if (f->g.n_stop == FIELDS_STOPS_MAX)
 		return refusal_of_field(no, row->name, "stop has more than %d strings",
 					FIELDS_STOPS_MAX);
@@ -175,8 +176,10 @@ static int take_bias(struct fields *f, const struct field *row, const json_t *va
 	if (!json_is_object(value))
 		return wanted(row, value, "an object of token ids and numbers", no);
 	if (n > FIELDS_BIAS_MAX)
-		return refusal_of_field(no, row->name, "logit_bias has %zu tokens; at most %d are "
-					"possible", n, FIELDS_BIAS_MAX);
+		return refusal_of_field(no, row->name,
+					"logit_bias has %zu tokens; at most %d are "
+					"possible",
+					n, FIELDS_BIAS_MAX);
 	f->bias_ids = n ? calloc(n, sizeof(*f->bias_ids) + sizeof(*f->bias_values)) : NULL;
 	if (n && !f->bias_ids)
 		return refusal_set(no, 503, "no-memory", NULL, "out of memory");
@@ -216,9 +219,10 @@ static int take_stream_options(struct fields *f, const struct field *row, const 
 	if (!json_is_object(value))
 		return wanted(row, value, "an object", no);
 	if (usage && !json_is_null(usage) && !json_is_boolean(usage))
-		return refusal_of_field(no, "stream_options.include_usage",
-					"stream_options.include_usage is %s; true or false is wanted",
-					fields_type(usage));
+		return refusal_of_field(
+			no, "stream_options.include_usage",
+			"stream_options.include_usage is %s; true or false is wanted",
+			fields_type(usage));
 	f->include_usage = json_is_true(usage);
 	return 0;
 }
@@ -226,8 +230,9 @@ static int take_stream_options(struct fields *f, const struct field *row, const 
 static int take_effort(struct fields *f, const struct field *row, const json_t *value,
 		       struct refusal *no)
 {
-	static const char *const off[] = { "none", "minimal" },
-				 *const on[] = { "low", "medium", "high", "xhigh", "max" };
+	static const char *const off[] = { "none", "minimal" }, *const on[] = { "low", "medium",
+										"high", "xhigh",
+										"max" };
 	const char *word = json_string_value(value);
 
 	for (size_t i = 0; word && i < ARRAY_SIZE(off); i++)
@@ -487,7 +492,8 @@ static int check_together(struct fields *f, enum fields_api api, struct refusal 
 	if (api == CHAT && !f->messages)
 		return refusal_of_field(no, "messages", "messages is missing; a list is wanted");
 	if (api == TEXT && !f->prompt)
-		return refusal_of_field(no, "prompt", "prompt is missing; a string, a list of "
+		return refusal_of_field(no, "prompt",
+					"prompt is missing; a string, a list of "
 					"strings, or token ids are wanted");
 	if (api == RESPONSES && !f->input)
 		return refusal_of_field(no, "input",
@@ -516,10 +522,11 @@ int fields_read(struct fields *f, enum fields_api api, const char *text, size_t 
 	for (void *it = json_object_iter(f->body); it && !ignore_unknown;
 	     it = json_object_iter_next(f->body, it))
 		if (!find(json_object_iter_key(it), api))
-			return refusal_of_field(no, json_object_iter_key(it),
-						"there is no field '%.64s'; IgnoreUnknownFields=yes "
-						"would pass over it",
-						json_object_iter_key(it));
+			return refusal_of_field(
+				no, json_object_iter_key(it),
+				"there is no field '%.64s'; IgnoreUnknownFields=yes "
+				"would pass over it",
+				json_object_iter_key(it));
 	return check_together(f, api, no);
 }
 
@@ -528,7 +535,8 @@ void fields_print_ignored(FILE *f)
 	static const struct {
 		enum fields_api api;
 		const char *name;
-	} apis[] = { { CHAT, "chat completions" }, { TEXT, "completions" },
+	} apis[] = { { CHAT, "chat completions" },
+		     { TEXT, "completions" },
 		     { RESPONSES, "responses" } };
 
 	for (size_t k = 0; k < ARRAY_SIZE(apis); k++) {

@@ -173,8 +173,8 @@ static void gateway_deinit(struct gateway *g)
 	door_close_all(g);
 	/* nobody may be suspended when libmicrohttpd stops */
 	LIST_FOREACH(v, &g->visitors, link)
-		if (v->exchange)
-			exchange_reader_left(v->exchange);
+	if (v->exchange)
+		exchange_reader_left(v->exchange);
 	if (g->http)
 		MHD_run(g->http);
 	link_close_all(g);

@@ -90,11 +90,14 @@ static void write_own(struct jsontext *t, const struct gateway *g)
 	for (unsigned i = 2; i < ARRAY_SIZE(n->n_status); i++)
 		jsontext_format(t, "steamd_gateway_responses_total{class=\"%uxx\"} %llu\n", i,
 				(unsigned long long)n->n_status[i]);
-	metric(t, "gateway_abandoned_total", "counter", "answers whose reader left", n->n_cancelled);
+	metric(t, "gateway_abandoned_total", "counter", "answers whose reader left",
+	       n->n_cancelled);
 	metric(t, "gateway_running", "gauge", "answers with steamd", running);
-	metric(t, "gateway_waiting", "gauge", "answers waiting for room on the connection", waiting);
+	metric(t, "gateway_waiting", "gauge", "answers waiting for room on the connection",
+	       waiting);
 	metric(t, "gateway_tokens_total", "counter", "tokens of answers", n->n_tokens);
-	metric(t, "gateway_prompt_tokens_total", "counter", "tokens of prompts", n->n_prompt_tokens);
+	metric(t, "gateway_prompt_tokens_total", "counter", "tokens of prompts",
+	       n->n_prompt_tokens);
 	metric(t, "gateway_cached_tokens_total", "counter", "of these, found in the cache",
 	       n->n_cached_tokens);
 }
@@ -116,7 +119,8 @@ static void write_steamd(struct jsontext *t, const json_t *status)
 	metric(t, "running", "gauge", "turns being computed", number_of(load, "running"));
 	metric(t, "queued", "gauge", "turns waiting", number_of(load, "queued"));
 	metric(t, "kv_pages", "gauge", "pages of the KV cache", number_of(kv, "pages"));
-	metric(t, "kv_free_pages", "gauge", "of these, holding nothing", number_of(kv, "free_pages"));
+	metric(t, "kv_free_pages", "gauge", "of these, holding nothing",
+	       number_of(kv, "free_pages"));
 }
 
 /* Without steamd the gateway's own are there all the same. */

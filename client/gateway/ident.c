@@ -74,8 +74,8 @@ static int read_reply(const char *reply, size_t n, uid_t *ret)
 		return -EPROTO;
 	if (h->nlmsg_type == NLMSG_ERROR)
 		return h->nlmsg_len < NLMSG_LENGTH(sizeof(*e)) ? -EPROTO
-		       : e->error				? e->error
-								: -EPROTO;
+		       : e->error			       ? e->error
+							       : -EPROTO;
 	if (h->nlmsg_type != SOCK_DIAG_BY_FAMILY || h->nlmsg_len < NLMSG_LENGTH(sizeof(*found)))
 		return -EPROTO;
 	/* of a socket without a process (TIME_WAIT) the kernel says user 0 */

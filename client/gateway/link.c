@@ -48,8 +48,8 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 	struct link *l;
 
 	LIST_FOREACH(l, &g->links, link)
-		if (is_label(l, label))
-			return l;
+	if (is_label(l, label))
+		return l;
 	l = calloc(1, sizeof(*l));
 	if (!l || (label && !(l->label = strdup(label)))) {
 		free(l);
@@ -167,7 +167,9 @@ struct ask *link_ask(struct exchange *x, link_then_fn then)
 		exchange_refuse(x, &no);
 		return NULL;
 	}
-	*ask = (struct ask){ .x = x, .link = l, .then = then,
+	*ask = (struct ask){ .x = x,
+			     .link = l,
+			     .then = then,
 			     .handler = { .on_end = on_ask_end, .userdata = ask } };
 	x->work = ask;
 	x->on_left = ask_left;
@@ -194,7 +196,8 @@ void link_query(struct exchange *x, enum steamd_query what, link_then_fn then)
 	struct steamd_error err = { 0 };
 
 	if (ask)
-		link_asked(ask, steamd_start_query(ask->link->s, what, &ask->handler, &ask->request,
-						   &err),
-			   &err);
+		link_asked(
+			ask,
+			steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
+			&err);
 }

@@ -8,7 +8,7 @@
 
 #include "client/gateway/vocab.h"
 
-#define BEGIN_US (1000 * 1000)	       /* a stream that waits for longer begins without an answer */
+#define BEGIN_US (1000 * 1000)	      /* a stream that waits for longer begins without an answer */
 #define COMMENT_US (15 * 1000 * 1000) /* it says that it is alive */
 #define LOADING_RETRY_MS 5000
 
@@ -232,8 +232,8 @@ static void on_progress(void *userdata, const struct steamd_progress *p)
 	if (p->text[0])
 		snprintf(r->loading_text, sizeof(r->loading_text), "%s", p->text);
 	else
-		snprintf(r->loading_text, sizeof(r->loading_text), "%s, %u of %u", p->state, p->done,
-			 p->total);
+		snprintf(r->loading_text, sizeof(r->loading_text), "%s, %u of %u", p->state,
+			 p->done, p->total);
 	if (r->begun || r->g->setup->wait_for_model > 0)
 		set_timer(r, BEGIN_US);
 	else
@@ -245,9 +245,9 @@ static void on_progress(void *userdata, const struct steamd_progress *p)
 /* steamd's {"name":…,"arguments":{…}} as OpenAI has it. */
 static json_t *calls_of(const struct steamd_delta *d)
 {
-	json_t *from = d->tool_calls ? json_loadb(d->tool_calls, d->tool_calls_len, JSON_ALLOW_NUL,
-						  NULL)
-				     : NULL;
+	json_t *from = d->tool_calls
+			       ? json_loadb(d->tool_calls, d->tool_calls_len, JSON_ALLOW_NUL, NULL)
+			       : NULL;
 	json_t *to = from ? json_array() : NULL, *call;
 	size_t i;
 
@@ -257,11 +257,11 @@ static json_t *calls_of(const struct steamd_delta *d)
 
 		reply_random(id + 5, 24);
 		jsontext_value(&arguments, json_object_get(call, "arguments"));
-		json_array_append_new(
-			to, json_pack("{s:s, s:s, s:{s:O, s:s#}}", "id", id, "type", "function",
-				      "function", "name", json_object_get(call, "name"),
-				      "arguments", arguments.at ? arguments.at : "{}",
-				      arguments.at ? (int)arguments.n : 2));
+		json_array_append_new(to, json_pack("{s:s, s:s, s:{s:O, s:s#}}", "id", id, "type",
+						    "function", "function", "name",
+						    json_object_get(call, "name"), "arguments",
+						    arguments.at ? arguments.at : "{}",
+						    arguments.at ? (int)arguments.n : 2));
 		jsontext_deinit(&arguments);
 	}
 	json_decref(from);
@@ -283,8 +283,8 @@ static int on_delta(void *userdata, const struct steamd_delta *raw)
 {
 	struct choice *c = userdata;
 	struct reply *r = c->reply;
-	struct reply_delta d = { raw->reasoning, raw->content, raw->reasoning_len,
-				 raw->content_len, NULL, raw };
+	struct reply_delta d = { raw->reasoning,   raw->content, raw->reasoning_len,
+				 raw->content_len, NULL,	 raw };
 	json_t *calls;
 
 	if (!r->x)
@@ -508,7 +508,8 @@ void reply_start(struct reply *r)
 		return;
 	}
 	for (uint32_t i = 0; i < r->n_choices; i++)
-		r->choices[i] = (struct choice){ .reply = r, .index = i,
+		r->choices[i] = (struct choice){ .reply = r,
+						 .index = i,
 						 .prompt = &r->prompts[i / r->fields.n],
 						 .is_first = i % r->fields.n == 0 };
 	if (r->fields.logprobs)
@@ -544,9 +545,9 @@ struct reply *reply_new(struct exchange *x, enum fields_api api, const char *id_
 		reply_refuse(r, &no);
 		return NULL;
 	}
-	r->model = strdup(r->fields.g.model	       ? r->fields.g.model
+	r->model = strdup(r->fields.g.model			? r->fields.g.model
 			  : steamd_info(r->link->s, &info) == 0 ? info.model
-							: "");
+								: "");
 	if (!r->model) {
 		refusal_set(&no, 503, "no-memory", NULL, "out of memory");
 		reply_refuse(r, &no);

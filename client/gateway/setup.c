@@ -15,8 +15,10 @@ enum kind { STRING, SIZE, UINT, BOOL, SECS };
 #define ROW_DEFAULT_BOOL(value) .number = (value)
 #define ROW_DEFAULT_SECS(value) .number = (value)
 #define ROW(kind, member, key, otherwise, min, max, help)                                          \
-	{ key, kind, offsetof(struct setup, member), min, max, help,                               \
-	  ROW_DEFAULT_##kind(otherwise) },
+	{                                                                                          \
+		key, kind, offsetof(struct setup, member), min,                                    \
+		max, help, ROW_DEFAULT_##kind(otherwise)                                           \
+	},
 static const struct setting {
 	const char *key;
 	enum kind kind;
@@ -216,8 +218,8 @@ int setup_read(int argc, char **argv, struct setup *ret, enum setup_action *ret_
 		return err_set(err, -ENOMEM, "out of memory");
 	for (int i = 1; i < argc; i++) {
 		const char *equals = strchr(argv[i], '='), *value = equals ? equals + 1 : NULL;
-		const struct option *o =
-			find(argv[i], equals ? (size_t)(equals - argv[i]) : strlen(argv[i]));
+		const struct option *o = find(argv[i], equals ? (size_t)(equals - argv[i])
+							      : strlen(argv[i]));
 		int r;
 
 		if (!o)
@@ -270,8 +272,8 @@ void setup_print_help(FILE *f)
 	for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
 		if (!options[i].help)
 			continue;
-		snprintf(left, sizeof(left), "%s%s%s", options[i].name,
-			 options[i].value ? " " : "", options[i].value ? options[i].value : "");
+		snprintf(left, sizeof(left), "%s%s%s", options[i].name, options[i].value ? " " : "",
+			 options[i].value ? options[i].value : "");
 		fprintf(f, "  %-18s %s\n", left, options[i].help);
 	}
 	fputs("\nSettings, for --set and --config:\n\n", f);
@@ -286,7 +288,8 @@ void setup_print_help(FILE *f)
 	fields_print_ignored(f);
 	fputs("\nRun by hand it stays in the foreground and prints 'ready' on stderr when it "
 	      "answers.\n"
-	      "Exit codes: 0 ended by a signal or idle, 64 wrong options or settings, 71 the system "
+	      "Exit codes: 0 ended by a signal or idle, 64 wrong options or settings, 71 the "
+	      "system "
 	      "refused something.\n",
 	      f);
 }
@@ -310,8 +313,10 @@ void setup_print_man(FILE *f)
 		"OpenAI's HTTP APIs over steamd's socket\n"
 		".SH SYNOPSIS\n.B steamd\\-gateway\n\\fB\\-\\-listen\\fR \\fIWHERE\\fR "
 		"[\\fIOPTION\\fR]...\n.SH DESCRIPTION\n"
-		"A client of steamd that speaks OpenAI's Chat Completions, Completions and Responses\n"
-		"APIs to desktop applications. It runs as the user it serves, holds no model and no\n"
+		"A client of steamd that speaks OpenAI's Chat Completions, Completions and "
+		"Responses\n"
+		"APIs to desktop applications. It runs as the user it serves, holds no model and "
+		"no\n"
 		"state, and may be ended at any time.\n.SH OPTIONS\n",
 		STEAMD_VERSION);
 	for (size_t i = 0; i < ARRAY_SIZE(options); i++) {
@@ -323,7 +328,8 @@ void setup_print_man(FILE *f)
 		print_troff(f, options[i].help);
 		fputc('\n', f);
 	}
-	fputs(".SH SETTINGS\nFor \\-\\-set and, one a line, for the file that \\-\\-config names.\n",
+	fputs(".SH SETTINGS\nFor \\-\\-set and, one a line, for the file that \\-\\-config "
+	      "names.\n",
 	      f);
 	for (size_t i = 0; i < ARRAY_SIZE(settings); i++) {
 		char value[32];

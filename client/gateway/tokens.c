@@ -20,11 +20,10 @@ static json_t *read_body(struct exchange *x, const char *wanted, const char *opt
 	json_t *body = NULL;
 	struct refusal no = { 0 };
 
-	if (fields_parse(x->body, x->body_bytes, &body, &no) == 0 &&
-	    !json_object_get(body, wanted))
+	if (fields_parse(x->body, x->body_bytes, &body, &no) == 0 && !json_object_get(body, wanted))
 		refusal_of_field(&no, wanted, "%s is missing", wanted);
-	for (void *it = json_object_iter(body);
-	     it && !no.status && !x->g->setup->ignore_unknown; it = json_object_iter_next(body, it)) {
+	for (void *it = json_object_iter(body); it && !no.status && !x->g->setup->ignore_unknown;
+	     it = json_object_iter_next(body, it)) {
 		const char *key = json_object_iter_key(it);
 
 		if (strcmp(key, wanted) != 0 && strcmp(key, optional) != 0 &&

@@ -97,8 +97,8 @@ static void on_bytes(void *userdata, const struct steamd_result *result,
 static uint32_t size_of(const char *json)
 {
 	json_t *status = json_loads(json, 0, NULL);
-	const json_int_t n = json_integer_value(
-		json_object_get(json_object_get(status, "model"), "vocab"));
+	const json_int_t n =
+		json_integer_value(json_object_get(json_object_get(status, "model"), "vocab"));
 
 	json_decref(status);
 	return n > 0 && n <= VOCAB_MAX ? (uint32_t)n : 0;
@@ -120,8 +120,8 @@ static void on_status(void *userdata, const struct steamd_result *result,
 	for (uint32_t i = 0; ids && i < f->v->n; i++)
 		ids[i] = i;
 	f->handler.on_end = on_bytes;
-	if (ids && steamd_start_detokenize(f->link->s, ids, f->v->n, STEAMD_EACH, &f->handler,
-					   NULL, &failed) == 0)
+	if (ids && steamd_start_detokenize(f->link->s, ids, f->v->n, STEAMD_EACH, &f->handler, NULL,
+					   &failed) == 0)
 		return;
 	if (!ids && !err) {
 		free(steal(f->v));
@@ -159,7 +159,9 @@ void vocab_get(struct link *l, vocab_then_fn then, void *userdata)
 		then(userdata, NULL, &err);
 		return;
 	}
-	*f = (struct fetch){ .link = l, .then = then, .userdata = userdata,
+	*f = (struct fetch){ .link = l,
+			     .then = then,
+			     .userdata = userdata,
 			     .handler = { .on_end = on_status, .userdata = f } };
 	f->v = calloc(1, sizeof(*f->v));
 	steamd_info(l->s, &info);
