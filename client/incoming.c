@@ -335,7 +335,7 @@ static int errno_of_code(struct span code)
 		{ CODE_NO_CHAT, -ENOTSUP },    { CODE_BUSY, -EAGAIN },
 		{ CODE_UNAVAILABLE, -EAGAIN }, { CODE_MODEL_REFUSED, -ENOTSUP },
 		{ CODE_DEADLINE, -ETIME },     { CODE_NO_MEMORY, -ENOMEM },
-		{ CODE_DAMAGED, -EUCLEAN },
+		{ CODE_DAMAGED, -EUCLEAN },    { CODE_MOVED, -EREMCHG },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)

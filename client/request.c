@@ -211,6 +211,7 @@ int steamd_start_generate(struct steamd *s, const struct steamd_generate *given,
 	if (g.session) {
 		MSG_SET(&m.generate, session, span_of(g.session));
 		MSG_SET(&m.generate, session_create, !!g.session_create);
+		SET_UINT(&m.generate, &g, session_after);
 	}
 	set_sampler(&m.generate, &g);
 	set_lists(&m.generate, &g);

@@ -194,6 +194,12 @@ struct steamd_generate {
 	 */
 	const char *session;
 	int session_create; /* makes the session if there is none */
+	/*
+	 * The turn that this one is to follow, 0 for the first; where the session's last
+	 * one is another, or one is running, it ends with "moved" (-EREMCHG).
+	 * STEAMD_UNSET: it follows whatever is there.
+	 */
+	uint32_t session_after;
 };
 
 static inline void steamd_generate_init(struct steamd_generate *g)
@@ -202,7 +208,7 @@ static inline void steamd_generate_init(struct steamd_generate *g)
 	g->struct_bytes = sizeof(*g);
 	g->temperature = g->top_p = g->min_p = NAN;
 	g->repetition_penalty = g->frequency_penalty = g->presence_penalty = NAN;
-	g->top_k = g->max_tokens = g->min_tokens = STEAMD_UNSET;
+	g->top_k = g->max_tokens = g->min_tokens = g->session_after = STEAMD_UNSET;
 }
 
 /* Log-probabilities of a text or of ids: one delta element a token; the first one's is NAN. */

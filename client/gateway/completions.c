@@ -1,6 +1,5 @@
 /* Chat Completions and Completions: the same chunks, but for where the text is. */
 #include <errno.h>
-#include <math.h>
 #include <string.h>
 
 #include "client/gateway/conversation.h"
@@ -68,49 +67,7 @@ static void finish_whole(struct reply *r, struct jsontext *t)
 	exchange_answer(r->x, 200, t);
 }
 
-/* JSON knows no infinity. */
-static void write_logprob(struct jsontext *t, float value)
-{
-	if (isnan(value))
-		jsontext_put(t, "null");
-	else
-		jsontext_format(t, "%.7g", isfinite(value) ? value : -9999.0f);
-}
-
 /* Chat. */
-
-static void write_chat_token(struct jsontext *t, const struct vocab *v, uint32_t id, float logprob)
-{
-	jsontext_put(t, "{\"token\":");
-	vocab_write_text(v, id, t);
-	jsontext_put(t, ",\"logprob\":");
-	write_logprob(t, logprob);
-	jsontext_put(t, ",\"bytes\":");
-	vocab_write_bytes(v, id, t);
-}
-
-/* The list's members, with a comma before each but the first of the list. */
-static void write_chat_logprobs(struct jsontext *t, const struct choice *c,
-				const struct steamd_delta *d, bool is_first)
-{
-	const struct vocab *v = c->reply->vocab;
-
-	for (uint32_t i = 0; d->logprobs && i < d->n_ids; i++) {
-		if (!is_first)
-			jsontext_put(t, ",");
-		is_first = false;
-		write_chat_token(t, v, d->ids[i], d->logprobs[i]);
-		jsontext_put(t, ",\"top_logprobs\":[");
-		for (uint32_t k = 0; k < d->n_top; k++) {
-			const size_t at = (size_t)i * d->n_top + k;
-
-			jsontext_put(t, k ? "," : "");
-			write_chat_token(t, v, d->top_ids[at], d->top_logprobs[at]);
-			jsontext_put(t, "}");
-		}
-		jsontext_put(t, "]}");
-	}
-}
 
 static const char CHAT_CHUNK[] = "chat.completion.chunk";
 
@@ -162,7 +119,7 @@ static void stream_text(struct choice *c, const struct reply_delta *d)
 		return;
 	}
 	jsontext_put(t, "},\"logprobs\":{\"content\":[");
-	write_chat_logprobs(t, c, d->raw, true);
+	reply_write_logprobs(c->reply, d->raw, true, t);
 	jsontext_put(t, "],\"refusal\":null},\"finish_reason\":null}");
 	end_chunk(t, c->reply);
 }
@@ -197,7 +154,8 @@ static void chat_delta(struct choice *c, const struct reply_delta *d)
 {
 	if (!c->reply->fields.stream) {
 		if (c->reply->fields.logprobs)
-			write_chat_logprobs(&c->logprobs[0], c, d->raw, c->logprobs[0].n == 0);
+			reply_write_logprobs(c->reply, d->raw, c->logprobs[0].n == 0,
+					     &c->logprobs[0]);
 		return;
 	}
 	say_role(c);
@@ -259,7 +217,7 @@ static void chat_whole(struct reply *r)
 }
 
 static const struct reply_format chat_format = { NULL,	     chat_delta,  chat_end,
-						 chat_whole, fail_stream, NULL };
+						 chat_whole, fail_stream, NULL, NULL };
 
 void route_chat(struct exchange *x)
 {
@@ -301,7 +259,7 @@ static void add_text_logprobs(struct choice *c, struct jsontext to[4], const str
 		jsontext_put(&to[0], comma);
 		vocab_write_text(v, d->ids[i], &to[0]);
 		jsontext_put(&to[1], comma);
-		write_logprob(&to[1], d->logprobs[i]);
+		jsontext_logprob(&to[1], d->logprobs[i]);
 		jsontext_format(&to[2], "%s{", comma);
 		for (uint32_t k = 0; k < d->n_top; k++) {
 			const size_t n = (size_t)i * d->n_top + k;
@@ -309,7 +267,7 @@ static void add_text_logprobs(struct choice *c, struct jsontext to[4], const str
 			jsontext_put(&to[2], k ? "," : "");
 			vocab_write_text(v, d->top_ids[n], &to[2]);
 			jsontext_put(&to[2], ":");
-			write_logprob(&to[2], d->top_logprobs[n]);
+			jsontext_logprob(&to[2], d->top_logprobs[n]);
 		}
 		jsontext_put(&to[2], "}");
 		jsontext_format(&to[3], "%s%zu", comma, at);
@@ -413,7 +371,7 @@ static void text_whole(struct reply *r)
 }
 
 static const struct reply_format text_format = { NULL,	     text_delta,  text_end,
-						 text_whole, fail_stream, NULL };
+						 text_whole, fail_stream, NULL, NULL };
 
 static int take_ids(struct prompt *p, const json_t *list, struct refusal *no)
 {

@@ -143,6 +143,185 @@ int conversation_add_chat(json_t *to, const json_t *messages, struct refusal *no
 	return r;
 }
 
+/* Items of Responses: what the assistant said in several of them is one message. */
+struct items {
+	json_t *to;
+	json_t *assistant; /* that more may be added to; borrowed; NULL: none */
+	size_t i;
+	struct refusal *no;
+};
+
+static json_t *assistant_of(struct items *s)
+{
+	if (s->assistant)
+		return s->assistant;
+	s->assistant = json_pack("{s:s, s:s}", "role", "assistant", "content", "");
+	json_array_append_new(s->to, s->assistant);
+	return s->assistant;
+}
+
+static int add_item_message(struct items *s, const json_t *item, const char *where)
+{
+	static const char *const roles[] = { "system", "developer", "user", "assistant" };
+	const char *role = text_at(item, "role");
+	json_t *content;
+
+	if (!is_one_of(role, roles, ARRAY_SIZE(roles)))
+		return refusal_of_field(s->no, where,
+					"%s.role is '%.32s'; system, developer, user or assistant "
+					"is wanted",
+					where, role ? role : "not there");
+	if (flatten(json_object_get(item, "content"), where, &content, s->no) < 0)
+		return -EINVAL;
+	if (!content)
+		return refusal_of_field(s->no, where, "%s has no content", where);
+	if (strcmp(role, "assistant") == 0) {
+		const char *before = text_at(assistant_of(s), "content");
+
+		/* what comes behind calls or another text begins a message of its own */
+		if (json_object_get(s->assistant, "tool_calls") || (before && *before)) {
+			s->assistant = NULL;
+			assistant_of(s);
+		}
+		json_object_set_new(s->assistant, "content", content);
+		return 0;
+	}
+	s->assistant = NULL;
+	json_array_append_new(s->to,
+			      json_pack("{s:s, s:o}", "role",
+					strcmp(role, "user") == 0 ? "user" : "system", "content",
+					content));
+	return 0;
+}
+
+static int add_call(struct items *s, const json_t *item, const char *where)
+{
+	const json_t *name = json_object_get(item, "name"),
+		     *arguments = json_object_get(item, "arguments");
+	json_t *message, *calls;
+
+	if (!json_is_string(name) || !json_is_string(arguments))
+		return refusal_of_field(s->no, where, "%s lacks a name or arguments, both strings",
+					where);
+	message = assistant_of(s);
+	calls = json_object_get(message, "tool_calls");
+	if (!calls) {
+		calls = json_array();
+		json_object_set_new(message, "tool_calls", calls);
+	}
+	json_array_append_new(calls, json_pack("{s:O?, s:s, s:{s:O, s:O}}", "id",
+					       json_object_get(item, "call_id"), "type", "function",
+					       "function", "name", name, "arguments", arguments));
+	return 0;
+}
+
+static int add_output(struct items *s, const json_t *item, const char *where)
+{
+	const json_t *output = json_object_get(item, "output");
+	json_t *text;
+
+	if (flatten(output, where, &text, s->no) < 0)
+		return -EINVAL;
+	if (!text)
+		return refusal_of_field(s->no, where, "%s has no output", where);
+	s->assistant = NULL;
+	json_array_append_new(s->to, json_pack("{s:s, s:O?, s:o}", "role", "tool", "tool_call_id",
+					       json_object_get(item, "call_id"), "content", text));
+	return 0;
+}
+
+/* Of its own, or handed back by a client that stores nothing here. */
+static int add_reasoning(struct items *s, const json_t *item, const char *where)
+{
+	json_t *text;
+
+	if (flatten(json_object_get(item, "content"), where, &text, s->no) < 0)
+		return -EINVAL;
+	s->assistant = NULL;
+	if (text && json_string_length(text) > 0)
+		json_object_set(assistant_of(s), "reasoning_content", text);
+	json_decref(text);
+	return 0;
+}
+
+static int add_item(struct items *s, const json_t *item)
+{
+	const char *type = text_at(item, "type");
+	char where[48];
+
+	snprintf(where, sizeof(where), "input[%zu]", s->i);
+	if (!json_is_object(item))
+		return refusal_of_field(s->no, where, "%s is %s; an object is wanted", where,
+					fields_type(item));
+	if (!type || strcmp(type, "message") == 0)
+		return add_item_message(s, item, where);
+	if (strcmp(type, "function_call") == 0)
+		return add_call(s, item, where);
+	if (strcmp(type, "function_call_output") == 0)
+		return add_output(s, item, where);
+	if (strcmp(type, "reasoning") == 0)
+		return add_reasoning(s, item, where);
+	return refusal_of_field(s->no, where,
+				"%s is of type '%.32s'; message, function_call, "
+				"function_call_output or reasoning is wanted",
+				where, type);
+}
+
+int conversation_add_items(json_t *to, const json_t *input, struct refusal *no)
+{
+	struct items s = { .to = to, .no = no };
+	json_t *item;
+	int r = 0;
+
+	if (json_is_string(input)) {
+		json_array_append_new(to, json_pack("{s:s, s:O}", "role", "user", "content", input));
+		return 0;
+	}
+	if (!json_is_array(input))
+		return refusal_of_field(no, "input",
+					"input is %s; a string or a list of items is wanted",
+					fields_type(input));
+	if (json_array_size(input) == 0)
+		return refusal_of_field(no, "input", "input is empty; one item is wanted at least");
+	json_array_foreach((json_t *)input, s.i, item) {
+		r = add_item(&s, item);
+		if (r < 0)
+			break;
+	}
+	return r;
+}
+
+int conversation_tools(const json_t *tools, json_t **ret, struct refusal *no)
+{
+	json_t *list = json_array_size(tools) ? json_array() : NULL, *tool;
+	char where[48];
+	size_t i;
+
+	json_array_foreach((json_t *)tools, i, tool) {
+		const char *type = text_at(tool, "type");
+		json_t *function = json_object(), *value;
+
+		snprintf(where, sizeof(where), "tools[%zu]", i);
+		if (!type || strcmp(type, "function") != 0 || !text_at(tool, "name")) {
+			json_decref(function);
+			json_decref(list);
+			return refusal_of_field(no, where,
+						"%s is of type '%.32s'; a function with a name is "
+						"wanted",
+						where, type ? type : "?");
+		}
+		json_object_set(function, "name", json_object_get(tool, "name"));
+		if ((value = json_object_get(tool, "description")) && !json_is_null(value))
+			json_object_set(function, "description", value);
+		if ((value = json_object_get(tool, "parameters")) && !json_is_null(value))
+			json_object_set(function, "parameters", value);
+		json_array_append_new(list, json_pack("{s:s, s:o}", "type", "function", "function",
+						      function));
+	}
+	*ret = list;
+	return 0;
+}
+
 int conversation_write(json_t *messages, const json_t *tools, int think, const json_t *extra,
 		       char **ret, size_t *ret_len)
 {

@@ -313,6 +313,25 @@ static int take_format(struct fields *f, const struct field *row, const json_t *
 			   row->name, type);
 }
 
+static int take_include(struct fields *f, const struct field *row, const json_t *value,
+			struct refusal *no)
+{
+	json_t *one;
+	size_t i;
+
+	if (!json_is_array(value))
+		return wanted(row, value, "a list", no);
+	json_array_foreach((json_t *)value, i, one) {
+		const char *word = json_string_value(one);
+
+		if (!word)
+			return wanted(row, one, "a list of strings", no);
+		if (strcmp(word, "message.output_text.logprobs") == 0)
+			f->logprobs = true;
+	}
+	return 0;
+}
+
 static int take_text(struct fields *f, const struct field *row, const json_t *value,
 		     struct refusal *no)
 {
@@ -391,6 +410,7 @@ static const struct field table[] = {
 	{ "background", RESPONSES, refuse_unless_empty, 0, 0, 0 },
 	{ "conversation", RESPONSES, refuse_unless_empty, 0, 0, 0 },
 	{ "text", RESPONSES, take_text, 0, 0, 0 },
+	{ "include", RESPONSES, take_include, 0, 0, 0 },
 	{ "temperature", ALL, take_number, AT(g.temperature), 0, 100 },
 	{ "top_p", ALL, take_number, AT(g.top_p), 0, 1 },
 	{ "top_k", ALL, take_top_k, AT(g.top_k), 0, INT32_MAX },
@@ -439,7 +459,6 @@ static const struct field table[] = {
 	{ "metadata", CHAT | TEXT, NULL, 0, 0, 0 },
 	{ "prediction", CHAT, NULL, 0, 0, 0 },
 	{ "verbosity", CHAT, NULL, 0, 0, 0 },
-	{ "include", RESPONSES, NULL, 0, 0, 0 },
 	{ "truncation", RESPONSES, NULL, 0, 0, 0 },
 	{ "max_tool_calls", RESPONSES, NULL, 0, 0, 0 },
 };
@@ -481,6 +500,8 @@ void fields_deinit(struct fields *f)
 
 static int check_together(struct fields *f, enum fields_api api, struct refusal *no)
 {
+	if (f->g.n_top > 0 && api == RESPONSES)
+		f->logprobs = true;
 	f->g.logprobs = f->logprobs;
 	if (f->g.n_top > 0 && api == CHAT && !f->logprobs)
 		return refusal_of_field(no, "top_logprobs", "top_logprobs goes with logprobs");

@@ -30,7 +30,7 @@ struct fields {
 	bool store;			/* responses: keep it; not said: true */
 	const json_t *messages, *tools; /* tools: NULL or an array */
 	const json_t *prompt, *input, *metadata, *tool_choice;
-	const char *instructions, *previous, *effort;
+	const char *instructions, *previous, *effort; /* responses: effort as it was given */
 };
 
 /*

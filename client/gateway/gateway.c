@@ -14,6 +14,7 @@
 #include "client/gateway/exchange.h"
 #include "client/gateway/keys.h"
 #include "client/gateway/link.h"
+#include "client/gateway/responses.h"
 
 #define SWEEP_US (1000 * 1000)
 #define CONNECTION_BYTES (16u << 10) /* libmicrohttpd's, for headers and what is under way */
@@ -185,6 +186,7 @@ static void gateway_deinit(struct gateway *g)
 	sd_event_source_disable_unref(g->sweep);
 	sd_event_unref(g->loop);
 	keys_free(g->keys);
+	responses_free(g->responses);
 }
 
 int gateway_run(const struct setup *setup, struct err *err)

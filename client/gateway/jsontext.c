@@ -1,6 +1,7 @@
 /* Text that grows, and JSON in it. */
 #include "client/gateway/jsontext.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <string.h>
 
@@ -118,4 +119,12 @@ void jsontext_value(struct jsontext *t, const json_t *value)
 	else if (json_dump_callback(value, add_dumped, t,
 				    JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(15)) < 0)
 		t->failed = true;
+}
+
+void jsontext_logprob(struct jsontext *t, float value)
+{
+	if (isnan(value))
+		jsontext_put(t, "null");
+	else
+		jsontext_format(t, "%.7g", isfinite(value) ? value : -9999.0f);
 }

@@ -23,5 +23,7 @@ void jsontext_format(struct jsontext *t, const char *format, ...) _printf_(2, 3)
 /* A JSON string, quotes included, of UTF-8 that may hold NUL. */
 void jsontext_quote(struct jsontext *t, const char *bytes, size_t n);
 void jsontext_quote_string(struct jsontext *t, const char *string);
+/* JSON knows no infinity, and nothing that is no number: null. */
+void jsontext_logprob(struct jsontext *t, float value);
 /* A value as compact JSON, in which 0.1 stays 0.1; NULL: null. */
 void jsontext_value(struct jsontext *t, const json_t *value);

@@ -37,7 +37,7 @@ static void link_free(struct link *l)
 	free(l);
 }
 
-static bool is_label(const struct link *l, const char *label)
+bool link_is_of(const struct link *l, const char *label)
 {
 	return label ? l->label && strcmp(l->label, label) == 0 : !l->label;
 }
@@ -48,7 +48,7 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 	struct link *l;
 
 	LIST_FOREACH(l, &g->links, link)
-	if (is_label(l, label))
+	if (link_is_of(l, label))
 		return l;
 	l = calloc(1, sizeof(*l));
 	if (!l || (label && !(l->label = strdup(label)))) {

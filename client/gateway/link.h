@@ -32,6 +32,7 @@ struct link {
 
 /* The link of @label, made if need be; blocks for as long as steamd takes to say hello. NULL: @no says why. */
 struct link *link_get(struct gateway *g, const char *label, struct refusal *no);
+bool link_is_of(const struct link *l, const char *label);
 void link_close_all(struct gateway *g);
 
 /* Starts, or waits. -EAGAIN: too many wait; nothing was done. */

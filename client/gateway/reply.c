@@ -46,15 +46,22 @@ static void free_prompts(struct reply *r)
 	r->n_prompts = 0;
 }
 
+void reply_rewind(struct reply *r)
+{
+	for (uint32_t i = 0; i < r->n_choices; i++)
+		choice_deinit(&r->choices[i]);
+	free(r->choices);
+	r->choices = NULL;
+	r->n_choices = 0;
+	free_prompts(r);
+}
+
 static void reply_free(struct reply *r)
 {
 	if (r->format->free)
 		r->format->free(r);
-	for (uint32_t i = 0; i < r->n_choices; i++)
-		choice_deinit(&r->choices[i]);
 	sd_event_source_disable_unref(r->timer);
-	free(r->choices);
-	free_prompts(r);
+	reply_rewind(r);
 	fields_deinit(&r->fields);
 	free(r->model);
 	free(r);
@@ -95,7 +102,7 @@ static void stop_choices(struct reply *r)
 	}
 }
 
-static void free_when_done(struct reply *r)
+void reply_let_go(struct reply *r)
 {
 	if (!r->x && !r->in_use && !is_running(r))
 		reply_free(r);
@@ -107,7 +114,7 @@ static void on_left(struct exchange *x)
 
 	detach(r);
 	stop_choices(r);
-	free_when_done(r);
+	reply_let_go(r);
 }
 
 /* A stream's reader has room again. */
@@ -157,7 +164,7 @@ void reply_fail(struct reply *r, const struct refusal *no)
 {
 	tell(r, no);
 	stop_choices(r);
-	free_when_done(r);
+	reply_let_go(r);
 }
 
 static void begin_stream(struct reply *r)
@@ -298,7 +305,6 @@ static int on_delta(void *userdata, const struct steamd_delta *raw)
 		keep_one_call(c, calls);
 	if (r->fields.stream)
 		begin_stream(r);
-	r->format->delta(c, &d);
 	if (!r->fields.stream || r->keeps) {
 		jsontext_add(&c->content, d.content, d.content_len);
 		jsontext_add(&c->reasoning, d.reasoning, d.reasoning_len);
@@ -307,6 +313,7 @@ static int on_delta(void *userdata, const struct steamd_delta *raw)
 		else if (calls)
 			json_array_extend(c->calls, calls);
 	}
+	r->format->delta(c, &d);
 	c->n_calls += (uint32_t)json_array_size(calls);
 	c->text_at += d.content_len;
 	json_decref(calls);
@@ -365,6 +372,8 @@ static void on_end(void *userdata, const struct steamd_result *result,
 	r->in_use = true;
 	link_leave(r->link, &c->place);
 	if (err && !c->enough) {
+		if (r->format->refused && r->format->refused(r, err))
+			return;
 		refusal_of(&no, err);
 		reply_fail(r, &no);
 	}
@@ -382,7 +391,7 @@ static void on_end(void *userdata, const struct steamd_result *result,
 	if (r->x)
 		end_if_all_ended(r);
 	r->in_use = false;
-	free_when_done(r);
+	reply_let_go(r);
 }
 
 void reply_cut(struct reply *r, const char *finish)
@@ -475,8 +484,9 @@ static void then_vocab(void *userdata, const struct vocab *vocab, const struct s
 	struct reply *r = userdata;
 	struct refusal no;
 
+	r->in_use = false;
 	if (!r->x) {
-		reply_free(r);
+		reply_let_go(r);
 		return;
 	}
 	if (vocab) {
@@ -512,10 +522,12 @@ void reply_start(struct reply *r)
 						 .index = i,
 						 .prompt = &r->prompts[i / r->fields.n],
 						 .is_first = i % r->fields.n == 0 };
-	if (r->fields.logprobs)
-		vocab_get(r->link, then_vocab, r);
-	else
+	if (!r->fields.logprobs) {
 		start_firsts(r);
+		return;
+	}
+	r->in_use = true;
+	vocab_get(r->link, then_vocab, r);
 }
 
 struct reply *reply_new(struct exchange *x, enum fields_api api, const char *id_prefix,
@@ -569,4 +581,36 @@ struct reply_usage reply_usage(const struct reply *r)
 		u.n_reasoning += c->n_reasoning;
 	}
 	return u;
+}
+
+static void write_token(struct jsontext *t, const struct vocab *v, uint32_t id, float logprob)
+{
+	jsontext_put(t, "{\"token\":");
+	vocab_write_text(v, id, t);
+	jsontext_put(t, ",\"logprob\":");
+	jsontext_logprob(t, logprob);
+	jsontext_put(t, ",\"bytes\":");
+	vocab_write_bytes(v, id, t);
+}
+
+void reply_write_logprobs(const struct reply *r, const struct steamd_delta *d, bool is_first,
+			  struct jsontext *t)
+{
+	const struct vocab *v = r->vocab;
+
+	for (uint32_t i = 0; d->logprobs && i < d->n_ids; i++) {
+		if (!is_first)
+			jsontext_put(t, ",");
+		is_first = false;
+		write_token(t, v, d->ids[i], d->logprobs[i]);
+		jsontext_put(t, ",\"top_logprobs\":[");
+		for (uint32_t k = 0; k < d->n_top; k++) {
+			const size_t at = (size_t)i * d->n_top + k;
+
+			jsontext_put(t, k ? "," : "");
+			write_token(t, v, d->top_ids[at], d->top_logprobs[at]);
+			jsontext_put(t, "}");
+		}
+		jsontext_put(t, "]}");
+	}
 }

@@ -66,6 +66,8 @@ struct reply_delta {
  * whole	all choices are: the answer, or the stream's last words
  * fail		stream: it ends with an error
  * free		may be NULL
+ * refused	a choice was, before anything came; true: it is seen to, by another way
+ *		of going on or another refusal. May be NULL
  */
 struct reply_format {
 	void (*begin)(struct reply *r);
@@ -74,6 +76,7 @@ struct reply_format {
 	void (*whole)(struct reply *r);
 	void (*fail)(struct reply *r, const struct refusal *no);
 	void (*free)(struct reply *r);
+	bool (*refused)(struct reply *r, const struct steamd_error *err);
 };
 
 struct reply {
@@ -92,7 +95,7 @@ struct reply {
 	bool keeps;  /* a stream, too, needs the whole at the end */
 	bool begun;  /* the stream is */
 	bool held;   /* its reader is slow */
-	bool in_use; /* is not to be freed now */
+	bool in_use; /* somebody will come back to it: it is not to be freed */
 	bool loading;
 	uint64_t loading_since_us;
 	char loading_text[256];
@@ -116,6 +119,11 @@ int reply_add_prompts(struct reply *r, size_t n);
 /* One choice, or fields.n of them, for each prompt; then they begin. */
 void reply_start(struct reply *r);
 
+/* As it was before reply_start(), which may follow. Nothing of it runs. */
+void reply_rewind(struct reply *r);
+/* Its reader left while it was in use: it is freed, if nothing of it runs. */
+void reply_let_go(struct reply *r);
+
 /* A running one is given up; its exchange gets @no, or what was said before. */
 void reply_fail(struct reply *r, const struct refusal *no);
 /* What has come so far is the whole of it. */
@@ -126,6 +134,10 @@ struct reply_usage {
 	uint64_t n_prompt, n_cached, n_completion, n_reasoning;
 };
 struct reply_usage reply_usage(const struct reply *r);
+
+/* The members of a list of logprobs as Chat Completions and Responses have them. */
+void reply_write_logprobs(const struct reply *r, const struct steamd_delta *d, bool is_first,
+			  struct jsontext *to);
 
 /* Writes @n random hexadecimal digits and a NUL. */
 void reply_random(char *to, size_t n);

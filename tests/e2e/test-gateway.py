@@ -189,6 +189,64 @@ def reasoning_is_told_apart():
         assert chat(g, reasoning_effort="much").error()["param"] == "reasoning_effort"
 
 
+TOOLS = [{"type": "function", "function": {"name": "get", "description": "x", "parameters": {
+    "type": "object", "properties": {"zip": {"type": "string"}}}}}]
+
+
+def calling(d, g):
+    """Fields that make a random model call something, and what it then says; not every seed does."""
+    call = json.loads(d.ctl("tokenize", "--json", stdin=b"<tool_call>"))["ids"][0]
+    fields = {"max_tokens": 100, "logit_bias": {str(call): 6}, "presence_penalty": 90, "tools": TOOLS}
+    for seed in range(200):
+        said = chat(g, seed=seed, **fields).json()["choices"][0]
+        if len(said["message"].get("tool_calls", [])) > 1:
+            return {**fields, "seed": seed}, said
+    raise AssertionError("no seed calls twice")
+
+
+def tools_are_called_and_answered():
+    with Daemon("air", "ChatTemplate=glm45") as d, Gateway(d) as g:
+        fields, said = calling(d, g)
+        calls = said["message"]["tool_calls"]
+        assert said["finish_reason"] in ("tool_calls", "length"), said
+        assert all(c["type"] == "function" and c["id"].startswith("call_") for c in calls)
+        assert len({c["id"] for c in calls}) == len(calls)
+        assert all(isinstance(json.loads(c["function"]["arguments"]), dict) for c in calls)
+        built = {}
+        for chunk in chunks(g, "/v1/chat/completions", messages=HELLO, **fields):
+            for part in chunk["choices"][0]["delta"].get("tool_calls", []):
+                one = built.setdefault(part["index"], {"name": "", "arguments": ""})
+                one["id"] = part.get("id", one.get("id"))
+                for key, value in part["function"].items():
+                    one[key] += value
+        assert sorted(built) == list(range(len(calls)))
+        assert [(b["name"], b["arguments"]) for _, b in sorted(built.items())] == [
+            (c["function"]["name"], c["function"]["arguments"]) for c in calls]
+        one = chat(g, parallel_tool_calls=False, **fields).json()["choices"][0]
+        assert len(one["message"]["tool_calls"]) == 1 and one["finish_reason"] == "tool_calls"
+        again = HELLO + [said["message"]] + [
+            {"role": "tool", "tool_call_id": c["id"], "content": [{"type": "text", "text": "sunny"}]} for c in calls]
+        got = chat(g, again, tools=TOOLS).json()
+        assert got["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, got["usage"]
+        without = chat(g, tools=TOOLS, tool_choice="none").json()["usage"]["prompt_tokens"]
+        assert without == chat(g).json()["usage"]["prompt_tokens"]
+        # the same over Responses, whose tools have another form
+        body = {"input": "Hello there", "max_output_tokens": 100, "seed": fields["seed"], "presence_penalty": 90,
+                "logit_bias": fields["logit_bias"], "tools": [{"type": "function", **TOOLS[0]["function"]}]}
+        made = g.post("/v1/responses", body).json()
+        found = [i for i in made["output"] if i["type"] == "function_call"]
+        assert [(i["name"], i["arguments"]) for i in found] == [
+            (c["function"]["name"], c["function"]["arguments"]) for c in calls]
+        assert g.get(f"/v1/responses/{made['id']}").json()["output"] == made["output"]
+        outputs = [{"type": "function_call_output", "call_id": i["call_id"], "output": "sunny"} for i in found]
+        got = g.post("/v1/responses", {"input": outputs, "previous_response_id": made["id"], "max_output_tokens": 4})
+        assert got.status == 200 and got.json()["usage"]["input_tokens_details"]["cached_tokens"] > 0, got.body
+        kinds = [n for n, _ in g.events("/v1/responses", {**body, "stream": True})]
+        at = kinds.index("response.function_call_arguments.delta")
+        assert kinds[at - 1:at + 3] == ["response.output_item.added", "response.function_call_arguments.delta",
+                                        "response.function_call_arguments.done", "response.output_item.done"]
+
+
 def bad_requests_name_the_field():
     cases = [({"sed": 1}, "sed"), ({"temperature": "hot"}, "temperature"), ({"temperature": 101}, "temperature"),
              ({"top_p": 1.5}, "top_p"), ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"),
@@ -418,6 +476,7 @@ run([
     several_choices_share_one_prompt,
     the_second_turn_of_a_client_that_sends_all_again_is_a_hit,
     reasoning_is_told_apart,
+    tools_are_called_and_answered,
     bad_requests_name_the_field,
     a_web_page_may_not_come_in,
     other_users_are_refused,
