@@ -216,8 +216,8 @@ static void chat_whole(struct reply *r)
 	finish_whole(r, &t);
 }
 
-static const struct reply_format chat_format = { NULL,	     chat_delta,  chat_end,
-						 chat_whole, fail_stream, NULL, NULL };
+static const struct reply_format chat_format = { NULL,	      chat_delta, chat_end, chat_whole,
+						 fail_stream, NULL,	  NULL };
 
 void route_chat(struct exchange *x)
 {
@@ -370,8 +370,8 @@ static void text_whole(struct reply *r)
 	finish_whole(r, &t);
 }
 
-static const struct reply_format text_format = { NULL,	     text_delta,  text_end,
-						 text_whole, fail_stream, NULL, NULL };
+static const struct reply_format text_format = { NULL,	      text_delta, text_end, text_whole,
+						 fail_stream, NULL,	  NULL };
 
 static int take_ids(struct prompt *p, const json_t *list, struct refusal *no)
 {

@@ -187,10 +187,9 @@ static int add_item_message(struct items *s, const json_t *item, const char *whe
 		return 0;
 	}
 	s->assistant = NULL;
-	json_array_append_new(s->to,
-			      json_pack("{s:s, s:o}", "role",
-					strcmp(role, "user") == 0 ? "user" : "system", "content",
-					content));
+	json_array_append_new(s->to, json_pack("{s:s, s:o}", "role",
+					       strcmp(role, "user") == 0 ? "user" : "system",
+					       "content", content));
 	return 0;
 }
 
@@ -274,7 +273,8 @@ int conversation_add_items(json_t *to, const json_t *input, struct refusal *no)
 	int r = 0;
 
 	if (json_is_string(input)) {
-		json_array_append_new(to, json_pack("{s:s, s:O}", "role", "user", "content", input));
+		json_array_append_new(to,
+				      json_pack("{s:s, s:O}", "role", "user", "content", input));
 		return 0;
 	}
 	if (!json_is_array(input))
@@ -315,8 +315,8 @@ int conversation_tools(const json_t *tools, json_t **ret, struct refusal *no)
 			json_object_set(function, "description", value);
 		if ((value = json_object_get(tool, "parameters")) && !json_is_null(value))
 			json_object_set(function, "parameters", value);
-		json_array_append_new(list, json_pack("{s:s, s:o}", "type", "function", "function",
-						      function));
+		json_array_append_new(
+			list, json_pack("{s:s, s:o}", "type", "function", "function", function));
 	}
 	*ret = list;
 	return 0;

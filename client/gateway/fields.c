@@ -568,3 +568,95 @@ void fields_print_ignored(FILE *f)
 		fputc('\n', f);
 	}
 }
+
+/* The schemas of what is neither number, count, string nor flag. */
+static const struct {
+	take_fn take;
+	const char *name; /* NULL: of all rows with this function */
+	const char *schema;
+} schemas[] = {
+	{ take_list, "messages",
+	  "{\"type\":\"array\",\"minItems\":1,\"items\":{\"type\":\"object\",\"required\":["
+	  "\"role\","
+	  "\"content\"],\"properties\":{\"role\":{\"enum\":[\"system\",\"developer\",\"user\","
+	  "\"assistant\",\"tool\"]},\"content\":{\"anyOf\":[{\"type\":\"string\"},{\"type\":"
+	  "\"array\","
+	  "\"items\":{\"type\":\"object\",\"required\":[\"type\",\"text\"],\"properties\":{"
+	  "\"type\":"
+	  "{\"enum\":[\"text\"]},\"text\":{\"type\":\"string\"}}}}]}}}}" },
+	{ take_list, NULL, "{\"type\":\"array\",\"items\":{\"type\":\"object\"}}" },
+	{ take_value, "prompt",
+	  "{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"minItems\":1,\"items\":{"
+	  "\"type\":"
+	  "\"string\"}},{\"type\":\"array\",\"minItems\":1,\"items\":{\"type\":\"integer\","
+	  "\"minimum\":0}"
+	  "}]}" },
+	{ take_value, "input",
+	  "{\"anyOf\":[{\"type\":\"string\"},{\"type\":\"array\",\"minItems\":1,\"items\":{"
+	  "\"type\":"
+	  "\"object\"}}]}" },
+	{ take_object, NULL, "{\"type\":\"object\"}" },
+	{ take_seed, NULL, "{\"type\":\"integer\"}" },
+	{ take_top_k, NULL, "{\"type\":\"integer\",\"minimum\":-1}" },
+	{ take_ignore_eos, NULL, "{\"type\":\"boolean\"}" },
+	{ take_stop, NULL,
+	  "{\"anyOf\":[{\"type\":\"string\",\"minLength\":1},{\"type\":\"array\",\"maxItems\":16,"
+	  "\"items\":{\"type\":\"string\",\"minLength\":1}}]}" },
+	{ take_bias, NULL, "{\"type\":\"object\",\"additionalProperties\":{\"type\":\"number\"}}" },
+	{ take_text_logprobs, NULL, "{\"type\":\"integer\",\"minimum\":0,\"maximum\":20}" },
+	{ take_stream_options, NULL,
+	  "{\"type\":\"object\",\"properties\":{\"include_usage\":{\"type\":\"boolean\"}}}" },
+	{ take_effort, NULL,
+	  "{\"enum\":[\"none\",\"minimal\",\"low\",\"medium\",\"high\",\"xhigh\",\"max\"]}" },
+	{ take_include, NULL, "{\"type\":\"array\",\"items\":{\"type\":\"string\"}}" },
+	{ take_tool_choice, NULL, "{\"enum\":[\"auto\",\"none\"]}" },
+	{ take_parallel, NULL, "{\"type\":\"boolean\"}" },
+	{ take_modalities, NULL, "{\"enum\":[[\"text\"]]}" },
+	{ refuse_unless_empty, NULL, "{\"enum\":[null]}" },
+	{ take_thinking, NULL, "{\"type\":\"boolean\"}" },
+	{ take_format, NULL,
+	  "{\"type\":\"object\",\"required\":[\"type\"],\"properties\":{\"type\":{\"enum\":"
+	  "[\"text\"]}}}" },
+	{ take_reasoning, NULL, "{\"type\":\"object\"}" },
+	{ take_template, NULL, "{\"type\":\"object\"}" },
+	{ take_text, NULL, "{\"type\":\"object\"}" },
+};
+
+static void write_row_schema(const struct field *row, struct jsontext *to)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(schemas); i++) {
+		if (schemas[i].take == row->take &&
+		    (!schemas[i].name || strcmp(schemas[i].name, row->name) == 0)) {
+			jsontext_put(to, schemas[i].schema);
+			return;
+		}
+	}
+	if (row->take == take_number || row->take == take_count)
+		jsontext_format(to, "{\"type\":\"%s\",\"minimum\":%.15g,\"maximum\":%.15g}",
+				row->take == take_number ? "number" : "integer", row->min,
+				row->max);
+	else if (row->take == take_bool)
+		jsontext_put(to, "{\"type\":\"boolean\"}");
+	else if (row->take == take_string)
+		jsontext_put(to, "{\"type\":\"string\"}");
+	else
+		jsontext_put(to, "{\"description\":\"accepted; it has no meaning here\"}");
+}
+
+void fields_write_schema(enum fields_api api, struct jsontext *to)
+{
+	bool is_first = true;
+
+	jsontext_format(to, "{\"type\":\"object\",\"required\":[\"%s\"],\"properties\":{",
+			api == CHAT   ? "messages"
+			: api == TEXT ? "prompt"
+				      : "input");
+	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
+		if (!(table[i].apis & api))
+			continue;
+		jsontext_format(to, "%s\"%s\":", is_first ? "" : ",", table[i].name);
+		write_row_schema(&table[i], to);
+		is_first = false;
+	}
+	jsontext_put(to, "},\"additionalProperties\":false}");
+}

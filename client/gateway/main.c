@@ -35,6 +35,9 @@ int main(int argc, char **argv)
 	case SETUP_ROUTES:
 		routes_print(stdout);
 		return 0;
+	case SETUP_OPENAPI:
+		routes_print_openapi(stdout);
+		return 0;
 	default:
 		return gateway_run(&setup, &err) < 0 ? fail(&err) : 0;
 	}

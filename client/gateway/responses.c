@@ -452,7 +452,7 @@ static void on_delta(struct choice *c, const struct reply_delta *d)
 	struct response *p = c->reply->extra;
 
 	take_text(p, "reasoning", d->reasoning, d->reasoning_len, d->raw);
-	if (c->reply->fields.logprobs && d->content_len)
+	if (c->reply->fields.logprobs && !d->reasoning_len)
 		reply_write_logprobs(c->reply, d->raw, c->logprobs[0].n == 0, &c->logprobs[0]);
 	take_text(p, "message", d->content, d->content_len, d->raw);
 	take_calls(p, d->calls);

@@ -12,6 +12,10 @@ struct route {
 	bool has_body;
 	bool is_open; /* without a key, too */
 	void (*handle)(struct exchange *x);
+	const char *summary;
+	const char *schema; /* of its body; NULL: none, or that of @api */
+	unsigned api;	    /* enum fields_api; 0: none of the tables */
+	const char *type;   /* of its answer, if it is not JSON */
 };
 
 /*
@@ -23,6 +27,8 @@ const struct route *routes_find(const char *method, const char *path, char *id, 
 
 /* One a line: method and path. */
 void routes_print(FILE *f);
+/* The OpenAPI description of all of them. */
+void routes_print_openapi(FILE *f);
 
 /* health.c */
 void route_health(struct exchange *x);

@@ -43,6 +43,8 @@ static const struct option {
 	{ "--config", "FILE", CONFIG, 0,
 	  "read settings, one KEY=VALUE a line; -FILE: it need not be there" },
 	{ "--routes", NULL, ACTION, SETUP_ROUTES, "print the routes, one a line, and exit" },
+	{ "--openapi", NULL, ACTION, SETUP_OPENAPI,
+	  "print the OpenAPI description of the routes, and exit" },
 	{ "--help", NULL, ACTION, SETUP_HELP, "print this" },
 	{ "--version", NULL, ACTION, SETUP_VERSION, "print the version" },
 	{ "--print-man", NULL, ACTION, SETUP_MAN, NULL },

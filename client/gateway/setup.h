@@ -25,7 +25,7 @@ struct setup {
 };
 
 /* What else was asked for; then the gateway does not serve. */
-enum setup_action { SETUP_SERVE, SETUP_HELP, SETUP_MAN, SETUP_VERSION, SETUP_ROUTES };
+enum setup_action { SETUP_SERVE, SETUP_HELP, SETUP_MAN, SETUP_VERSION, SETUP_ROUTES, SETUP_OPENAPI };
 
 /*
  * Reads the command line, and the settings file that it names. Words point into

@@ -196,7 +196,8 @@ TOOLS = [{"type": "function", "function": {"name": "get", "description": "x", "p
 def calling(d, g):
     """Fields that make a random model call something, and what it then says; not every seed does."""
     call = json.loads(d.ctl("tokenize", "--json", stdin=b"<tool_call>"))["ids"][0]
-    fields = {"max_tokens": 100, "logit_bias": {str(call): 6}, "presence_penalty": 90, "tools": TOOLS}
+    end = json.loads(d.ctl("tokenize", "--json", stdin=b"</tool_call>"))["ids"][0]
+    fields = {"max_tokens": 100, "logit_bias": {str(call): 5, str(end): 6}, "tools": TOOLS}
     for seed in range(200):
         said = chat(g, seed=seed, **fields).json()["choices"][0]
         if len(said["message"].get("tool_calls", [])) > 1:
@@ -231,13 +232,18 @@ def tools_are_called_and_answered():
         without = chat(g, tools=TOOLS, tool_choice="none").json()["usage"]["prompt_tokens"]
         assert without == chat(g).json()["usage"]["prompt_tokens"]
         # the same over Responses, whose tools have another form
-        body = {"input": "Hello there", "max_output_tokens": 100, "seed": fields["seed"], "presence_penalty": 90,
+        body = {"input": "Hello there", "max_output_tokens": 100, "seed": fields["seed"],
                 "logit_bias": fields["logit_bias"], "tools": [{"type": "function", **TOOLS[0]["function"]}]}
         made = g.post("/v1/responses", body).json()
         found = [i for i in made["output"] if i["type"] == "function_call"]
         assert [(i["name"], i["arguments"]) for i in found] == [
             (c["function"]["name"], c["function"]["arguments"]) for c in calls]
-        assert g.get(f"/v1/responses/{made['id']}").json()["output"] == made["output"]
+        shown = g.get(f"/v1/responses/{made['id']}").json()["output"]
+        # what stood between calls is stored as one text before them
+        assert [i for i in shown if i["type"] == "function_call"] == found
+        texts = ["".join(p["text"] for i in o if i["type"] == "message" for p in i["content"])
+                 for o in (shown, made["output"])]
+        assert texts[0] == texts[1], texts
         outputs = [{"type": "function_call_output", "call_id": i["call_id"], "output": "sunny"} for i in found]
         got = g.post("/v1/responses", {"input": outputs, "previous_response_id": made["id"], "max_output_tokens": 4})
         assert got.status == 200 and got.json()["usage"]["input_tokens_details"]["cached_tokens"] > 0, got.body
