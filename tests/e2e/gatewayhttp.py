@@ -43,10 +43,13 @@ class UnixConnection(http.client.HTTPConnection):
 class Gateway:
     """One steamd-gateway for @daemon on a port of its own, gone when the with block ends."""
 
+    n = 0
+
     def __init__(self, daemon, *sets, listen="127.0.0.1:0"):
         self.daemon, self.sets, self.listen = daemon, sets, listen
-        self.log_path = daemon.dir / "gateway.log"
-        self.socket_path = daemon.dir / "http.sock"
+        Gateway.n += 1
+        self.log_path = daemon.dir / f"gateway-{Gateway.n}.log"
+        self.socket_path = daemon.dir / f"http-{Gateway.n}.sock"
 
     def __enter__(self):
         command = [str(GATEWAY), "--listen", self.listen, "--listen", str(self.socket_path), "--socket",
