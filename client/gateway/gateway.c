@@ -56,30 +56,31 @@ static int on_http_again(sd_event_source *source, void *userdata)
 	return 0;
 }
 
-/* Ticks while there are visitors, and where it may leave, until it does. */
+/* Ticks while there are visitors; without any, once, when it may leave. */
 static int on_sweep(sd_event_source *source, uint64_t usec, void *userdata)
 {
 	struct gateway *g = userdata;
 	const uint64_t idle_us = g->setup->idle_exit * 1000000;
+	const uint64_t gone_us = gateway_now_us() - g->last_visit_us;
 
 	(void)usec;
 	door_sweep(g);
-	if (g->activated && idle_us > 0 && g->n_visitors == 0 &&
-	    gateway_now_us() - g->last_visit_us >= idle_us)
+	if (g->n_visitors > 0) {
+		sd_event_source_set_time_relative(source, SWEEP_US);
+		return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+	}
+	if (!g->activated || idle_us == 0)
+		return 0;
+	if (gone_us >= idle_us)
 		return sd_event_exit(g->loop, 0);
-	sd_event_source_set_time_relative(source, SWEEP_US);
-	if (g->n_visitors > 0 || (g->activated && idle_us > 0))
-		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
-	return 0;
+	sd_event_source_set_time_relative(source, idle_us - gone_us);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 }
 
 void gateway_sweep_on(struct gateway *g)
 {
-	int enabled = SD_EVENT_OFF;
-
-	sd_event_source_get_enabled(g->sweep, &enabled);
-	if (enabled != SD_EVENT_OFF)
-		return;
+	if (g->n_visitors > 1)
+		return; /* it ticks */
 	sd_event_source_set_time_relative(g->sweep, SWEEP_US);
 	sd_event_source_set_enabled(g->sweep, SD_EVENT_ONESHOT);
 }
