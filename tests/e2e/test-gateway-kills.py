@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What is seen over HTTP when gateway, broker or executor are killed, and while the model is loaded."""
 from gatewayhttp import *
-from steamd_e2e import *
+from stored import *
 
 LONG = {"prompt": "go on", "max_tokens": 4000, "ignore_eos": True, "seed": 1, "temperature": 0.7}
 
@@ -71,6 +71,39 @@ def a_killed_broker_is_an_error_where_nobody_holds_its_memory():
         assert g.post("/v1/completions", {"prompt": "a", "max_tokens": 1}).status == 200
 
 
+def a_killed_broker_whose_memory_is_held_is_a_pause():
+    with Stored("air") as d, Gateway(d) as g:
+        whole = g.post("/v1/completions", LONG).json()["choices"][0]["text"]
+        _, response = begin(g)
+        d.process.kill()
+        d.again()
+        data = rest(response)
+        assert data[-1] == "[DONE]", data[-3:]
+        text = "".join(json.loads(x)["choices"][0]["text"] for x in data[:-1])
+        assert whole.endswith(text) and len(text) > len(whole) * 0.5
+
+
+def a_gateway_that_systemd_started_leaves_when_idle():
+    with Daemon("air") as d, socket.create_server(("127.0.0.1", 0)) as door:
+        os.set_inheritable(door.fileno(), True)
+
+        def start():
+            return subprocess.Popen(
+                ["sh", "-c", f'exec 3<&{door.fileno()}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"', "sh",
+                 str(GATEWAY), "--socket", str(d.socket), "--set", "IdleExit=1"],
+                env=ENV, close_fds=False, stderr=subprocess.DEVNULL)
+
+        for _ in range(2):
+            c = http.client.HTTPConnection("127.0.0.1", door.getsockname()[1], timeout=30)
+            c.connect()  # before there is anybody, as with systemd
+            process = start()
+            c.request("GET", "/v1/models")
+            assert c.getresponse().status == 200
+            assert process.poll() is None
+            c.close()
+            assert process.wait(20) == 0
+
+
 def a_restarted_broker_is_waited_for():
     with Daemon("air") as d, Gateway(d) as g:
         assert g.post("/v1/completions", {"prompt": "a", "max_tokens": 1}).status == 200
@@ -100,6 +133,8 @@ run([
     a_killed_gateway_ends_its_streams_and_their_turns,
     a_killed_executor_is_a_pause,
     a_killed_broker_is_an_error_where_nobody_holds_its_memory,
+    a_killed_broker_whose_memory_is_held_is_a_pause,
+    a_gateway_that_systemd_started_leaves_when_idle,
     a_restarted_broker_is_waited_for,
     a_sleeping_model_is_woken,
 ])
