@@ -22,16 +22,16 @@ static const struct {
 	{ STEAMD_CODE_CANCELLED, 409 },
 };
 
-static void make_printable(char *text, size_t size)
+/* Foreign strings may be no UTF-8, or were cut in the middle of a character. */
+static void make_printable(char *text)
 {
-	const size_t n = strlen(text), valid = utf8_valid_bytes((struct span){ text, n });
+	for (char *p = text; *p;) {
+		const size_t n = utf8_length(p, strlen(p));
 
-	/* cut in the middle of a character, if it was cut */
-	if (valid < n && n + 4 >= size)
-		text[valid] = '\0';
-	for (char *p = text; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
+		if (n == 0 || (unsigned char)*p < 0x20 || *p == 0x7f)
 			*p = '?';
+		p += MAX(n, 1u);
+	}
 }
 
 int refusal_set(struct refusal *ret, unsigned status, const char *code, const char *param,
@@ -43,11 +43,11 @@ int refusal_set(struct refusal *ret, unsigned status, const char *code, const ch
 	ret->status = status;
 	snprintf(ret->code, sizeof(ret->code), "%s", code);
 	snprintf(ret->param, sizeof(ret->param), "%s", param ? param : "");
-	make_printable(ret->param, sizeof(ret->param));
+	make_printable(ret->param);
 	va_start(ap, format);
 	vsnprintf(ret->text, sizeof(ret->text), format, ap);
 	va_end(ap);
-	make_printable(ret->text, sizeof(ret->text));
+	make_printable(ret->text);
 	ret->retryable = status == 429 || status == 503;
 	return -EINVAL;
 }

@@ -32,7 +32,7 @@ static void text_is_quoted_as_json_reads_it(void **state)
 	jsontext_clear(&t);
 	back = json_pack("{s:f, s:f, s:n}", "a", 0.1, "b", 1e300, "c");
 	jsontext_value(&t, back);
-	assert_string_equal(t.at, "{\"a\":0.1,\"b\":1e+300,\"c\":null}");
+	assert_string_equal(t.at, "{\"a\":0.1,\"b\":1e300,\"c\":null}");
 	json_decref(back);
 	jsontext_clear(&t);
 	jsontext_logprob(&t, NAN);
@@ -236,6 +236,9 @@ static void refusals_have_openais_form(void **state)
 	assert_string_equal(no.text, "top_p is 3; at most 1 is allowed");
 	refusal_set(&no, 400, "x", NULL, "a\nb\x7f");
 	assert_string_equal(no.text, "a?b?");
+	refusal_set(&no, 400, "x", NULL, "'%.4s' \xff\xc3\xa4",
+		    "abc\xc3\xa4"); /* cut in a character */
+	assert_string_equal(no.text, "'abc?' ?\xc3\xa4");
 	jsontext_deinit(&t);
 }
 
