@@ -9,12 +9,20 @@
 
 /* What both have in front and behind. */
 
-static void write_head(struct jsontext *t, const struct reply *r, const char *object)
+static void make_head(struct jsontext *t, const struct reply *r, const char *object)
 {
 	jsontext_format(t, "{\"id\":\"%s\",\"object\":\"%s\",\"created\":%llu,\"model\":", r->id,
 			object, (unsigned long long)r->created_s);
 	jsontext_quote_string(t, r->model);
 	jsontext_put(t, ",\"choices\":[");
+}
+
+static void write_head(struct jsontext *t, struct reply *r, const char *object)
+{
+	if (r->head.n == 0)
+		make_head(&r->head, r, object);
+	t->failed = t->failed || r->head.failed;
+	jsontext_add(t, r->head.at, r->head.n);
 }
 
 static void write_usage(struct jsontext *t, const struct reply *r)

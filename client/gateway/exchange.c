@@ -8,7 +8,7 @@
 #include "client/gateway/keys.h"
 #include "client/gateway/routes.h"
 
-#define STREAM_BLOCK_BYTES 4096
+#define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
 
 static const char *header_of(const struct exchange *x, const char *name)
 {

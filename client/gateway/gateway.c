@@ -29,7 +29,10 @@ uint64_t gateway_now_us(void)
 
 void gateway_kick(struct gateway *g)
 {
-	sd_event_source_set_enabled(g->http_again, SD_EVENT_ONESHOT);
+	if (g->in_turn)
+		g->kicked = true;
+	else
+		sd_event_source_set_enabled(g->http_again, SD_EVENT_ONESHOT);
 }
 
 static void run_http(struct gateway *g)
@@ -40,6 +43,20 @@ static void run_http(struct gateway *g)
 	/* it has no timeouts of its own here: a wish to run again is for now */
 	if (MHD_get_timeout(g->http, &ms) == MHD_YES && ms == 0)
 		gateway_kick(g);
+}
+
+void gateway_begin_turn(struct gateway *g)
+{
+	g->in_turn = true;
+}
+
+void gateway_end_turn(struct gateway *g)
+{
+	g->in_turn = false;
+	if (!g->kicked)
+		return;
+	g->kicked = false;
+	run_http(g);
 }
 
 static int on_http(sd_event_source *source, int fd, uint32_t revents, void *userdata)

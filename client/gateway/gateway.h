@@ -38,6 +38,7 @@ struct gateway {
 	sd_event *loop;
 	struct MHD_Daemon *http;
 	sd_event_source *http_io, *http_again, *sweep;
+	bool in_turn, kicked; /* see gateway_begin_turn() */
 	struct door *doors[GATEWAY_DOORS_MAX];
 	unsigned n_doors;
 	bool activated; /* systemd holds the sockets */
@@ -61,7 +62,10 @@ uint64_t gateway_now_us(void);
  */
 int gateway_run(const struct setup *setup, struct err *err);
 
-/* Has libmicrohttpd look after its connections soon. */
+/* Has libmicrohttpd look after its connections soon … */
 void gateway_kick(struct gateway *g);
+/* … and in between these two at the end, at once: a turn of the loop saved for every token. */
+void gateway_begin_turn(struct gateway *g);
+void gateway_end_turn(struct gateway *g);
 /* A visitor came: see to it that it does not stay for ever. */
 void gateway_sweep_on(struct gateway *g);

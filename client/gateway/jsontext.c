@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define FIRST_BYTES 256
+#define FORMAT_BYTES 64 /* what most formats give: written at once */
 
 void jsontext_deinit(struct jsontext *t)
 {
@@ -60,14 +61,18 @@ void jsontext_format(struct jsontext *t, const char *format, ...)
 	va_list ap;
 	int n;
 
+	if (!reserve(t, FORMAT_BYTES))
+		return;
 	va_start(ap, format);
-	n = vsnprintf(NULL, 0, format, ap);
+	n = vsnprintf(t->at + t->n, t->cap - t->n, format, ap);
 	va_end(ap);
 	if (n < 0 || !reserve(t, (size_t)n))
 		return;
-	va_start(ap, format);
-	vsnprintf(t->at + t->n, (size_t)n + 1, format, ap);
-	va_end(ap);
+	if ((size_t)n >= FORMAT_BYTES) {
+		va_start(ap, format);
+		vsnprintf(t->at + t->n, (size_t)n + 1, format, ap);
+		va_end(ap);
+	}
 	t->n += (size_t)n;
 }
 

@@ -15,7 +15,9 @@ static int on_readable(sd_event_source *source, int fd, uint32_t revents, void *
 	struct link *l = userdata;
 
 	(void)source, (void)fd, (void)revents;
+	gateway_begin_turn(l->g);
 	steamd_process(l->s, NULL);
+	gateway_end_turn(l->g);
 	return 0;
 }
 

@@ -63,6 +63,7 @@ static void reply_free(struct reply *r)
 	sd_event_source_disable_unref(r->timer);
 	reply_rewind(r);
 	fields_deinit(&r->fields);
+	jsontext_deinit(&r->head);
 	free(r->model);
 	free(r);
 }

@@ -92,6 +92,7 @@ struct reply {
 	char id[64];
 	uint64_t created_s;
 	char *model;
+	struct jsontext head; /* of each chunk, up to its choices; made with the first */
 	bool keeps;  /* a stream, too, needs the whole at the end */
 	bool begun;  /* the stream is */
 	bool held;   /* its reader is slow */

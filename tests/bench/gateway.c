@@ -71,9 +71,14 @@ static int read_port(struct rig *g, struct err *err)
 static int start_gateway(struct rig *g, struct err *err)
 {
 	_cleanup_(freep) char *program = bench_built("steamd-gateway");
-	const char *const argv[] = { program,	 "--listen", "127.0.0.1:0",
-				     "--socket", broker_socket(g->broker),
-				     "--set",	 "MaxConnectionsPerPeer=2000", NULL };
+	const char *const argv[] = { program,
+				     "--listen",
+				     "127.0.0.1:0",
+				     "--socket",
+				     broker_socket(g->broker),
+				     "--set",
+				     "MaxConnectionsPerPeer=2000",
+				     NULL };
 	posix_spawn_file_actions_t actions;
 	int pipe_fds[2], r;
 
@@ -108,7 +113,8 @@ static int rig_init(struct rig *g, const char *set, struct err *err)
 
 static int http_connect(const struct rig *g, struct err *err)
 {
-	const struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons(g->port),
+	const struct sockaddr_in to = { .sin_family = AF_INET,
+					.sin_port = htons(g->port),
 					.sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	_cleanup_(closep) int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
@@ -135,38 +141,45 @@ static int http_ask(int fd, unsigned n_tokens, struct err *err)
 		       : err_set(err, -errno, "the gateway closed the connection");
 }
 
-/* Reads until @word has come; the end of what came before is kept, as it may be cut in two. */
-static int http_await(int fd, const char *word, struct err *err)
-{
-	const size_t keep = strlen(word) - 1;
+/* A connection, and what came and was not looked at yet. */
+struct reader {
+	int fd;
 	char buffer[65536];
-	size_t n = 0;
+	size_t n;
+};
+
+/* Takes all up to the end of @word; its beginning is kept as long as it may be cut in two. */
+static int http_await(struct reader *r, const char *word, struct err *err)
+{
+	const size_t len = strlen(word);
 
 	for (;;) {
-		const ssize_t more = recv(fd, buffer + n, sizeof(buffer) - n, 0);
+		const char *at = memmem(r->buffer, r->n, word, len);
+		const size_t taken = at ? (size_t)(at - r->buffer) + len
+					: r->n - MIN(r->n, len - 1);
+		ssize_t more;
 
+		r->n -= taken;
+		memmove(r->buffer, r->buffer + taken, r->n);
+		if (at)
+			return 0;
+		more = recv(r->fd, r->buffer + r->n, sizeof(r->buffer) - r->n, 0);
 		if (more <= 0)
 			return err_set(err, -EIO, "the gateway's answer ended early");
-		n += (size_t)more;
-		if (memmem(buffer, n, word, strlen(word)))
-			return 0;
-		if (n > keep) {
-			memmove(buffer, buffer + n - keep, keep);
-			n = keep;
-		}
+		r->n += (size_t)more;
 	}
 }
 
-static int first_over_http(int fd, double *ret_s, struct err *err)
+static int first_over_http(struct reader *http, double *ret_s, struct err *err)
 {
 	const double from = bench_now_s();
 	int r;
 
-	r = http_ask(fd, 1, err);
+	r = http_ask(http->fd, 1, err);
 	if (r == 0)
-		r = http_await(fd, "data: ", err);
+		r = http_await(http, "data: ", err);
 	*ret_s = bench_now_s() - from;
-	return r < 0 ? r : http_await(fd, "0\r\n\r\n", err);
+	return r < 0 ? r : http_await(http, "\r\n0\r\n\r\n", err);
 }
 
 static int on_first(void *userdata, const struct steamd_delta *delta)
@@ -205,6 +218,7 @@ static int measure_first(struct rig *g, struct bench_row *row, struct err *err)
 	struct bench_series added = { .n = 0 };
 	struct steamd_error error = { 0 };
 	_cleanup_(closep) int fd = http_connect(g, err);
+	struct reader reader = { .fd = fd };
 	struct steamd *s = NULL;
 	int r = fd < 0 ? fd : 0;
 
@@ -213,10 +227,11 @@ static int measure_first(struct rig *g, struct bench_row *row, struct err *err)
 	for (int i = 0; i < WARM_PAIRS + PAIRS && r == 0; i++) {
 		double http = 0, library = 0;
 
-		r = i % 2 ? first_over_http(fd, &http, err) : first_over_library(s, &library, err);
+		r = i % 2 ? first_over_http(&reader, &http, err)
+			  : first_over_library(s, &library, err);
 		if (r == 0)
 			r = i % 2 ? first_over_library(s, &library, err)
-				  : first_over_http(fd, &http, err);
+				  : first_over_http(&reader, &http, err);
 		if (i >= WARM_PAIRS)
 			bench_add(&added, 1000 * (http - library));
 	}
@@ -238,6 +253,7 @@ static int measure_cpu(struct rig *g, struct bench_row *row, struct err *err)
 {
 	struct bench_series costs = { .n = 0 };
 	_cleanup_(closep) int fd = http_connect(g, err);
+	struct reader reader = { .fd = fd };
 	clockid_t clock;
 	int r = fd < 0 ? fd : 0;
 
@@ -248,7 +264,7 @@ static int measure_cpu(struct rig *g, struct bench_row *row, struct err *err)
 
 		r = http_ask(fd, TOKENS, err);
 		if (r == 0)
-			r = http_await(fd, "0\r\n\r\n", err);
+			r = http_await(&reader, "\r\n0\r\n\r\n", err);
 		if (i > 0)
 			bench_add(&costs, 1e6 * (cpu_s(clock) - from) / TOKENS);
 	}
@@ -285,7 +301,7 @@ static int measure_waiting(struct rig *g, struct bench_row *row, struct err *err
 		r = fds[n] < 0 ? fds[n] : http_ask(fds[n], 60000, err);
 	}
 	for (int i = 0; i < n && r == 0; i++)
-		r = http_await(fds[i], "text/event-stream", err);
+		r = http_await(&(struct reader){ .fd = fds[i] }, "text/event-stream", err);
 	row->value = memory_mib(g->pid) - before;
 	while (n > 0)
 		closep(&fds[--n]);
