@@ -229,8 +229,7 @@ static void reply_text(struct request *q)
 	const struct span text = { q->text, q->text_len };
 	struct msg m = { .type = MSG_DONE };
 
-	if (q->msg.type == MSG_DETOKENIZE && q->msg.detokenize.has_each &&
-	    q->msg.detokenize.each)
+	if (q->msg.type == MSG_DETOKENIZE && q->msg.detokenize.has_each && q->msg.detokenize.each)
 		MSG_SET(&m.done, data, text);
 	else
 		MSG_SET(&m.done, text, text);
