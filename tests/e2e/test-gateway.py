@@ -198,11 +198,16 @@ def calling(d, g):
     call = json.loads(d.ctl("tokenize", "--json", stdin=b"<tool_call>"))["ids"][0]
     end = json.loads(d.ctl("tokenize", "--json", stdin=b"</tool_call>"))["ids"][0]
     fields = {"max_tokens": 100, "logit_bias": {str(call): 5, str(end): 6}, "tools": TOOLS}
-    for seed in range(200):
+    found = None
+    for seed in range(16):
         said = chat(g, seed=seed, **fields).json()["choices"][0]
-        if len(said["message"].get("tool_calls", [])) > 1:
-            return {**fields, "seed": seed}, said
-    raise AssertionError("no seed calls twice")
+        n = len(said["message"].get("tool_calls", []))
+        if n > 0 and (n > 1 or not found):
+            found = {**fields, "seed": seed}, said
+        if n > 1:  # two calls in one answer are better to look at
+            break
+    assert found, "no seed calls anything"
+    return found
 
 
 def tools_are_called_and_answered():

@@ -174,22 +174,26 @@ check "broker and executor run as users of their own" [ \
 [ $failed -eq 0 ] || console
 
 # --- the gateway: who has a key is served, it leaves when idle and comes again
-status() { # of a chat; what curl is told, WHERE
-	inside curl --silent --max-time 30 --output /dev/null --write-out '%{http_code}' "$@" \
-		-H 'Content-Type: application/json' -d '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":2}'
+gets() { # STATUS of a chat; what curl is told, WHERE
+	local wanted=$1 got
+	shift
+	got=$(inside curl --silent --show-error --max-time 30 --write-out '\n%{http_code}' "$@" \
+		-H 'Content-Type: application/json' -d '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":2}')
+	echo "$got"
+	[ "$(tail -n 1 <<<"$got")" = "$wanted" ]
 }
 chats=/v1/chat/completions
 alice='Authorization: Bearer alice-key-0123456789'
 check "the gateway's sockets start" inside systemctl start steamd-gateway.socket
-check "a key is served over TCP" [ "$(status -H "$alice" "127.0.0.1:$port$chats")" = 200 ]
+check "a key is served over TCP" gets 200 -H "$alice" "127.0.0.1:$port$chats"
 check "a key is served over the Unix socket" \
-	[ "$(status -H "$alice" --unix-socket /run/steamd-http.sock "localhost$chats")" = 200 ]
-check "no key and a wrong one are not" \
-	[ "$(status "127.0.0.1:$port$chats")$(status -H 'Authorization: Bearer x' "127.0.0.1:$port$chats")" = 401401 ]
+	gets 200 -H "$alice" --unix-socket /run/steamd-http.sock "localhost$chats"
+check "no key is not" gets 401 "127.0.0.1:$port$chats"
+check "and a wrong one neither" gets 401 -H 'Authorization: Bearer x' "127.0.0.1:$port$chats"
 check "the gateway runs as a user of its own" [ "$(inside ps -o user:16= -C steamd-gateway)" = steamd-gateway ]
 check "it leaves when idle" wait_for 20 sh -c "[ '$(prop steamd-gateway.service Result)' = success ] &&
 	! nsenter -t $pid1 -m -p systemctl is-active --quiet steamd-gateway.service"
-check "and comes again" [ "$(status -H "$alice" "127.0.0.1:$port$chats")" = 200 ]
+check "and comes again" gets 200 -H "$alice" "127.0.0.1:$port$chats"
 [ $failed -eq 0 ] || console
 inside systemctl stop steamd-gateway.socket steamd-gateway.service
 
@@ -262,7 +266,7 @@ Serving air" ]
 	check "it serves him, over TCP too" [ "$(user curl --silent --max-time 30 --output /dev/null \
 		--write-out '%{http_code}' -H 'Content-Type: application/json' -d "$body" \
 		"127.0.0.1:$((port + 1))$chats")" = 200 ]
-	check "and nobody else" [ "$(status "127.0.0.1:$((port + 1))$chats")" = 403 ]
+	check "and nobody else" gets 403 "127.0.0.1:$((port + 1))$chats"
 	[ $failed -eq 0 ] || console
 else
 	echo "skip user units: systemd --user does not start in this namespace"
