@@ -153,7 +153,8 @@ static int read_keys(struct gateway *g, struct err *err)
 		path = NULL;
 		return err_set(err, -ENOMEM, "out of memory");
 	}
-	return access(path, F_OK) == 0 ? keys_read(path, &g->keys, err) : 0;
+	/* one that is there and cannot be read is no reason to do without */
+	return access(path, F_OK) < 0 && errno == ENOENT ? 0 : keys_read(path, &g->keys, err);
 }
 
 /* Two a connection at most; what is not allowed is made do with. */

@@ -3,7 +3,7 @@
 from gatewayhttp import *
 from stored import *
 
-LONG = {"prompt": "go on", "max_tokens": 4000, "ignore_eos": True, "seed": 1, "temperature": 0.7}
+LONG = {"prompt": "go on", "max_tokens": 600 if SANITIZED else 4000, "ignore_eos": True, "seed": 1, "temperature": 0.7}
 
 
 def begin(g, **fields):
