@@ -94,10 +94,10 @@ for at in units/:/run/steamd-http.sock:$port user-units/:/run/tester/steamd-http
 	mkdir -p "$install/${dir}steamd-gateway.socket.d"
 	printf '[Socket]\nListenStream=\nListenStream=127.0.0.1:%s\nListenStream=%s\n' "$number" "$socket" \
 		>"$install/${dir}steamd-gateway.socket.d/test.conf"
-	mkdir -p "$install/${dir}steamd-gateway.service.d"
-	printf '[Service]\nStandardError=append:/run/steamd-test/console\n' \
-		>"$install/${dir}steamd-gateway.service.d/test.conf"
 done
+mkdir -p "$install/units/steamd-gateway.service.d"
+printf '[Service]\nStandardError=append:/run/steamd-test/console\n' \
+	>"$install/units/steamd-gateway.service.d/test.conf"
 cp -a "$src/tests/golden/air" "$root/models/air"
 chmod -R a+rX "$root" "$work"
 mkdir -p "$root/checks"
@@ -177,7 +177,7 @@ check "broker and executor run as users of their own" [ \
 gets() { # STATUS of a chat; what curl is told, WHERE
 	local wanted=$1 got
 	shift
-	got=$(inside curl --silent --show-error --max-time 30 --write-out '\n%{http_code}' "$@" \
+	got=$(${as:-inside} curl --silent --show-error --max-time 30 --write-out '\n%{http_code}' "$@" \
 		-H 'Content-Type: application/json' -d '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":2}')
 	echo "$got"
 	[ "$(tail -n 1 <<<"$got")" = "$wanted" ]
@@ -262,10 +262,7 @@ Serving air" ]
 	check "a user's executor is a unit of its own" sh -c \
 		"[ '$(user systemctl --user show -p MainPID --value 'steamd-exec-cpu@*.service' | grep -vc '^0*$')' = 1 ]"
 	check "a user's gateway starts" user systemctl --user start steamd-gateway.socket
-	body='{"messages":[{"role":"user","content":"Hi"}],"max_tokens":2}'
-	check "it serves him, over TCP too" [ "$(user curl --silent --max-time 30 --output /dev/null \
-		--write-out '%{http_code}' -H 'Content-Type: application/json' -d "$body" \
-		"127.0.0.1:$((port + 1))$chats")" = 200 ]
+	as=user check "it serves him, over TCP too" gets 200 "127.0.0.1:$((port + 1))$chats"
 	check "and nobody else" gets 403 "127.0.0.1:$((port + 1))$chats"
 	[ $failed -eq 0 ] || console
 else
