@@ -39,6 +39,7 @@ struct handle_request {
 	size_t frame_bytes;
 	int attached_fd; /* -1: none */
 	bool accepted, cancelling, flushed;
+	bool held; /* no credit is given back */
 	uint64_t turn, seed;
 	uint32_t next_index; /* first token not yet delivered */
 	uint32_t unpaid;     /* tokens delivered for which no credit was given back */
@@ -96,4 +97,8 @@ int handle_take(struct steamd *s, struct span payload, struct err *err);
 void handle_end(struct steamd *s, struct handle_request *q, const struct steamd_result *result,
 		const struct steamd_error *err);
 void handle_end_all(struct steamd *s, const struct steamd_error *err);
+/* NULL: there is none, or it ended. */
+struct handle_request *handle_find(struct steamd *s, uint64_t id);
+/* Gives back what was consumed, unless it is little or the request is held. */
+void handle_pay(struct steamd *s, struct handle_request *q);
 struct handle_request *handle_request_free(struct handle_request *q);

@@ -45,7 +45,7 @@ void handle_end_all(struct steamd *s, const struct steamd_error *err)
 		handle_end(s, s->requests, NULL, err);
 }
 
-static struct handle_request *find_request(struct steamd *s, uint64_t id)
+struct handle_request *handle_find(struct steamd *s, uint64_t id)
 {
 	struct handle_request *q = s->requests;
 
@@ -158,12 +158,12 @@ static int show_delta(struct steamd *s, struct handle_request *q, const struct m
 	return q->handler.on_delta(q->handler.userdata, &d);
 }
 
-/* Gives back what was consumed, in halves of the window: not a frame a token. */
-static void pay(struct steamd *s, struct handle_request *q)
+/* In halves of the window: not a frame a token. */
+void handle_pay(struct steamd *s, struct handle_request *q)
 {
 	struct msg m = { .type = MSG_CREDIT, .id = q->id };
 
-	if (q->unpaid == 0 || q->unpaid < s->window / 2)
+	if (q->held || q->unpaid == 0 || q->unpaid < s->window / 2)
 		return;
 	MSG_SET(&m.credit, n_tokens, q->unpaid);
 	q->unpaid = 0;
@@ -190,7 +190,7 @@ static int on_tokens(struct steamd *s, struct handle_request *q, const struct ms
 	q->unpaid += n;
 	if (q->handler.on_delta && !q->cancelling && show_delta(s, q, m) != 0)
 		steamd_cancel(s, q->id);
-	pay(s, q);
+	handle_pay(s, q);
 	return 0;
 }
 
@@ -335,7 +335,7 @@ static int errno_of_code(struct span code)
 		{ CODE_NO_CHAT, -ENOTSUP },    { CODE_BUSY, -EAGAIN },
 		{ CODE_UNAVAILABLE, -EAGAIN }, { CODE_MODEL_REFUSED, -ENOTSUP },
 		{ CODE_DEADLINE, -ETIME },     { CODE_NO_MEMORY, -ENOMEM },
-		{ CODE_DAMAGED, -EUCLEAN },
+		{ CODE_DAMAGED, -EUCLEAN },    { CODE_MOVED, -EREMCHG },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)
@@ -406,7 +406,7 @@ int handle_take(struct steamd *s, struct span payload, struct err *err)
 	if (m.type == MSG_HELLO)
 		return on_hello(s, &m.hello, err);
 
-	q = find_request(s, m.id);
+	q = handle_find(s, m.id);
 	if (!q)
 		return 0; /* it ended here before it ended there */
 	q->n_resends = 0;

@@ -211,6 +211,7 @@ int steamd_start_generate(struct steamd *s, const struct steamd_generate *given,
 	if (g.session) {
 		MSG_SET(&m.generate, session, span_of(g.session));
 		MSG_SET(&m.generate, session_create, !!g.session_create);
+		SET_UINT(&m.generate, &g, session_after);
 	}
 	set_sampler(&m.generate, &g);
 	set_lists(&m.generate, &g);
@@ -269,6 +270,8 @@ int steamd_start_detokenize(struct steamd *s, const uint32_t *ids, size_t n_ids,
 	MSG_SET(&m.detokenize, ids, bytes_of(ids, n_ids, sizeof(uint32_t)));
 	if (flags & STEAMD_SKIP_SPECIAL)
 		MSG_SET(&m.detokenize, skip_special, true);
+	if (flags & STEAMD_EACH)
+		MSG_SET(&m.detokenize, each, true);
 	return start(s, &m, &body, handler, ret, err);
 }
 
@@ -502,18 +505,32 @@ int steamd_start_cache_explain(struct steamd *s, uint64_t turn, const char *sess
 int steamd_cancel(struct steamd *s, uint64_t request)
 {
 	struct msg m = { .type = MSG_CANCEL, .id = request };
-	struct handle_request *q = s->requests;
+	struct handle_request *q = handle_find(s, request);
 	const int r = handle_check(s, NULL);
 
 	if (r < 0)
 		return r;
-	while (q && q->id != request)
-		q = q->next;
 	if (!q || q->cancelling)
 		return 0;
 	q->cancelling = true;
 	if (s->state == HANDLE_UP)
 		return handle_send(s, &m, NULL);
 	handle_wake(s);
+	return 0;
+}
+
+int steamd_hold(struct steamd *s, uint64_t request, int on)
+{
+	struct handle_request *q = handle_find(s, request);
+	const int r = handle_check(s, NULL);
+
+	if (r < 0)
+		return r;
+	if (!q)
+		return 0;
+	q->held = on;
+	/* without a connection there is nobody to pay: resuming begins with a whole window */
+	if (s->state == HANDLE_UP)
+		handle_pay(s, q);
 	return 0;
 }

@@ -131,7 +131,7 @@ struct steamd_result {
 	uint32_t session_turn;
 	int saved;
 	const char *not_saved;
-	const void *data; /* of STEAMD_SESSION_EXPORT, or NULL */
+	const void *data; /* of STEAMD_SESSION_EXPORT or STEAMD_EACH, or NULL */
 	size_t data_len;
 	uint32_t n_cached_disk; /* of n_cached, read from disk */
 	uint32_t n_recomputed;	/* tokens computed again after their KV was lost */
@@ -194,6 +194,12 @@ struct steamd_generate {
 	 */
 	const char *session;
 	int session_create; /* makes the session if there is none */
+	/*
+	 * The turn that this one is to follow, 0 for the first; where the session's last
+	 * one is another, or one is running, it ends with "moved" (-EREMCHG).
+	 * STEAMD_UNSET: it follows whatever is there.
+	 */
+	uint32_t session_after;
 };
 
 static inline void steamd_generate_init(struct steamd_generate *g)
@@ -202,7 +208,7 @@ static inline void steamd_generate_init(struct steamd_generate *g)
 	g->struct_bytes = sizeof(*g);
 	g->temperature = g->top_p = g->min_p = NAN;
 	g->repetition_penalty = g->frequency_penalty = g->presence_penalty = NAN;
-	g->top_k = g->max_tokens = g->min_tokens = STEAMD_UNSET;
+	g->top_k = g->max_tokens = g->min_tokens = g->session_after = STEAMD_UNSET;
 }
 
 /* Log-probabilities of a text or of ids: one delta element a token; the first one's is NAN. */
@@ -219,6 +225,11 @@ struct steamd_score {
 enum steamd_flags {
 	STEAMD_PLAIN = 1,	 /* tokenize: recognise no special token */
 	STEAMD_SKIP_SPECIAL = 2, /* detokenize: leave them out */
+	/*
+	 * steamd_start_detokenize(): the result's data, not its text: for each id a
+	 * u32 (little-endian) and so many bytes, which may be part of a character
+	 */
+	STEAMD_EACH = 4,
 };
 
 enum steamd_query { STEAMD_STATUS, STEAMD_PS, STEAMD_MODELS, STEAMD_RELOAD, STEAMD_LIMITS };
@@ -385,6 +396,14 @@ STEAMD_API int steamd_start_yield(struct steamd *s, uint64_t bytes, uint32_t pid
 
 /* Asks for the end of a request of this handle; on_end() follows. 0, also if it ended already. */
 STEAMD_API int steamd_cancel(struct steamd *s, uint64_t request);
+
+/*
+ * For a reader that is slower than the answer: while @on is not 0 the daemon is
+ * given no more credit for @request, and so pauses it once the window is full:
+ * on_delta() may still be called for that, about a thousand tokens. 0 lets it
+ * go on. 0, also if the request ended already.
+ */
+STEAMD_API int steamd_hold(struct steamd *s, uint64_t request, int on);
 
 /*
  * The descriptor to wait on: poll it for POLLIN, and for nothing else. It stays

@@ -6,6 +6,7 @@ allowed() {
 	case $1 in
 	client/wire) echo "client/wire" ;;
 	client/steamctl) echo "client/steamctl client client/wire" ;;
+	client/gateway) echo "client/gateway client client/wire" ;;
 	client) echo "client client/wire" ;;
 	kernels/cuda) echo "kernels kernels/cuda" ;;
 	kernels/*) echo "kernels kernels/ref kernels/cpu" ;;

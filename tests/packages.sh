@@ -3,8 +3,9 @@
 # shellcheck shell=bash
 
 build_packages=(gcc make autoconf automake libtool pkg-config libsystemd-dev libmsgpack-dev
-	libjansson-dev libsqlite3-dev libxxhash-dev libinih-dev libedit-dev)
-test_packages=(libcmocka-dev strace g++ systemd dbus python3-dbusmock python3 procps util-linux man-db groff-base git xz-utils)
+	libjansson-dev libsqlite3-dev libxxhash-dev libinih-dev libedit-dev libmicrohttpd-dev)
+test_packages=(libcmocka-dev strace g++ systemd dbus python3-dbusmock python3 procps util-linux man-db groff-base git xz-utils curl wrk
+	python3-venv)
 
 # Prints those of the packages named that are not installed.
 missing_packages() {

@@ -21,6 +21,7 @@
 	CODE(DEADLINE, "deadline", 124, "the request's deadline passed before its first token")    \
 	CODE(NO_MEMORY, "no-memory", 71, "the daemon is out of memory")                            \
 	CODE(DAMAGED, "damaged", 65, "a part of a stored session does not match its sum")          \
+	CODE(MOVED, "moved", 75, "the session went on from another turn than the request says")    \
 	CODE(INTERNAL, "internal", 70, "a fault in steamd itself")
 
 #define CODE_STRING(NAME, string, exit_code, meaning)                                              \

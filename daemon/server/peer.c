@@ -39,6 +39,7 @@ static const struct {
 	{ EDQUOT, CODE_BUSY, false },
 	{ EEXIST, CODE_BAD_REQUEST, false },
 	{ EUCLEAN, CODE_DAMAGED, false },
+	{ EREMCHG, CODE_MOVED, false },
 	{ ENODEV, CODE_UNAVAILABLE, false },
 };
 

@@ -226,9 +226,13 @@ static void reply_ids(struct request *q)
 
 static void reply_text(struct request *q)
 {
+	const struct span text = { q->text, q->text_len };
 	struct msg m = { .type = MSG_DONE };
 
-	MSG_SET(&m.done, text, (struct span){ q->text, q->text_len });
+	if (q->msg.type == MSG_DETOKENIZE && q->msg.detokenize.has_each && q->msg.detokenize.each)
+		MSG_SET(&m.done, data, text);
+	else
+		MSG_SET(&m.done, text, text);
 	request_done(q, &m);
 }
 

@@ -10,6 +10,21 @@
 
 /* Begun. */
 
+/* What was begun does not follow the turn that it was to follow. */
+static int tell_moved(struct job *job, uint32_t after)
+{
+	const int r = err_set(&job->err, -EREMCHG,
+			      "turn %u of session '%.*s' is not its last any more: fork it there "
+			      "to go on from it",
+			      after, SPAN_ARG(job->request->msg.generate.session));
+	struct err ignored = { 0 };
+
+	if (job->begun.session)
+		store_abort(job->x->store, job->begun.session, job->begun.turn, &ignored);
+	store_begun_deinit(&job->begun);
+	return r;
+}
+
 static int run_begin(struct job *job)
 {
 	const struct request *q = job->request;
@@ -25,9 +40,12 @@ static int run_begin(struct job *job)
 			return r;
 		messages = (struct span){ attached, q->attached_bytes };
 	}
-	return store_begin(job->x->store, &who, g->session,
-			   g->has_session_create && g->session_create, job->max_sessions, messages,
-			   job->vocab, &job->begun, &job->err);
+	r = store_begin(job->x->store, &who, g->session, g->has_session_create && g->session_create,
+			job->max_sessions, messages, job->vocab, &job->begun, &job->err);
+	if (g->has_session_after &&
+	    (r == -EBUSY || (r == 0 && job->begun.turn != g->session_after + 1)))
+		return tell_moved(job, g->session_after);
+	return r;
 }
 
 /*

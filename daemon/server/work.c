@@ -135,6 +135,30 @@ static int render(struct request *q, struct span json)
 	return encode(q, &rendering);
 }
 
+/* Each id's bytes as they are, part of a character or not, behind their number. */
+static int decode_each(struct request *q)
+{
+	const struct tokenizer *t = q->model->tokenizer;
+	size_t n = 0;
+
+	for (size_t i = 0; i < q->ids.n; i++)
+		n += sizeof(uint32_t) + tokenizer_bytes(t, q->ids.at[i]).len;
+	q->text = malloc(n + 1);
+	if (!q->text)
+		return -ENOMEM;
+	for (size_t i = 0; i < q->ids.n; i++) {
+		const struct span bytes = tokenizer_bytes(t, q->ids.at[i]);
+		const uint32_t len = (uint32_t)bytes.len;
+
+		memcpy(q->text + q->text_len, &len, sizeof(len));
+		q->text_len += sizeof(len);
+		if (len > 0)
+			memcpy(q->text + q->text_len, bytes.data, len);
+		q->text_len += len;
+	}
+	return 0;
+}
+
 static int work(struct request *q, enum source source, struct span input)
 {
 	const struct textmodel *m = q->model;
@@ -149,6 +173,8 @@ static int work(struct request *q, enum source source, struct span input)
 		r = take_ids(q, input, MAX(m->config.vocab, tokenizer_size(m->tokenizer)));
 		if (r < 0)
 			return r;
+		if (q->msg.detokenize.has_each && q->msg.detokenize.each)
+			return decode_each(q);
 		return tokenizer_decode(m->tokenizer, q->ids.at, q->ids.n,
 					q->msg.detokenize.has_skip_special &&
 						q->msg.detokenize.skip_special,

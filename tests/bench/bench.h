@@ -102,7 +102,8 @@ extern const struct bench_figure figures_bandwidth[], figures_peaks[], figures_d
 	figures_load[], figures_segments[], figures_gemv[], figures_gemm[], figures_attention[],
 	figures_router[],
 	figures_decode[], figures_prefill[], figures_tokenizer[], figures_memory[],
-	figures_delivery[], figures_again[], figures_restart[], figures_echo[], figures_overhead[];
+	figures_delivery[], figures_again[], figures_restart[], figures_echo[], figures_overhead[],
+	figures_gateway[];
 
 /*
  * Measures a value and its limit side by side, in the same unit, and adds

@@ -41,5 +41,7 @@ for _ in $(seq 100); do
 	sleep 0.02
 done
 mount --bind "$(cat /run/console-tty)" /dev/console
+# as systemd finds it where it is not in a container: credentials are mounted in a child's namespace
+mount --make-rshared /
 export container=steamd-test SYSTEMD_UNIT_PATH=/run/units
 exec /lib/systemd/systemd --system --unit=test.target --log-target=console --log-level=info --show-status=no

@@ -87,6 +87,17 @@ printf '[Unit]\nDefaultDependencies=no\n' >"$install/user-units/tester.target"
 for unit in basic shutdown sockets; do
 	printf '[Unit]\nDefaultDependencies=no\n' >"$install/user-units/$unit.target"
 done
+# the gateway's sockets, on ports that are nobody else's; it leaves soon
+port=$((20000 + $$ % 10000))
+for at in units/:/run/steamd-http.sock:$port user-units/:/run/tester/steamd-http.sock:$((port + 1)); do
+	IFS=: read -r dir socket number <<<"$at"
+	mkdir -p "$install/${dir}steamd-gateway.socket.d"
+	printf '[Socket]\nListenStream=\nListenStream=127.0.0.1:%s\nListenStream=%s\n' "$number" "$socket" \
+		>"$install/${dir}steamd-gateway.socket.d/test.conf"
+done
+mkdir -p "$install/units/steamd-gateway.service.d"
+printf '[Service]\nStandardError=append:/run/steamd-test/console\n' \
+	>"$install/units/steamd-gateway.service.d/test.conf"
 cp -a "$src/tests/golden/air" "$root/models/air"
 chmod -R a+rX "$root" "$work"
 mkdir -p "$root/checks"
@@ -96,10 +107,12 @@ settings=$(cd "$root/checks" && python3 -Bc 'import holderchecks; print(*holderc
 for etc in "$root/etc" "$install/usr/local/etc"; do
 	mkdir -p "$etc/steamd"
 	printf '[steamd]\nModel=/run/steamd-test/models/air\n%s\n' "$settings" >"$etc/steamd/steamd.conf"
+	printf 'IdleExit=1\n' >"$etc/steamd/gateway.conf"
+	printf 'alice alice-key-0123456789\n' >"$etc/steamd/gateway-keys"
 done
 
 # --- sandboxing score and form of the units, as installed
-for unit in steamd.service steamd-exec-cpu@.service; do
+for unit in steamd.service steamd-exec-cpu@.service steamd-gateway.service; do
 	check "exposure of $unit is at most 1.0" \
 		systemd-analyze security --offline=yes --threshold=10 --no-pager "$install/units/$unit"
 done
@@ -134,11 +147,14 @@ wait_for 10 inside systemctl is-active --quiet steamd.socket steamd-exec-cpu.soc
 
 check "the installed units verify" inside sh -c \
 	'out=$(systemd-analyze verify --man=no /run/units/steamd.socket /run/units/steamd.service \
-		/run/units/steamd-exec-cpu.socket /run/units/steamd-exec-cpu@x.service 2>&1);
+		/run/units/steamd-exec-cpu.socket /run/units/steamd-exec-cpu@x.service \
+		/run/units/steamd-gateway.socket /run/units/steamd-gateway.service 2>&1);
 	 echo "$out"; ! echo "$out" | grep -q steamd'
 check "the installed user units verify" inside sh -c \
 	'out=$(SYSTEMD_UNIT_PATH=/run/steamd-test/install/user-units: systemd-analyze --user verify --man=no \
-		/run/steamd-test/install/user-units/steamd.socket /run/steamd-test/install/user-units/steamd.service 2>&1);
+		/run/steamd-test/install/user-units/steamd.socket /run/steamd-test/install/user-units/steamd.service \
+		/run/steamd-test/install/user-units/steamd-gateway.socket \
+		/run/steamd-test/install/user-units/steamd-gateway.service 2>&1);
 	 echo "$out"; ! echo "$out" | grep -q steamd'
 
 ctl() { inside steamctl --socket /run/steamd.sock "$@"; }
@@ -156,6 +172,30 @@ check "the executor is a unit of its own" sh -c "[ -n '$(executor_pid)' ]"
 check "broker and executor run as users of their own" [ \
 	"$(inside ps -eo user:16=,comm= | grep steamd | tr -s ' ' | sort | tr '\n' ,)" = "steamd steamd,steamd-exec steamd-exec-cpu," ]
 [ $failed -eq 0 ] || console
+
+# --- the gateway: who has a key is served, it leaves when idle and comes again
+gets() { # STATUS of a chat; what curl is told, WHERE
+	local wanted=$1 got
+	shift
+	got=$(${as:-inside} curl --silent --show-error --max-time 30 --write-out '\n%{http_code}' "$@" \
+		-H 'Content-Type: application/json' -d '{"messages":[{"role":"user","content":"Hi"}],"max_tokens":2}')
+	echo "$got"
+	[ "$(tail -n 1 <<<"$got")" = "$wanted" ]
+}
+chats=/v1/chat/completions
+alice='Authorization: Bearer alice-key-0123456789'
+check "the gateway's sockets start" inside systemctl start steamd-gateway.socket
+check "a key is served over TCP" gets 200 -H "$alice" "127.0.0.1:$port$chats"
+check "a key is served over the Unix socket" \
+	gets 200 -H "$alice" --unix-socket /run/steamd-http.sock "localhost$chats"
+check "no key is not" gets 401 "127.0.0.1:$port$chats"
+check "and a wrong one neither" gets 401 -H 'Authorization: Bearer x' "127.0.0.1:$port$chats"
+check "the gateway runs as a user of its own" [ "$(inside ps -o user:16= -C steamd-gateway)" = steamd-gateway ]
+check "it leaves when idle" wait_for 20 sh -c "[ '$(prop steamd-gateway.service Result)' = success ] &&
+	! nsenter -t $pid1 -m -p systemctl is-active --quiet steamd-gateway.service"
+check "and comes again" gets 200 -H "$alice" "127.0.0.1:$port$chats"
+[ $failed -eq 0 ] || console
+inside systemctl stop steamd-gateway.socket steamd-gateway.service
 
 n=${STEAMD_TEST_TOKENS:-1500}
 want=$(answer "$n")
@@ -221,6 +261,9 @@ $(user systemctl --user show -p StatusText --value steamd.service)" = "active
 Serving air" ]
 	check "a user's executor is a unit of its own" sh -c \
 		"[ '$(user systemctl --user show -p MainPID --value 'steamd-exec-cpu@*.service' | grep -vc '^0*$')' = 1 ]"
+	check "a user's gateway starts" user systemctl --user start steamd-gateway.socket
+	as=user check "it serves him, over TCP too" gets 200 "127.0.0.1:$((port + 1))$chats"
+	check "and nobody else" gets 403 "127.0.0.1:$((port + 1))$chats"
 	[ $failed -eq 0 ] || console
 else
 	echo "skip user units: systemd --user does not start in this namespace"

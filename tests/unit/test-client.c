@@ -297,6 +297,70 @@ static void tokens_are_delivered_and_paid_for(void **state)
 	peer_stop(&p);
 }
 
+static void held_script(struct peer *p)
+{
+	uint64_t id;
+
+	peer_accept(p);
+	peer_expect(p, MSG_GENERATE);
+	id = p->got.id;
+	peer_accepted(p, id, 77);
+	peer_tokens(p, id, 0, 2, "ab"); /* half of the window, but held */
+	peer_tokens(p, id, 2, 2, "cd");
+	peer_expect(p, MSG_CREDIT);
+	assert(p->got.id == id && p->got.credit.n_tokens == 4);
+	peer_done(p, id, "");
+}
+
+struct slow {
+	struct steamd *s;
+	uint64_t request;
+	uint32_t n_ids;
+	bool ended;
+};
+
+static int on_slow_delta(void *userdata, const struct steamd_delta *d)
+{
+	struct slow *slow = userdata;
+
+	slow->n_ids += d->n_ids;
+	assert_int_equal(steamd_hold(slow->s, slow->request, slow->n_ids < 4), 0);
+	return 0;
+}
+
+static void on_slow_end(void *userdata, const struct steamd_result *result,
+			const struct steamd_error *err)
+{
+	struct slow *slow = userdata;
+
+	(void)result;
+	assert_null(err);
+	slow->ended = true;
+}
+
+static void a_held_request_is_paid_for_when_it_goes_on(void **state)
+{
+	struct slow slow = { 0 };
+	const struct steamd_handler handler = { NULL, on_slow_delta, on_slow_end, &slow };
+	struct steamd_generate g;
+	struct peer p;
+
+	(void)state;
+	peer_start(&p, held_script);
+	p.credit = 4;
+	slow.s = connect_to(&p);
+	steamd_generate_init(&g);
+	g.prompt = "once";
+	g.prompt_len = 4;
+	assert_int_equal(steamd_start_generate(slow.s, &g, &handler, &slow.request, NULL), 0);
+	while (!slow.ended)
+		assert_true(steamd_wait(slow.s, -1, NULL) >= 0);
+	assert_int_equal(slow.n_ids, 4);
+	assert_int_equal(steamd_hold(slow.s, slow.request, 1), 0); /* it ended already */
+	steamd_close(slow.s);
+	peer_stop(&p);
+}
+
 static void restart_script(struct peer *p)
 {
 	peer_accept(p);
@@ -686,6 +750,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_call_returns_what_the_daemon_said),
 		cmocka_unit_test(tokens_are_delivered_and_paid_for),
+		cmocka_unit_test(a_held_request_is_paid_for_when_it_goes_on),
 		cmocka_unit_test(a_lost_answer_goes_on_and_nothing_comes_twice),
 		cmocka_unit_test(a_question_without_an_answer_is_asked_again),
 		cmocka_unit_test(a_question_that_kills_the_daemon_is_not_asked_for_ever),

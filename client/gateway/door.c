@@ -1,0 +1,440 @@
+/* Accepting, who may, and when it has been long enough. */
+#include "client/gateway/door.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <systemd/sd-daemon.h>
+
+#include "client/gateway/exchange.h"
+#include "client/gateway/ident.h"
+#include "client/gateway/keys.h"
+
+#define ACCEPTS_A_TURN 64
+#define BACKLOG 512
+#define SEND_BYTES (64 << 10)
+
+struct door {
+	struct gateway *g;
+	int fd;
+	bool is_unix;
+	char *path; /* to be removed; NULL: it is systemd's, or TCP */
+	sd_event_source *source;
+	struct visitor *arriving; /* while libmicrohttpd makes its connection */
+};
+
+/* Peers. */
+
+static struct peer *peer_take(struct gateway *g, const char *name)
+{
+	struct peer *p;
+
+	LIST_FOREACH(p, &g->peers, link)
+	if (strcmp(p->name, name) == 0)
+		break;
+	if (!p) {
+		p = calloc(1, sizeof(*p));
+		if (!p)
+			return NULL;
+		snprintf(p->name, sizeof(p->name), "%s", name);
+		LIST_INSERT_HEAD(&g->peers, p, link);
+	}
+	p->n++;
+	return p;
+}
+
+static void peer_drop(struct peer *p)
+{
+	if (!p || --p->n > 0)
+		return;
+	LIST_REMOVE(p, link);
+	free(p);
+}
+
+/* Visitors. */
+
+static void visitor_free(struct visitor *v)
+{
+	if (v->http) {
+		LIST_REMOVE(v, link);
+		v->g->n_visitors--;
+		v->g->last_visit_us = gateway_now_us();
+	}
+	sd_event_source_disable_unref(v->hup);
+	peer_drop(v->peer);
+	free(v->no);
+	free(v);
+}
+
+static int on_hup(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct visitor *v = userdata;
+
+	(void)source, (void)fd, (void)revents;
+	v->gone = true;
+	if (v->exchange)
+		exchange_reader_left(v->exchange);
+	return 0;
+}
+
+void door_notify(void *userdata, struct MHD_Connection *http, void **context,
+		 enum MHD_ConnectionNotificationCode code)
+{
+	struct gateway *g = userdata;
+	struct visitor *v = *context;
+
+	if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
+		if (v)
+			visitor_free(v);
+		*context = NULL;
+		return;
+	}
+	for (unsigned i = 0; i < g->n_doors && !v; i++)
+		v = steal(g->doors[i]->arriving);
+	if (!v)
+		return;
+	v->http = http;
+	LIST_INSERT_HEAD(&g->visitors, v, link);
+	g->n_visitors++;
+	*context = v;
+	gateway_sweep_on(g);
+}
+
+static void turn_away(struct visitor *v, unsigned status, const char *code, const char *format, ...)
+	_printf_(4, 5);
+
+static void turn_away(struct visitor *v, unsigned status, const char *code, const char *format, ...)
+{
+	char text[256];
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(text, sizeof(text), format, ap);
+	va_end(ap);
+	v->g->counts.n_turned_away++;
+	if (!v->no && (v->no = calloc(1, sizeof(*v->no))))
+		refusal_set(v->no, status, code, NULL, "%s", text);
+}
+
+/* Writes who is at the other end; *ret_uid: (uid_t)-1 if it is no user of this machine. */
+static void name_peer(const struct visitor *v, const struct sockaddr_storage *address, char *name,
+		      size_t size, uid_t *ret_uid)
+{
+	const int r = v->is_unix ? ident_of_unix(v->fd, ret_uid) : ident_of_tcp(v->fd, ret_uid);
+
+	if (r == 0) {
+		snprintf(name, size, "uid %u", *ret_uid);
+		return;
+	}
+	*ret_uid = (uid_t)-1;
+	if (v->is_unix || getnameinfo((const struct sockaddr *)address, sizeof(*address), name,
+				      (socklen_t)size, NULL, 0, NI_NUMERICHOST) != 0)
+		snprintf(name, size, "an unknown peer");
+}
+
+static int check_visitor(struct visitor *v, const struct sockaddr_storage *address)
+{
+	struct gateway *g = v->g;
+	char name[64];
+	uid_t uid;
+
+	name_peer(v, address, name, sizeof(name), &uid);
+	v->peer = peer_take(g, name);
+	if (!v->peer)
+		return -ENOMEM;
+	if (!g->keys && uid != geteuid())
+		turn_away(v, 403, REFUSAL_DENIED,
+			  "this gateway serves user %u of this machine alone, and the connection "
+			  "is of %s",
+			  geteuid(), name);
+	else if (g->n_visitors >= g->setup->max_connections)
+		turn_away(v, 429, REFUSAL_BUSY, "%llu connections are open; no more can be",
+			  (unsigned long long)g->n_visitors);
+	else if (v->peer->n > g->setup->max_peer_connections)
+		turn_away(v, 429, REFUSAL_BUSY, "%s has %u connections open; no more can be", name,
+			  v->peer->n - 1);
+	return 0;
+}
+
+/* Takes @fd over. */
+static void admit(struct door *d, int fd, const struct sockaddr_storage *address, socklen_t len)
+{
+	struct gateway *g = d->g;
+	struct visitor *v = calloc(1, sizeof(*v));
+	const int on = 1, send_bytes = SEND_BYTES;
+
+	if (!v) {
+		close(fd);
+		return;
+	}
+	*v = (struct visitor){
+		.g = g, .fd = fd, .is_unix = d->is_unix, .since_us = gateway_now_us()
+	};
+	if (check_visitor(v, address) < 0 ||
+	    sd_event_add_io(g->loop, &v->hup, fd, EPOLLRDHUP, on_hup, v) < 0 ||
+	    sd_event_source_set_enabled(v->hup, SD_EVENT_ONESHOT) < 0) {
+		visitor_free(v);
+		close(fd);
+		return;
+	}
+	if (!d->is_unix) {
+		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+		setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+		/* the kernel's own would grow to megabytes of tokens that a stalled reader never takes */
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof(send_bytes));
+	}
+	g->counts.n_visitors++;
+	d->arriving = v;
+	/* closes the descriptor, and tells door_notify() of its end, if it comes to that */
+	MHD_add_connection(g->http, fd, (const struct sockaddr *)address, len);
+	if (d->arriving)
+		visitor_free(steal(d->arriving));
+}
+
+static int on_door(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct door *d = userdata;
+
+	(void)source, (void)revents;
+	for (int i = 0; i < ACCEPTS_A_TURN; i++) {
+		struct sockaddr_storage address = { 0 };
+		socklen_t len = sizeof(address);
+		const int peer_fd = accept4(fd, (struct sockaddr *)&address, &len,
+					    SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (peer_fd < 0)
+			break;
+		admit(d, peer_fd, &address, len);
+	}
+	gateway_kick(d->g);
+	return 0;
+}
+
+void door_sweep(struct gateway *g)
+{
+	const struct setup *s = g->setup;
+	const uint64_t now = gateway_now_us();
+	struct visitor *v;
+
+	LIST_FOREACH(v, &g->visitors, link)
+	{
+		const uint64_t allowed_s = v->exchange	       ? exchange_allowed_s(v->exchange)
+					   : v->n_requests > 0 ? s->keep_alive
+							       : s->header_timeout;
+		const uint64_t since = v->exchange ? exchange_since_us(v->exchange) : v->since_us;
+
+		/* libmicrohttpd sees the end of it, and cleans up */
+		if (allowed_s > 0 && now - since > allowed_s * 1000000) {
+			shutdown(v->fd, SHUT_RDWR);
+			if (v->exchange)
+				exchange_reader_left(v->exchange);
+		}
+	}
+}
+
+/* Doors. */
+
+static int add_door(struct gateway *g, int fd, bool is_unix, const char *path, struct err *err)
+{
+	struct door *d;
+	int r;
+
+	if (g->n_doors == GATEWAY_DOORS_MAX) {
+		close(fd);
+		return err_set(err, -EINVAL, "there are more than %d sockets", GATEWAY_DOORS_MAX);
+	}
+	d = calloc(1, sizeof(*d));
+	if (!d) {
+		close(fd);
+		return err_set(err, -ENOMEM, "out of memory");
+	}
+	*d = (struct door){ .g = g, .fd = fd, .is_unix = is_unix };
+	g->doors[g->n_doors++] = d;
+	if (path && !(d->path = strdup(path)))
+		return err_set(err, -ENOMEM, "out of memory");
+	r = sd_event_add_io(g->loop, &d->source, fd, EPOLLIN, on_door, d);
+	return r < 0 ? err_set(err, r, "cannot watch a socket: %s", strerror(-r)) : 0;
+}
+
+static bool is_loopback(const struct sockaddr_storage *a)
+{
+	const struct sockaddr_in *v4 = (const struct sockaddr_in *)a;
+	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)a;
+
+	return (a->ss_family == AF_INET && ntohl(v4->sin_addr.s_addr) >> 24 == 127) ||
+	       (a->ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr));
+}
+
+/* Without keys nobody but a process of this machine could be told from another. */
+static int check_place(const struct gateway *g, const struct sockaddr_storage *a, const char *where,
+		       struct err *err)
+{
+	if (g->keys || a->ss_family == AF_UNIX || is_loopback(a))
+		return 0;
+	return err_set(err, -EINVAL,
+		       "'%s' is open to other machines, which goes with keys only; 127.0.0.1 and "
+		       "[::1] are not",
+		       where);
+}
+
+static int take_passed(struct gateway *g, struct err *err)
+{
+	const int n = sd_listen_fds(1);
+
+	for (int fd = SD_LISTEN_FDS_START; fd < SD_LISTEN_FDS_START + n; fd++) {
+		struct sockaddr_storage a = { 0 };
+		socklen_t len = sizeof(a);
+		int r;
+
+		if (sd_is_socket(fd, AF_UNSPEC, SOCK_STREAM, 1) <= 0 ||
+		    getsockname(fd, (struct sockaddr *)&a, &len) < 0)
+			return err_set(err, -EINVAL, "descriptor %d is no listening stream socket",
+				       fd);
+		r = check_place(g, &a, "a socket of systemd's", err);
+		if (r == 0)
+			r = add_door(g, fd, a.ss_family == AF_UNIX, NULL, err);
+		if (r < 0)
+			return r;
+		/* all are accepted until none is left */
+		if (fcntl(fd, F_SETFL, O_NONBLOCK) < 0)
+			return err_set(err, -errno, "descriptor %d: %s", fd, strerror(errno));
+	}
+	g->activated = n > 0;
+	return n < 0 ? err_set(err, n, "systemd's sockets: %s", strerror(-n)) : 0;
+}
+
+static int listen_unix(struct gateway *g, const char *path, struct err *err)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	_cleanup_(closep) int fd = -1;
+	struct stat st;
+	mode_t before;
+	int r;
+
+	if (strlen(path) >= sizeof(a.sun_path))
+		return err_set(err, -EINVAL, "'%s' is longer than a socket's path can be", path);
+	memcpy(a.sun_path, path, strlen(path) + 1);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return err_set(err, -errno, "cannot make a socket: %s", strerror(errno));
+	/* what was left by one that was killed */
+	if (lstat(path, &st) == 0 && S_ISSOCK(st.st_mode) &&
+	    connect(fd, (struct sockaddr *)&a, sizeof(a)) < 0 && errno == ECONNREFUSED)
+		unlink(path);
+	before = umask(g->keys ? 0111 : 0177);
+	r = bind(fd, (struct sockaddr *)&a, sizeof(a)) < 0 ? -errno : 0;
+	umask(before);
+	if (r < 0 || listen(fd, BACKLOG) < 0)
+		return err_set(err, r < 0 ? r : -errno, "cannot listen at '%s': %s", path,
+			       strerror(r < 0 ? -r : errno));
+	fprintf(stderr, "steamd-gateway: listening at '%s'\n", path);
+	return add_door(g, steal_fd(&fd), true, path, err);
+}
+
+/* "127.0.0.1:8080", "[::1]:8080", "localhost:8080" */
+static int resolve(const char *where, struct addrinfo **ret, struct err *err)
+{
+	const char *colon = strrchr(where, ':');
+	const struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
+	_cleanup_(freep) char *host = NULL;
+	size_t n;
+	int r;
+
+	if (!colon || colon == where || !colon[1])
+		return err_set(err, -EINVAL,
+			       "--listen is '%s'; ADDRESS:PORT or a path with a / is wanted",
+			       where);
+	n = (size_t)(colon - where);
+	if (where[0] == '[' && where[n - 1] == ']')
+		host = strndup(where + 1, n - 2);
+	else
+		host = strndup(where, n);
+	if (!host)
+		return err_set(err, -ENOMEM, "out of memory");
+	r = getaddrinfo(host, colon + 1, &hints, ret);
+	return r ? err_set(err, -EINVAL, "--listen is '%s': %s", where, gai_strerror(r)) : 0;
+}
+
+static void say_address(int fd)
+{
+	struct sockaddr_storage a;
+	socklen_t len = sizeof(a);
+	char host[64], port[16];
+
+	if (getsockname(fd, (struct sockaddr *)&a, &len) == 0 &&
+	    getnameinfo((struct sockaddr *)&a, len, host, sizeof(host), port, sizeof(port),
+			NI_NUMERICHOST | NI_NUMERICSERV) == 0)
+		fprintf(stderr,
+			a.ss_family == AF_INET6 ? "steamd-gateway: listening at http://[%s]:%s\n"
+						: "steamd-gateway: listening at http://%s:%s\n",
+			host, port);
+}
+
+static int listen_tcp(struct gateway *g, const char *where, struct err *err)
+{
+	struct addrinfo *found = NULL;
+	const int on = 1;
+	int r;
+
+	r = resolve(where, &found, err);
+	if (r < 0)
+		return r;
+	r = check_place(g, (const struct sockaddr_storage *)found->ai_addr, where, err);
+	if (r == 0) {
+		_cleanup_(closep) int fd = socket(found->ai_family,
+						  SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+		if (fd >= 0)
+			setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+		if (fd < 0 || bind(fd, found->ai_addr, found->ai_addrlen) < 0 ||
+		    listen(fd, BACKLOG) < 0) {
+			r = err_set(err, -errno, "cannot listen at '%s': %s", where,
+				    strerror(errno));
+		} else {
+			say_address(fd);
+			r = add_door(g, steal_fd(&fd), false, NULL, err);
+		}
+	}
+	freeaddrinfo(found);
+	return r;
+}
+
+int door_open_all(struct gateway *g, struct err *err)
+{
+	int r;
+
+	r = take_passed(g, err);
+	for (unsigned i = 0; i < g->setup->n_listen && r == 0; i++) {
+		const char *where = g->setup->listen[i];
+
+		r = strchr(where, '/') ? listen_unix(g, where, err) : listen_tcp(g, where, err);
+	}
+	if (r == 0 && g->n_doors == 0)
+		return err_set(err, -EINVAL,
+			       "there is nothing to listen at: name it with --listen "
+			       "127.0.0.1:PORT");
+	return r;
+}
+
+void door_close_all(struct gateway *g)
+{
+	for (unsigned i = 0; i < g->n_doors; i++) {
+		struct door *d = g->doors[i];
+
+		sd_event_source_disable_unref(d->source);
+		closep(&d->fd);
+		if (d->path)
+			unlink(d->path);
+		free(d->path);
+		free(d);
+	}
+	g->n_doors = 0;
+}

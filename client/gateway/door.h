@@ -1,0 +1,46 @@
+/*
+ * Listening sockets, the visitors that come in through them, and how many and
+ * how long they may be there.
+ */
+#pragma once
+
+#include "client/gateway/gateway.h"
+#include "client/gateway/refusal.h"
+
+/* Who has connections: a user of this machine, or an address. */
+struct peer {
+	LIST_ENTRY(peer) link;
+	char name[64]; /* "uid 1000" or the address */
+	unsigned n;    /* connections */
+};
+
+/* One connection. libmicrohttpd owns the descriptor. */
+struct visitor {
+	LIST_ENTRY(visitor) link;
+	struct gateway *g;
+	struct peer *peer;
+	struct MHD_Connection *http;
+	int fd;
+	bool is_unix; /* no web page reaches it: its Host is not looked at */
+	bool gone;    /* it hung up while its connection was suspended */
+	uint32_t n_requests;
+	uint64_t since_us;	   /* when it came, or its last exchange ended */
+	struct exchange *exchange; /* NULL: none is under way */
+	struct refusal *no;	   /* it is told this and nothing else; NULL: it is welcome */
+	sd_event_source *hup;
+};
+
+/*
+ * Takes systemd's sockets and opens those of the setup. -EINVAL: a place makes
+ * no sense, there is none, or one is open to other machines and there are no
+ * keys; or what the system says. Every failure has its sentence.
+ */
+int door_open_all(struct gateway *g, struct err *err);
+void door_close_all(struct gateway *g);
+
+/* libmicrohttpd has made the connection of the visitor that just came, or ends one. */
+void door_notify(void *userdata, struct MHD_Connection *http, void **context,
+		 enum MHD_ConnectionNotificationCode code);
+
+/* Closes connections that took too long over what they are at. */
+void door_sweep(struct gateway *g);

@@ -1,0 +1,472 @@
+/* From libmicrohttpd's callbacks to an exchange, and back. */
+#include "client/gateway/exchange.h"
+
+#include <errno.h>
+#include <string.h>
+#include <strings.h>
+
+#include "client/gateway/keys.h"
+#include "client/gateway/routes.h"
+
+#define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
+
+static const char *header_of(const struct exchange *x, const char *name)
+{
+	return MHD_lookup_connection_value(x->http, MHD_HEADER_KIND, name);
+}
+
+/* Who asks, and from where: checked before anything is read. */
+
+/* Writes the host of "name:port" or "[address]:port". */
+static void host_of(const char *header, char *ret, size_t size)
+{
+	const char *end = header[0] == '[' ? strchr(header, ']') : strchr(header, ':');
+	const size_t n = header[0] == '[' && end ? (size_t)(end - header) + 1
+			 : end			 ? (size_t)(end - header)
+						 : strlen(header);
+
+	snprintf(ret, size, "%.*s", (int)MIN(n, size - 1), header);
+	for (char *p = ret; *p; p++)
+		if (*p >= 'A' && *p <= 'Z')
+			*p += 'a' - 'A';
+}
+
+/* A page of another site may have its name point here: it cannot make the browser lie about the name. */
+static int check_host(struct exchange *x)
+{
+	const char *header = header_of(x, "Host");
+	char host[256];
+
+	if (x->visitor->is_unix)
+		return 0;
+	host_of(header ? header : "", host, sizeof(host));
+	if (setup_has_word("localhost 127.0.0.1 [::1]", host) ||
+	    setup_has_word(x->g->setup->allow_hosts, host))
+		return 0;
+	return refusal_set(&x->no, 403, REFUSAL_DENIED, NULL,
+			   "the Host header is '%.64s'; localhost, a loopback address or one of "
+			   "AllowHosts= is wanted",
+			   host);
+}
+
+static int check_origin(struct exchange *x)
+{
+	const char *origin = header_of(x, "Origin"), *site = header_of(x, "Sec-Fetch-Site");
+
+	if (origin && setup_has_word(x->g->setup->allow_origins, origin)) {
+		x->origin = strdup(origin);
+		return x->origin ? 0 : refusal_set(&x->no, 503, "no-memory", NULL, "out of memory");
+	}
+	if (origin)
+		return refusal_set(&x->no, 403, REFUSAL_DENIED, NULL,
+				   "web pages of '%.128s' may not use this gateway; AllowOrigins= "
+				   "would let them",
+				   origin);
+	if (site && strcasecmp(site, "none") != 0 && strcasecmp(site, "same-origin") != 0)
+		return refusal_set(&x->no, 403, REFUSAL_DENIED, NULL,
+				   "a web page of another site may not use this gateway");
+	return 0;
+}
+
+/* Without keys the visitor's uid was enough, whatever key an application is set to send. */
+static int check_key(struct exchange *x)
+{
+	const char *header = header_of(x, "Authorization");
+	const char *key = header && strncasecmp(header, "Bearer ", 7) == 0 ? header + 7 : "";
+
+	if (!x->g->keys || x->route->is_open)
+		return 0;
+	x->label = keys_label(x->g->keys, key);
+	if (x->label)
+		return 0;
+	return refusal_set(&x->no, 401, REFUSAL_KEY, NULL,
+			   *key ? "the key in the Authorization header is none that is known here"
+				: "an Authorization header 'Bearer KEY' is wanted");
+}
+
+static int check_body(struct exchange *x)
+{
+	const char *length = header_of(x, "Content-Length"), *type = header_of(x, "Content-Type");
+	const unsigned long long n = length ? strtoull(length, NULL, 10) : 0;
+
+	if (n > x->g->setup->max_body)
+		return refusal_set(&x->no, 413, "too-long", NULL,
+				   "the body has %llu bytes; at most %llu are allowed", n,
+				   (unsigned long long)x->g->setup->max_body);
+	if (x->route->has_body && type && strncasecmp(type, "application/json", 16) != 0)
+		return refusal_set(&x->no, 415, REFUSAL_BAD, NULL,
+				   "Content-Type is '%.64s'; application/json is wanted", type);
+	return 0;
+}
+
+static int find_route(struct exchange *x, const char *method, const char *url)
+{
+	const char *allowed = NULL;
+
+	x->route = routes_find(method, url, x->id, sizeof(x->id), &allowed);
+	if (x->route)
+		return 0;
+	if (allowed)
+		return refusal_set(&x->no, 405, REFUSAL_NOT_FOUND, NULL,
+				   "'%.128s' is for %s, not for %.16s", url, allowed, method);
+	return refusal_set(&x->no, 404, REFUSAL_NOT_FOUND, NULL, "there is nothing at '%.128s'",
+			   url);
+}
+
+/* Answers. */
+
+static void add_header(struct MHD_Response *response, const char *name, const char *value)
+{
+	MHD_add_response_header(response, name, value);
+}
+
+static void prepare(struct exchange *x, struct MHD_Response *response, unsigned status,
+		    const char *type)
+{
+	char text[24];
+
+	x->response = response;
+	x->status = status;
+	if (!response)
+		return;
+	add_header(response, "Content-Type", type);
+	add_header(response, "X-Content-Type-Options", "nosniff");
+	if (x->origin) {
+		add_header(response, "Access-Control-Allow-Origin", x->origin);
+		add_header(response, "Vary", "Origin");
+	}
+	if (x->retry_s > 0) {
+		snprintf(text, sizeof(text), "%u", x->retry_s);
+		add_header(response, "Retry-After", text);
+	} else if (status >= 400) {
+		add_header(response, "X-Should-Retry", "false");
+	}
+	if (status == 401)
+		add_header(response, "WWW-Authenticate", "Bearer");
+	if (x->close)
+		add_header(response, "Connection", "close");
+	x->g->counts.n_status[MIN(status / 100, 5u)]++;
+}
+
+/* Lets libmicrohttpd go on with the connection. */
+static void wake(struct exchange *x)
+{
+	if (!x->suspended)
+		return;
+	x->suspended = false;
+	MHD_resume_connection(x->http);
+	gateway_kick(x->g);
+}
+
+void exchange_answer_as(struct exchange *x, unsigned status, const char *type,
+			struct jsontext *text)
+{
+	struct MHD_Response *response = NULL;
+
+	if (!text->failed) {
+		response = MHD_create_response_from_buffer(text->n, text->at,
+							   MHD_RESPMEM_MUST_FREE);
+		if (response)
+			text->at = NULL;
+	}
+	jsontext_deinit(text);
+	prepare(x, response, status, type);
+	x->state = EXCHANGE_ANSWERED;
+	x->since_us = gateway_now_us();
+	wake(x);
+}
+
+void exchange_answer(struct exchange *x, unsigned status, struct jsontext *text)
+{
+	exchange_answer_as(x, status, "application/json", text);
+}
+
+void exchange_refuse(struct exchange *x, const struct refusal *no)
+{
+	struct jsontext text = { 0 };
+
+	x->retry_s = refusal_retry_s(no);
+	refusal_write(no, &text);
+	exchange_answer(x, no->status, &text);
+}
+
+/* Called by libmicrohttpd when the reader has room. */
+static ssize_t read_stream(void *userdata, uint64_t pos, char *to, size_t max)
+{
+	struct exchange *x = userdata;
+	const size_t left = x->out.n - x->out_at, n = MIN(left, max);
+
+	(void)pos;
+	if (x->reader_left || x->out.failed)
+		return MHD_CONTENT_READER_END_WITH_ERROR;
+	if (n == 0 && x->state == EXCHANGE_ANSWERED)
+		return MHD_CONTENT_READER_END_OF_STREAM;
+	if (n == 0) {
+		x->suspended = true;
+		MHD_suspend_connection(x->http);
+		return 0;
+	}
+	memcpy(to, x->out.at + x->out_at, n);
+	x->out_at += n;
+	x->since_us = gateway_now_us();
+	if (x->out_at == x->out.n) {
+		jsontext_clear(&x->out);
+		x->out_at = 0;
+	}
+	if (x->on_room && left > EXCHANGE_STREAM_LOW && left - n <= EXCHANGE_STREAM_LOW)
+		x->on_room(x);
+	return (ssize_t)n;
+}
+
+void exchange_stream(struct exchange *x)
+{
+	struct MHD_Response *response = MHD_create_response_from_callback(
+		MHD_SIZE_UNKNOWN, STREAM_BLOCK_BYTES, read_stream, x, NULL);
+
+	prepare(x, response, 200, "text/event-stream");
+	if (response)
+		add_header(response, "Cache-Control", "no-cache");
+	x->state = EXCHANGE_STREAMING;
+	x->since_us = gateway_now_us();
+	wake(x);
+}
+
+struct jsontext *exchange_out(struct exchange *x)
+{
+	/* what was taken makes room, once it is most of it */
+	if (x->out_at > EXCHANGE_STREAM_LOW && x->out_at > x->out.n / 2) {
+		x->out.n -= x->out_at;
+		memmove(x->out.at, x->out.at + x->out_at, x->out.n);
+		x->out_at = 0;
+	}
+	/* the reader stalls from now on, not since it took what there was before */
+	if (x->out.n == x->out_at)
+		x->since_us = gateway_now_us();
+	return &x->out;
+}
+
+void exchange_flush(struct exchange *x)
+{
+	wake(x);
+}
+
+bool exchange_is_full(const struct exchange *x)
+{
+	return x->out.n - x->out_at > EXCHANGE_STREAM_HIGH;
+}
+
+void exchange_end(struct exchange *x)
+{
+	x->state = EXCHANGE_ANSWERED;
+	wake(x);
+}
+
+/* Lets go of what the route had. */
+static void let_go(struct exchange *x)
+{
+	void (*on_left)(struct exchange *) = x->on_left;
+
+	x->on_left = NULL;
+	x->on_room = NULL;
+	if (on_left)
+		on_left(x);
+	x->work = NULL;
+}
+
+void exchange_reader_left(struct exchange *x)
+{
+	if (x->reader_left)
+		return;
+	x->reader_left = true;
+	if (x->state == EXCHANGE_WAITING || x->state == EXCHANGE_STREAMING)
+		x->g->counts.n_cancelled++;
+	let_go(x);
+	wake(x);
+}
+
+uint64_t exchange_allowed_s(const struct exchange *x)
+{
+	switch (x->state) {
+	case EXCHANGE_BODY:
+		return x->g->setup->body_timeout;
+	case EXCHANGE_WAITING:
+		return 0;
+	case EXCHANGE_STREAMING:
+		return x->out.n > x->out_at ? x->g->setup->stall_timeout : 0;
+	default:
+		return x->g->setup->stall_timeout;
+	}
+}
+
+uint64_t exchange_since_us(const struct exchange *x)
+{
+	return x->since_us;
+}
+
+/* Requests. */
+
+static struct visitor *visitor_of(struct MHD_Connection *http)
+{
+	const union MHD_ConnectionInfo *info =
+		MHD_get_connection_info(http, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+	return info ? info->socket_context : NULL;
+}
+
+static void free_body(struct exchange *x)
+{
+	x->g->body_bytes -= x->body_cap;
+	x->body_cap = x->body_bytes = 0;
+	free(x->body);
+	x->body = NULL;
+}
+
+void exchange_on_completed(void *userdata, struct MHD_Connection *http, void **context,
+			   enum MHD_RequestTerminationCode code)
+{
+	struct exchange *x = *context;
+
+	(void)userdata, (void)http;
+	if (!x)
+		return;
+	if (code != MHD_REQUEST_TERMINATED_COMPLETED_OK)
+		exchange_reader_left(x);
+	let_go(x);
+	x->visitor->exchange = NULL;
+	x->visitor->since_us = gateway_now_us();
+	if (x->response)
+		MHD_destroy_response(x->response);
+	free_body(x);
+	jsontext_deinit(&x->out);
+	free(x->origin);
+	free(x);
+	*context = NULL;
+}
+
+static enum MHD_Result queue(struct exchange *x)
+{
+	enum MHD_Result r;
+
+	if (!x->response)
+		return MHD_NO; /* out of memory: the connection is closed */
+	x->queued = true;
+	r = MHD_queue_response(x->http, x->status, x->response);
+	MHD_destroy_response(steal(x->response));
+	return r;
+}
+
+/* A browser asks before it sends what it thinks may be dangerous. */
+static void answer_preflight(struct exchange *x)
+{
+	struct jsontext none = { 0 };
+
+	exchange_answer(x, 204, &none);
+	if (!x->response)
+		return;
+	add_header(x->response, "Access-Control-Allow-Methods", "GET, POST, DELETE");
+	add_header(x->response, "Access-Control-Allow-Headers",
+		   "Authorization, Content-Type, X-Requested-With");
+	add_header(x->response, "Access-Control-Max-Age", "600");
+}
+
+static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, const char *method,
+			     const char *url, void **context)
+{
+	struct visitor *v = visitor_of(http);
+	struct exchange *x;
+
+	if (!v || v->gone || !(x = calloc(1, sizeof(*x))))
+		return MHD_NO;
+	*x = (struct exchange){ .g = g, .visitor = v, .http = http, .since_us = gateway_now_us() };
+	*context = x;
+	v->exchange = x;
+	g->counts.n_requests++;
+	x->close = v->no || ++v->n_requests >= g->setup->max_requests;
+	if (v->no)
+		x->no = *v->no;
+	else if (check_host(x) == 0 && check_origin(x) == 0) {
+		if (x->origin && strcmp(method, "OPTIONS") == 0)
+			answer_preflight(x);
+		else if (find_route(x, method, url) == 0 && check_key(x) == 0)
+			check_body(x);
+	}
+	/* what is refused now is not read: the connection ends with the answer */
+	if (x->no.status && header_of(x, "Content-Length")) {
+		x->close = true;
+		exchange_refuse(x, &x->no);
+		return queue(x);
+	}
+	return MHD_YES;
+}
+
+static void take_body(struct exchange *x, const char *bytes, size_t n)
+{
+	const size_t cap = MAX(x->body_cap * 2, x->body_bytes + n + 1);
+	char *body;
+
+	if (x->no.status)
+		return;
+	if (x->body_bytes + n > x->g->setup->max_body) {
+		refusal_set(&x->no, 413, "too-long", NULL,
+			    "the body has more than %llu bytes, which is what is allowed",
+			    (unsigned long long)x->g->setup->max_body);
+		return;
+	}
+	if (x->body_bytes + n + 1 > x->body_cap) {
+		if (x->g->body_bytes - x->body_cap + cap > x->g->setup->max_bodies) {
+			refusal_set(&x->no, 429, REFUSAL_BUSY, NULL,
+				    "requests of %llu bytes are being read; no more can be",
+				    (unsigned long long)x->g->body_bytes);
+			return;
+		}
+		body = realloc(x->body, cap);
+		if (!body) {
+			refusal_set(&x->no, 503, "no-memory", NULL, "out of memory");
+			return;
+		}
+		x->g->body_bytes += cap - x->body_cap;
+		x->body = body;
+		x->body_cap = cap;
+	}
+	memcpy(x->body + x->body_bytes, bytes, n);
+	x->body_bytes += n;
+	x->body[x->body_bytes] = '\0';
+}
+
+static void handle(struct exchange *x)
+{
+	x->state = EXCHANGE_WAITING;
+	if (x->no.status)
+		exchange_refuse(x, &x->no);
+	else
+		x->route->handle(x);
+	/* what a route needs of it, it keeps as JSON */
+	free_body(x);
+}
+
+enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http, const char *url,
+				    const char *method, const char *version, const char *upload,
+				    size_t *upload_bytes, void **context)
+{
+	struct exchange *x = *context;
+
+	(void)version;
+	if (!x)
+		return begin(userdata, http, method, url, context);
+	if (*upload_bytes > 0) {
+		take_body(x, upload, *upload_bytes);
+		*upload_bytes = 0;
+		return MHD_YES;
+	}
+	if (x->reader_left || x->queued)
+		return MHD_NO;
+	if (x->state == EXCHANGE_BODY)
+		handle(x);
+	if (x->response)
+		return queue(x);
+	if (x->state != EXCHANGE_WAITING)
+		return MHD_NO; /* out of memory */
+	x->suspended = true;
+	MHD_suspend_connection(http);
+	return MHD_YES;
+}

@@ -1,0 +1,85 @@
+/*
+ * One request and its answer. A route answers at once, or keeps the exchange and
+ * answers later: whole, or as a stream of events that is written while
+ * the reader takes it. In between the connection is suspended and costs nothing.
+ */
+#pragma once
+
+#include "client/gateway/door.h"
+#include "client/gateway/jsontext.h"
+#include "client/gateway/refusal.h"
+
+#define EXCHANGE_STREAM_HIGH (256u << 10) /* bytes not yet taken: what fills it is held back … */
+#define EXCHANGE_STREAM_LOW (64u << 10)	  /* … until so few are left */
+
+struct route;
+
+enum exchange_state {
+	EXCHANGE_BODY,	    /* its body is coming */
+	EXCHANGE_WAITING,   /* a route has it */
+	EXCHANGE_STREAMING, /* answered; events follow */
+	EXCHANGE_ANSWERED,  /* all is said */
+};
+
+struct exchange {
+	struct gateway *g;
+	struct visitor *visitor;
+	struct MHD_Connection *http;
+	const struct route *route;
+	char id[128];	   /* what stood for {id} in the path */
+	const char *label; /* of its key; NULL: none */
+	char *origin;	   /* of an allowed web page; NULL: none */
+	enum exchange_state state;
+	bool suspended, queued, reader_left, close;
+	uint64_t since_us; /* when it began, or its reader last took something */
+
+	char *body; /* terminated */
+	size_t body_bytes, body_cap;
+	struct refusal no; /* what was found before the body had come */
+
+	struct MHD_Response *response; /* to be queued */
+	unsigned status;
+	unsigned retry_s;
+	struct jsontext out; /* of a stream: what was not taken yet begins at out_at */
+	size_t out_at;
+
+	/*
+	 * The route's part of it, while WAITING or STREAMING.
+	 *
+	 * on_left	the reader left, or everything is over: @work is let go; once
+	 * on_room	a stream has room again; may be NULL
+	 */
+	void *work;
+	void (*on_left)(struct exchange *x);
+	void (*on_room)(struct exchange *x);
+};
+
+/* libmicrohttpd's callbacks. */
+enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http, const char *url,
+				    const char *method, const char *version, const char *upload,
+				    size_t *upload_bytes, void **context);
+void exchange_on_completed(void *userdata, struct MHD_Connection *http, void **context,
+			   enum MHD_RequestTerminationCode code);
+
+/* Answers with JSON, or with text of another type; takes @text over and leaves it empty. */
+void exchange_answer(struct exchange *x, unsigned status, struct jsontext *text);
+void exchange_answer_as(struct exchange *x, unsigned status, const char *type,
+			struct jsontext *text);
+void exchange_refuse(struct exchange *x, const struct refusal *no);
+
+/* Begins a stream of events: status and headers go out. */
+void exchange_stream(struct exchange *x);
+/* Where events are appended to; then exchange_flush(). */
+struct jsontext *exchange_out(struct exchange *x);
+void exchange_flush(struct exchange *x);
+/* Whether so much was not taken yet that whoever writes should wait for on_room. */
+bool exchange_is_full(const struct exchange *x);
+/* The stream ends when everything was taken. */
+void exchange_end(struct exchange *x);
+
+/* The reader hung up, or took too long. */
+void exchange_reader_left(struct exchange *x);
+
+/* For the sweep: how long it may be at what it is at, in seconds (0: as it likes), and since when. */
+uint64_t exchange_allowed_s(const struct exchange *x);
+uint64_t exchange_since_us(const struct exchange *x);

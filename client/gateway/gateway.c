@@ -1,0 +1,238 @@
+/* The loop, libmicrohttpd in it, and the end of it all. */
+#include "client/gateway/gateway.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <systemd/sd-daemon.h>
+#include <time.h>
+
+#include "client/gateway/door.h"
+#include "client/gateway/exchange.h"
+#include "client/gateway/keys.h"
+#include "client/gateway/link.h"
+#include "client/gateway/responses.h"
+
+#define SWEEP_US (1000 * 1000)
+#define CONNECTION_BYTES (16u << 10) /* libmicrohttpd's, for headers and what is under way */
+
+uint64_t gateway_now_us(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+void gateway_kick(struct gateway *g)
+{
+	if (g->in_turn)
+		g->kicked = true;
+	else
+		sd_event_source_set_enabled(g->http_again, SD_EVENT_ONESHOT);
+}
+
+static void run_http(struct gateway *g)
+{
+	MHD_UNSIGNED_LONG_LONG ms;
+
+	MHD_run(g->http);
+	/* it has no timeouts of its own here: a wish to run again is for now */
+	if (MHD_get_timeout(g->http, &ms) == MHD_YES && ms == 0)
+		gateway_kick(g);
+}
+
+void gateway_begin_turn(struct gateway *g)
+{
+	g->in_turn = true;
+}
+
+void gateway_end_turn(struct gateway *g)
+{
+	g->in_turn = false;
+	if (!g->kicked)
+		return;
+	g->kicked = false;
+	run_http(g);
+}
+
+static int on_http(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	(void)source, (void)fd, (void)revents;
+	run_http(userdata);
+	return 0;
+}
+
+static int on_http_again(sd_event_source *source, void *userdata)
+{
+	(void)source;
+	run_http(userdata);
+	return 0;
+}
+
+/* Ticks while there are visitors; without any, once, when it may leave. */
+static int on_sweep(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct gateway *g = userdata;
+	const uint64_t idle_us = g->setup->idle_exit * 1000000;
+	const uint64_t gone_us = gateway_now_us() - g->last_visit_us;
+
+	(void)usec;
+	door_sweep(g);
+	if (g->n_visitors > 0) {
+		sd_event_source_set_time_relative(source, SWEEP_US);
+		return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+	}
+	if (!g->activated || idle_us == 0)
+		return 0;
+	if (gone_us >= idle_us)
+		return sd_event_exit(g->loop, 0);
+	sd_event_source_set_time_relative(source, idle_us - gone_us);
+	return sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+}
+
+void gateway_sweep_on(struct gateway *g)
+{
+	if (g->n_visitors > 1)
+		return; /* it ticks */
+	sd_event_source_set_time_relative(g->sweep, SWEEP_US);
+	sd_event_source_set_enabled(g->sweep, SD_EVENT_ONESHOT);
+}
+
+static void on_http_log(void *userdata, const char *format, va_list ap)
+{
+	(void)userdata, (void)format, (void)ap;
+}
+
+/*
+ * No thread, no listening socket, no timeouts: libmicrohttpd parses and writes,
+ * and everything else is the loop's.
+ */
+static int start_http(struct gateway *g, struct err *err)
+{
+	const union MHD_DaemonInfo *info;
+	int r;
+
+	g->http = MHD_start_daemon(
+		MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME |
+			MHD_USE_ERROR_LOG,
+		0, NULL, NULL, exchange_on_request, g, MHD_OPTION_EXTERNAL_LOGGER, on_http_log,
+		NULL, MHD_OPTION_NOTIFY_COMPLETED, exchange_on_completed, g,
+		MHD_OPTION_NOTIFY_CONNECTION, door_notify, g, MHD_OPTION_CONNECTION_LIMIT,
+		(unsigned)MIN(g->setup->max_connections + 256, 100000u),
+		MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
+		MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
+	if (!g->http)
+		return err_set(err, -EIO, "libmicrohttpd does not start: %s", strerror(errno));
+	info = MHD_get_daemon_info(g->http, MHD_DAEMON_INFO_EPOLL_FD);
+	if (!info)
+		return err_set(err, -ENOTSUP, "libmicrohttpd was built without epoll");
+	r = sd_event_add_io(g->loop, &g->http_io, info->epoll_fd, EPOLLIN, on_http, g);
+	if (r >= 0)
+		r = sd_event_add_defer(g->loop, &g->http_again, on_http_again, g);
+	if (r >= 0)
+		r = sd_event_add_time_relative(g->loop, &g->sweep, CLOCK_MONOTONIC, SWEEP_US,
+					       100000, on_sweep, g);
+	return r < 0 ? err_set(err, r, "the event loop: %s", strerror(-r)) : 0;
+}
+
+/* The setting, or the credential that systemd passes. */
+static int read_keys(struct gateway *g, struct err *err)
+{
+	const char *credentials = getenv("CREDENTIALS_DIRECTORY");
+	_cleanup_(freep) char *path = NULL;
+
+	if (g->setup->keys[0])
+		return keys_read(g->setup->keys, &g->keys, err);
+	if (!credentials)
+		return 0;
+	if (asprintf(&path, "%s/keys", credentials) < 0) {
+		path = NULL;
+		return err_set(err, -ENOMEM, "out of memory");
+	}
+	/* one that is there and cannot be read is no reason to do without */
+	return access(path, F_OK) < 0 && errno == ENOENT ? 0 : keys_read(path, &g->keys, err);
+}
+
+/* Two a connection at most; what is not allowed is made do with. */
+static void raise_descriptors(const struct setup *s)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	limit.rlim_cur = MIN((rlim_t)s->max_connections + 512, limit.rlim_max);
+	setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int start_loop(struct gateway *g, struct err *err)
+{
+	sigset_t ends;
+	int r;
+
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGTERM);
+	sigaddset(&ends, SIGINT);
+	sigprocmask(SIG_BLOCK, &ends, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	r = sd_event_new(&g->loop);
+	if (r >= 0)
+		r = sd_event_add_signal(g->loop, NULL, SIGTERM, NULL, NULL);
+	if (r >= 0)
+		r = sd_event_add_signal(g->loop, NULL, SIGINT, NULL, NULL);
+	return r < 0 ? err_set(err, r, "the event loop: %s", strerror(-r)) : 0;
+}
+
+static void gateway_deinit(struct gateway *g)
+{
+	struct visitor *v;
+
+	door_close_all(g);
+	/* nobody may be suspended when libmicrohttpd stops */
+	LIST_FOREACH(v, &g->visitors, link)
+	if (v->exchange)
+		exchange_reader_left(v->exchange);
+	if (g->http)
+		MHD_run(g->http);
+	link_close_all(g);
+	if (g->http)
+		MHD_stop_daemon(g->http);
+	sd_event_source_disable_unref(g->http_io);
+	sd_event_source_disable_unref(g->http_again);
+	sd_event_source_disable_unref(g->sweep);
+	sd_event_unref(g->loop);
+	keys_free(g->keys);
+	responses_free(g->responses);
+}
+
+int gateway_run(const struct setup *setup, struct err *err)
+{
+	_cleanup_(gateway_deinit) struct gateway g = { .setup = setup };
+	struct timespec t;
+	int r;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	g.started_s = (uint64_t)t.tv_sec;
+	g.last_visit_us = gateway_now_us();
+	LIST_INIT(&g.visitors);
+	LIST_INIT(&g.peers);
+	LIST_INIT(&g.links);
+	raise_descriptors(setup);
+	r = start_loop(&g, err);
+	if (r == 0)
+		r = read_keys(&g, err);
+	if (r == 0)
+		r = start_http(&g, err);
+	if (r == 0)
+		r = door_open_all(&g, err);
+	if (r < 0)
+		return r;
+	fputs("ready\n", stderr);
+	sd_notify(0, "READY=1");
+	r = sd_event_loop(g.loop);
+	sd_notify(0, "STOPPING=1");
+	return r < 0 ? err_set(err, r, "the event loop: %s", strerror(-r)) : 0;
+}

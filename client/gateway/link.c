@@ -1,0 +1,205 @@
+/* Handles of libsteamd in the gateway's loop. */
+#include "client/gateway/link.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/epoll.h>
+
+#include "client/gateway/vocab.h"
+
+#define DRAIN_TURNS 20
+#define DRAIN_MS 50
+
+static int on_readable(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+{
+	struct link *l = userdata;
+
+	(void)source, (void)fd, (void)revents;
+	gateway_begin_turn(l->g);
+	steamd_process(l->s, NULL);
+	gateway_end_turn(l->g);
+	return 0;
+}
+
+/* What was asked and is still open was cancelled before: its end comes soon, if it comes. */
+static void drain(struct link *l)
+{
+	for (int i = 0; i < DRAIN_TURNS && steamd_wait(l->s, DRAIN_MS, NULL) > 0; i++)
+		;
+}
+
+static void link_free(struct link *l)
+{
+	if (l->s)
+		drain(l);
+	sd_event_source_disable_unref(l->io);
+	steamd_close(l->s);
+	vocab_free_all(l->vocab);
+	free(l->label);
+	free(l);
+}
+
+bool link_is_of(const struct link *l, const char *label)
+{
+	return label ? l->label && strcmp(l->label, label) == 0 : !l->label;
+}
+
+struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
+{
+	struct steamd_error err = { 0 };
+	struct link *l;
+
+	LIST_FOREACH(l, &g->links, link)
+	if (link_is_of(l, label))
+		return l;
+	l = calloc(1, sizeof(*l));
+	if (!l || (label && !(l->label = strdup(label)))) {
+		free(l);
+		refusal_set(no, 503, "no-memory", NULL, "out of memory");
+		return NULL;
+	}
+	l->g = g;
+	TAILQ_INIT(&l->waiting);
+	if (steamd_open(g->setup->socket, "steamd-gateway", label, &l->s, &err) < 0) {
+		refusal_of(no, &err);
+		link_free(l);
+		return NULL;
+	}
+	if (sd_event_add_io(g->loop, &l->io, steamd_fd(l->s), EPOLLIN, on_readable, l) < 0) {
+		refusal_set(no, 503, "no-memory", NULL, "out of memory");
+		link_free(l);
+		return NULL;
+	}
+	LIST_INSERT_HEAD(&g->links, l, link);
+	return l;
+}
+
+void link_close_all(struct gateway *g)
+{
+	struct link *l;
+
+	while ((l = LIST_FIRST(&g->links))) {
+		LIST_REMOVE(l, link);
+		link_free(l);
+	}
+}
+
+static unsigned room(const struct link *l)
+{
+	struct steamd_info info;
+
+	if (steamd_info(l->s, &info) < 0 || info.max_requests <= LINK_SPARE_REQUESTS)
+		return 1;
+	return info.max_requests - LINK_SPARE_REQUESTS;
+}
+
+int link_enter(struct link *l, struct link_place *place, struct refusal *no)
+{
+	if (l->n_running < room(l) && l->n_waiting == 0) {
+		l->n_running++;
+		place->start(place);
+		return 0;
+	}
+	if (l->n_waiting >= l->g->setup->max_queued) {
+		refusal_set(no, 429, REFUSAL_BUSY, NULL,
+			    "%u answers are being computed and %u wait; no more can", l->n_running,
+			    l->n_waiting);
+		return -EAGAIN;
+	}
+	place->waits = true;
+	TAILQ_INSERT_TAIL(&l->waiting, place, link);
+	l->n_waiting++;
+	return 0;
+}
+
+void link_leave(struct link *l, struct link_place *place)
+{
+	struct link_place *next;
+
+	if (place->waits) {
+		place->waits = false;
+		TAILQ_REMOVE(&l->waiting, place, link);
+		l->n_waiting--;
+		return;
+	}
+	l->n_running--;
+	while (l->n_running < room(l) && (next = TAILQ_FIRST(&l->waiting))) {
+		next->waits = false;
+		TAILQ_REMOVE(&l->waiting, next, link);
+		l->n_waiting--;
+		l->n_running++;
+		next->start(next);
+	}
+}
+
+/* Questions. */
+
+static void ask_left(struct exchange *x)
+{
+	struct ask *ask = x->work;
+
+	ask->x = NULL;
+	steamd_cancel(ask->link->s, ask->request);
+}
+
+static void on_ask_end(void *userdata, const struct steamd_result *result,
+		       const struct steamd_error *err)
+{
+	struct ask *ask = userdata;
+	struct exchange *x = ask->x;
+	const link_then_fn then = ask->then;
+
+	free(ask);
+	if (!x)
+		return;
+	x->work = NULL;
+	x->on_left = NULL;
+	then(x, result, err);
+}
+
+struct ask *link_ask(struct exchange *x, link_then_fn then)
+{
+	struct refusal no = { 0 };
+	struct link *l = link_get(x->g, x->label, &no);
+	struct ask *ask = l ? calloc(1, sizeof(*ask)) : NULL;
+
+	if (l && !ask)
+		refusal_set(&no, 503, "no-memory", NULL, "out of memory");
+	if (!ask) {
+		exchange_refuse(x, &no);
+		return NULL;
+	}
+	*ask = (struct ask){ .x = x,
+			     .link = l,
+			     .then = then,
+			     .handler = { .on_end = on_ask_end, .userdata = ask } };
+	x->work = ask;
+	x->on_left = ask_left;
+	return ask;
+}
+
+void link_asked(struct ask *ask, int r, const struct steamd_error *err)
+{
+	struct exchange *x = ask->x;
+	struct refusal no;
+
+	if (r >= 0)
+		return;
+	free(ask);
+	x->work = NULL;
+	x->on_left = NULL;
+	refusal_of(&no, err);
+	exchange_refuse(x, &no);
+}
+
+void link_query(struct exchange *x, enum steamd_query what, link_then_fn then)
+{
+	struct ask *ask = link_ask(x, then);
+	struct steamd_error err = { 0 };
+
+	if (ask)
+		link_asked(
+			ask,
+			steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
+			&err);
+}

@@ -1,0 +1,64 @@
+/*
+ * Connections to steamd, one for each label, and what is asked over them. All
+ * answers of the gateway share them: those beyond what a connection may carry
+ * wait here, in order.
+ */
+#pragma once
+
+#include "client/gateway/exchange.h"
+#include "client/steamd.h"
+
+struct vocab;
+
+#define LINK_SPARE_REQUESTS 8 /* of what a connection may carry, kept for questions */
+
+/* One answer's place in the line. */
+struct link_place {
+	TAILQ_ENTRY(link_place) link;
+	bool waits;
+	void (*start)(struct link_place *place); /* its turn has come */
+};
+
+struct link {
+	LIST_ENTRY(link) link;
+	struct gateway *g;
+	char *label; /* NULL: none */
+	struct steamd *s;
+	sd_event_source *io;
+	TAILQ_HEAD(, link_place) waiting;
+	unsigned n_waiting, n_running;
+	struct vocab *vocab; /* the newest; NULL: none was wanted yet */
+};
+
+/* The link of @label, made if need be; blocks for as long as steamd takes to say hello. NULL: @no says why. */
+struct link *link_get(struct gateway *g, const char *label, struct refusal *no);
+bool link_is_of(const struct link *l, const char *label);
+void link_close_all(struct gateway *g);
+
+/* Starts, or waits. -EAGAIN: too many wait; nothing was done. */
+int link_enter(struct link *l, struct link_place *place, struct refusal *no);
+/* It ended, or waits no longer; the next one's turn comes. */
+void link_leave(struct link *l, struct link_place *place);
+
+/*
+ * A question of steamd on behalf of an exchange. @then gets how it ended, unless
+ * the reader left before: it answers, or asks again.
+ */
+typedef void (*link_then_fn)(struct exchange *x, const struct steamd_result *result,
+			     const struct steamd_error *err);
+
+struct ask {
+	struct exchange *x; /* NULL: the reader left */
+	struct link *link;
+	uint64_t request;
+	link_then_fn then;
+	struct steamd_handler handler; /* for steamd_start_…() */
+};
+
+/* NULL: the exchange was refused. Then steamd_start_…() with ask->handler and &ask->request … */
+struct ask *link_ask(struct exchange *x, link_then_fn then);
+/* … and what that returned: a failure refuses the exchange. */
+void link_asked(struct ask *ask, int r, const struct steamd_error *err);
+
+/* The whole of it for the simplest question. */
+void link_query(struct exchange *x, enum steamd_query what, link_then_fn then);

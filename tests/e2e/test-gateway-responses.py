@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""The Responses API: events, stored conversations that go on, branch, are shown and removed."""
+from gatewayhttp import *
+from steamd_e2e import *
+
+
+def create(g, said="Hello there", **fields):
+    fields = {"input": said, "max_output_tokens": 8, "ignore_eos": True, **fields}
+    return g.post("/v1/responses", fields)
+
+
+def text_of(response):
+    return "".join(p["text"] for item in response["output"] if item["type"] == "message" for p in item["content"])
+
+
+def sessions(d):
+    return json.loads(d.ctl("session", "list", "--json"))["sessions"]
+
+
+
+def a_response_goes_on_without_being_sent_again():
+    with Daemon("air", "ChatTemplate=glm47") as d, Gateway(d) as g:
+        long = "word " * 150
+        first = create(g, long, reasoning={"effort": "none"}, max_output_tokens=40, seed=3).json()
+        assert first["object"] == "response" and first["status"] == "incomplete", first
+        assert first["incomplete_details"] == {"reason": "max_output_tokens"} and first["error"] is None
+        assert first["usage"]["output_tokens"] == 40 and first["usage"]["input_tokens"] > 150
+        second = create(g, "And now?", previous_response_id=first["id"], reasoning={"effort": "none"}).json()
+        assert second["previous_response_id"] == first["id"] and second["id"][:21] == first["id"][:21]
+        assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+        cached = second["usage"]["input_tokens_details"]["cached_tokens"]
+        assert cached >= first["usage"]["input_tokens"], second["usage"]
+        [session] = sessions(d)
+        assert session["turns"] == 2 and session["name"].startswith("response-")
+        # it is the same as what a client that sends all again would get
+        again = g.post("/v1/responses", {
+            "input": [{"role": "user", "content": long}, {"role": "assistant", "content": text_of(first)},
+                      {"role": "user", "content": "And now?"}],
+            "max_output_tokens": 8, "ignore_eos": True, "store": False, "reasoning": {"effort": "none"}}).json()
+        assert again["usage"]["input_tokens"] == second["usage"]["input_tokens"]
+        assert len(sessions(d)) == 1 and again["store"] is False
+        assert g.get(f"/v1/responses/{again['id']}").status == 404
+
+
+def a_response_branches():
+    with Daemon("air") as d, Gateway(d) as g:
+        first = create(g, seed=1).json()
+        a = create(g, "left", previous_response_id=first["id"]).json()
+        b = create(g, "right", previous_response_id=first["id"]).json()
+        assert a["id"][:21] == first["id"][:21] != b["id"][:21]
+        c = create(g, "on", previous_response_id=b["id"]).json()
+        assert c["id"][:21] == b["id"][:21]
+        said = json.loads(d.ctl("session", "show", "--json", "response-" + c["id"][5:21]))["turn"]
+        assert [t["request"]["messages"][-1]["content"] for t in said] == ["Hello there", "right", "on"], said
+        assert said[0]["answer"]["content"] == json.loads(
+            d.ctl("session", "show", "--json", "response-" + a["id"][5:21]))["turn"][0]["answer"]["content"]
+
+
+def instructions_are_those_of_the_request():
+    with Daemon("air") as d, Gateway(d) as g:
+        def rendered(response):
+            turns = json.loads(d.ctl("session", "show", "--json", "response-" + response["id"][5:21]))["turn"]
+            return [m["content"] for t in turns for m in t["request"]["messages"] + [t["answer"]]][:-1]
+
+        first = create(g, instructions="Be brief").json()
+        assert rendered(first) == ["Be brief", "Hello there"] and first["instructions"] == "Be brief"
+        same = create(g, "2", instructions="Be brief", previous_response_id=first["id"]).json()
+        assert rendered(same) == ["Be brief", "Hello there", text_of(first), "2"]
+        other = create(g, "3", instructions="Be long", previous_response_id=same["id"]).json()
+        assert rendered(other) == ["Be long", "Hello there", text_of(first), "2", text_of(same), "3"]
+        none = create(g, "4", previous_response_id=other["id"]).json()
+        assert rendered(none) == ["Hello there", text_of(first), "2", text_of(same), "3", text_of(other), "4"]
+        items = g.get(f"/v1/responses/{none['id']}/input_items").json()
+        assert [i["content"][0]["text"] for i in items["data"]] == ["4"], items
+
+
+def stored_ones_are_shown_and_removed():
+    with Daemon("air") as d, Gateway(d) as g:
+        first = create(g, metadata={"a": "b"}, temperature=0.5).json()
+        second = create(g, [{"role": "developer", "content": "x"},
+                            {"role": "user", "content": [{"type": "input_text", "text": "y"}]}],
+                        previous_response_id=first["id"]).json()
+        for made in (first, second):
+            shown = g.get(f"/v1/responses/{made['id']}").json()
+            for key in made:
+                if key != "usage":
+                    assert shown[key] == made[key], (key, shown[key], made[key])
+            assert shown["usage"]["input_tokens"] == made["usage"]["input_tokens"]
+        assert shown["metadata"] == {} and first["metadata"] == {"a": "b"} and first["temperature"] == 0.5
+        items = g.get(f"/v1/responses/{second['id']}/input_items?order=asc").json()
+        assert [(i["role"], i["content"][0]["text"]) for i in items["data"]] == [("system", "x"), ("user", "y")]
+        page = g.get(f"/v1/responses/{second['id']}/input_items?limit=1").json()
+        assert page["has_more"] and page["data"][0]["content"][0]["text"] == "y"
+        rest = g.get(f"/v1/responses/{second['id']}/input_items?limit=1&after={page['last_id']}").json()
+        assert not rest["has_more"] and rest["data"][0]["content"][0]["text"] == "x"
+        refused = g.send("DELETE", f"/v1/responses/{first['id']}")
+        assert refused.status == 409 and refused.error()["code"] == "moved", refused.body
+        for made in (second, first):
+            assert g.send("DELETE", f"/v1/responses/{made['id']}").json() == {
+                "id": made["id"], "object": "response", "deleted": True}
+            assert g.get(f"/v1/responses/{made['id']}").status == 404
+            assert g.send("DELETE", f"/v1/responses/{made['id']}").status == 404
+        assert sessions(d) == []
+        for wrong in ("resp_x", "resp_" + "0" * 29, "x" * 34, "resp_" + "f" * 29):
+            assert g.get(f"/v1/responses/{wrong}").status == 404
+            got = create(g, previous_response_id=wrong)
+            assert got.status == 404 and got.error()["param"] == "previous_response_id", got.body
+        # what was sent to a session by hand is no response
+        d.ctl("ask", "--session", "response-0123456789abcdef", "-n", 2, "hello")
+        assert g.get("/v1/responses/resp_0123456789abcdef0000100000000").status == 404
+
+
+def events_come_as_clients_expect_them():
+    with Daemon("air", "ChatTemplate=glm47") as d, Gateway(d) as g:
+        events = g.events("/v1/responses", {"input": "Hello", "max_output_tokens": 6, "ignore_eos": True, "seed": 1,
+                                            "stream": True, "reasoning": {"effort": "none"}})
+        data = [json.loads(x) for _, x in events]
+        assert [n for n, _ in events] == [e["type"] for e in data]
+        assert [e["sequence_number"] for e in data] == list(range(len(data)))
+        kinds = [e["type"].removeprefix("response.") for e in data]
+        assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"], kinds
+        assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", "incomplete"], kinds
+        assert set(kinds[4:-4]) == {"output_text.delta"}
+        last = data[-1]["response"]
+        text = "".join(e["delta"] for e in data if e["type"] == "response.output_text.delta")
+        assert text == data[-4]["text"] == text_of(last) and last["id"] == data[0]["response"]["id"]
+        assert data[0]["response"]["status"] == "in_progress" and data[0]["response"]["output"] == []
+        assert {e["item_id"] for e in data if "item_id" in e} == {last["output"][0]["id"]}
+        assert g.get(f"/v1/responses/{last['id']}").json()["output"] == last["output"]
+
+        events = g.events("/v1/responses", {"input": "Hello", "max_output_tokens": 6, "ignore_eos": True, "seed": 1,
+                                            "stream": True, "store": False})
+        data = [json.loads(x) for _, x in events]
+        assert "response.reasoning_text.delta" in [e["type"] for e in data]
+        [item] = data[-1]["response"]["output"]
+        assert item["type"] == "reasoning" and item["content"][0]["text"]
+        assert data[-1]["response"]["usage"]["output_tokens_details"]["reasoning_tokens"] > 0
+        got = create(g, include=["message.output_text.logprobs"], top_logprobs=2, reasoning={"effort": "none"}).json()
+        logprobs = got["output"][0]["content"][0]["logprobs"]
+        assert len(logprobs) == 8 and len(logprobs[0]["top_logprobs"]) == 2
+
+
+def a_running_one_is_cancelled():
+    with Daemon("air") as d, Gateway(d) as g:
+        c = g.connect()
+        body = {"input": "Hello", "max_output_tokens": 50000, "ignore_eos": True, "stream": True}
+        c.request("POST", "/v1/responses", json.dumps(body), {"Content-Type": "application/json"})
+        stream = c.getresponse()
+        stream.readline()
+        made = json.loads(stream.readline()[6:])["response"]["id"]
+        assert g.get(f"/v1/responses/{made}").json()["status"] == "in_progress"
+        got = g.post(f"/v1/responses/{made}/cancel", {}).json()
+        assert got["id"] == made and got["status"] == "cancelled", got
+        last = json.loads([line for line in stream.read().decode().splitlines() if line.startswith("data: ")][-1][6:])
+        assert last["type"] == "response.incomplete" and last["response"]["status"] == "cancelled"
+        wait_for(lambda: g.get(f"/v1/responses/{made}").json().get("status") == "cancelled", what="the stored one")
+        assert g.post(f"/v1/responses/{made}/cancel", {}).status == 404
+        assert create(g, "on", previous_response_id=made).status == 200
+
+
+def old_ones_leave():
+    with Daemon("air") as d, Gateway(d, "MaxResponses=3") as g:
+        d.ctl("session", "new", "mine")
+        made = [create(g, max_output_tokens=1).json()["id"] for _ in range(50)]
+        assert len(sessions(d)) == 51
+        create(g, max_output_tokens=1)
+        wait_for(lambda: len(sessions(d)) <= 5, what="fewer sessions")
+        assert "mine" in [s["name"] for s in sessions(d)]
+        assert sum(g.get(f"/v1/responses/{one}").status == 200 for one in made) in (2, 3)
+
+
+def what_makes_no_sense_is_named():
+    with Daemon("air") as d, Gateway(d) as g:
+        for fields, param in (({"input": []}, "input"), ({"input": 3}, "input"), ({"input": None}, "input"),
+                              ({"input": [{"type": "image"}]}, "input[0]"),
+                              ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+                               "input[0].content[0]"),
+                              ({"background": True}, "background"), ({"conversation": "x"}, "conversation"),
+                              ({"tools": [{"type": "web_search"}]}, "tools[0]"), ({"n": 2}, "n"),
+                              ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
+                              ({"max_output_tokens": 0}, "max_tokens"), ({"store": "yes"}, "store")):
+            got = create(g, **fields)
+            assert got.status == 400 and got.error()["param"] == param, (fields, got.body)
+        assert sessions(d) == []
+
+
+run([
+    a_response_goes_on_without_being_sent_again,
+    a_response_branches,
+    instructions_are_those_of_the_request,
+    stored_ones_are_shown_and_removed,
+    events_come_as_clients_expect_them,
+    a_running_one_is_cancelled,
+    old_ones_leave,
+    what_makes_no_sense_is_named,
+])

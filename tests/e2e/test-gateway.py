@@ -1,0 +1,501 @@
+#!/usr/bin/env python3
+"""The gateway as programs see it: routes, answers, streams, refusals, limits, who may."""
+import threading
+
+from gatewayhttp import *
+from steamd_e2e import *
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+
+
+def chat(g, messages=None, **fields):
+    return g.post("/v1/chat/completions", {"messages": messages or HELLO, "max_tokens": 8, **fields})
+
+
+def chunks(g, path, **body):
+    """The chunks of a stream, which ends as it has to."""
+    events = g.events(path, {"stream": True, **body})
+    assert events[-1] == (None, "[DONE]"), events[-1]
+    return [json.loads(data) for _, data in events[:-1]]
+
+
+def the_plain_routes_answer():
+    with Daemon("air", "ModelAliases=small other") as d, Gateway(d) as g:
+        assert g.get("/health").json() == {"status": "ok"}
+        assert g.get("/ready").json() == {"status": "ready"}
+        models = g.get("/v1/models").json()
+        assert models["object"] == "list" and [m["id"] for m in models["data"]] == ["air", "small", "other"], models
+        assert g.get("/v1/models/small").json()["max_model_len"] == 65536
+        ids = json.loads(d.ctl("tokenize", "--json", stdin=b"one two<|user|>"))["ids"]
+        assert g.post("/tokenize", {"prompt": "one two<|user|>"}).json() == {"tokens": ids, "count": len(ids)}
+        plain = json.loads(d.ctl("tokenize", "--json", "--no-special", stdin=b"<|user|>"))["ids"]
+        got = g.post("/tokenize", {"prompt": "<|user|>", "add_special_tokens": False})
+        assert got.json()["tokens"] == plain and len(plain) > 1
+        assert g.post("/detokenize", {"tokens": ids}).json() == {"prompt": "one two<|user|>"}
+        got = g.post("/detokenize", {"tokens": ids, "skip_special_tokens": True})
+        assert got.json() == {"prompt": "one two"}
+        for path, status in (("/v1/models/none", 404), ("/v1/nothing", 404), ("/v1/models/a/b", 404)):
+            assert g.get(path).status == status, path
+        assert g.post("/health", {}).status == 405 and g.get("/v1/chat/completions").status == 405
+        refused = g.post("/v1/embeddings", {"input": "x"})
+        assert refused.status == 400 and refused.error()["code"] == "no-embeddings"
+        head = g.send("HEAD", "/v1/models")
+        assert head.status == 200 and head.body == b""
+
+
+def metrics_count_what_was_done():
+    with Daemon("air") as d, Gateway(d) as g:
+        usage = chat(g).json()["usage"]
+        chat(g, bad=1)
+        lines = dict(line.rsplit(" ", 1) for line in g.get("/metrics").body.decode().splitlines()
+                     if not line.startswith("#"))
+        assert lines["steamd_gateway_tokens_total"] == "8" == lines["steamd_completion_tokens_total"], lines
+        assert lines["steamd_gateway_prompt_tokens_total"] == str(usage["prompt_tokens"])
+        assert lines['steamd_gateway_responses_total{class="4xx"}'] == "1"
+        assert lines["steamd_up"] == lines["steamd_ready"] == "1" == lines["steamd_gateway_connections"]
+
+
+def a_chat_is_what_steamctl_gets():
+    with Daemon("air") as d, Gateway(d) as g:
+        want = d.lines("ask", "--json", "--seed", 7, "-n", 8, "Hello there")[-1]
+        got = chat(g, seed=7).json()
+        assert got["object"] == "chat.completion" and got["id"].startswith("chatcmpl-") and got["model"] == "air"
+        [choice] = got["choices"]
+        assert choice["message"]["content"] == want["content"] and choice["message"]["role"] == "assistant"
+        assert choice["finish_reason"] == want["finish"] == "length" and choice["logprobs"] is None
+        usage = got["usage"]
+        assert usage["prompt_tokens"] == want["usage"]["prompt_tokens"] and usage["completion_tokens"] == 8
+        assert usage["total_tokens"] == usage["prompt_tokens"] + 8
+
+
+def a_stream_says_what_the_whole_says():
+    with Daemon("air") as d, Gateway(d) as g:
+        whole = chat(g, seed=7).json()
+        got = chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=8, seed=7,
+                     stream_options={"include_usage": True})
+        assert all(c["object"] == "chat.completion.chunk" and c["id"] == got[0]["id"] for c in got)
+        assert got[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        text = "".join(c["choices"][0]["delta"].get("content", "") for c in got[:-1])
+        assert text == whole["choices"][0]["message"]["content"]
+        assert got[-2]["choices"][0]["finish_reason"] == "length" and got[-2]["choices"][0]["delta"] == {}
+        assert got[-1]["choices"] == [] and got[-1]["usage"]["completion_tokens"] == 8
+        assert all(c["usage"] is None for c in got[:-1])
+        assert all("usage" not in c for c in chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=2))
+
+
+def text_prompts_of_all_kinds_are_continued():
+    with Daemon("air") as d, Gateway(d) as g:
+        def complete(prompt, **fields):
+            return g.post("/v1/completions", {"prompt": prompt, "max_tokens": 6, "seed": 3, **fields}).json()
+
+        want = d.lines("complete", "--json", "--seed", 3, "-n", 6, "Once upon")[-1]["content"]
+        one = complete("Once upon")
+        assert one["object"] == "text_completion" and one["choices"][0]["text"] == want
+        ids = g.post("/tokenize", {"prompt": "Once upon"}).json()["tokens"]
+        assert complete(ids)["choices"][0]["text"] == want
+        two = complete(["Once upon", "Twice"], n=2)["choices"]
+        assert [c["index"] for c in two] == [0, 1, 2, 3] and two[0]["text"] == want
+        assert len({c["text"] for c in two}) > 2
+        assert complete([ids, ids])["choices"][0]["text"] == want
+        assert complete("Once upon", echo=True)["choices"][0]["text"] == "Once upon" + want
+        got = chunks(g, "/v1/completions", prompt="Once upon", max_tokens=6, seed=3, echo=True)
+        assert "".join(c["choices"][0]["text"] for c in got) == "Once upon" + want
+        for wrong, param in (({"prompt": {}}, "prompt"), ({"prompt": [1, "a"]}, "prompt"), ({}, "prompt"),
+                             ({"prompt": "a", "suffix": "b"}, "suffix"), ({"prompt": [1], "echo": True}, "echo"),
+                             ({"prompt": "a", "best_of": 3}, "best_of")):
+            got = g.post("/v1/completions", wrong)
+            assert got.status == 400 and got.error()["param"] == param, (wrong, got.body)
+
+
+def every_sampler_reaches_steamd():
+    with Daemon("air") as d, Gateway(d) as g:
+        flags = {"temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1,
+                 "frequency_penalty": 0.5, "presence_penalty": 0.2, "seed": 11}
+        args = [x for k, v in flags.items() for x in ("--" + k.replace("_", "-"), v)]
+        want = d.lines("complete", "--json", "-n", 24, "--logit-bias", "65=4", *args, "Once upon")[-1]["content"]
+        got = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "logit_bias": {"65": 4}, **flags})
+        assert got.json()["choices"][0]["text"] == want
+        for name in flags:
+            without = {k: v for k, v in flags.items() if k != name}
+            if name not in ("top_p", "top_k"):  # these two cut what min_p has cut already
+                other = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "logit_bias": {"65": 4},
+                                                   **without}).json()["choices"][0]["text"]
+                assert other != want or name in ("frequency_penalty", "presence_penalty"), name
+        first = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "seed": 3}).json()
+        text = first["choices"][0]["text"]
+        cut = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "seed": 3, "stop": [text[4:8]]}).json()
+        assert cut["choices"][0]["text"] == text[:text.index(text[4:8])]
+        assert cut["choices"][0]["finish_reason"] == "stop"
+
+
+def logprobs_are_those_of_steamctl():
+    with Daemon("air") as d, Gateway(d) as g:
+        want = d.lines("complete", "--json", "--seed", 3, "-n", 6, "--top", 3, "Once upon")
+        logprobs = [x for line in want for x in line.get("logprobs", [])]
+        tops = [x for line in want for x in line.get("top", [])]
+        got = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 6, "seed": 3, "logprobs": 3}).json()
+        lists = got["choices"][0]["logprobs"]
+        assert [len(lists[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [6] * 4
+        assert all(abs(a - b) < 1e-5 for a, b in zip(lists["token_logprobs"], logprobs)), (lists, logprobs)
+        assert abs(max(lists["top_logprobs"][0].values()) - tops[0][0][1]) < 1e-5
+        streamed = chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=6, logprobs=True, top_logprobs=2)
+        entries = [e for c in streamed for e in ((c["choices"][0]["logprobs"] or {}).get("content") or [])]
+        assert len(entries) == 6 and all(len(e["top_logprobs"]) == 2 for e in entries)
+        raw = bytes(b for e in entries for b in e["bytes"])
+        text = "".join(c["choices"][0]["delta"].get("content", "") for c in streamed)
+        assert raw.decode(errors="replace") == text, (raw, text)
+        got = chat(g, top_logprobs=2)
+        assert got.status == 400 and got.error()["param"] == "top_logprobs"
+
+
+def several_choices_share_one_prompt():
+    with Daemon("air") as d, Gateway(d) as g:
+        long = [{"role": "user", "content": "word " * 400}]
+        got = chat(g, long, n=8, seed=5).json()
+        assert [c["index"] for c in got["choices"]] == list(range(8))
+        assert len({c["message"]["content"] for c in got["choices"]}) > 4
+        assert got["usage"]["completion_tokens"] == 64 and got["usage"]["prompt_tokens"] < 450
+        # eight prompts were asked, of which seven are found but for a part of a page
+        status = d.status()
+        assert status["kv"]["found_tokens"] > 7 * 300, status["kv"]
+        refused = chat(g, n=9)
+        assert refused.status == 400 and refused.error()["param"] == "n"
+
+
+def the_second_turn_of_a_client_that_sends_all_again_is_a_hit():
+    with Daemon("air", "ChatTemplate=glm47") as d, Gateway(d) as g:
+        said = chat(g, [{"role": "user", "content": "word " * 100}], max_tokens=40, seed=4, reasoning_effort="none",
+                    ignore_eos=True).json()
+        answer = said["choices"][0]["message"]
+        again = [{"role": "user", "content": "word " * 100}, {"role": "assistant", "content": answer["content"]},
+                 {"role": "user", "content": "And now?"}]
+        usage = chat(g, again, reasoning_effort="none").json()["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert cached >= said["usage"]["prompt_tokens"], (said["usage"], usage)
+
+
+def reasoning_is_told_apart():
+    with Daemon("air", "ChatTemplate=glm47") as d, Gateway(d) as g:
+        got = chat(g, ignore_eos=True, seed=1, reasoning_effort="high").json()
+        message = got["choices"][0]["message"]
+        assert message["reasoning_content"] and message["content"] == "", message
+        assert got["usage"]["completion_tokens_details"]["reasoning_tokens"] > 0
+        for off in ({"reasoning_effort": "none"}, {"reasoning": {"effort": "minimal"}}, {"enable_thinking": False},
+                    {"chat_template_kwargs": {"enable_thinking": False}}, {"thinking": {"type": "disabled"}}):
+            message = chat(g, ignore_eos=True, seed=1, **off).json()["choices"][0]["message"]
+            assert "reasoning_content" not in message and message["content"], (off, message)
+        streamed = chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=8, ignore_eos=True, seed=1)
+        assert any("reasoning_content" in c["choices"][0]["delta"] for c in streamed)
+        assert chat(g, reasoning_effort="much").error()["param"] == "reasoning_effort"
+
+
+TOOLS = [{"type": "function", "function": {"name": "get", "description": "x", "parameters": {
+    "type": "object", "properties": {"zip": {"type": "string"}}}}}]
+
+
+def calling(d, g):
+    """Fields that make a random model call something, and what it then says; not every seed does."""
+    call = json.loads(d.ctl("tokenize", "--json", stdin=b"<tool_call>"))["ids"][0]
+    end = json.loads(d.ctl("tokenize", "--json", stdin=b"</tool_call>"))["ids"][0]
+    fields = {"max_tokens": 100, "logit_bias": {str(call): 5, str(end): 6}, "tools": TOOLS}
+    found = None
+    for seed in range(16):
+        said = chat(g, seed=seed, **fields).json()["choices"][0]
+        n = len(said["message"].get("tool_calls", []))
+        if n > 0 and (n > 1 or not found):
+            found = {**fields, "seed": seed}, said
+        if n > 1:  # two calls in one answer are better to look at
+            break
+    assert found, "no seed calls anything"
+    return found
+
+
+def tools_are_called_and_answered():
+    with Daemon("air", "ChatTemplate=glm45") as d, Gateway(d) as g:
+        fields, said = calling(d, g)
+        calls = said["message"]["tool_calls"]
+        assert said["finish_reason"] in ("tool_calls", "length"), said
+        assert all(c["type"] == "function" and c["id"].startswith("call_") for c in calls)
+        assert len({c["id"] for c in calls}) == len(calls)
+        assert all(isinstance(json.loads(c["function"]["arguments"]), dict) for c in calls)
+        built = {}
+        for chunk in chunks(g, "/v1/chat/completions", messages=HELLO, **fields):
+            for part in chunk["choices"][0]["delta"].get("tool_calls", []):
+                one = built.setdefault(part["index"], {"name": "", "arguments": ""})
+                one["id"] = part.get("id", one.get("id"))
+                for key, value in part["function"].items():
+                    one[key] += value
+        assert sorted(built) == list(range(len(calls)))
+        assert [(b["name"], b["arguments"]) for _, b in sorted(built.items())] == [
+            (c["function"]["name"], c["function"]["arguments"]) for c in calls]
+        one = chat(g, parallel_tool_calls=False, **fields).json()["choices"][0]
+        assert len(one["message"]["tool_calls"]) == 1 and one["finish_reason"] == "tool_calls"
+        again = HELLO + [said["message"]] + [
+            {"role": "tool", "tool_call_id": c["id"], "content": [{"type": "text", "text": "sunny"}]} for c in calls]
+        got = chat(g, again, tools=TOOLS).json()
+        assert got["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, got["usage"]
+        without = chat(g, tools=TOOLS, tool_choice="none").json()["usage"]["prompt_tokens"]
+        assert without == chat(g).json()["usage"]["prompt_tokens"]
+        # the same over Responses, whose tools have another form
+        body = {"input": "Hello there", "max_output_tokens": 100, "seed": fields["seed"],
+                "logit_bias": fields["logit_bias"], "tools": [{"type": "function", **TOOLS[0]["function"]}]}
+        made = g.post("/v1/responses", body).json()
+        found = [i for i in made["output"] if i["type"] == "function_call"]
+        assert [(i["name"], i["arguments"]) for i in found] == [
+            (c["function"]["name"], c["function"]["arguments"]) for c in calls]
+        shown = g.get(f"/v1/responses/{made['id']}").json()["output"]
+        # what stood between calls is stored as one text before them
+        assert [i for i in shown if i["type"] == "function_call"] == found
+        texts = ["".join(p["text"] for i in o if i["type"] == "message" for p in i["content"])
+                 for o in (shown, made["output"])]
+        assert texts[0] == texts[1], texts
+        outputs = [{"type": "function_call_output", "call_id": i["call_id"], "output": "sunny"} for i in found]
+        got = g.post("/v1/responses", {"input": outputs, "previous_response_id": made["id"], "max_output_tokens": 4})
+        assert got.status == 200 and got.json()["usage"]["input_tokens_details"]["cached_tokens"] > 0, got.body
+        kinds = [n for n, _ in g.events("/v1/responses", {**body, "stream": True})]
+        at = kinds.index("response.function_call_arguments.delta")
+        assert kinds[at - 1:at + 3] == ["response.output_item.added", "response.function_call_arguments.delta",
+                                        "response.function_call_arguments.done", "response.output_item.done"]
+
+
+def bad_requests_name_the_field():
+    cases = [({"sed": 1}, "sed"), ({"temperature": "hot"}, "temperature"), ({"temperature": 101}, "temperature"),
+             ({"top_p": 1.5}, "top_p"), ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"),
+             ({"stop": [""]}, "stop"), ({"stop": ["x"] * 17}, "stop"), ({"logit_bias": {"x": 1}}, "logit_bias"),
+             ({"stream": 1}, "stream"), ({"messages": []}, "messages"), ({"messages": "x"}, "messages"),
+             ({"messages": [{"role": "robot", "content": ""}]}, "messages[0]"),
+             ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+              "messages[0].content[0]"),
+             ({"messages": [{"role": "user"}]}, "messages[0]"), ({"tools": {}}, "tools"),
+             ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
+             ({"seed": 1.5}, "seed"), ({"modalities": ["audio"]}, "modalities")]
+    with Daemon("air") as d, Gateway(d) as g:
+        for fields, param in cases:
+            got = g.post("/v1/chat/completions", {"messages": HELLO, "max_tokens": 2, **fields})
+            error = got.error()
+            assert got.status == 400 and error["param"] == param and error["type"] == "invalid_request_error", (
+                fields, got.body)
+            assert error["code"] == "bad-request" and error["message"], error
+        for fields in ({"response_format": {"type": "json_object"}}, {"tool_choice": "required"},
+                       {"tool_choice": {"type": "function", "function": {"name": "x"}}}):
+            got = chat(g, **fields)
+            assert got.status == 400 and got.error()["code"] == "not-yet", got.body
+        for body in (b"", b"{", b"[]", b'{"messages":', b'{"a":1,"a":2}', b"\xff\xfe", b"[" * 100000):
+            got = g.post("/v1/chat/completions", body)
+            assert got.status == 400 and got.error()["message"], (body[:20], got.body)
+        got = chat(g, model="nobody")
+        assert got.status == 404 and got.error()["code"] == "no-such", got.body
+        got = chat(g, max_tokens=100000)
+        assert got.status == 400 and got.error()["code"] == "too-long", got.body
+        got = chat(g, user="me", store=False, metadata={}, service_tier="auto", response_format={"type": "text"},
+                   max_tokens=None, stop=None, tool_choice="auto")
+        assert got.status == 200, got.body
+        got = g.send("POST", "/v1/chat/completions", b"a=b", headers={"Content-Type": "text/plain"})
+        assert got.status == 415
+    with Daemon("air") as d, Gateway(d, "IgnoreUnknownFields=yes") as g:
+        assert chat(g, sed=1).status == 200
+
+
+def a_web_page_may_not_come_in():
+    with Daemon("air") as d, Gateway(d, "AllowOrigins=http://good.example", "AllowHosts=box.lan") as g:
+        for headers, status in (({"Host": "evil.example"}, 403), ({"Host": f"localhost:{g.port}"}, 200),
+                                ({"Host": "LOCALHOST"}, 200), ({"Host": "[::1]:80"}, 200),
+                                ({"Host": "box.lan:1"}, 200), ({"Host": "127.0.0.1.evil.example"}, 403),
+                                ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
+                                ({"Origin": f"http://127.0.0.1:{g.port}"}, 403),
+                                ({"Origin": "http://good.example"}, 200), ({"Sec-Fetch-Site": "cross-site"}, 403),
+                                ({"Sec-Fetch-Site": "none"}, 200)):
+            got = g.get("/v1/models", headers=headers)
+            assert got.status == status, (headers, got.status, got.body)
+            if status == 403:
+                assert got.error()["code"] == "denied"
+            assert got.headers["Access-Control-Allow-Origin"] == (
+                headers["Origin"] if "good" in headers.get("Origin", "") else None)
+        asked = g.send("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://good.example"})
+        assert asked.status == 204 and "POST" in asked.headers["Access-Control-Allow-Methods"]
+        assert g.send("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://evil.example"}).status == 403
+        assert g.send("OPTIONS", "/v1/chat/completions").status == 405
+        c = UnixConnection(g.socket_path)
+        assert g.get("/v1/models", headers={"Host": "whatever"}, connection=c).status == 200
+
+
+def other_users_are_refused():
+    if os.geteuid() != 0:
+        raise Skip("becoming another user needs root")
+    def become():
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+    with Daemon("air") as d, Gateway(d) as g:
+        command = ["curl", "--silent", "--write-out", " %{http_code}", f"{g.url}/v1/models"]
+        out = subprocess.run(command, preexec_fn=become, capture_output=True, check=True, cwd="/").stdout
+        assert out.endswith(b" 403") and b"uid 65534" in out, out
+        assert g.get("/v1/models").status == 200
+        lines = g.get("/metrics").body.decode()
+        assert "steamd_gateway_refused_connections_total 1\n" in lines
+        assert (g.socket_path.stat().st_mode & 0o777) == 0o600
+
+
+def keys_stand_for_labels():
+    with Daemon("air") as d:
+        keys = d.dir / "keys"
+        keys.write_text("# one a line\nalice alice-key-0123456789\nbob bob-key-0123456789ab\n")
+        with Gateway(d, f"Keys={keys}") as g:
+            alice, bob = [{"Authorization": f"Bearer {k}"} for k in ("alice-key-0123456789", "bob-key-0123456789ab")]
+            assert g.get("/health").status == 200
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic abc"},
+                            {"Authorization": "Bearer alice-key-012345678"}):
+                got = g.get("/v1/models", headers=headers)
+                assert got.status == 401 and got.error()["type"] == "authentication_error", headers
+            body = {"prompt": "word " * 200, "max_tokens": 2}
+            assert g.post("/v1/completions", body, headers=alice).status == 200
+            hits = [g.post("/v1/completions", body, headers=who).json()["usage"]["prompt_tokens_details"]
+                    ["cached_tokens"] for who in (alice, bob)]
+            assert hits[0] > 100 and hits[1] == 0, hits  # what one said serves no other
+        keys.write_text("short key\n")
+        p = subprocess.run([str(GATEWAY), "--listen", "127.0.0.1:0", "--set", f"Keys={keys}"], env=ENV,
+                           capture_output=True, check=False)
+        assert p.returncode == 64 and b"line 1" in p.stderr, p.stderr
+
+
+def limits_hold():
+    with Daemon("air") as d, Gateway(d, "MaxBodySize=4096", "MaxConnectionsPerPeer=5", "HeaderTimeout=1",
+                                     "KeepAlive=2", "BodyTimeout=1", "MaxRequestsPerConnection=3") as g:
+        got = g.post("/v1/completions", {"prompt": "x" * 5000})
+        assert got.status == 413 and "4096" in got.error()["message"]
+        c = g.connect()
+        c.request("POST", "/v1/completions", iter([b"x" * 3000] * 3), {"Content-Type": "application/json"},
+                  encode_chunked=True)
+        assert c.getresponse().status == 413
+        c.close()
+        open_ones = [socket.create_connection(("127.0.0.1", g.port)) for _ in range(5)]
+        assert g.get("/health").status == 429
+        for s in open_ones:  # no header comes: closed without a word
+            s.settimeout(10)
+            assert s.recv(1) == b""
+            s.close()
+        c = g.connect()
+        statuses = [g.get("/health", connection=c) for _ in range(3)]
+        assert [r.headers.get("Connection") for r in statuses] == [None, None, "close"] or \
+            statuses[-1].headers["Connection"].lower() == "close"
+        slow = socket.create_connection(("127.0.0.1", g.port))
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        slow.settimeout(10)
+        assert b"200" not in slow.recv(100)
+        slow.close()
+        big = g.send("GET", "/health", headers={"X-Big": "x" * 40000})
+        assert big.status in (413, 431, 494)
+
+
+def a_client_that_leaves_ends_its_turn():
+    def running(d):
+        return [t for t in json.loads(d.ctl("ps", "--json"))["turns"] if t["state"] != "ended"]
+
+    with Daemon("air") as d, Gateway(d) as g:
+        for stream in (True, False):
+            c = g.connect()
+            body = {"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": stream}
+            c.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            wait_for(lambda: running(d), what="a turn")
+            c.sock.close()
+            c.close()
+            wait_for(lambda: not running(d), what="its end")
+        assert "steamd_gateway_abandoned_total 2\n" in g.get("/metrics").body.decode()
+
+
+def a_stalled_reader_pauses_its_own_stream_only():
+    with Daemon("air") as d, Gateway(d) as g:
+        s = socket.socket()
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        s.connect(("127.0.0.1", g.port))
+        body = json.dumps({"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": True}).encode()
+        s.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                  b"Content-Length: %d\r\n\r\n" % len(body) + body)
+
+        def paused():
+            turns = json.loads(d.ctl("ps", "--json"))["turns"]
+            return turns and turns[0]["state"] == "paused" and turns[0]["n_completion"]
+
+        n = wait_for(paused, 60, "the pause")
+        assert n < 20000, n
+        assert chat(g).status == 200  # others do not notice
+        assert g.memory() < (40000 if SANITIZED else 8000), g.memory()
+        before = paused()
+        s.settimeout(30)
+        got = 0
+        while got < 1 << 20:
+            got += len(s.recv(65536))
+        wait_for(lambda: not paused() or paused() > before, 30, "it to go on")
+        s.close()
+
+
+def requests_beyond_what_a_connection_carries_wait():
+    with Daemon("air", "MaxRequestsPerConnection=12") as d, Gateway(d, "MaxQueued=10") as g:
+        statuses, lock = [], threading.Lock()
+
+        def one():
+            got = chat(g, max_tokens=40, ignore_eos=True)
+            with lock:
+                statuses.append((got.status, got.headers.get("Retry-After")))
+
+        threads = [threading.Thread(target=one) for _ in range(40)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        ok, refused = [[s for s in statuses if s[0] == code] for code in (200, 429)]
+        assert len(ok) + len(refused) == 40 and len(ok) >= 14, statuses
+        assert all(s[1] == "1" for s in refused), refused
+
+
+def a_wrong_command_line_is_named():
+    for args, word in ((["--listen", "nowhere"], "ADDRESS:PORT"), (["--lisen", "x"], "--lisen"), ([], "--listen"),
+                       (["--listen", "0.0.0.0:0"], "keys"), (["--set", "Foo=1"], "Foo"),
+                       (["--set", "MaxQueued=x"], "MaxQueued"), (["--config", "/nonexistent"], "/nonexistent")):
+        p = subprocess.run([str(GATEWAY), *args], env=ENV, capture_output=True, check=False, timeout=20)
+        assert p.returncode == 64 and word.encode() in p.stderr and p.stderr.count(b"\n") == 1, (args, p.stderr)
+    p = subprocess.run([str(GATEWAY), "--help"], env=ENV, capture_output=True, check=True)
+    assert b"service_tier" in p.stdout and b"WaitForModel" in p.stdout
+
+
+def without_steamd_it_is_said():
+    class Nowhere:
+        dir = pathlib.Path(tempfile.mkdtemp(prefix="steamd-e2e-"))
+        socket = dir / "none.sock"
+
+    try:
+        with Gateway(Nowhere()) as g:
+            assert g.get("/health").status == 200
+            got = g.get("/ready")
+            assert got.status == 503 and got.headers["Retry-After"] and got.error()["code"] == "no-daemon"
+            got = chat(g)
+            assert got.status == 503 and "none.sock" in got.error()["message"], got.body
+            assert b"steamd_up 0\n" in g.get("/metrics").body
+    finally:
+        shutil.rmtree(Nowhere.dir)
+
+
+run([
+    the_plain_routes_answer,
+    metrics_count_what_was_done,
+    a_chat_is_what_steamctl_gets,
+    a_stream_says_what_the_whole_says,
+    text_prompts_of_all_kinds_are_continued,
+    every_sampler_reaches_steamd,
+    logprobs_are_those_of_steamctl,
+    several_choices_share_one_prompt,
+    the_second_turn_of_a_client_that_sends_all_again_is_a_hit,
+    reasoning_is_told_apart,
+    tools_are_called_and_answered,
+    bad_requests_name_the_field,
+    a_web_page_may_not_come_in,
+    other_users_are_refused,
+    keys_stand_for_labels,
+    limits_hold,
+    a_client_that_leaves_ends_its_turn,
+    a_stalled_reader_pauses_its_own_stream_only,
+    requests_beyond_what_a_connection_carries_wait,
+    a_wrong_command_line_is_named,
+    without_steamd_it_is_said,
+])

@@ -1,0 +1,337 @@
+/* The gateway's parts that need no connection: fields, keys, ids, refusals, routes, text. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/gateway/conversation.h"
+#include "client/gateway/fields.h"
+#include "client/gateway/ident.h"
+#include "client/gateway/keys.h"
+#include "client/gateway/responses.h"
+#include "client/gateway/routes.h"
+
+static void text_is_quoted_as_json_reads_it(void **state)
+{
+	static const char all[] = "a\"b\\c\b\f\n\r\t\0\x01\x1f\x7f\xc3\xa4/";
+	struct jsontext t = { 0 };
+	json_t *back;
+
+	(void)state;
+	jsontext_quote(&t, all, sizeof(all) - 1);
+	back = json_loadb(t.at, t.n, JSON_DECODE_ANY | JSON_ALLOW_NUL, NULL);
+	assert_int_equal(json_string_length(back), sizeof(all) - 1);
+	assert_memory_equal(json_string_value(back), all, sizeof(all) - 1);
+	json_decref(back);
+	jsontext_clear(&t);
+	back = json_pack("{s:f, s:f, s:n}", "a", 0.1, "b", 1e300, "c");
+	jsontext_value(&t, back);
+	assert_string_equal(t.at, "{\"a\":0.1,\"b\":1e300,\"c\":null}");
+	json_decref(back);
+	jsontext_clear(&t);
+	jsontext_logprob(&t, NAN);
+	jsontext_put(&t, " ");
+	jsontext_logprob(&t, -INFINITY);
+	jsontext_put(&t, " ");
+	jsontext_logprob(&t, -0.5f);
+	assert_string_equal(t.at, "null -9999 -0.5");
+	jsontext_deinit(&t);
+}
+
+static void every_length_of_text_is_kept(void **state)
+{
+	struct jsontext t = { 0 };
+
+	(void)state;
+	for (size_t i = 0; i < 5000; i++) {
+		jsontext_add(&t, "x", 1);
+		assert_int_equal(t.n, i + 1);
+		assert_int_equal(t.at[t.n], '\0');
+	}
+	jsontext_format(&t, "%s", "");
+	assert_int_equal(t.n, 5000);
+	jsontext_deinit(&t);
+}
+
+static void fields_go_where_they_belong(void **state)
+{
+	static const char body[] =
+		"{\"messages\":[{}],\"temperature\":0.5,\"top_k\":-1,\"max_tokens\":5,"
+		"\"max_completion_tokens\":7.0,\"seed\":-1,\"stop\":[\"a\",\"b\"],"
+		"\"logit_bias\":{\"5\":1.5},\"n\":2,\"user\":\"x\",\"top_p\":null,"
+		"\"reasoning_effort\":\"none\",\"parallel_tool_calls\":false}";
+	struct refusal no = { 0 };
+	struct fields f;
+
+	(void)state;
+	assert_int_equal(fields_read(&f, FIELDS_CHAT, body, strlen(body), false, &no), 0);
+	assert_true(f.g.temperature == 0.5 && isnan(f.g.top_p));
+	assert_int_equal(f.g.top_k, 0);
+	assert_int_equal(f.g.max_tokens, 7); /* the newer name wins */
+	assert_true(f.g.has_seed && f.g.seed == UINT64_MAX);
+	assert_int_equal(f.g.n_stop, 2);
+	assert_string_equal(f.g.stop[1], "b");
+	assert_int_equal(f.g.n_bias, 1);
+	assert_true(f.g.bias_ids[0] == 5 && f.g.bias_values[0] == 1.5f);
+	assert_int_equal(f.n, 2);
+	assert_int_equal(f.think, 0);
+	assert_true(f.one_call && !f.stream);
+	fields_deinit(&f);
+}
+
+static void each_bound_is_named(void **state)
+{
+	static const struct {
+		const char *member, *param;
+		bool ok;
+	} cases[] = {
+		{ "\"temperature\":100", "", true },
+		{ "\"temperature\":100.1", "temperature", false },
+		{ "\"temperature\":-0.1", "temperature", false },
+		{ "\"top_p\":1", "", true },
+		{ "\"top_p\":1.01", "top_p", false },
+		{ "\"n\":8", "", true },
+		{ "\"n\":9", "n", false },
+		{ "\"n\":0", "n", false },
+		{ "\"top_k\":-2", "top_k", false },
+		{ "\"max_tokens\":2147483647", "", true },
+		{ "\"max_tokens\":2147483648", "max_tokens", false },
+		{ "\"logprobs\":true,\"top_logprobs\":20", "", true },
+		{ "\"logprobs\":true,\"top_logprobs\":21", "top_logprobs", false },
+		{ "\"seed\":1e3", "seed", false },
+		{ "\"nobody\":1", "nobody", false },
+		{ "\"stop\":\"a\\u0000b\"", "stop", false },
+		{ "\"logit_bias\":{\"-1\":1}", "logit_bias", false },
+		{ "\"logit_bias\":{\"4294967296\":1}", "logit_bias", false },
+		{ "\"model\":\"a\\u0000\"", "model", false },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		struct refusal no = { 0 };
+		struct fields f;
+		char body[256];
+		int r;
+
+		snprintf(body, sizeof(body), "{\"messages\":[{}],%s}", cases[i].member);
+		r = fields_read(&f, FIELDS_CHAT, body, strlen(body), false, &no);
+		assert_int_equal(r == 0, cases[i].ok);
+		assert_string_equal(no.param, cases[i].param);
+		assert_int_equal(no.status, cases[i].ok ? 0 : 400);
+		fields_deinit(&f);
+	}
+}
+
+static void every_beginning_of_a_body_is_refused(void **state)
+{
+	static const char body[] = "{\"prompt\":[\"a\",\"\\u00e4\"],\"logit_bias\":{\"1\":2.5},"
+				   "\"stop\":[\"x\"],\"stream_options\":{\"include_usage\":true}}";
+	struct refusal no;
+	struct fields f;
+
+	(void)state;
+	for (size_t n = 0; n < sizeof(body) - 1; n++) {
+		assert_int_equal(fields_read(&f, FIELDS_TEXT, body, n, false, &no), -EINVAL);
+		assert_int_equal(no.status, 400);
+		fields_deinit(&f);
+	}
+	for (size_t i = 0; i < 8 * (sizeof(body) - 1); i++) {
+		char flipped[sizeof(body)];
+
+		memcpy(flipped, body, sizeof(body));
+		flipped[i / 8] ^= (char)(1 << i % 8);
+		no.text[0] = 'x';
+		if (fields_read(&f, FIELDS_TEXT, flipped, sizeof(body) - 1, false, &no) < 0)
+			assert_true(no.status == 400 && no.text[0]);
+		fields_deinit(&f);
+	}
+}
+
+static void ids_of_responses_are_read_back(void **state)
+{
+	static const char *const wrong[] = {
+		"",
+		"resp_",
+		"resp_0123456789abcdef0000100000000x",
+		"resp_0123456789abcdef000010000000",
+		"resp_0123456789ABCDEF0000100000000",
+		"resp_0123456789abcdef0000000000000",
+		"rasp_0123456789abcdef0000100000000",
+		"resp_0123456789abcdef 000100000000",
+	};
+	struct response_id id = { .session = "response-0123456789abcdef",
+				  .turn = 65536,
+				  .instructions = 0xdeadbeef },
+			   back;
+	char digits[32], text[40];
+
+	(void)state;
+	response_id_write(&id, digits);
+	assert_string_equal(digits, "0123456789abcdef10000deadbeef");
+	snprintf(text, sizeof(text), "resp_%s", digits);
+	assert_int_equal(response_id_parse(text, &back), 0);
+	assert_string_equal(back.session, id.session);
+	assert_int_equal(back.turn, 65536);
+	assert_int_equal(back.instructions, 0xdeadbeef);
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
+		assert_int_equal(response_id_parse(wrong[i], &back), -EINVAL);
+	assert_int_equal(responses_hash(NULL), 0);
+	assert_int_equal(responses_hash(""), 0);
+	assert_int_not_equal(responses_hash("a"), responses_hash("b"));
+}
+
+static void keys_are_found_whole_and_alone(void **state)
+{
+	char path[] = "/tmp/test-gateway-XXXXXX";
+	const int fd = mkstemp(path);
+	static const char file[] = "# keys\n\nalice 0123456789abcdef\n  bob\t0123456789abcdefg  \n";
+	struct keys *k = NULL;
+	struct err err = { 0 };
+
+	(void)state;
+	assert_int_equal(write(fd, file, strlen(file)), (ssize_t)strlen(file));
+	assert_int_equal(keys_read(path, &k, &err), 0);
+	assert_string_equal(keys_label(k, "0123456789abcdef"), "alice");
+	assert_string_equal(keys_label(k, "0123456789abcdefg"), "bob");
+	assert_null(keys_label(k, "0123456789abcde"));
+	assert_null(keys_label(k, "0123456789abcdefgh"));
+	assert_null(keys_label(k, ""));
+	keys_free(k);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_int_equal(keys_read(path, &k, &err), -EBADMSG);
+	assert_int_equal(pwrite(fd, "a short\n", 8, 0), 8);
+	assert_int_equal(keys_read(path, &k, &err), -EBADMSG);
+	assert_non_null(strstr(err.text, "line 1: the key of label 'a' has 5 bytes"));
+	close(fd);
+	unlink(path);
+	assert_int_equal(keys_read(path, &k, &err), -ENOENT);
+}
+
+static void refusals_have_openais_form(void **state)
+{
+	const struct steamd_error busy = { -EAGAIN, "busy", "too many", 1, 1500 },
+				  odd = { -EINVAL, "bad-request",
+					  "generate.top_p is 3; at most 1 is allowed", 0, 0 };
+	struct jsontext t = { 0 };
+	struct refusal no;
+
+	(void)state;
+	refusal_of(&no, &busy);
+	assert_int_equal(no.status, 429);
+	assert_int_equal(refusal_retry_s(&no), 2);
+	refusal_write(&no, &t);
+	assert_string_equal(t.at,
+			    "{\"error\":{\"message\":\"too many\",\"type\":\"rate_limit_error\","
+			    "\"param\":null,\"code\":\"busy\"}}");
+	refusal_of(&no, &odd);
+	assert_int_equal(no.status, 400);
+	assert_int_equal(refusal_retry_s(&no), 0);
+	assert_string_equal(no.param, "top_p");
+	assert_string_equal(no.text, "top_p is 3; at most 1 is allowed");
+	refusal_set(&no, 400, "x", NULL, "a\nb\x7f");
+	assert_string_equal(no.text, "a?b?");
+	refusal_set(&no, 400, "x", NULL, "'%.4s' \xff\xc3\xa4",
+		    "abc\xc3\xa4"); /* cut in a character */
+	assert_string_equal(no.text, "'abc?' ?\xc3\xa4");
+	jsontext_deinit(&t);
+}
+
+static void paths_are_matched_whole(void **state)
+{
+	const char *allowed = NULL;
+	char id[128];
+
+	(void)state;
+	assert_non_null(routes_find("GET", "/v1/models", id, sizeof(id), &allowed));
+	assert_non_null(routes_find("HEAD", "/v1/models", id, sizeof(id), &allowed));
+	assert_non_null(
+		routes_find("GET", "/v1/responses/abc/input_items", id, sizeof(id), &allowed));
+	assert_string_equal(id, "abc");
+	assert_null(routes_find("GET", "/v1/models/", id, sizeof(id), &allowed));
+	assert_null(routes_find("GET", "/v1/models/a/b", id, sizeof(id), &allowed));
+	assert_null(routes_find("GET", "/v1/modelsx", id, sizeof(id), &allowed));
+	assert_null(allowed);
+	assert_null(routes_find("PUT", "/v1/models", id, sizeof(id), &allowed));
+	assert_string_equal(allowed, "GET");
+	assert_null(routes_find("GET", "/v1/models/0123456789", id, 10, &allowed));
+}
+
+static void items_become_messages(void **state)
+{
+	static const char input[] =
+		"[{\"role\":\"developer\",\"content\":\"a\"},"
+		"{\"type\":\"message\",\"role\":\"user\",\"content\":[{\"type\":\"input_text\","
+		"\"text\":\"b\"},"
+		"{\"type\":\"input_text\",\"text\":\"c\"}]},"
+		"{\"type\":\"reasoning\",\"summary\":[],\"content\":[{\"type\":\"reasoning_text\","
+		"\"text\":\"r\"}]},"
+		"{\"role\":\"assistant\",\"content\":[{\"type\":\"output_text\",\"text\":\"d\"}]},"
+		"{\"type\":\"function_call\",\"call_id\":\"1\",\"name\":\"f\",\"arguments\":\"{}\"}"
+		","
+		"{\"type\":\"function_call\",\"call_id\":\"2\",\"name\":\"g\",\"arguments\":\"{}\"}"
+		","
+		"{\"type\":\"function_call_output\",\"call_id\":\"1\",\"output\":\"x\"},"
+		"{\"role\":\"assistant\",\"content\":\"e\"},{\"role\":\"assistant\",\"content\":"
+		"\"f\"}]";
+	static const char wanted[] =
+		"[{\"role\":\"system\",\"content\":\"a\"},{\"role\":\"user\",\"content\":\"bc\"},"
+		"{\"role\":\"assistant\",\"content\":\"d\",\"reasoning_content\":\"r\",\"tool_"
+		"calls\":["
+		"{\"id\":\"1\",\"type\":\"function\",\"function\":{\"name\":\"f\",\"arguments\":\"{"
+		"}\"}},"
+		"{\"id\":\"2\",\"type\":\"function\",\"function\":{\"name\":\"g\",\"arguments\":\"{"
+		"}\"}}]},"
+		"{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"x\"},"
+		"{\"role\":\"assistant\",\"content\":\"e\"},{\"role\":\"assistant\",\"content\":"
+		"\"f\"}]";
+	json_t *items = json_loads(input, 0, NULL), *to = json_array();
+	struct refusal no = { 0 };
+	struct jsontext t = { 0 };
+
+	(void)state;
+	assert_int_equal(conversation_add_items(to, items, &no), 0);
+	jsontext_value(&t, to);
+	assert_string_equal(t.at, wanted);
+	jsontext_deinit(&t);
+	json_decref(items);
+	json_decref(to);
+}
+
+static void a_unix_socket_tells_its_user(void **state)
+{
+	int pair[2];
+	uid_t uid;
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+	assert_int_equal(ident_of_unix(pair[0], &uid), 0);
+	assert_int_equal(uid, geteuid());
+	assert_true(ident_of_tcp(pair[0], &uid) < 0);
+	close(pair[0]);
+	close(pair[1]);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(text_is_quoted_as_json_reads_it),
+		cmocka_unit_test(every_length_of_text_is_kept),
+		cmocka_unit_test(fields_go_where_they_belong),
+		cmocka_unit_test(each_bound_is_named),
+		cmocka_unit_test(every_beginning_of_a_body_is_refused),
+		cmocka_unit_test(ids_of_responses_are_read_back),
+		cmocka_unit_test(keys_are_found_whole_and_alone),
+		cmocka_unit_test(refusals_have_openais_form),
+		cmocka_unit_test(paths_are_matched_whole),
+		cmocka_unit_test(items_become_messages),
+		cmocka_unit_test(a_unix_socket_tells_its_user),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
