@@ -191,6 +191,10 @@ static void tell_busy(struct nap *n)
 
 	if (n->request->server->engine)
 		sched_count(n->request->server->engine->sched, (uid_t)-1, &counts);
+	if (counts.n_running + counts.n_queued == 0) { /* pages move yet */
+		request_progress(n->request, "sealing", 0, 0);
+		return;
+	}
 	if (n->request->last_state && n->n_running == counts.n_running &&
 	    n->n_queued == counts.n_queued)
 		return;

@@ -93,7 +93,7 @@ class World:
             if code == 0:
                 return out
             # lost, or refused, with a sentence; 64: done already, for the client has asked again by itself
-            assert self.calls.done() and err.startswith("steamctl: "), (args, code, err)
+            assert self.calls.done() and err.splitlines()[-1].startswith("steamctl: "), (args, code, err)
             no_memory = code == 78 and "refused: cannot make " in err and not self.kills
             assert code in (66, 69, 70, 71, 75) or no_memory or code == 64 and done(), (args, code, err)
             if "the model is being opened" in err:
