@@ -32,7 +32,7 @@ _Static_assert(offsetof(struct entry, n_tokens) == 4, "the layout outlives its w
 struct head {
 	uint64_t magic;
 	uint32_t version, n_entries, entry_bytes;
-	uint32_t next; /* to be written */
+	uint32_t next;			   /* to be written */
 	uint64_t models[CAUSES_MODELS][2]; /* zeros: none */
 	uint64_t pad[7];
 };
@@ -334,7 +334,8 @@ void causes_note_model(struct causes *c, const uint64_t fingerprint[2])
 
 bool causes_model(const struct causes *c, uint32_t i, uint64_t ret[2])
 {
-	if (!c || i >= CAUSES_MODELS || (c->ring->head.models[i][0] | c->ring->head.models[i][1]) == 0)
+	if (!c || i >= CAUSES_MODELS ||
+	    (c->ring->head.models[i][0] | c->ring->head.models[i][1]) == 0)
 		return false;
 	memcpy(ret, c->ring->head.models[i], sizeof(c->ring->head.models[i]));
 	return true;

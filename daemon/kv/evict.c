@@ -11,7 +11,7 @@
 #include "daemon/kv/shares.h"
 #include "daemon/kv/value.h"
 
-#define GONE_MIN 1024u			/* nodes kept for explanations at least */
+#define GONE_MIN 1024u			    /* nodes kept for explanations at least */
 #define HALF_LIFE_US (10 * 60 * 1000000ull) /* of what a page is worth */
 
 struct owner *evict_owner(struct kvcache *c, uid_t uid)

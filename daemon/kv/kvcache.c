@@ -514,8 +514,8 @@ int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_pa
 		const struct prefix_node *node = c->by_page[table[i]];
 
 		if (node)
-			evict_owner(c, node->uid)->n_unheld -=
-				kvpool_holders(c->pool, table[i]) == 1;
+			evict_owner(c, node->uid)->n_unheld -= kvpool_holders(c->pool, table[i]) ==
+							       1;
 		/* one that was still to be cleared has been by now: the order came before the turn's */
 		else if (kvdir_open(c->dir, table[i], uid))
 			kvdir_cleared(c->dir, table[i], uid);
@@ -542,8 +542,8 @@ void kvcache_check(const struct kvcache *c)
 
 		n_paged += node != NULL;
 		n_let_go += node && kvpool_holders(c->pool, page) == 0;
-		assert(!node || node->n_paged_children > 0 ||
-		       kvpool_holders(c->pool, page) > 0 || node->cheap.is_in);
+		assert(!node || node->n_paged_children > 0 || kvpool_holders(c->pool, page) > 0 ||
+		       node->cheap.is_in);
 		assert(kvdir_get(c->dir, page, &p) == (node && !node->loading));
 		if (!node || node->loading)
 			continue;

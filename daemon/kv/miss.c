@@ -80,8 +80,8 @@ static void recall(const struct kvcache *c, const struct prefix_whose *whose, co
 		const struct kv_hash root = prefix_root(whose, seen->n_pages);
 
 		n_tokens = causes_find(c->causes, root, seen->last, ids + at,
-				       MIN(n - at, page_tokens),
-				       MAX(seen->n_tokens, at) - at, &gone);
+				       MIN(n - at, page_tokens), MAX(seen->n_tokens, at) - at,
+				       &gone);
 		if (n_tokens == 0)
 			return;
 		if (!seen->gone)

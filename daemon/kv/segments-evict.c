@@ -7,7 +7,7 @@
 #define FILE_BYTES_DEFAULT (256ull << 20)
 #define TOTAL_BYTES_DEFAULT 50000000000ull
 #define HALF_LIFE_US (24 * 3600 * 1000000ull) /* of what a record is worth */
-#define PARTS_OF_A_LIMIT 4 /* so that to evict one file is to lose a part */
+#define PARTS_OF_A_LIMIT 4		      /* so that to evict one file is to lose a part */
 
 static uint64_t total_bytes(const struct segments *s)
 {
@@ -46,10 +46,9 @@ static double worth(const struct segments_file *f)
 		const struct segments_record *r = &f->records[i];
 
 		if (r->key.n_tokens > 0 && !r->outlived)
-			sum = value_sum(sum,
-					value_of(r->key.n_tokens, r->hits, r->used_us,
-						 HALF_LIFE_US),
-					HALF_LIFE_US);
+			sum = value_sum(
+				sum, value_of(r->key.n_tokens, r->hits, r->used_us, HALF_LIFE_US),
+				HALF_LIFE_US);
 	}
 	return value_part(sum, (double)MIN(f->bytes, f->next * f->layout.stride) + 1, HALF_LIFE_US);
 }

@@ -28,8 +28,7 @@ static inline double value_sum(double a, double b, uint64_t half_life_us)
 
 	if (less == VALUE_NONE)
 		return more;
-	return more +
-	       (double)half_life_us * log2(1.0 + exp2((less - more) / (double)half_life_us));
+	return more + (double)half_life_us * log2(1.0 + exp2((less - more) / (double)half_life_us));
 }
 
 /* Of one of @parts equal parts. */

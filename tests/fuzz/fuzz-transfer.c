@@ -123,7 +123,8 @@ static void import(struct span file)
 	if (!ask(&rm, (struct span){ 0 }))
 		abort();
 	kvcache_check(world->server->engine->kv);
-	kvcache_yield(world->server->engine->kv, UINT64_MAX); /* so that the next one brings its own */
+	kvcache_yield(world->server->engine->kv,
+		      UINT64_MAX); /* so that the next one brings its own */
 }
 
 /* Makes the sums right as far as the lengths allow, those of pages too, so that what they guard is reached. */
@@ -146,8 +147,8 @@ static void mend(uint8_t *data, size_t size)
 		if (section.bytes > size - at - sizeof(section))
 			return;
 		if (section.kind == EXPORT_KVPG && section.bytes > page_bytes) {
-			const XXH128_hash_t sum =
-				XXH3_128bits(payload + section.bytes - page_bytes, page_bytes);
+			const XXH128_hash_t sum = XXH3_128bits(payload + section.bytes - page_bytes,
+							       page_bytes);
 
 			memcpy(payload + offsetof(struct export_page, sum), &sum, sizeof(sum));
 		}

@@ -6,8 +6,8 @@
 #define PAGE_TOKENS 4
 #define PAGE_BYTES 4096
 
-static inline struct kvcache *new_cache_of(uint32_t n_pages, int arena_fd, int dir_fd, int causes_fd,
-				    const char *lost_wanted)
+static inline struct kvcache *new_cache_of(uint32_t n_pages, int arena_fd, int dir_fd,
+					   int causes_fd, const char *lost_wanted)
 {
 	const struct kvcache_options o = { .n_pages = n_pages,
 					   .page_tokens = PAGE_TOKENS,
@@ -25,7 +25,7 @@ static inline struct kvcache *new_cache_of(uint32_t n_pages, int arena_fd, int d
 }
 
 static inline struct kvcache *new_cache(uint32_t n_pages, int arena_fd, int dir_fd,
-				 const char *lost_wanted)
+					const char *lost_wanted)
 {
 	return new_cache_of(n_pages, arena_fd, dir_fd, -1, lost_wanted);
 }

@@ -168,12 +168,14 @@ static void another_kind_of_memory_is_refused(void **state)
 	assert_memory_equal(map + AT_MAGIC, "smtcaus1", 8);
 	assert_refused(c, AT_MAGIC, "the causes of lost KV are not of this version of steamd");
 	assert_refused(c, AT_VERSION, "the causes of lost KV are not of this version of steamd");
-	assert_refused(c, AT_N_ENTRIES,
-		       "the causes of lost KV are 4097 of 184 bytes in 753792; 4096, 184 and 753792 "
-		       "are wanted");
-	assert_refused(c, AT_ENTRY_BYTES,
-		       "the causes of lost KV are 4096 of 185 bytes in 753792; 4096, 184 and 753792 "
-		       "are wanted");
+	assert_refused(
+		c, AT_N_ENTRIES,
+		"the causes of lost KV are 4097 of 184 bytes in 753792; 4096, 184 and 753792 "
+		"are wanted");
+	assert_refused(
+		c, AT_ENTRY_BYTES,
+		"the causes of lost KV are 4096 of 185 bytes in 753792; 4096, 184 and 753792 "
+		"are wanted");
 	/* where it goes on is only where it goes on */
 	memset(map + AT_NEXT, 0xff, 4);
 	c = next_life(c);

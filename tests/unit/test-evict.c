@@ -60,7 +60,8 @@ static void value_is_what_is_to_be_lost(void **state)
 	const double one = value_of(64, 0, 5000, half);
 
 	(void)state;
-	assert_true(value_of(64, 1, 5000, half) == one + 1000); /* found once more: a half-life more */
+	assert_true(value_of(64, 1, 5000, half) ==
+		    one + 1000); /* found once more: a half-life more */
 	assert_true(value_of(32, 1, 5000, half) == one);
 	assert_true(value_of(64, 3, 3000, half) == one);
 	assert_true(value_of(0, 9, 5000, half) == VALUE_NONE);
