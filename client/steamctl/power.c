@@ -119,7 +119,7 @@ int run_sleep(struct ctl *c)
 	int r;
 
 	if (c->n_words > 1)
-		return fail(EXIT_USAGE, "sleep wants one rung, parked or gone");
+		return fail(EXIT_USAGE, "sleep wants one rung: quiet, parked or gone");
 	r = steamd_start_sleep(c->s, c->n_words ? c->words[0] : NULL, c->now, &h, NULL, &err);
 	return await_end(&w, r, &err);
 }

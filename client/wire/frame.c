@@ -265,6 +265,9 @@ static ssize_t send_some(const struct frame_chunk *c, size_t sent, int fd, size_
 			    ? send_with_fd(c, fd, bytes)
 			    : send(fd, c->data + sent, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
 	} while (n < 0 && errno == EINTR);
+	/* the kernel has no memory for it: no reason to cut off who waits for an answer */
+	if (n < 0 && (errno == ENOBUFS || errno == ENOMEM))
+		return -EAGAIN;
 	return n < 0 ? -errno : n;
 }
 

@@ -78,7 +78,7 @@ void frame_out_fill(struct frame_out *out, size_t bytes);
 
 /*
  * Sends without blocking and without SIGPIPE until the queue is empty, the
- * socket is full or @budget bytes are gone. Returns 1 if the queue is empty, 0
+ * socket is full, the kernel has no memory, or @budget bytes are gone. Returns 1 if the queue is empty, 0
  * if something is left, or sendmsg's error.
  */
 int frame_out_flush(struct frame_out *out, int fd, size_t budget);

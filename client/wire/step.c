@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -34,7 +35,8 @@ struct ring_shared {
 	uint64_t magic;
 	uint32_t version, n_slots;
 	uint64_t bytes;
-	uint8_t pad0[40];
+	uint32_t down_id, up_id; /* bell_id() of its doorbells */
+	uint8_t pad0[32];
 	_Atomic uint64_t pushed; /* written by the broker */
 	_Atomic uint64_t taken;	 /* written by the broker */
 	uint8_t pad1[48];
@@ -60,6 +62,49 @@ static struct ring_shared *map(int memfd)
 	return at == MAP_FAILED ? NULL : at;
 }
 
+/*
+ * What tells an eventfd from all others, or 0 where this cannot be had: the
+ * kernel is older than 5.2, or there is no /proc. Returns 0, -EBADMSG if it is
+ * no eventfd, or -EBADF.
+ */
+static int bell_id(int fd, uint32_t *ret)
+{
+	_cleanup_(closep) int info_fd = -1;
+	char path[64], text[512];
+	const char *at;
+	ssize_t n;
+
+	if (fcntl(fd, F_GETFD) < 0)
+		return -errno;
+	*ret = 0;
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	info_fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = info_fd < 0 ? -1 : read(info_fd, text, sizeof(text) - 1);
+	if (n < 0)
+		return 0;
+	text[n] = '\0';
+	if (!strstr(text, "eventfd-count:"))
+		return -EBADMSG;
+	at = strstr(text, "eventfd-id:");
+	if (at)
+		*ret = (uint32_t)strtoul(at + strlen("eventfd-id:"), NULL, 10) + 1;
+	return 0;
+}
+
+/* Who rings another's bell wakes nobody, and waits for ever. */
+static int check_bell(int fd, uint32_t id, struct err *err)
+{
+	uint32_t is = 0;
+	const int r = bell_id(fd, &is);
+
+	if (r < 0)
+		return err_set(err, -EBADMSG, "a doorbell of the step ring is no eventfd");
+	if (id && is && id != is)
+		return err_set(err, -EBADMSG,
+			       "a doorbell of the step ring is not the one it was made with");
+	return 0;
+}
+
 int ring_new(struct ring *ret, struct err *err)
 {
 	_cleanup_(closep) int memfd = -1, down_fd = -1, up_fd = -1;
@@ -81,6 +126,8 @@ int ring_new(struct ring *ret, struct err *err)
 	shared->version = STEP_VERSION;
 	shared->n_slots = STEP_RING_SLOTS;
 	shared->bytes = sizeof(*shared);
+	bell_id(down_fd, &shared->down_id);
+	bell_id(up_fd, &shared->up_id);
 
 	*ret = (struct ring){
 		.shared = shared,
@@ -105,6 +152,7 @@ int ring_map(int memfd, int down_fd, int up_fd, struct ring *ret, struct err *er
 {
 	struct ring_shared *shared;
 	struct stat st;
+	int r;
 
 	if (fstat(memfd, &st) < 0)
 		return err_wrap(err, -errno, "cannot stat the step ring");
@@ -125,6 +173,13 @@ int ring_map(int memfd, int down_fd, int up_fd, struct ring *ret, struct err *er
 	if (!positions_hold(shared)) {
 		munmap(shared, sizeof(*shared));
 		return err_set(err, -EBADMSG, "the step ring's positions contradict each other");
+	}
+	r = check_bell(down_fd, shared->down_id, err);
+	if (r >= 0)
+		r = check_bell(up_fd, shared->up_id, err);
+	if (r < 0) {
+		munmap(shared, sizeof(*shared));
+		return r;
 	}
 
 	*ret = (struct ring){

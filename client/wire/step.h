@@ -164,7 +164,8 @@ int ring_new(struct ring *ret, struct err *err);
 /*
  * Maps a memory made by ring_new(), in another process or another life. Takes
  * the descriptors over on success. Returns 0, -EBADMSG if magic, version, size
- * or seals are wrong, or mmap's error.
+ * or seals are wrong or the doorbells are not those it was made with, or mmap's
+ * error.
  */
 int ring_map(int memfd, int down_fd, int up_fd, struct ring *ret, struct err *err);
 void ring_deinit(struct ring *ring); /* unmaps, closes; the memory stays with the other side */

@@ -52,15 +52,6 @@ int fdstore_take(const char *name)
 	return -1;
 }
 
-bool fdstore_has(const char *name)
-{
-	for (int i = 0; i < received.n; i++) {
-		if (received.fds[i] >= 0 && strcmp(received.names[i], name) == 0)
-			return true;
-	}
-	return false;
-}
-
 int fdstore_take_next(const char *prefix, char *name, size_t size)
 {
 	for (int i = 0; i < received.n; i++) {

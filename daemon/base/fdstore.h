@@ -13,8 +13,6 @@ void fdstore_init(void);
 
 /* Takes the received descriptor named @name (the listening socket is "api"); -1: there is none. */
 int fdstore_take(const char *name);
-/* Whether there is one of this name that nobody took. */
-bool fdstore_has(const char *name);
 /* The next one whose name begins with @prefix; its name goes to @name. -1: there is no other. */
 int fdstore_take_next(const char *prefix, char *name, size_t size);
 /*

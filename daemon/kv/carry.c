@@ -237,7 +237,7 @@ int kvcache_carry_out(struct kvcache *c, const struct kvcache_walk *w, struct wo
 	if (node) {
 		memcpy(x->sum, node->sum, sizeof(x->sum));
 		x->page = node->page;
-		kvpool_hold(c->pool, &x->page, 1);
+		kvcache_hold_page(c, x->page);
 		return push(x, worker);
 	}
 	r = kvdisk_read(c->disk, &key, room, on_disk_done, x);

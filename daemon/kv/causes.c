@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -21,23 +22,26 @@ struct entry {
 	_Atomic uint32_t cause; /* 0: there is none; set last, cleared first */
 	uint32_t n_tokens;
 	struct kv_hash parent, hash;
+	uint16_t marks[CAUSES_MARKS]; /* of its first tokens: see mark() */
+	uint32_t n_marks, pad;
 	uint64_t check; /* of the others */
 };
-_Static_assert(sizeof(struct entry) == 48, "the layout outlives its writer");
+_Static_assert(sizeof(struct entry) == 184, "the layout outlives its writer");
 _Static_assert(offsetof(struct entry, n_tokens) == 4, "the layout outlives its writer");
 
 struct head {
 	uint64_t magic;
 	uint32_t version, n_entries, entry_bytes;
-	uint32_t next; /* to be written */
-	uint64_t pad[5];
+	uint32_t next;			   /* to be written */
+	uint64_t models[CAUSES_MODELS][2]; /* zeros: none */
+	uint64_t pad[7];
 };
 
 struct ring {
 	struct head head;
 	struct entry entries[CAUSES_N];
 };
-_Static_assert(offsetof(struct ring, entries) == 64, "the layout outlives its writer");
+_Static_assert(offsetof(struct ring, entries) == 128, "the layout outlives its writer");
 _Static_assert(CAUSES_N < NONE, "an entry's number fits");
 
 struct causes {
@@ -156,7 +160,8 @@ int causes_adopt(int memfd, struct causes **ret, struct err *err)
 		struct entry *e = &c->ring->entries[i];
 		const uint32_t cause = cause_of(e);
 
-		if (cause && e->n_tokens > 0 && check_of(e, cause) == e->check)
+		if (cause && e->n_tokens > 0 && e->n_marks <= CAUSES_MARKS &&
+		    check_of(e, cause) == e->check)
 			link_entry(c, i);
 		else
 			set_cause(e, 0);
@@ -180,6 +185,28 @@ int causes_fd(const struct causes *c)
 	return c ? c->memfd : -1;
 }
 
+/*
+ * What tells that a page begins with so many tokens, but for one text in
+ * 65536: bits of a hash that each token is mixed into. @at: of the tokens
+ * before; what is before the first says whose they are, and behind which page.
+ */
+static uint16_t mark(uint64_t *at, uint64_t token)
+{
+	*at = (*at ^ token) * 0x9e3779b97f4a7c15ull;
+	*at ^= *at >> 29;
+	return (uint16_t)(*at >> 32);
+}
+
+static uint64_t before_first(struct kv_hash root, struct kv_hash parent)
+{
+	uint64_t at = root.lo;
+
+	mark(&at, root.hi);
+	mark(&at, parent.lo);
+	mark(&at, parent.hi);
+	return at;
+}
+
 /* Forgets the entry number @i, if it says anything. */
 static void forget_number(struct causes *c, uint32_t i)
 {
@@ -193,9 +220,10 @@ static void forget_number(struct causes *c, uint32_t i)
 	forget(c, at);
 }
 
-void causes_note(struct causes *c, struct kv_hash parent, struct kv_hash hash, uint32_t n_tokens,
-		 uint32_t cause)
+void causes_note(struct causes *c, struct kv_hash root, struct kv_hash parent, struct kv_hash hash,
+		 const uint32_t *tokens, uint32_t n_tokens, uint32_t cause)
 {
+	uint64_t at_mark = before_first(root, parent);
 	struct entry *e;
 	uint32_t i;
 
@@ -214,6 +242,9 @@ void causes_note(struct causes *c, struct kv_hash parent, struct kv_hash hash, u
 	e->n_tokens = n_tokens;
 	e->parent = parent;
 	e->hash = hash;
+	e->n_marks = tokens ? MIN(n_tokens, CAUSES_MARKS) : 0;
+	for (uint32_t k = 0; k < CAUSES_MARKS; k++)
+		e->marks[k] = k < e->n_marks ? mark(&at_mark, tokens[k]) : 0;
 	e->check = check_of(e, cause);
 	set_cause(e, cause);
 	link_entry(c, (uint16_t)i);
@@ -236,6 +267,20 @@ static bool is_beginning(struct text *t, const struct entry *e)
 		t->n_hashed = e->n_tokens;
 	}
 	return chain_equal(e->hash, t->hash);
+}
+
+/* Whether the text ends in it. */
+static bool is_beginning_of(const struct text *t, const struct entry *e)
+{
+	uint64_t at = before_first(t->root, t->parent);
+
+	if (!chain_equal(e->parent, t->parent) || t->n == 0 || t->n > e->n_marks)
+		return false;
+	for (uint32_t k = 0; k < t->n; k++) {
+		if (e->marks[k] != mark(&at, t->ids[k]))
+			return false;
+	}
+	return true;
 }
 
 void causes_drop(struct causes *c, struct kv_hash root, struct kv_hash parent, const uint32_t *ids,
@@ -266,10 +311,32 @@ uint32_t causes_find(const struct causes *c, struct kv_hash root, struct kv_hash
 	for (uint16_t i = *head_of(c, parent); i != NONE; i = c->behind[i]) {
 		const struct entry *e = &c->ring->entries[i];
 
-		if (e->n_tokens <= most || !is_beginning(&t, e))
+		if (MIN(e->n_tokens, n) <= most || !(is_beginning(&t, e) || is_beginning_of(&t, e)))
 			continue;
-		most = e->n_tokens;
+		most = MIN(e->n_tokens, n);
 		*ret_cause = cause_of(e);
 	}
 	return most > least ? most : 0;
+}
+
+void causes_note_model(struct causes *c, const uint64_t fingerprint[2])
+{
+	uint64_t(*models)[2] = c ? c->ring->head.models : NULL;
+	uint32_t i = 0;
+
+	if (!c || (fingerprint[0] | fingerprint[1]) == 0)
+		return;
+	while (i < CAUSES_MODELS - 1 && memcmp(models[i], fingerprint, sizeof(models[i])) != 0)
+		i++;
+	memmove(models + 1, models, i * sizeof(models[0]));
+	memcpy(models[0], fingerprint, sizeof(models[0]));
+}
+
+bool causes_model(const struct causes *c, uint32_t i, uint64_t ret[2])
+{
+	if (!c || i >= CAUSES_MODELS ||
+	    (c->ring->head.models[i][0] | c->ring->head.models[i][1]) == 0)
+		return false;
+	memcpy(ret, c->ring->head.models[i], sizeof(c->ring->head.models[i]));
+	return true;
 }

@@ -7,19 +7,20 @@
  * where nothing is left to others either.
  */
 #include "client/wire/ownership.h"
-#include "daemon/base/clock.h"
 #include "daemon/kv/kvcache-parts.h"
 #include "daemon/kv/shares.h"
+#include "daemon/kv/value.h"
 
-#define GONE_MIN 1024u /* nodes kept for explanations at least */
+#define GONE_MIN 1024u			    /* nodes kept for explanations at least */
+#define HALF_LIFE_US (10 * 60 * 1000000ull) /* of what a page is worth */
 
-static uint32_t pages_of(const struct kvcache *c, uid_t uid)
+struct owner *evict_owner(struct kvcache *c, uid_t uid)
 {
 	for (uint32_t i = 0; i < c->n_owners; i++) {
 		if (c->owners[i].uid == uid)
-			return c->owners[i].n_pages;
+			return &c->owners[i];
 	}
-	return 0;
+	return NULL;
 }
 
 /* What @uid leaves each other that has pages; nobody in particular leaves nothing. */
@@ -35,11 +36,12 @@ static uint32_t left_to_others(const struct kvcache *c, uid_t uid)
 	return shares_of(c->options.n_pages, n_users, c->min_percent, 100).min_pages;
 }
 
-static double worth(const struct prefix_node *node, uint64_t now_us)
+/* What is shared and marked no more is of no use to anybody. */
+static double worth(const struct kvcache *c, const struct prefix_node *node)
 {
-	const double age_s = now_us > node->used_us ? (double)(now_us - node->used_us) / 1e6 : 0;
-
-	return (double)node->n_tokens * (1.0 + node->hits) / (1.0 + age_s);
+	if (node->uid == CHAIN_SHARED_UID && !shared_is_marked(c, node))
+		return VALUE_NONE;
+	return value_of(node->n_tokens, node->hits, node->used_us, HALF_LIFE_US);
 }
 
 static bool may_go(const struct kvcache *c, const struct prefix_node *node)
@@ -48,41 +50,75 @@ static bool may_go(const struct kvcache *c, const struct prefix_node *node)
 	       kvpool_holders(c->pool, node->page) == 0;
 }
 
+void evict_offer(struct kvcache *c, struct prefix_node *node)
+{
+	if (node->page == KV_PAGE_NONE || node->cheap.is_in || !may_go(c, node))
+		return;
+	node->cheap.value = worth(c, node);
+	cheapest_add(&evict_owner(c, node->uid)->may_go, &node->cheap);
+}
+
+void evict_withdraw(struct kvcache *c, struct prefix_node *node)
+{
+	if (node->cheap.is_in)
+		cheapest_remove(&evict_owner(c, node->uid)->may_go, &node->cheap);
+}
+
+/*
+ * What is first may have been held meanwhile, or continued: then it is offered
+ * again when that ends. Or it was used, and is worth more than it was.
+ */
+static struct prefix_node *cheapest_of(struct kvcache *c, struct owner *owner)
+{
+	for (;;) {
+		struct cheapest_link *first = owner->may_go.first;
+		struct prefix_node *node;
+		double value;
+
+		if (!first)
+			return NULL;
+		c->counts.n_weighed++;
+		node = (void *)((char *)first - offsetof(struct prefix_node, cheap));
+		value = worth(c, node);
+		if (may_go(c, node) && value <= first->value)
+			return node;
+		cheapest_remove(&owner->may_go, first);
+		evict_offer(c, node);
+	}
+}
+
 /* Whose page goes first. */
 struct place {
 	struct prefix_node *node;
 	enum { NOBODYS, USERS, MARKED } whose; /* nobody finds what is marked no more */
 	uint32_t n_pages;		       /* of its uid */
-	double worth;
 };
 
 static bool goes_before(const struct place *a, const struct place *b)
 {
 	if (!b->node || a->whose != b->whose)
 		return !b->node || a->whose < b->whose;
-	return a->n_pages != b->n_pages ? a->n_pages > b->n_pages : a->worth < b->worth;
+	return a->n_pages != b->n_pages ? a->n_pages > b->n_pages
+					: a->node->cheap.value < b->node->cheap.value;
 }
 
 /* Of the uid that has most, among @uid's own and those of uids with more than @left. */
-static struct prefix_node *cheapest(const struct kvcache *c, uid_t uid, uint32_t left,
-				    uint64_t now_us)
+static struct prefix_node *cheapest(struct kvcache *c, uid_t uid, uint32_t left)
 {
 	struct place best = { 0 };
 
-	for (kv_page page = 0; page < c->options.n_pages; page++) {
-		struct prefix_node *node = c->by_page[page];
-		struct place is = { .node = node, .whose = USERS };
+	for (uint32_t i = 0; i < c->n_owners; i++) {
+		struct owner *owner = &c->owners[i];
+		struct place is = { .whose = USERS, .n_pages = owner->n_pages };
 
-		if (!may_go(c, node))
+		if (owner->uid != CHAIN_SHARED_UID && owner->uid != uid && owner->n_pages <= left)
 			continue;
-		if (node->uid == CHAIN_SHARED_UID)
-			is.whose = shared_is_marked(c, node) ? MARKED : NOBODYS;
-		is.n_pages = best.node && node->uid == best.node->uid ? best.n_pages
-								      : pages_of(c, node->uid);
-		is.worth = worth(node, now_us);
+		is.node = cheapest_of(c, owner);
+		if (!is.node)
+			continue;
+		if (owner->uid == CHAIN_SHARED_UID)
+			is.whose = shared_is_marked(c, is.node) ? MARKED : NOBODYS;
 		if (is.whose == MARKED && left > 0)
-			continue;
-		if (is.whose == USERS && node->uid != uid && is.n_pages <= left)
 			continue;
 		if (goes_before(&is, &best))
 			best = is;
@@ -95,6 +131,10 @@ void evict_lost(struct kvcache *c)
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		struct prefix_node *node = c->by_page[page];
 
+		if (node && node->uid == CHAIN_SHARED_UID) {
+			evict_withdraw(c, node); /* it may be worth something else now */
+			evict_offer(c, node);
+		}
 		/* leaves first, and what is before them as it becomes one */
 		while (may_go(c, node) && shared_is_lost(c, node)) {
 			struct prefix_node *parent = node->parent;
@@ -106,13 +146,16 @@ void evict_lost(struct kvcache *c)
 	}
 }
 
-/* Nodes without KV are kept for explanations; no more than some. */
+/* Nodes without KV are kept for explanations; no more than some. Many go at once: to find them takes a while. */
 static void evict_gone(struct kvcache *c)
 {
 	const uint32_t most = MAX(GONE_MIN, c->options.n_pages) + c->options.n_pages;
-	struct prefix_node *node = prefix_next(c->prefix, NULL), *next;
+	struct prefix_node *node, *next;
 
-	for (; node && prefix_nodes(c->prefix) > most; node = next) {
+	if (prefix_nodes(c->prefix) <= most + most / 8)
+		return;
+	for (node = prefix_next(c->prefix, NULL); node && prefix_nodes(c->prefix) > most;
+	     node = next) {
 		next = prefix_next(c->prefix, node);
 		if (node->page == KV_PAGE_NONE && !node->loading && LIST_EMPTY(&node->children))
 			prefix_remove(c->prefix, node);
@@ -121,12 +164,11 @@ static void evict_gone(struct kvcache *c)
 
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
 {
-	const uint64_t now_us = clock_us();
 	const uint32_t left = left_to_others(c, uid);
 	uint32_t i;
 
 	for (i = 0; i < n; i++) {
-		struct prefix_node *node = cheapest(c, uid, left, now_us);
+		struct prefix_node *node = cheapest(c, uid, left);
 
 		if (!node)
 			break;
@@ -146,11 +188,12 @@ bool evict_spares(const struct kvcache *c, uid_t uid, const struct prefix_node *
 /* Shared pages that nobody holds, and that are spared. */
 static uint32_t spared(const struct kvcache *c, uid_t uid)
 {
+	const struct prefix_node *node = prefix_next_shared(c->prefix, NULL);
 	uint32_t n = 0;
 
-	for (kv_page page = 0; page < c->options.n_pages; page++)
-		n += c->by_page[page] && kvpool_holders(c->pool, page) == 0 &&
-		     evict_spares(c, uid, c->by_page[page]);
+	for (; node; node = prefix_next_shared(c->prefix, node))
+		n += node->page != KV_PAGE_NONE && kvpool_holders(c->pool, node->page) == 0 &&
+		     evict_spares(c, uid, node);
 	return n;
 }
 
@@ -164,18 +207,14 @@ static uint32_t kept_from(const struct kvcache *c, uid_t uid)
 		return 0;
 	for (uint32_t i = 0; i < c->n_owners; i++) {
 		const struct owner *o = &c->owners[i];
-		uint32_t n_unheld = 0, n_over = o->n_pages > left ? o->n_pages - left : 0;
+		const uint32_t n_over = o->n_pages > left ? o->n_pages - left : 0;
 
-		if (o->uid == uid || o->n_pages == 0)
+		if (o->uid == uid || o->n_unheld == 0)
 			continue;
-		if (o->uid == CHAIN_SHARED_UID) {
+		if (o->uid == CHAIN_SHARED_UID)
 			n += spared(c, uid);
-			continue;
-		}
-		for (kv_page page = 0; page < c->options.n_pages; page++)
-			n_unheld += c->by_page[page] && c->by_page[page]->uid == o->uid &&
-				    kvpool_holders(c->pool, page) == 0;
-		n += n_unheld > n_over ? n_unheld - n_over : 0;
+		else
+			n += o->n_unheld > n_over ? o->n_unheld - n_over : 0;
 	}
 	return n;
 }
@@ -229,9 +268,15 @@ void kvcache_count_unheld(const struct kvcache *c, struct kvcache_unheld *ret)
 
 uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes)
 {
-	uint64_t freed = punch_free(c, bytes);
+	const uint64_t page_bytes = c->options.page_bytes;
+	uint64_t freed = punch_free(c, bytes), n;
 
-	while (freed < bytes && evict_pages(c, KVCACHE_NOBODY, 1) > 0)
+	/* what goes may be busy still: then others go for it */
+	while (freed < bytes) {
+		n = MIN((bytes - freed - 1) / page_bytes + 1, (uint64_t)c->options.n_pages);
+		if (evict_pages(c, KVCACHE_NOBODY, (uint32_t)n) == 0)
+			break;
 		freed += punch_free(c, bytes - freed);
+	}
 	return freed;
 }

@@ -40,7 +40,8 @@ struct shared {
 /* Pages that a uid has sealed. */
 struct owner {
 	uid_t uid;
-	uint32_t n_pages;
+	uint32_t n_pages, n_unheld;
+	struct cheapest may_go; /* its leaves that nobody holds; others, too, that were such */
 };
 
 struct kvcache {
@@ -66,7 +67,6 @@ struct kvcache {
 	uint32_t n_owners;
 	uint32_t min_percent; /* of the arena, that others leave a uid */
 	LIST_HEAD(, carry) carries;
-	uint64_t model_before[2]; /* the fingerprint in force before this one; zeros: none */
 	struct kvcache_counts counts; /* those that only rise */
 };
 
@@ -77,8 +77,10 @@ struct kvcache {
  */
 struct prefix_node *kvcache_parent(struct kvcache *c, struct kv_hash root, uid_t uid,
 				   struct kv_hash parent);
-/* A sealed page found or lost for its node; holds and the directory are the caller's. */
+/* A sealed page found for its node, and held; the directory is the caller's. */
 int kvcache_own(struct kvcache *c, struct prefix_node *node, kv_page page);
+/* One more holds the page, which is taken; kvcache_drop() ends it. */
+void kvcache_hold_page(struct kvcache *c, kv_page page);
 /* The bytes of the node's page are there, with this sum, and are checked: noted in node and directory. */
 void kvcache_note_sealed(struct kvcache *c, struct prefix_node *node, const uint64_t sum[2]);
 /* The node's KV is gone: out of index, directory and pool. */
@@ -102,6 +104,7 @@ int kvmoves_clear(struct kvcache *c, kv_page page, uid_t uid);
 int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens);
 /* Marks the node PENDING. */
 int kvmoves_check(struct kvcache *c, struct prefix_node *node);
+void kvmoves_end(struct kvcache *c); /* all of them: they were for another model */
 void kvmoves_free(struct kvcache *c);
 
 /* tiers.c: pages between arena and disk. */
@@ -133,7 +136,15 @@ void tiers_moved(struct kvcache *c);
 /* carry.c: the cache ends: what is under way ends by itself, without it. */
 void carry_leave_all(struct kvcache *c);
 
-/* evict.c: gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
+/*
+ * evict.c: the node's page can go now, as far as its holders, or what is
+ * behind it, are concerned.
+ */
+void evict_offer(struct kvcache *c, struct prefix_node *node);
+/* Its page is gone. */
+void evict_withdraw(struct kvcache *c, struct prefix_node *node);
+struct owner *evict_owner(struct kvcache *c, uid_t uid); /* NULL: it never had a page */
+/* Gives up to @n pages back to the pool, on behalf of @uid; returns how many. */
 uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n);
 /* Gives up what nobody can find any more. */
 void evict_lost(struct kvcache *c);

@@ -11,12 +11,10 @@
 
 static struct owner *owner_of(struct kvcache *c, uid_t uid)
 {
-	struct owner *owners;
+	struct owner *owners, *owner = evict_owner(c, uid);
 
-	for (uint32_t i = 0; i < c->n_owners; i++) {
-		if (c->owners[i].uid == uid)
-			return &c->owners[i];
-	}
+	if (owner)
+		return owner;
 	owners = reallocarray(c->owners, c->n_owners + 1, sizeof(*owners));
 	if (!owners)
 		return NULL;
@@ -60,12 +58,24 @@ void kvcache_note_sealed(struct kvcache *c, struct prefix_node *node, const uint
 	kvdir_seal(c->dir, node->page, &entry);
 }
 
+void kvcache_hold_page(struct kvcache *c, kv_page page)
+{
+	const struct prefix_node *node = c->by_page[page];
+
+	if (node && kvpool_holders(c->pool, page) == 0)
+		evict_owner(c, node->uid)->n_unheld--;
+	kvpool_hold(c->pool, &page, 1);
+}
+
 void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gone why)
 {
+	struct owner *owner = evict_owner(c, node->uid);
 	const kv_page page = node->page;
 
 	assert(page != KV_PAGE_NONE);
-	owner_of(c, node->uid)->n_pages--;
+	owner->n_pages--;
+	owner->n_unheld -= kvpool_holders(c->pool, page) == 0;
+	evict_withdraw(c, node);
 	prefix_set_page(c->prefix, node, KV_PAGE_NONE);
 	node->gone = why;
 	node->trust = PREFIX_UNCHECKED;
@@ -73,9 +83,11 @@ void kvcache_forget(struct kvcache *c, struct prefix_node *node, enum prefix_gon
 	c->by_page[page] = NULL;
 	kvdir_drop(c->dir, page);
 	kvpool_discard(c->pool, page);
+	evict_offer(c, node->parent);
 	/* what it begins with went before it, or with it */
 	causes_drop(c->causes, node->root, node->parent->hash, node->tokens, node->n_tokens);
-	causes_note(c->causes, node->parent->hash, node->hash, node->n_tokens, why);
+	causes_note(c->causes, node->root, node->parent->hash, node->hash, node->tokens,
+		    node->n_tokens, why);
 }
 
 struct prefix_node *kvcache_parent(struct kvcache *c, struct kv_hash root, uid_t uid,
@@ -97,10 +109,8 @@ static bool restore(struct kvcache *c, kv_page page, const struct kvdir_page *p)
 
 	if (!chain_equal(p->hash, chain_next(p->root, p->parent, p->tokens, p->n_tokens)))
 		return false;
-	parent = p->depth == 1 ? prefix_space(c->prefix, p->root, p->uid)
-			       : prefix_find(c->prefix, p->parent);
-	if (!parent || !chain_equal(parent->hash, p->parent) ||
-	    !shared_may_follow(c, parent, p->root, p->uid) || parent->depth + 1 != p->depth ||
+	parent = kvcache_parent(c, p->root, p->uid, p->parent);
+	if (!parent || parent->depth + 1 != p->depth ||
 	    (p->depth > 1 && parent->n_tokens != c->options.page_tokens))
 		return false;
 	node = prefix_add(c->prefix, parent, p->root, p->uid, p->hash, p->tokens, p->n_tokens);
@@ -110,6 +120,8 @@ static bool restore(struct kvcache *c, kv_page page, const struct kvdir_page *p)
 	node->used_us = p->used_us;
 	node->hits = p->hits;
 	kvpool_restore(c->pool, p->uid, page);
+	evict_owner(c, p->uid)->n_unheld++;
+	evict_offer(c, node);
 	return true;
 }
 
@@ -276,11 +288,12 @@ void kvcache_set_model(struct kvcache *c, const uint64_t fingerprint[2])
 	kvdir_model(c->dir, before);
 	if (memcmp(before, fingerprint, sizeof(before)) == 0)
 		return;
+	kvmoves_end(c);
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		if (c->by_page[page])
 			kvcache_forget(c, c->by_page[page], PREFIX_MODEL_CHANGED);
 	}
-	memcpy(c->model_before, before, sizeof(before));
+	causes_note_model(c->causes, before);
 	kvdir_set_model(c->dir, fingerprint);
 }
 
@@ -364,7 +377,7 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 	};
 	for (struct prefix_node *node = m.last; node && node->parent; node = node->parent) {
 		table[node->depth - 1] = node->page;
-		kvpool_hold(c->pool, &node->page, 1);
+		kvcache_hold_page(c, node->page);
 		touch(c, node);
 	}
 	n_disk = tiers_hold(c, &whose, &m, ids + ret->n_tokens, n - ret->n_tokens, m.part_tokens,
@@ -378,7 +391,7 @@ uint32_t kvcache_hold(struct kvcache *c, struct kv_hash root, uid_t uid, const u
 	} else if (m.part && n_disk == 0) {
 		match(c, &whose, ids, n, &m); /* a read that failed may have cost it */
 		if (m.part) {
-			kvpool_hold(c->pool, &m.part->page, 1);
+			kvcache_hold_page(c, m.part->page);
 			touch(c, m.part);
 			hold_part(c, uid, m.part->page, m.part_tokens, table, ret);
 		}
@@ -456,10 +469,18 @@ int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret)
 
 void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n)
 {
-	kvpool_drop(c->pool, pages, n);
 	for (uint32_t i = 0; i < n; i++) {
-		if (!c->by_page[pages[i]] && kvpool_holders(c->pool, pages[i]) == 0)
+		struct prefix_node *node = c->by_page[pages[i]];
+
+		kvpool_drop(c->pool, &pages[i], 1);
+		if (kvpool_holders(c->pool, pages[i]) > 0)
+			continue;
+		if (!node) {
 			kvdir_drop(c->dir, pages[i]);
+			continue;
+		}
+		evict_owner(c, node->uid)->n_unheld++;
+		evict_offer(c, node);
 	}
 }
 
@@ -489,9 +510,14 @@ int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_pa
 	}
 	if (kvpool_claim(c->pool, uid, table, n) < 0)
 		return -EINVAL;
-	/* a page that was still to be cleared has been by now: the order came before the turn's */
 	for (uint32_t i = 0; i < n; i++) {
-		if (!c->by_page[table[i]] && kvdir_open(c->dir, table[i], uid))
+		const struct prefix_node *node = c->by_page[table[i]];
+
+		if (node)
+			evict_owner(c, node->uid)->n_unheld -= kvpool_holders(c->pool, table[i]) ==
+							       1;
+		/* one that was still to be cleared has been by now: the order came before the turn's */
+		else if (kvdir_open(c->dir, table[i], uid))
 			kvdir_cleared(c->dir, table[i], uid);
 	}
 	return 0;
@@ -508,13 +534,16 @@ void kvcache_count(const struct kvcache *c, struct kvcache_counts *ret)
 
 void kvcache_check(const struct kvcache *c)
 {
-	uint32_t n_paged = 0, n_owned = 0;
+	uint32_t n_paged = 0, n_owned = 0, n_unheld = 0, n_let_go = 0;
 
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		const struct prefix_node *node = c->by_page[page];
 		struct kvdir_page p;
 
 		n_paged += node != NULL;
+		n_let_go += node && kvpool_holders(c->pool, page) == 0;
+		assert(!node || node->n_paged_children > 0 || kvpool_holders(c->pool, page) > 0 ||
+		       node->cheap.is_in);
 		assert(kvdir_get(c->dir, page, &p) == (node && !node->loading));
 		if (!node || node->loading)
 			continue;
@@ -522,7 +551,9 @@ void kvcache_check(const struct kvcache *c)
 		assert(chain_equal(p.hash, node->hash) && chain_equal(p.root, node->root));
 		assert(memcmp(p.tokens, node->tokens, p.n_tokens * sizeof(*p.tokens)) == 0);
 	}
-	for (uint32_t i = 0; i < c->n_owners; i++)
+	for (uint32_t i = 0; i < c->n_owners; i++) {
 		n_owned += c->owners[i].n_pages;
-	assert(n_owned == n_paged);
+		n_unheld += c->owners[i].n_unheld;
+	}
+	assert(n_owned == n_paged && n_unheld == n_let_go);
 }

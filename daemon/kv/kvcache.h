@@ -174,7 +174,10 @@ void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint3
 uint32_t kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max);
 /* The oldest @n of those under way were done. */
 void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n);
-/* The executor is gone, with the moves: sealed pages are to be summed again, others are nobody's. */
+/*
+ * The executor is gone, with the moves. What is sealed is to be summed again; what was to be
+ * sealed is in the arena, and waits for the next executor to sum it; copies are nobody's.
+ */
 void kvcache_executor_lost(struct kvcache *c);
 
 /* Gives up pages that nobody holds, those that cost least first; returns the bytes given back to the machine. */
@@ -241,6 +244,7 @@ struct kvcache_counts {
 	uint32_t n_pages, n_free, n_held, n_kept; /* kept: sealed, found, and held by nobody */
 	uint64_t n_found_tokens, n_sealed, n_evicted, n_damaged, n_cleared;
 	uint64_t n_written, n_read; /* pages, to disk and from it */
+	uint64_t n_weighed;	    /* pages that were looked at to find one that goes */
 };
 void kvcache_count(const struct kvcache *c, struct kvcache_counts *ret);
 

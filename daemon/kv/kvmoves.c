@@ -36,7 +36,7 @@ int kvmoves_clear(struct kvcache *c, kv_page page, uid_t uid)
 	if (!m)
 		return -ENOMEM;
 	m->uid = uid;
-	kvpool_hold(c->pool, &page, 1);
+	kvcache_hold_page(c, page);
 	return 0;
 }
 
@@ -46,7 +46,7 @@ int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
 
 	if (!push(c, MOVE_COPY, order, NULL, 0))
 		return -ENOMEM;
-	kvpool_hold(c->pool, &from, 1);
+	kvcache_hold_page(c, from);
 	return 0;
 }
 
@@ -59,7 +59,7 @@ int kvmoves_check(struct kvcache *c, struct prefix_node *node)
 	if (!m)
 		return -ENOMEM;
 	m->hash = node->hash;
-	kvpool_hold(c->pool, &node->page, 1);
+	kvcache_hold_page(c, node->page);
 	node->trust = PREFIX_PENDING;
 	return 0;
 }
@@ -77,7 +77,7 @@ static void queue_seal(struct kvcache *c, const struct move *what, kv_page page,
 	m->root = what->root;
 	m->parent = what->parent;
 	m->hash = what->hash;
-	kvpool_hold(c->pool, &page, 1);
+	kvcache_hold_page(c, page);
 }
 
 void kvcache_seal(struct kvcache *c, struct kv_hash root, uid_t uid, const uint32_t *ids,
@@ -253,20 +253,38 @@ void kvmoves_free(struct kvcache *c)
 	}
 }
 
-void kvcache_executor_lost(struct kvcache *c)
+/* Ends what waits or is under way, but for seals if @keep_seals: those wait again, in their order. */
+static void end_all(struct kvcache *c, bool keep_seals)
 {
+	struct moves all = TAILQ_HEAD_INITIALIZER(all);
 	struct move *m;
 
-	TAILQ_CONCAT(&c->under_way, &c->waiting, link);
-	while ((m = TAILQ_FIRST(&c->under_way))) {
-		TAILQ_REMOVE(&c->under_way, m, link);
-		end(c, m);
+	TAILQ_CONCAT(&all, &c->under_way, link);
+	TAILQ_CONCAT(&all, &c->waiting, link);
+	while ((m = TAILQ_FIRST(&all))) {
+		TAILQ_REMOVE(&all, m, link);
+		if (keep_seals && m->purpose == MOVE_SEAL)
+			TAILQ_INSERT_TAIL(&c->waiting, m, link);
+		else
+			end(c, m);
 	}
+}
+
+void kvcache_executor_lost(struct kvcache *c)
+{
+	/* before holds end: who waits for its sum cannot go */
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		if (c->by_page[page] && !c->by_page[page]->loading)
 			c->by_page[page]->trust = PREFIX_UNCHECKED;
 	}
+	/* what was to be sealed is in the arena, whole: it gave the results of the steps that wrote it */
+	end_all(c, true);
 	tiers_moved(c);
+}
+
+void kvmoves_end(struct kvcache *c)
+{
+	end_all(c, false);
 }
 
 /* Whether a page behind @parent is being sealed that begins as @ids do. */

@@ -66,20 +66,49 @@ static void walk_root(const struct kvcache *c, const struct prefix_whose *whose,
 		walk(c, whose, space, ids, n, ret);
 }
 
-/* What an earlier broker knew of the page behind those that this one knows. */
+/* What an earlier broker knew of the pages behind those that this one knows. */
 static void recall(const struct kvcache *c, const struct prefix_whose *whose, const uint32_t *ids,
 		   uint32_t n, struct seen *seen)
 {
-	const uint32_t at = seen->n_pages * c->options.page_tokens;
-	uint32_t n_tokens;
+	const uint32_t page_tokens = c->options.page_tokens;
+	uint32_t n_tokens = page_tokens, gone = 0;
 
 	if (seen->gone)
 		return;
-	n_tokens = causes_find(c->causes, prefix_root(whose, seen->n_pages), seen->last, ids + at,
-			       MIN(n - at, c->options.page_tokens), seen->n_tokens - at,
-			       &seen->gone);
-	if (n_tokens > 0)
+	while (n_tokens == page_tokens && seen->n_pages * page_tokens < n) {
+		const uint32_t at = seen->n_pages * page_tokens;
+		const struct kv_hash root = prefix_root(whose, seen->n_pages);
+
+		n_tokens = causes_find(c->causes, root, seen->last, ids + at,
+				       MIN(n - at, page_tokens), MAX(seen->n_tokens, at) - at,
+				       &gone);
+		if (n_tokens == 0)
+			return;
+		if (!seen->gone)
+			seen->gone = gone;
 		seen->n_tokens = at + n_tokens;
+		seen->n_pages++;
+		if (n_tokens == page_tokens)
+			seen->last = chain_next(root, seen->last, ids + at, page_tokens);
+	}
+}
+
+/* The most that was known of the text under one of the models before. */
+static uint32_t seen_by_models(const struct kvcache *c, uid_t uid, const char *label,
+			       struct prefix_whose whose, const uint32_t *ids, uint32_t n)
+{
+	uint32_t most = 0;
+	uint64_t model[2];
+	struct seen seen;
+
+	for (uint32_t i = 0; causes_model(c->causes, i, model); i++) {
+		whose.root = chain_root(model, c->options.element_bytes, uid, label);
+		whose.shared_root = chain_shared_root(model, c->options.element_bytes);
+		walk_root(c, &whose, ids, n, &seen);
+		recall(c, &whose, ids, n, &seen);
+		most = MAX(most, seen.n_tokens);
+	}
+	return most;
 }
 
 static uint32_t seen_by_labels(const struct kvcache *c, uid_t uid, struct kv_hash own,
@@ -136,21 +165,17 @@ void kvcache_explain(const struct kvcache *c, uid_t uid, const char *label, cons
 		     uint32_t n, uint32_t n_found, struct kvcache_miss *ret)
 {
 	const struct kv_hash own = kvcache_root(c, uid, label);
-	const uint32_t element_bytes = c->options.element_bytes;
-	struct prefix_whose whose = shared_whose(c, own, uid, ids, n);
-	struct seen seen, before;
+	const struct prefix_whose whose = shared_whose(c, own, uid, ids, n);
+	struct seen seen;
 
 	*ret = (struct kvcache_miss){ .cause = KV_MISS_NONE, .at = n_found };
 	if (n_found >= n)
 		return;
 	walk_root(c, &whose, ids, n, &seen);
 	recall(c, &whose, ids, n, &seen);
-	whose.root = chain_root(c->model_before, element_bytes, uid, label);
-	whose.shared_root = chain_shared_root(c->model_before, element_bytes);
-	walk_root(c, &whose, ids, n, &before);
 	if (seen.n_tokens > n_found) {
 		ret->cause = cause_of_gone(&seen);
-	} else if (explains(before.n_tokens, n_found, n)) {
+	} else if (explains(seen_by_models(c, uid, label, whose, ids, n), n_found, n)) {
 		ret->cause = KV_MISS_MODEL;
 	} else if (explains(seen_by_labels(c, uid, own, ids, n), n_found, n)) {
 		ret->cause = KV_MISS_LABEL;

@@ -234,6 +234,24 @@ void prefix_match(const struct prefix *p, const struct prefix_whose *whose, cons
 	match_part(ret, whose->root, ids, n);
 }
 
+static struct prefix_node *shared_or_next(struct prefix_node *node)
+{
+	while (node && node->uid != CHAIN_SHARED_UID)
+		node = LIST_NEXT(node, sibling);
+	return node;
+}
+
+/* Down first: what is behind a node of another namespace is not shared either. */
+struct prefix_node *prefix_next_shared(const struct prefix *p, const struct prefix_node *after)
+{
+	struct prefix_node *next = shared_or_next(after ? LIST_FIRST(&after->children)
+							: LIST_FIRST(&p->spaces));
+
+	for (; !next && after; after = after->parent)
+		next = shared_or_next(LIST_NEXT(after, sibling));
+	return next;
+}
+
 struct prefix_node *prefix_next(const struct prefix *p, const struct prefix_node *after)
 {
 	return after ? TAILQ_NEXT(after, age) : TAILQ_FIRST(&p->ages);

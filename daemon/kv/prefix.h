@@ -12,6 +12,7 @@
 #include <sys/queue.h>
 
 #include "daemon/kv/chain.h"
+#include "daemon/kv/cheapest.h"
 #include "daemon/kv/kvpool.h"
 
 /* Whether a page's bytes are what its sum says. */
@@ -29,6 +30,7 @@ struct prefix_node {
 	LIST_HEAD(prefix_children, prefix_node) children;
 	LIST_ENTRY(prefix_node) sibling, bucket; /* sibling: a namespace's are the other ones */
 	TAILQ_ENTRY(prefix_node) age;
+	struct cheapest_link cheap; /* evict.c's */
 	struct kv_hash hash, root;
 	uint64_t sum[2];
 	uint64_t used_us;
@@ -106,6 +108,8 @@ struct prefix_node *prefix_next_page(const struct prefix *p, const struct prefix
 /* How many of the first @n of @ids the node's tokens begin with. */
 uint32_t prefix_common(const struct prefix_node *node, const uint32_t *ids, uint32_t n);
 
+/* All nodes of the shared namespace, of every model; NULL begins and ends. */
+struct prefix_node *prefix_next_shared(const struct prefix *p, const struct prefix_node *after);
 /* All nodes, in the order in which they were added; NULL begins and ends. */
 struct prefix_node *prefix_next(const struct prefix *p, const struct prefix_node *after);
 uint32_t prefix_nodes(const struct prefix *p);

@@ -1,12 +1,13 @@
 /* Limits, and who has to go for them. */
 #include <errno.h>
 
-#include "daemon/base/clock.h"
 #include "daemon/kv/segments-parts.h"
+#include "daemon/kv/value.h"
 
 #define FILE_BYTES_DEFAULT (256ull << 20)
 #define TOTAL_BYTES_DEFAULT 50000000000ull
-#define PARTS_OF_A_LIMIT 4 /* so that to evict one file is to lose a part */
+#define HALF_LIFE_US (24 * 3600 * 1000000ull) /* of what a record is worth */
+#define PARTS_OF_A_LIMIT 4		      /* so that to evict one file is to lose a part */
 
 static uint64_t total_bytes(const struct segments *s)
 {
@@ -36,22 +37,20 @@ void segments_set_limits(struct segments *s, const struct segments_limits *limit
 	s->layout = segfile_layout(s->opts.page_bytes, s->opts.page_tokens, file_bytes);
 }
 
-/*
- * What it would cost to compute again what will be asked for again, a byte that
- * was written: room that its user is still to fill would be wanted again at once.
- */
-static double worth(const struct segments_file *f, uint64_t now_us)
+/* A byte that was written: room that its user is still to fill would be wanted again at once. */
+static double worth(const struct segments_file *f)
 {
-	double sum = 0;
+	double sum = VALUE_NONE;
 
 	for (uint32_t i = 0; i < f->layout.n_slots && f->n_live > 0; i++) {
 		const struct segments_record *r = &f->records[i];
-		const uint64_t age_us = now_us > r->used_us ? now_us - r->used_us : 0;
 
 		if (r->key.n_tokens > 0 && !r->outlived)
-			sum += r->key.n_tokens * (1.0 + r->hits) / (double)(60 * US_PER_S + age_us);
+			sum = value_sum(
+				sum, value_of(r->key.n_tokens, r->hits, r->used_us, HALF_LIFE_US),
+				HALF_LIFE_US);
 	}
-	return sum / (double)(MIN(f->bytes, f->next * f->layout.stride) + 1);
+	return value_part(sum, (double)MIN(f->bytes, f->next * f->layout.stride) + 1, HALF_LIFE_US);
 }
 
 static bool may_take(struct segments *s, const struct segments_file *f, uint32_t uid,
@@ -70,7 +69,6 @@ static bool may_take(struct segments *s, const struct segments_file *f, uint32_t
 static struct segments_file *worth_least(struct segments *s, uint32_t uid,
 					 enum segments_whose whose, const struct segments_file *but)
 {
-	const uint64_t now_us = clock_wall_us();
 	struct segments_file *least = NULL;
 	double least_worth = 0;
 
@@ -80,7 +78,9 @@ static struct segments_file *worth_least(struct segments *s, uint32_t uid,
 
 		if (f == but || !may_take(s, f, uid, whose))
 			continue;
-		is = f->state == SEGMENT_FOREIGN ? -1 : worth(f, now_us);
+		if (f->state == SEGMENT_FOREIGN)
+			return f;
+		is = worth(f);
 		if (least && is >= least_worth)
 			continue;
 		least = f;

@@ -15,6 +15,7 @@
 struct transfer {
 	struct kvcache *cache;
 	kv_page page;
+	struct kv_hash hash; /* of what is in it, or is to be */
 };
 
 /* What is in the arena still is not missed. */
@@ -30,7 +31,8 @@ static void on_record_gone(const struct segments_key *key, enum segments_why why
 		return;
 	if (node)
 		node->gone = gone;
-	causes_note(c->causes, parent, hash, key->n_tokens, gone);
+	causes_note(c->causes, node ? node->root : parent, parent, hash, node ? node->tokens : NULL,
+		    key->n_tokens, gone);
 }
 
 int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(void *userdata),
@@ -80,7 +82,7 @@ bool tiers_has_written(const struct kvcache *c, const struct prefix_node *node)
 	return c->disk && kvdisk_is_written(c->disk, &key);
 }
 
-static struct transfer *begin(struct kvcache *c, kv_page page)
+static struct transfer *begin(struct kvcache *c, kv_page page, struct kv_hash hash)
 {
 	struct transfer *t = calloc(1, sizeof(*t));
 
@@ -88,8 +90,9 @@ static struct transfer *begin(struct kvcache *c, kv_page page)
 		return NULL;
 	t->cache = c;
 	t->page = page;
+	t->hash = hash;
 	c->n_transfers++;
-	kvpool_hold(c->pool, &page, 1);
+	kvcache_hold_page(c, page);
 	return t;
 }
 
@@ -128,7 +131,7 @@ void tiers_write(struct kvcache *c, struct prefix_node *node)
 
 	if (!c->disk || node->passing || kvdisk_has(c->disk, &key))
 		return;
-	t = begin(c, node->page);
+	t = begin(c, node->page, node->hash);
 	if (!t)
 		return;
 	r = kvdisk_write(c->disk, &key, c->arena + node->page * c->options.page_bytes, node->sum,
@@ -187,6 +190,15 @@ void tiers_look(const struct kvcache *c, const struct prefix_whose *whose,
 						    n, &ret->part);
 }
 
+/* It was computed while it was being read from a record that is no more: it is written anew. */
+static void write_again(struct kvcache *c, struct kv_hash hash)
+{
+	struct prefix_node *node = prefix_find(c->prefix, hash);
+
+	if (node && node->page != KV_PAGE_NONE && !node->loading)
+		tiers_write(c, node);
+}
+
 static void on_read(int r, const uint64_t sum[2], void *userdata)
 {
 	struct transfer *t = userdata;
@@ -202,6 +214,8 @@ static void on_read(int r, const uint64_t sum[2], void *userdata)
 			kvcache_note_sealed(c, node, sum);
 		else
 			kvcache_forget(c, node, r == -EBADMSG ? PREFIX_DAMAGED : PREFIX_EVICTED);
+	} else if (r < 0) {
+		write_again(c, t->hash);
 	}
 	end(t);
 	tiers_moved(c);
@@ -226,7 +240,7 @@ static int load(struct kvcache *c, struct prefix_node *node, kv_page *ret)
 		return r;
 	}
 	kvdir_open(c->dir, page, node->uid); /* all of it is written: no need to clear it */
-	t = begin(c, page);
+	t = begin(c, page, node->hash);
 	r = t ? kvcache_own(c, node, page) : -ENOMEM;
 	if (r >= 0) {
 		kvpool_keep(c->pool, page);

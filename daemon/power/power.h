@@ -138,6 +138,8 @@ struct power_wish {
  */
 int power_ask(struct power *p, struct power_wish *w, struct err *err);
 void power_refuse(struct power *p, int r, const struct err *err); /* the model cannot be: WAKEs end so */
+/* Answers pause, as for a SLEEP now that an earlier broker was asked for: until there is a reason to be up. */
+void power_halt(struct power *p);
 void power_withdraw(struct power_wish *w); /* also ends the lease it holds; no on_done() */
 
 /* To be called by what watches the machine; also for tests. */

@@ -152,6 +152,15 @@ void power_refuse(struct power *p, int r, const struct err *err)
 	} while (w);
 }
 
+void power_halt(struct power *p)
+{
+	if (!p->options.halt)
+		return;
+	p->sealed = true; /* until there is a reason to be up */
+	p->options.halt(p->options.userdata);
+	power_later(p);
+}
+
 int power_ask(struct power *p, struct power_wish *w, struct err *err)
 {
 	int r;
@@ -160,10 +169,8 @@ int power_ask(struct power *p, struct power_wish *w, struct err *err)
 		return err_set(err, -EAGAIN, "there is no executor yet: the model is being opened");
 	if (w->kind == POWER_WISH_WAKE)
 		forget_wishes(p);
-	if (w->kind == POWER_WISH_SLEEP && w->now && p->options.halt) {
-		p->sealed = true; /* until there is a reason to be up */
-		p->options.halt(p->options.userdata);
-	}
+	if (w->kind == POWER_WISH_SLEEP && w->now)
+		power_halt(p);
 	if (w->kind == POWER_WISH_YIELD) {
 		r = new_lease(p, w, err);
 		if (r < 0)

@@ -38,13 +38,10 @@ void execrecord_write(int fd, const struct execrecord *record)
 		fdstore_remove(EXECRECORD_NAME);
 }
 
-int execrecord_take(struct execrecord *ret)
+int execrecord_read(int fd, struct execrecord *ret)
 {
-	_cleanup_(closep) int fd = fdstore_take(EXECRECORD_NAME);
 	struct execrecord record;
 
-	if (fd < 0)
-		return -ENOENT;
 	if (pread(fd, &record, sizeof(record), 0) != (ssize_t)sizeof(record) ||
 	    record.version != EXECRECORD_VERSION || record.state < EXECRECORD_LOADING ||
 	    record.state > EXECRECORD_GONE)
@@ -52,5 +49,5 @@ int execrecord_take(struct execrecord *ret)
 	record.ready.isa[sizeof(record.ready.isa) - 1] = '\0';
 	record.ready.device[sizeof(record.ready.device) - 1] = '\0';
 	*ret = record;
-	return steal_fd(&fd);
+	return 0;
 }

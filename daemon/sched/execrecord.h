@@ -30,16 +30,13 @@ struct execrecord {
 	struct control_ready ready; /* the last one; kind 0: there was none */
 	struct execrecord_price parked, gone;
 	int32_t pid; /* 0: not known yet */
-	uint32_t pad;
+	uint32_t halted; /* 1: answers pause until somebody wakes it up, or asks */
 };
 
 /* A new memfd with @record, parked. A descriptor or a negative errno. */
 int execrecord_new(const struct execrecord *record);
-/*
- * The one that an earlier broker parked. A descriptor; -ENOENT: there is none;
- * -EBADMSG: it makes no sense.
- */
-int execrecord_take(struct execrecord *ret);
+/* Reads what an earlier broker left in @fd. Returns 0; -EBADMSG: it makes no sense. */
+int execrecord_read(int fd, struct execrecord *ret);
 void execrecord_write(int fd, const struct execrecord *record);
 /* Parks it once more: unparking the executor removed it. */
 void execrecord_park(int fd);

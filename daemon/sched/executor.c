@@ -633,20 +633,34 @@ static bool has_ended(int control_fd)
 	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL));
 }
 
-static void take_record(struct executor *e)
+int executor_recall(struct executor *e, int record_fd)
 {
 	closep(&e->record_fd);
-	e->record_fd = execrecord_take(&e->record);
+	e->record_fd = -1;
+	if (record_fd < 0)
+		return -ENOENT;
+	if (execrecord_read(record_fd, &e->record) < 0) {
+		close(record_fd);
+		return -EBADMSG;
+	}
+	e->record_fd = record_fd;
+	return 0;
+}
+
+/* What can tell of its end, and carries whole packets. */
+static bool is_control(int fd)
+{
+	int type = 0;
+	socklen_t size = sizeof(type);
+
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
 }
 
 /* Where it is by the record. An order that may not have been sent is sent again. */
 static void adopt_state(struct executor *e)
 {
-	if (e->record_fd < 0)
-		e->record_fd = execrecord_new(&(struct execrecord){ .state = EXECRECORD_LOADING });
-	else
-		e->pid = e->record.pid;
-	switch (e->record_fd < 0 ? 0 : e->record.state) {
+	e->pid = e->record.pid;
+	switch (e->record.state) {
 	case EXECRECORD_READY:
 		e->state = EXECUTOR_READY;
 		break;
@@ -675,16 +689,20 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 	e->control_fd = control_fd;
 	e->ring = *ring;
 	*ring = (struct ring){ .memfd = -1, .down_fd = -1, .up_fd = -1 };
+	if (!is_control(control_fd)) {
+		end(e);
+		return err_set(err, -EBADMSG, "what was stored is no executor's socket");
+	}
 	fcntl(control_fd, F_SETFL, O_NONBLOCK);
 	if (has_ended(control_fd)) {
 		end(e);
 		return err_set(err, -EPIPE, "the executor is gone");
 	}
-	take_record(e);
-	if (e->record_fd == -EBADMSG) {
+	if (e->record_fd < 0) {
 		/* it would be waited for without end: it may have said long ago that it is ready */
 		end(e);
-		return err_set(err, -EBADMSG, "its record is not of this version of steamd");
+		return err_set(err, -EBADMSG,
+			       "there is no record of it that this version of steamd can read");
 	}
 	r = watch(e);
 	if (r < 0) {
@@ -703,8 +721,7 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 
 int executor_adopt_gone(struct executor *e)
 {
-	take_record(e);
-	if (e->record.state != EXECRECORD_GONE)
+	if (e->record_fd < 0 || e->record.state != EXECRECORD_GONE)
 		return -ENOENT;
 	e->state = EXECUTOR_GONE;
 	tell(e);
@@ -750,6 +767,14 @@ const struct execrecord *executor_record(const struct executor *e)
 bool executor_lacks_gpu(const struct executor *e)
 {
 	return e->lacks_gpu && e->state == EXECUTOR_BACKOFF;
+}
+
+void executor_set_halted(struct executor *e, bool halted)
+{
+	if (e->record.halted == halted)
+		return;
+	e->record.halted = halted;
+	execrecord_write(e->record_fd, &e->record);
 }
 
 int executor_refusal(const struct executor *e)

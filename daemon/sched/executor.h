@@ -53,16 +53,25 @@ int executor_start(struct executor *e, const struct executor_options *options, s
 void executor_stop(struct executor *e); /* ends it: a parked one too */
 
 /*
+ * What an earlier broker knew of its executor, by the record that it parked
+ * (execrecord.h); takes @record_fd over. It may be -1: there is none. Returns
+ * 0; -ENOENT: there is none; -EBADMSG: it makes no sense.
+ */
+int executor_recall(struct executor *e, int record_fd);
+
+/*
  * Takes over a running one whose control socket and ring were parked with
- * systemd. 0: it is READY or LOADING, on_results may follow at once; or a
- * negative errno: then both were closed and removed from the store.
+ * systemd, after executor_recall(). 0: it is READY or LOADING, on_results may
+ * follow at once; or a negative errno (-EBADMSG: nothing was recalled, or the
+ * socket is none; -EPIPE: it is gone): then both were closed and removed from
+ * the store.
  */
 int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err);
 
 /*
- * The executor left before its broker did, on purpose, by the record that was
- * parked: 0, and it is GONE. Else -ENOENT; what the record knows of the model
- * holds nevertheless.
+ * The executor left before its broker did, on purpose, by what was recalled:
+ * 0, and it is GONE. Else -ENOENT; what is known of the model holds
+ * nevertheless.
  */
 int executor_adopt_gone(struct executor *e);
 
@@ -90,6 +99,7 @@ const struct control_ready *executor_ready(const struct executor *e); /* NULL un
 const struct control_ready *executor_known(const struct executor *e); /* what it last said, asleep too; NULL: never */
 const struct execrecord *executor_record(const struct executor *e);   /* what sleep freed and cost, as last measured */
 bool executor_lacks_gpu(const struct executor *e);	    /* why it waits: executor_text() says more */
+void executor_set_halted(struct executor *e, bool halted); /* for the record alone: a later broker finds it there */
 int executor_refusal(const struct executor *e);		    /* the errno of REFUSED; else 0 */
 const struct control_progress *executor_progress(const struct executor *e); /* of the load under way */
 const char *executor_text(const struct executor *e);	    /* why it was refused or died; "" */

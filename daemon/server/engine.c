@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 #include "daemon/base/fdstore.h"
 #include "daemon/base/log.h"
@@ -291,32 +292,49 @@ static int make_memory(struct engine *e, bool adopt, bool *ret_same_arena, struc
 	return 0;
 }
 
-/* Takes over the stored executor if all its parts are there. Returns whether it did. */
+static int map_steps(struct ring *ret)
+{
+	_cleanup_(closep) int memfd = fdstore_take("ring"), down_fd = fdstore_take("ring-down");
+	_cleanup_(closep) int up_fd = fdstore_take("ring-up");
+	struct err err = { 0 };
+	int r;
+
+	if (memfd < 0 || down_fd < 0 || up_fd < 0)
+		return -ENOENT;
+	r = ring_map(memfd, down_fd, up_fd, ret, &err);
+	if (r < 0) {
+		log_warning("the stored steps are not taken over: %s", err.text);
+		return r;
+	}
+	steal_fd(&memfd);
+	steal_fd(&down_fd);
+	steal_fd(&up_fd);
+	return 0;
+}
+
+/*
+ * Takes over the stored executor if all its parts are there. Returns whether it
+ * did. None of them is left for fdstore_discard_rest(), which goes by names and
+ * comes after those of the next executor were stored.
+ */
 static bool adopt_executor(struct engine *e, bool same_arena)
 {
-	int control_fd = fdstore_take("exec-ctl"), ring_fd = fdstore_take("ring");
-	int down_fd = fdstore_take("ring-down"), up_fd = fdstore_take("ring-up");
-	struct ring ring = { 0 };
+	int control_fd = fdstore_take("exec-ctl"), r;
+	_cleanup_(ring_deinit) struct ring ring = { 0 };
 	struct err err = { 0 };
-	int r = -ENOENT;
 
-	/* of one without a record nobody knows whether it is ready: it would be waited for without end */
-	if (control_fd >= 0 && ring_fd >= 0 && down_fd >= 0 && up_fd >= 0 && same_arena &&
-	    fdstore_has("exec-ready")) {
-		r = ring_map(ring_fd, down_fd, up_fd, &ring, &err);
-		if (r >= 0) {
-			r = executor_adopt(e->executor, control_fd, &ring, &err);
-			if (r >= 0)
-				return true;
-			log_warning("the stored executor is not taken over: %s", err.text);
-			return false;
-		}
-		log_warning("the stored steps are not taken over: %s", err.text);
+	executor_recall(e->executor, fdstore_take("exec-ready"));
+	r = map_steps(&ring);
+	if (r >= 0 && control_fd >= 0 && same_arena) {
+		r = executor_adopt(e->executor, control_fd, &ring, &err);
+		if (r >= 0)
+			return true;
+		log_warning("the stored executor is not taken over: %s", err.text);
+		return false;
 	}
+	if (control_fd >= 0)
+		shutdown(control_fd, SHUT_RDWR); /* it leaves, whoever else has a duplicate */
 	closep(&control_fd);
-	closep(&ring_fd);
-	closep(&down_fd);
-	closep(&up_fd);
 	fdstore_remove("exec-ctl");
 	fdstore_remove("ring");
 	fdstore_remove("ring-down");

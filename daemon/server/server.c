@@ -312,6 +312,7 @@ static int start_engine(struct server *s, struct sharedprompts **shared, struct 
 	sessions_settle(s);
 	if (s->engine->adopted)
 		stream_adopt_all(s);
+	sleep_adopted(s);
 	sessions_recall(s); /* behind what goes on */
 	return 0;
 }

@@ -99,16 +99,20 @@ static void unseal(void *userdata)
 
 	tiers_flush_withdraw(&s->flush);
 	s->flushing = s->flushed = false;
-	if (s->engine)
-		sched_go_on(s->engine->sched);
+	if (!s->engine)
+		return;
+	sched_go_on(s->engine->sched);
+	executor_set_halted(s->engine->executor, false);
 }
 
 static void halt(void *userdata)
 {
 	const struct server *s = userdata;
 
-	if (s->engine)
-		sched_rest(s->engine->sched, true);
+	if (!s->engine)
+		return;
+	sched_rest(s->engine->sched, true);
+	executor_set_halted(s->engine->executor, true);
 }
 
 /* For `systemctl status`; while it loads or is refused, others say so. */
@@ -141,6 +145,12 @@ int sleep_open(struct server *s, struct err *err)
 	};
 
 	return power_new(s->loop, &options, &s->power, err);
+}
+
+void sleep_adopted(struct server *s)
+{
+	if (executor_record(s->engine->executor)->halted)
+		power_halt(s->power);
 }
 
 static const char *moving_to(const struct server *s)
@@ -181,6 +191,10 @@ static void tell_busy(struct nap *n)
 
 	if (n->request->server->engine)
 		sched_count(n->request->server->engine->sched, (uid_t)-1, &counts);
+	if (counts.n_running + counts.n_queued == 0) { /* pages move yet */
+		request_progress(n->request, "sealing", 0, 0);
+		return;
+	}
 	if (n->request->last_state && n->n_running == counts.n_running &&
 	    n->n_queued == counts.n_queued)
 		return;

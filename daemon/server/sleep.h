@@ -8,6 +8,9 @@
 /* The ladder of @s, made with it. 0 or a negative errno. */
 int sleep_open(struct server *s, struct err *err);
 
+/* The engine was taken over: what an earlier broker had paused for good stays so. */
+void sleep_adopted(struct server *s);
+
 /* Handlers of SLEEP, WAKE and YIELD: administrators only, but for WAKE. */
 int sleep_on_sleep(struct request *q, struct err *err);
 int sleep_on_wake(struct request *q, struct err *err);

@@ -453,6 +453,8 @@ int stream_submit(struct stream *st, struct request *q, struct err *err)
 {
 	int r;
 
+	/* before a later broker can find the turn, and nothing that would wake it up */
+	executor_set_halted(st->server->engine->executor, false);
 	r = sched_submit(st->server->engine->sched, &st->turn, err);
 	if (r < 0) {
 		stream_free(st);

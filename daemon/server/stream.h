@@ -2,6 +2,17 @@
  * One turn in this life of the broker and who reads it. Frames are made from
  * the turn's record at the reader's pace: nothing is buffered for a slow one,
  * its turn pauses instead.
+ *
+ * How long a turn is kept that nobody reads:
+ *
+ *	detached		until it ends, then SERVER_KEEP_US
+ *	its client left		it is cancelled, unless it had ended: an end that may not
+ *				have arrived can be resumed, or asked for by the same
+ *				question again, for ResumeTimeout=
+ *	an earlier broker's	ResumeTimeout=, then as if its client had left
+ *
+ * Of those that have ended the oldest go earlier when there is no record left
+ * for a new turn. They hold a record, and no pages.
  */
 #pragma once
 

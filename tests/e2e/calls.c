@@ -1,12 +1,12 @@
 /*
- * Loaded into the broker before libc, for tests: counts its calls that write,
+ * Loaded into the broker or its executor before libc, for tests: counts calls that write,
  * sync, rename, cut, make memory files and speak to the service manager, and
  * at the Nth of a kind does what the test has ordered: kills the process before
  * the call, after it, or after half of what was to be written; or lets it fail.
  *
  * Order and counts are in a file that the test maps too, whose path is in
- * STEAMD_TEST_CALLS: counting goes on over all lives of the broker. What is
- * loaded into any other program does nothing.
+ * STEAMD_TEST_CALLS: counting goes on over all lives of the program, whose name
+ * is in STEAMD_TEST_CALLS_OF. What is loaded into any other does nothing.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -29,7 +29,6 @@
 #include <unistd.h>
 
 #define EXPORTED __attribute__((visibility("default")))
-#define PROGRAM "steamd"
 
 enum kind {
 	KIND_NONE,
@@ -64,10 +63,11 @@ static char notify_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 __attribute__((constructor)) static void begin(void)
 {
 	const char *path = getenv("STEAMD_TEST_CALLS"), *notify = getenv("NOTIFY_SOCKET");
+	const char *program = getenv("STEAMD_TEST_CALLS_OF");
 	void *at;
 	int fd;
 
-	if (!path || strcmp(program_invocation_short_name, PROGRAM) != 0)
+	if (!path || !program || strcmp(program_invocation_short_name, program) != 0)
 		return;
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	if (fd < 0)

@@ -1,4 +1,4 @@
-"""What tests/e2e/calls.c is told, and what it counted: the broker's calls by kind, and what befalls the Nth."""
+"""What tests/e2e/calls.c is told, and what it counted: a program's calls by kind, and what befalls the Nth."""
 import mmap
 
 from steamd_e2e import *
@@ -18,17 +18,17 @@ def need_library():
 
 
 class Calls:
-    """Watches @d, which has not been started yet."""
+    """Watches the program of this name of @d, which has not been started yet."""
 
-    def __init__(self, d):
+    def __init__(self, d, program="steamd"):
         path = d.dir / "calls"
         path.write_bytes(bytes(ORDER.size + COUNTS.size))
         with open(path, "r+b") as file:
             self.map = mmap.mmap(file.fileno(), 0)
-        d.env = {"LD_PRELOAD": str(LIBRARY), "STEAMD_TEST_CALLS": str(path)}
+        d.env = {"LD_PRELOAD": str(LIBRARY), "STEAMD_TEST_CALLS": str(path), "STEAMD_TEST_CALLS_OF": program}
 
     def order(self, kind, how, at, error=0):
-        """At the @at'th call of this kind since the daemon was first started."""
+        """At the @at'th call of this kind since the program was first started."""
         self.map[:ORDER.size] = ORDER.pack(KINDS.index(kind), HOWS.index(how), at, error, 0, b"")
 
     def done(self):

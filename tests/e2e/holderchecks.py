@@ -48,10 +48,14 @@ def begin(h, seed, n=LONG):
     return request
 
 
-def end(request):
+def end_whole(request):
     out, err = request.communicate(timeout=60)
     assert request.returncode == 0, err.decode()
-    return json.loads(out.splitlines()[-1])["ids"]
+    return json.loads(out.splitlines()[-1])
+
+
+def end(request):
+    return end_whole(request)["ids"]
 
 
 def found(h, seed, want, n):
@@ -162,9 +166,10 @@ def an_answer_goes_on_over_a_kill_of_the_executor(h):
     broker, executor = h.broker(), h.executor()
     request = begin(h, 3)
     assert request.poll() is None, "it ended before it was disturbed"
-    os.kill(executor, signal.SIGKILL)
-    got = end(request)
-    assert got == want, (got, want)
+    os.kill(executor, signal.SIGKILL)  # early: what it computed of the prompt may not be summed yet
+    got = end_whole(request)
+    assert got["ids"] == want, (got, want)
+    assert got["usage"].get("recomputed_tokens", 0) == 0, got["usage"]
     assert h.broker() == broker and h.executor() not in (0, executor)
     usage = found(h, 3, want, 5)
     assert usage["cached_arena"] == PROMPT - 1 and usage["cached_disk"] == 0, usage
@@ -239,7 +244,8 @@ def an_unknown_descriptor_is_discarded_with_a_line_and_nothing_is_lost(h):
 
 def foreign_descriptors_under_our_names_are_refused(h):
     """They come before ours: what was in memory is not found, all else is."""
-    for i, name in enumerate(("arena", "kvdir", "turns", "ring", "exec-config", "exec-ready", "exec-ctl")):
+    for i, name in enumerate(("arena", "kvdir", "turns", "causes", "ring", "ring-down", "ring-up", "exec-config",
+                              "exec-ready", "exec-ctl")):
         want = cold(h, 20 + i, 24)
         found(h, 20 + i, want, 24)
         said = ask(h, f"foreign-{name}", "The first question")["content"]
@@ -311,6 +317,21 @@ def sleep_outlives_a_restart(h):
         assert usage["cached_arena"] == PROMPT - 1, usage
 
 
+def answers_that_pause_stay_paused_over_a_restart(h):
+    want = cold(h, 61, LONG)
+    for disturb in (lambda h: h.restart(), killed):
+        for rung_name in ("parked", "gone"):
+            request = begin(h, 61)
+            assert h.ctl("sleep", rung_name, "--now").decode() == rung_name + "\n"
+            disturb(h)
+            wait_for(lambda: rung(h) == rung_name, 20, f"the rung {rung_name}")
+            time.sleep(0.5)
+            assert rung(h) == rung_name and request.poll() is None, (rung(h), request.poll())
+            h.ctl("wake")
+            got = end(request)
+            assert got == want, (got, want)
+
+
 def a_lease_lasts_as_long_as_its_process_whoever_serves(h):
     kept = h.kept()
     holder = subprocess.Popen(["sleep", "1000"])
@@ -334,7 +355,7 @@ CHECKS = (an_answer_goes_on_over_a_restart, an_answer_goes_on_over_a_kill_of_the
           an_unknown_descriptor_is_discarded_with_a_line_and_nothing_is_lost,
           foreign_descriptors_under_our_names_are_refused, a_damaged_directory_or_arena_costs_time_and_nothing_else,
           damaged_turns_are_absent_and_the_rest_is_there, sleep_outlives_a_restart,
-          a_lease_lasts_as_long_as_its_process_whoever_serves)
+          answers_that_pause_stay_paused_over_a_restart, a_lease_lasts_as_long_as_its_process_whoever_serves)
 
 
 def named(check, h):

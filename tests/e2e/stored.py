@@ -14,6 +14,7 @@ class Stored(Daemon):
         super().__init__(model, *sets, socket_mode=socket_mode)
         self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.notify.bind(str(self.dir / "notify"))
+        self.messages = []  # all that was said
         self.store = []  # (name, descriptor, watched); guarded: what one has closed, no other may close again
         self.guard = threading.Lock()
         self.ready = threading.Event()
@@ -32,6 +33,7 @@ class Stored(Daemon):
                 os.set_inheritable(fd, False)
             words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
             name = words.get("FDNAME")
+            self.messages.append(data.decode(errors="replace"))
             if "LEAVE" in words:
                 self.notify.close()
                 return

@@ -244,7 +244,7 @@ def a_killed_executor_is_not_noticed_in_the_answer():
         assert request.wait(60) == 0
         lines = [json.loads(line) for line in lines if line.strip()]
         assert lines[-1]["ids"] == want["ids"]
-        assert [p for line in lines[:-1] for p in line["logprobs"]] == want["logprobs"]
+        assert [p for line in lines[:-1] for p in line.get("logprobs", [])] == want["logprobs"]
         assert d.executor() != executor
         assert kv(d)["damaged_pages"] == 0, kv(d)
         again.compare(d, 33)

@@ -96,6 +96,19 @@ def the_watchdog_is_fed_while_busy_and_disarmed_while_quiet():
         assert not d.said("WATCHDOG=1"), d.messages
 
 
+def the_watchdog_rests_on_every_rung_and_is_there_for_who_wakes_it():
+    with Managed("air", watchdog_us=400000) as d:
+        wait_for(lambda: d.status()["state"] == "ready", 60, "the model")
+        for how in ("quiet", "parked", "gone", "parked"):
+            assert d.ctl("sleep", how).decode() == how + "\n"
+            wait_for(lambda: [m for m in d.messages if "WATCHDOG" in m][-1] == "WATCHDOG_USEC=0", 10, "disarming")
+            d.messages.clear()
+            time.sleep(1)
+            assert not d.said("WATCHDOG"), (how, d.messages)
+            assert d.complete([5, 6, 7], 3)["finish"] == "length"
+            assert [m for m in d.messages if "WATCHDOG" in m][0] == "WATCHDOG_USEC=400000\nWATCHDOG=1", (how, d.messages)
+
+
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
          and k not in ("Managed",)])

@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Asleep and awake: rungs by command, idleness, lease, pressure and suspend; nothing fails, nothing changes."""
-import array
 import contextlib
 import importlib.util
+import pty
 import random
-import socket
 import threading
 
-from steamd_e2e import *
+from stored import *
 
 PROMPT = prompt("air", "t33")
 N = 20
@@ -278,6 +277,41 @@ def progress_is_told_to_who_waits_for_the_wake_up():
             w.close()
 
 
+def on_terminal(d, *args, stdin=b""):
+    """What a command writes to stdout, and to a terminal as stderr."""
+    master, slave = pty.openpty()
+    p = d.popen(*args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=slave)
+    os.close(slave)
+    out, _ = p.communicate(stdin, timeout=30)
+    assert p.returncode == 0, out
+    seen = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while data := os.read(master, 65536):
+            seen += data
+    os.close(master)
+    return out, seen
+
+
+def a_person_sees_the_wake_up_and_a_script_does_not():
+    complete = ("complete", "--ids", "--temperature", "0", "--max-tokens", "3", "--ignore-eos")
+    ids = json.dumps(PROMPT["ids"]).encode()
+    with Daemon("air") as d:
+        d.complete([5, 6, 7], 1)
+        for how in ("parked", "gone"):
+            for args, stdin in ((("wake",), b""), (complete, ids)):
+                d.ctl("sleep", how)
+                out, seen = on_terminal(d, *args, stdin=stdin)
+                assert b"loading" in seen, (args, seen)
+                assert b"%" not in seen.rsplit(b"\r\x1b[K", 1)[1], seen  # and nothing of it stays
+                assert b"loading" not in out and (args != ("wake",) or out == b"quiet\n"), out
+                for more in ((), ("--json",)):
+                    d.ctl("sleep", how)
+                    out = d.ctl(*args, *more, stdin=stdin)
+                    assert "loading" not in d.last_stderr and b"loading" not in out, (d.last_stderr, out)
+                    if args == ("wake",):
+                        assert out == (b'{"rung":"quiet"}\n' if more else b"quiet\n"), out
+
+
 def a_kill_while_it_wakes_costs_time_and_nothing_else():
     rounds = 4 if SANITIZED else 25
     with Daemon("air") as d:
@@ -432,120 +466,54 @@ def the_kernel_s_own_signs_are_watched_unless_the_manager_wants_none():
         ENV["MEMORY_PRESSURE_WATCH"] = "/dev/null"
 
 
-class Store(Daemon):
-    """A daemon under a service manager that is this test, with its descriptor store."""
+def restart(d, how=signal.SIGKILL):
+    d.process.send_signal(how)
+    d.again()
 
-    def __init__(self, model, *sets):
-        super().__init__(model, *sets)
-        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.notify.bind(str(self.dir / "notify"))
-        self.messages, self.stored = [], []
-        threading.Thread(target=self.collect, daemon=True).start()
 
-    def collect(self):
-        while True:
-            data, ancillary, _, _ = self.notify.recvmsg(65536, 8192)
-            fds = array.array("i")
-            for _, _, raw in ancillary:
-                fds.frombytes(raw[:len(raw) - len(raw) % 4])
-            words = dict(line.split("=", 1) for line in data.decode().splitlines() if "=" in line)
-            name = words.get("FDNAME", "")
-            if "FDSTOREREMOVE" in words:
-                for n, fd in [x for x in self.stored if x[0] == name]:
-                    os.close(fd)
-                self.stored = [x for x in self.stored if x[0] != name]
-            for fd in fds:
-                if "FDSTORE" in words:
-                    self.stored.append((name, fd))
-                else:
-                    os.close(fd)
-            self.messages.append(data.decode())
-
-    def start(self):
-        env = dict(ENV, NOTIFY_SOCKET=str(self.dir / "notify"))
-        env.pop("XDG_RUNTIME_DIR", None)
-        stored = list(self.stored)
-        if stored:
-            env["LISTEN_FDS"] = str(len(stored))
-            env["LISTEN_FDNAMES"] = ":".join(n for n, _ in stored)
-        high = [os.dup(fd) for _, fd in stored]
-
-        def place():
-            up = [os.dup2(fd, 500 + i) for i, fd in enumerate(high)]
-            for i, fd in enumerate(up):
-                os.dup2(fd, 3 + i)
-
-        ready = sum("READY=1" in m for m in self.messages)
-        with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(["sh", "-c", "LISTEN_PID=$$ exec \"$@\"", "sh", *self.command()],
-                                            stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=env,
-                                            close_fds=False, preexec_fn=place)
-        for fd in high:
-            os.close(fd)
-        wait_for(lambda: sum("READY=1" in m for m in self.messages) > ready, 60, "READY=1")
-
-    def __enter__(self):
-        self.start()
-        wait_for(lambda: self.status()["state"] == "ready", 60, "the model")
-        return self
-
-    def restart(self, how=signal.SIGKILL):
-        self.process.send_signal(how)
-        self.process.wait(20)
-        time.sleep(0.05)  # what it said last is still being read
-        self.start()
-
-    def __exit__(self, kind, value, trace):
-        try:
-            super().__exit__(kind, value, trace)
-        finally:
-            for _, fd in self.stored:
-                os.close(fd)
-            self.stored = []
-
-    def executor_pid(self):
-        return self.status()["executor"]["pid"]
+def executor_of(d):
+    return d.status()["executor"]["pid"]
 
 
 def a_restarted_broker_finds_it_asleep():
     for how in (signal.SIGKILL, signal.SIGTERM):
-        with Store("air") as d:
+        with Stored("air") as d:
             want = answer(d)
-            executor = d.executor_pid()
+            executor = executor_of(d)
             d.ctl("sleep")
-            d.restart(how)
+            restart(d, how)
             on_rung(d, "parked")
             assert power(d)["rungs"]["parked"]["frees_bytes"] > 1000000
             assert answer(d) == want
-            assert d.executor_pid() == executor, "the parked process woke up"
+            assert executor_of(d) == executor, "the parked process woke up"
             d.ctl("sleep", "gone")
-            d.restart(how)
+            restart(d, how)
             on_rung(d, "gone")
             assert answer(d) == want
 
 
 def a_broker_that_dies_while_it_goes_down_or_up_is_followed_by_one_that_goes_on():
     rounds = 4 if SANITIZED else 16
-    with Store("air") as d:
+    with Stored("air") as d:
         want = answer(d)
         for i in range(rounds):
             if i % 2:
                 d.ctl("sleep", "parked" if i % 4 == 1 else "gone")
             busy = d.popen("wake" if i % 2 else "sleep", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             time.sleep(0.001 * (i % 8))
-            d.restart()
+            restart(d)
             assert answer(d) == want, i
             busy.kill()
             busy.wait()
 
 
 def a_lease_outlives_the_broker():
-    with Store("air") as d:
+    with Stored("air") as d:
         want = answer(d)
         holder = subprocess.Popen(["sleep", "1000"])
         try:
             d.ctl("yield", "3M", "--for-pid", holder.pid)
-            d.restart()
+            restart(d)
             on_rung(d, "parked")
             assert power(d)["leases"] == 1 and power(d)["leased_bytes"] == 3 << 20, power(d)
             assert answer(d) == want
@@ -554,7 +522,7 @@ def a_lease_outlives_the_broker():
             holder.kill()
             holder.wait()
         wait_for(lambda: power(d)["leases"] == 0, 10, "the lease's end")
-        wait_for(lambda: not any(n.startswith("lease-") for n, _ in d.stored), 10, "an empty store")
+        wait_for(lambda: not any(e[0].startswith("lease-") for e in d.store), 10, "an empty store")
 
 
 def whatever_happens_at_random_moments_no_answer_changes():
@@ -566,7 +534,7 @@ def whatever_happens_at_random_moments_no_answer_changes():
         ENV["MEMORY_PRESSURE_WATCH"] = os.path.join(dir, "pressure")
         os.mkfifo(ENV["MEMORY_PRESSURE_WATCH"])
         try:
-            with Store("air", "IdlePark=1", "IdleExit=2") as d, open(ENV["MEMORY_PRESSURE_WATCH"], "wb", 0) as pressure:
+            with Stored("air", "IdlePark=1", "IdleExit=2") as d, open(ENV["MEMORY_PRESSURE_WATCH"], "wb", 0) as pressure:
                 disturb(d, rng, pressure, 8)
         finally:
             ENV["MEMORY_PRESSURE_WATCH"] = "/dev/null"
@@ -618,7 +586,7 @@ def disturb(d, rng, pressure, seconds):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         elif rng.random() < 0.5:
-            d.restart(rng.choice((signal.SIGKILL, signal.SIGTERM)))
+            restart(d, rng.choice((signal.SIGKILL, signal.SIGTERM)))
         time.sleep(rng.choice((0, 0.01, 0.05, 0.3, 1.2)))
     over.set()
     for c in clients:
@@ -632,7 +600,8 @@ def disturb(d, rng, pressure, seconds):
 
 
 def the_status_line_tells_of_the_sleep():
-    with Store("air") as d:
+    with Stored("air") as d:
+        answer(d)
         d.ctl("sleep")
         wait_for(lambda: any("STATUS=Asleep (parked): " in m for m in d.messages), 10, "the status line")
         answer(d)
@@ -741,4 +710,4 @@ def without_logind_the_bus_is_of_no_use_and_no_harm():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("Store", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "timers", "rss", "switches", "is_still", "disturb")])
+         and k not in ("restart", "executor_of", "Bus", "Configured", "power", "rung", "on_rung", "answer", "begin", "end", "end_whole", "timers", "rss", "switches", "is_still", "disturb", "on_terminal")])

@@ -1,9 +1,16 @@
-/* The service manager's end of the notification socket: receives states, keeps what is stored. */
+/*
+ * The service manager's end of the notification socket: receives states, keeps
+ * what is stored. A thread takes them in, for the kernel lets only so many wait
+ * (net.unix.max_dgram_qlen), and then whoever sends one more.
+ */
 #pragma once
 
+#include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -16,21 +23,10 @@ struct manager {
 	char names[MANAGER_FDS_MAX][32];
 	int fds[MANAGER_FDS_MAX];
 	int n;
+	pthread_t thread; /* until end_fd is readable */
+	int end_fd;
+	pthread_mutex_t mutex; /* guards log, names, fds and n while messages are taken in */
 };
-
-static inline void manager_open(struct manager *m)
-{
-	struct sockaddr_un at = { .sun_family = AF_UNIX };
-
-	memset(m, 0, sizeof(*m));
-	snprintf(m->path, sizeof(m->path), "/tmp/steamd-manager-%d", (int)getpid());
-	memcpy(at.sun_path, m->path, strlen(m->path));
-	unlink(m->path);
-	m->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (m->fd < 0 || bind(m->fd, (struct sockaddr *)&at, sizeof(at)) < 0)
-		abort();
-	setenv("NOTIFY_SOCKET", m->path, 1);
-}
 
 static inline void manager_forget(struct manager *m, const char *name)
 {
@@ -46,8 +42,8 @@ static inline void manager_forget(struct manager *m, const char *name)
 	}
 }
 
-/* Takes in all that was sent. */
-static inline void manager_read(struct manager *m)
+/* Takes in what was sent. */
+static inline void manager_take_in(struct manager *m)
 {
 	for (;;) {
 		char state[1024] = "", name[32] = "";
@@ -87,6 +83,42 @@ static inline void manager_read(struct manager *m)
 	}
 }
 
+/* Takes in all that was sent. */
+static inline void manager_read(struct manager *m)
+{
+	pthread_mutex_lock(&m->mutex);
+	manager_take_in(m);
+	pthread_mutex_unlock(&m->mutex);
+}
+
+static inline void *manager_run(void *userdata)
+{
+	struct manager *m = userdata;
+	struct pollfd p[2] = { { .fd = m->fd, .events = POLLIN },
+			       { .fd = m->end_fd, .events = POLLIN } };
+
+	while (poll(p, 2, -1) < 0 || p[1].revents == 0)
+		manager_read(m);
+	return NULL;
+}
+
+static inline void manager_open(struct manager *m)
+{
+	struct sockaddr_un at = { .sun_family = AF_UNIX };
+
+	memset(m, 0, sizeof(*m));
+	snprintf(m->path, sizeof(m->path), "/tmp/steamd-manager-%d", (int)getpid());
+	memcpy(at.sun_path, m->path, strlen(m->path));
+	unlink(m->path);
+	m->fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	m->end_fd = eventfd(0, EFD_CLOEXEC);
+	if (m->fd < 0 || m->end_fd < 0 || bind(m->fd, (struct sockaddr *)&at, sizeof(at)) < 0 ||
+	    pthread_mutex_init(&m->mutex, NULL) != 0 ||
+	    pthread_create(&m->thread, NULL, manager_run, m) != 0)
+		abort();
+	setenv("NOTIFY_SOCKET", m->path, 1);
+}
+
 /* A duplicate of what is stored under @name, or -1. */
 static inline int manager_get(const struct manager *m, const char *name)
 {
@@ -99,9 +131,13 @@ static inline int manager_get(const struct manager *m, const char *name)
 
 static inline void manager_close(struct manager *m)
 {
+	eventfd_write(m->end_fd, 1);
+	pthread_join(m->thread, NULL);
+	pthread_mutex_destroy(&m->mutex);
 	while (m->n > 0)
 		manager_forget(m, m->names[0]);
 	close(m->fd);
+	close(m->end_fd);
 	unlink(m->path);
 	unsetenv("NOTIFY_SOCKET");
 }

@@ -30,11 +30,11 @@ struct client {
 	bool closed;
 };
 
-static struct world *world_new(void)
+/* @set: settings as "Key=value", NULL last. */
+static struct world *world_of(struct server_options options, const char *const *set)
 {
 	struct world *w = calloc(1, sizeof(*w));
 	struct err err = { 0 };
-	struct server_options options = { .program = "/bin/false" };
 
 	assert_non_null(w);
 	log_init("test", LOG_CRIT);
@@ -42,10 +42,17 @@ static struct world *world_new(void)
 	setenv("MEMORY_PRESSURE_WATCH", "/dev/null", 1);
 	setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent", 1);
 	assert_int_equal(settings_init(&w->settings), 0);
+	for (; set && *set; set++)
+		assert_int_equal(settings_set(&w->settings, *set, "test", NULL), 0);
 	assert_int_equal(sd_event_new(&w->loop), 0);
 	options.settings = &w->settings;
 	assert_int_equal(server_new(w->loop, &options, &w->server, &err), 0);
 	return w;
+}
+
+static _unused_ struct world *world_new(void)
+{
+	return world_of((struct server_options){ .program = "/bin/false" }, NULL);
 }
 
 static void world_free(struct world *w)
@@ -75,7 +82,7 @@ static void connect_client(struct world *w, struct client *c)
 	server_add(w->server, pair[1]);
 }
 
-static void close_client(struct client *c)
+static _unused_ void close_client(struct client *c)
 {
 	close(c->fd);
 	frame_in_deinit(&c->in);

@@ -20,11 +20,7 @@
 #include "tests/unit/daybook.h"
 #include "tests/unit/world.h"
 
-#ifdef __SANITIZE_ADDRESS__
-#define SEEDS 6
-#else
 #define SEEDS 20
-#endif
 
 #define REQUESTS 1000
 #define TALKS DAYBOOK_SESSIONS

@@ -178,6 +178,7 @@ static void restart_broker(struct watch *w, enum executor_state state)
 	w->executor = executor_free(w->executor);
 	new_object(w);
 	pass_descriptors(w);
+	assert_int_equal(executor_recall(w->executor, fdstore_take("exec-ready")), 0);
 	control_fd = fdstore_take("exec-ctl");
 	if (control_fd < 0) {
 		assert_int_equal(executor_adopt_gone(w->executor), 0);

@@ -308,6 +308,7 @@ static void a_parked_executor_outlives_its_broker(void **state)
 	assert_int_equal(ring_map(manager_get(&m, "ring"), manager_get(&m, "ring-down"),
 				  manager_get(&m, "ring-up"), &ring, &err),
 			 0);
+	assert_int_equal(executor_recall(w.executor, manager_get(&m, "exec-ready")), 0);
 	assert_int_equal(executor_adopt(w.executor, manager_get(&m, "exec-ctl"), &ring, &err), 0);
 	assert_true(executor_is_adopted(w.executor));
 	assert_int_equal(executor_generation(w.executor), 1);
@@ -318,6 +319,30 @@ static void a_parked_executor_outlives_its_broker(void **state)
 	finish(&w);
 	assert_int_equal(kill(pid, 0), -1);
 	manager_close(&m);
+}
+
+/* Nothing would ever come from it. */
+static void what_is_no_socket_is_not_adopted(void **state)
+{
+	struct executor_options o;
+	struct watch w = { 0 };
+	struct err err = { 0 };
+	struct ring ring;
+	int ends[2];
+
+	(void)state;
+	assert_int_equal(sd_event_new(&w.loop), 0);
+	w.arena_fd = memfd_create("arena", MFD_CLOEXEC);
+	o = options_of(&w);
+	assert_int_equal(executor_new(w.loop, &o, &w.executor, &err), 0);
+	assert_int_equal(pipe2(ends, O_CLOEXEC), 0);
+	assert_int_equal(ring_new(&ring, &err), 0);
+	assert_int_equal(executor_adopt(w.executor, ends[0], &ring, &err), -EBADMSG);
+	assert_string_equal(err.text, "what was stored is no executor's socket");
+	assert_int_equal(executor_state(w.executor), EXECUTOR_OFF);
+	assert_int_equal(close(ends[0]), -1); /* closed with the rest */
+	close(ends[1]);
+	finish(&w);
 }
 
 static void one_that_is_gone_is_not_adopted(void **state)
@@ -357,6 +382,7 @@ int main(void)
 		cmocka_unit_test(the_bell_asks_for_results),
 		cmocka_unit_test(a_parked_executor_outlives_its_broker),
 		cmocka_unit_test(one_that_is_gone_is_not_adopted),
+		cmocka_unit_test(what_is_no_socket_is_not_adopted),
 	};
 	const char *mood = getenv(MOOD);
 

@@ -129,14 +129,11 @@ static int receive(void)
 	struct manager m;
 	int a;
 
-	manager_open(&m);
 	for (int fd = 3; fd <= 5; fd++) {
 		a = memfd_create("x", 0);
 		if (write(a, (char[]){ (char)('0' + fd) }, 1) != 1 || dup2(a, fd) != fd)
 			return 1;
 	}
-	/* the manager's socket may have been one of them */
-	m.fd = -1;
 	manager_open(&m);
 	snprintf(pid, sizeof(pid), "%d", (int)getpid());
 	setenv("LISTEN_PID", pid, 1);

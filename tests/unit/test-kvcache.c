@@ -18,70 +18,9 @@
 #include "daemon/kv/kvdir.h"
 #include "daemon/kv/kvdisk.h"
 #include "daemon/kv/miss.h"
-
-#define PAGE_TOKENS 4
-#define PAGE_BYTES 4096
+#include "tests/unit/bycache.h"
 
 static const uint64_t no_model[2], other_model[2] = { 1, 2 };
-
-static struct kvcache *new_cache_of(uint32_t n_pages, int arena_fd, int dir_fd, int causes_fd,
-				    const char *lost_wanted)
-{
-	const struct kvcache_options o = { .n_pages = n_pages,
-					   .page_tokens = PAGE_TOKENS,
-					   .page_bytes = PAGE_BYTES,
-					   .element_bytes = 2,
-					   .arena_fd = arena_fd,
-					   .dir_fd = dir_fd,
-					   .causes_fd = causes_fd };
-	struct kvcache *c = NULL;
-	struct err lost = { 0 }, err = { 0 };
-
-	assert_int_equal(kvcache_new(&o, &c, &lost, &err), 0);
-	assert_string_equal(lost.text, lost_wanted);
-	return c;
-}
-
-static struct kvcache *new_cache(uint32_t n_pages, int arena_fd, int dir_fd,
-				 const char *lost_wanted)
-{
-	return new_cache_of(n_pages, arena_fd, dir_fd, -1, lost_wanted);
-}
-
-/* The executor: a page's sum is its number and how often it did anything. */
-static void do_moves(struct kvcache *c)
-{
-	struct step_move moves[16];
-	struct step_moved sums[16];
-	uint32_t n;
-
-	while ((n = kvcache_moves(c, moves, 16)) > 0) {
-		for (uint32_t i = 0; i < n; i++)
-			sums[i] = (struct step_moved){ { moves[i].to, 77 } };
-		kvcache_moved(c, sums, n);
-	}
-}
-
-/* A turn of @uid has said @ids, and is gone. */
-static void say(struct kvcache *c, uid_t uid, const uint32_t *ids, uint32_t n)
-{
-	const uint32_t n_pages = (n + PAGE_TOKENS - 1) / PAGE_TOKENS;
-	struct kvcache_chain chain = { 0 };
-	kv_page table[16];
-
-	assert_int_equal(kvcache_take(c, uid, n_pages, table), 0);
-	kvcache_seal(c, kvcache_root(c, uid, ""), uid, ids, n, table, n, KVCACHE_TAIL_ENDS, &chain);
-	do_moves(c);
-	kvcache_drop(c, table, n_pages);
-}
-
-static uint32_t found(struct kvcache *c, uid_t uid, const uint32_t *ids, uint32_t n)
-{
-	struct kvcache_found f;
-
-	kvcache_look(c, kvcache_root(c, uid, ""), uid, ids, n, &f);
-	return f.n_tokens;
-}
 
 static uint64_t damaged(const struct kvcache *c)
 {
@@ -246,6 +185,8 @@ static void why_pages_are_gone_is_known_to_the_next_life(void **state)
 	(void)state;
 	c = life_after(c, true, dup(kvcache_causes_fd(c)));
 	assert_cause(c, 5, text, 11, KV_MISS_EVICTED);
+	assert_cause(c, 5, text, 6, KV_MISS_EVICTED); /* it ends inside a page */
+	assert_cause(c, 5, text, 2, KV_MISS_EVICTED);
 	assert_cause(c, 6, text, 11, KV_MISS_NEW); /* it is nobody else's business */
 	assert_cause(c, 5, text + 1, 10, KV_MISS_NEW);
 	/* what is there again is not gone: a page, then the part behind two */
@@ -328,6 +269,66 @@ static void on_carried(int r, const uint64_t sum[2], void *userdata)
 {
 	(void)sum;
 	*(int *)userdata = r;
+}
+
+/* The text was known under the model before the last one, in an earlier life. */
+static void a_model_that_changed_twice_is_told_over_a_restart(void **state)
+{
+	static const uint64_t models[3][2] = { { 5, 5 }, { 6, 6 }, { 7, 7 } };
+	struct kvcache *c = new_cache(8, -1, -1, "");
+
+	(void)state;
+	kvcache_set_model(c, models[0]);
+	say(c, 5, text, 11);
+	kvcache_set_model(c, models[1]);
+	assert_cause(c, 5, text, 11, KV_MISS_MODEL);
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	kvcache_set_model(c, models[1]);
+	assert_cause(c, 5, text, 11, KV_MISS_MODEL);
+	kvcache_set_model(c, models[2]);
+	assert_cause(c, 5, text, 11, KV_MISS_MODEL);
+	assert_cause(c, 6, text, 11, KV_MISS_NEW);
+	assert_cause(c, 5, text + 1, 11, KV_MISS_NEW);
+	c = life_after(c, true, dup(kvcache_causes_fd(c)));
+	kvcache_set_model(c, models[0]);
+	assert_cause(c, 5, text, 11, KV_MISS_MODEL);
+	say(c, 5, text, 11);
+	assert_cause(c, 5, text, 11, KV_MISS_NONE);
+	kvcache_check(c);
+	kvcache_free(c);
+}
+
+/* A page is recomputed while it is being read from a record that proves damaged. */
+static void what_replaces_a_damaged_record_is_written_again(void **state)
+{
+	char dir[] = "/tmp/steamd-kvcache-XXXXXX";
+	struct kvcache *c = new_cache(8, -1, -1, "");
+	struct kvcache_counts counts;
+	struct kvcache_held held;
+	sd_event *loop = NULL;
+	struct kvdisk *disk;
+	kv_page table[8];
+
+	(void)state;
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(sd_event_new(&loop), 0);
+	disk = new_disk(loop, dir, c);
+	say(c, 5, text, 4); /* with a sum that is not the bytes' */
+	finish_jobs(loop, disk);
+	kvcache_yield(c, UINT64_MAX);
+	assert_int_equal(kvcache_hold(c, kvcache_root(c, 5, ""), 5, text, 4, table, &held), 1);
+	say(c, 5, text, 4); /* before the read ends */
+	kvcache_drop(c, table, 1);
+	finish_jobs(loop, disk);
+	kvcache_count(c, &counts);
+	assert_int_equal(counts.n_damaged, 1);
+	assert_int_equal(counts.n_written, 2);
+	kvcache_set_disk(c, NULL, NULL, NULL);
+	kvdisk_free(disk);
+	kvcache_check(c);
+	kvcache_free(c);
+	sd_event_unref(loop);
+	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 /* After a reboot nothing is known but what the disk holds; what that has lost is told from then on. */
@@ -413,6 +414,8 @@ int main(void)
 		cmocka_unit_test(what_cannot_be_taken_over_is_made_afresh_and_says_why),
 		cmocka_unit_test(why_pages_are_gone_is_known_to_the_next_life),
 		cmocka_unit_test(without_what_was_noted_nothing_is_claimed),
+		cmocka_unit_test(a_model_that_changed_twice_is_told_over_a_restart),
+		cmocka_unit_test(what_replaces_a_damaged_record_is_written_again),
 		cmocka_unit_test(what_the_disk_has_lost_is_known_to_the_next_life),
 		cmocka_unit_test(a_part_may_be_given_up_for_a_read_that_fails),
 	};

@@ -301,6 +301,30 @@ static void a_new_executor_goes_on_from_the_arena(void **state)
 	world_close(&w);
 }
 
+/* What was computed was summed, was to be summed, or is in the last page: all of it is there. */
+static void nothing_is_computed_again_whenever_the_executor_dies(void **state)
+{
+	(void)state;
+	for (uint64_t n = 1; n < 40; n++) {
+		struct world w;
+		struct turn *a;
+		uint64_t n_computed;
+
+		world_open(&w, 64, 4, 64);
+		a = world_submit(&w, 1, 100, 40);
+		world_run(&w, n);
+		n_computed = w.computer.n_computed;
+		computer_die(&w.computer);
+		world_run_all(&w);
+		world_assert_text(&w, a, 40);
+		assert_int_equal(a->rec->n_recomputed, 0);
+		assert_true(w.computer.n_computed <= 139 + STEP_DEPTH_MAX * 64);
+		assert_true(w.computer.n_computed >= n_computed);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
+}
+
 /* Whatever bit flips, and whenever: it is counted, and computed again. */
 static void a_flipped_bit_is_computed_again(void **state)
 {
@@ -397,6 +421,7 @@ int main(void)
 		cmocka_unit_test(a_page_of_another_uid_is_cleared_before_it_is_used),
 		cmocka_unit_test(a_restarted_broker_finds_what_the_last_one_left),
 		cmocka_unit_test(a_new_executor_goes_on_from_the_arena),
+		cmocka_unit_test(nothing_is_computed_again_whenever_the_executor_dies),
 		cmocka_unit_test(a_flipped_bit_is_computed_again),
 		cmocka_unit_test(the_broker_may_die_at_every_step_of_a_second_turn),
 		cmocka_unit_test(the_executor_may_die_at_every_step_of_a_second_turn),

@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 
@@ -212,6 +213,31 @@ static void memory_of_another_kind_is_refused(void **state)
 	words[16] = 0;
 }
 
+static void expect_refused_bells(const struct ring *ring, int down_fd, int up_fd, const char *text)
+{
+	struct ring ret;
+	struct err err = { 0 };
+
+	assert_int_equal(ring_map(ring->memfd, down_fd, up_fd, &ret, &err), -EBADMSG);
+	assert_string_equal(err.text, text);
+}
+
+static void doorbells_of_another_kind_are_refused(void **state)
+{
+	static const char none[] = "a doorbell of the step ring is no eventfd",
+			  other[] = "a doorbell of the step ring is not the one it was made with";
+	const struct ring *ring = *state;
+	_cleanup_(closep) int memory = memfd_create("bell", MFD_CLOEXEC);
+	_cleanup_(closep) int bell = eventfd(0, EFD_CLOEXEC);
+
+	expect_refused_bells(ring, memory, ring->up_fd, none);
+	expect_refused_bells(ring, ring->down_fd, memory, none);
+	expect_refused_bells(ring, -1, ring->up_fd, none);
+	expect_refused_bells(ring, bell, ring->up_fd, other);
+	expect_refused_bells(ring, ring->down_fd, bell, other);
+	expect_refused_bells(ring, ring->up_fd, ring->down_fd, other);
+}
+
 static void counts_beyond_what_can_be_are_no_steps_and_no_results(void **state)
 {
 	struct ring *ring = *state;
@@ -243,6 +269,8 @@ int main(void)
 			another_process_answers_and_its_death_leaves_the_result, setup, teardown),
 		cmocka_unit_test_setup_teardown(memory_cannot_be_resized, setup, teardown),
 		cmocka_unit_test_setup_teardown(memory_of_another_kind_is_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(doorbells_of_another_kind_are_refused, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(
 			counts_beyond_what_can_be_are_no_steps_and_no_results, setup, teardown),
 	};

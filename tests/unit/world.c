@@ -423,6 +423,7 @@ void world_restart_broker(struct world *w)
 				  manager_get(&w->manager, "ring-down"),
 				  manager_get(&w->manager, "ring-up"), &ring, &err),
 			 0);
+	assert_int_equal(executor_recall(w->executor, manager_get(&w->manager, "exec-ready")), 0);
 	assert_int_equal(executor_adopt(w->executor, control_fd, &ring, &err), 0);
 	computer_ready(&w->computer);
 	while (sd_event_run(w->loop, 0) > 0)
