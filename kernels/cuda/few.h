@@ -10,6 +10,13 @@
 #define FEW_TOKENS 8
 #define FEW_WARPS 8
 #define FEW_THREADS (FEW_WARPS * 32)
+
+/* Blocks that a multiprocessor takes: one where it has no shared memory, or too few registers, for two. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900
+#define FEW_BLOCKS 1
+#else
+#define FEW_BLOCKS 2
+#endif
 #define FEW_FILL 4	 /* vectors of activations that a thread reads at a time */
 #define FEW_SLOTS 8	 /* strips whose sums are kept, at most, until they are added up */
 #define FEW_ACC (16 * 8) /* sums of a warp for a strip: a mma's d */

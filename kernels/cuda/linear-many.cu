@@ -41,7 +41,7 @@ struct many_linear {
 };
 
 template <int KIND, int NT>
-static __global__ void __launch_bounds__(MANY_THREADS, 2) k_linear_many(const struct many_linear g)
+static __global__ void __launch_bounds__(MANY_THREADS, MANY_BLOCKS) k_linear_many(const struct many_linear g)
 {
 	__shared__ uint32_t which[NT * 8];
 	const uint32_t first_row = blockIdx.x * MANY_ROWS, first_token = blockIdx.y * NT * 8;

@@ -9,6 +9,13 @@
 
 #define MANY_WARPS 8
 #define MANY_THREADS (MANY_WARPS * 32)
+
+/* Blocks that a multiprocessor takes: before sm_90 they would have too few registers each. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define MANY_BLOCKS 1
+#else
+#define MANY_BLOCKS 2
+#endif
 #define MANY_ROWS (MANY_WARPS * STRIP_ROWS)
 #define MANY_STAGES 4
 

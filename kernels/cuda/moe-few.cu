@@ -119,7 +119,7 @@ static __device__ __forceinline__ uint32_t routed_share(const struct moe_few &g,
 }
 
 template <int PARTS>
-static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const struct moe_few g)
+static __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS) k_moe_up_few(const struct moe_few g)
 {
 	__shared__ struct active active;
 	const uint32_t n_shared = g.shared_gate ? strips_of(g.shared_dim) : 0;

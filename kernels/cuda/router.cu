@@ -47,7 +47,7 @@ struct logits {
 };
 
 /* A block has one expert, the beginning of whose row it reads before x is there. */
-static __global__ void __launch_bounds__(FEW_THREADS) k_logits_few(const struct logits g)
+static __global__ void __launch_bounds__(FEW_THREADS, 4) k_logits_few(const struct logits g)
 {
 	__shared__ double of_warp[FEW_TOKENS][FEW_THREADS / 32];
 	const uint32_t step = FEW_THREADS * 4, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
