@@ -249,6 +249,7 @@ static void loopp(sd_event **loop)
 /*
  * A core file would hold what people asked. Under systemd the units say so, and
  * a drop-in may say otherwise; by hand nobody does. The executor inherits it.
+ * One byte, for with 0 the kernel still pipes a dump to a handler that core_pattern names.
  */
 static void keep_no_cores(void)
 {
@@ -256,7 +257,7 @@ static void keep_no_cores(void)
 
 	if (getrlimit(RLIMIT_CORE, &limit) < 0)
 		return;
-	limit.rlim_cur = 0;
+	limit.rlim_cur = limit.rlim_max < 1 ? 0 : 1;
 	setrlimit(RLIMIT_CORE, &limit);
 }
 

@@ -330,9 +330,14 @@ int sleep_on_sleep(struct request *q, struct err *err)
 
 int sleep_on_wake(struct request *q, struct err *err)
 {
+	struct power_view view;
 	int r;
 
 	r = server_refuses(q->server, err);
+	if (r < 0)
+		return r;
+	power_look_at(q->server->power, &view);
+	r = view.n_leases > 0 ? check_admin(q, "end the leases of memory that was yielded", err) : 0;
 	return r < 0 ? r : ask(q, &(struct power_wish){ .kind = POWER_WISH_WAKE }, err);
 }
 

@@ -380,6 +380,17 @@ def sleep_and_yield_are_for_administrators():
         d.ctl("yield", "1G", uid=4001, code=77)
         d.ctl("sleep")
         d.ctl("wake", uid=4001)  # as a request would
+        holder = subprocess.Popen(["sleep", "1000"])
+        try:
+            d.ctl("yield", "3M", "--for-pid", holder.pid)
+            d.ctl("wake", uid=4001, code=77)
+            assert "may not end the leases of memory that was yielded" in d.last_stderr, d.last_stderr
+            assert power(d)["leases"] == 1, power(d)
+            d.ctl("wake")
+            assert power(d)["leases"] == 0, power(d)
+        finally:
+            holder.kill()
+            holder.wait()
 
 
 def what_makes_no_sense_is_said_so():
