@@ -41,7 +41,7 @@ def first_seed(d, n):
 
 
 def a_session_goes_on_after_a_restart():
-    with Daemon("air", "ChatTemplate=glm47") as d:
+    with Daemon("air", "ChatTemplate=glm47", "Isa=portable") as d:
         first = ask(d, "talk", "Hello there", 12, "--seed", first_seed(d, 12))
         assert first["session"]["turn"] == 1 and first["session"]["saved"] is True, first
         restart(d)
