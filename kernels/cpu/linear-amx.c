@@ -11,6 +11,7 @@
 
 #define LANES 16
 #include "kernels/cpu/act.h"
+#include "kernels/cpu/scales512.h"
 
 #define PREFETCH 2048
 #define TILE_ROWS 16
@@ -158,14 +159,6 @@ static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t 
 			mul_block_bf16(to, w, strip_bytes, n_groups, x + t, n, 1, 1);
 	}
 	_tile_release();
-}
-
-INLINE __m512 load_scales(const uint8_t *p, const bool f32)
-{
-	if (f32)
-		return _mm512_loadu_ps(p);
-	return _mm512_castsi512_ps(_mm512_slli_epi32(
-		_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 
 /* The codes of a group of a strip as bytes: lines of 4 columns. */

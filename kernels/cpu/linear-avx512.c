@@ -11,6 +11,7 @@
 
 #define LANES 16
 #include "kernels/cpu/act.h"
+#include "kernels/cpu/scales512.h"
 
 #define PREFETCH 2048
 
@@ -112,14 +113,6 @@ INLINE __m512i four_columns(const int8_t *x)
 
 	memcpy(&word, x, 4);
 	return _mm512_set1_epi32(word);
-}
-
-INLINE __m512 load_scales(const uint8_t *p, const bool f32)
-{
-	if (f32)
-		return _mm512_loadu_ps(p);
-	return _mm512_castsi512_ps(_mm512_slli_epi32(
-		_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 
 INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
