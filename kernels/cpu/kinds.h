@@ -31,6 +31,15 @@ typedef void (*act_fn)(uint8_t *row, uint32_t at, uint32_t row_groups, const flo
 typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 		       uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
 
+/*
+ * The same of up to MUL_STRIPS strips of @kind. One token's product waits for memory: two
+ * strips side by side ask it for more, unless the processor reads ahead best where it sees
+ * one run (dev->in_turn); then they go one after the other. The same bits either way.
+ */
+void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, float *out,
+		     const uint8_t *w, uint32_t n_strips, uint32_t cols, const uint8_t *const *x,
+		     uint32_t n_tokens);
+
 /* h[i] = silu(gate[i]) * up[i] for MUL_ROWS elements */
 typedef void (*gate_fn)(float *h, const float *gate, const float *up);
 

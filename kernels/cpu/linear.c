@@ -80,6 +80,18 @@ static void store(const struct linear_job *job, const float *out, uint32_t row, 
 	}
 }
 
+void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, float *out,
+		     const uint8_t *w, uint32_t n_strips, uint32_t cols, const uint8_t *const *x,
+		     uint32_t n_tokens)
+{
+	const uint32_t at_once = n_tokens == 1 && dev->in_turn[kind] ? 1 : n_strips;
+	const size_t bytes = strip_bytes(kind, cols);
+
+	for (uint32_t s = 0; s < n_strips; s += at_once)
+		mul(out + s * STRIP_ROWS, w + s * bytes, bytes, at_once, groups_of(cols), x,
+		    n_tokens);
+}
+
 static void run_chunk(const struct linears *l, const struct linear_job *job, uint32_t chunk)
 {
 	const struct weight *w = job->w;
@@ -94,9 +106,10 @@ static void run_chunk(const struct linears *l, const struct linear_job *job, uin
 		const uint32_t left = l->acts.tokens - token, n = left < most ? left : most;
 
 		for (uint32_t s = from; s < to; s += MUL_STRIPS) {
-			product->mul(out, (const uint8_t *)w->data + s * bytes, bytes,
-				     to - s < MUL_STRIPS ? 1 : MUL_STRIPS, groups_of(w->cols),
-				     l->acts.at[product->act] + token, n);
+			multiply_strips(l->dev, w->kind, product->mul, out,
+					(const uint8_t *)w->data + s * bytes,
+					to - s < MUL_STRIPS ? 1 : MUL_STRIPS, w->cols,
+					l->acts.at[product->act] + token, n);
 			store(job, out, s * STRIP_ROWS, token, n);
 		}
 	}

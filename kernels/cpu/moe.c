@@ -44,17 +44,17 @@ static uint32_t pairs_of(uint32_t rows)
 }
 
 /* Rows 32 * pair … of @w times n activation rows; an odd last strip leaves zeros behind it. */
-static void multiply_pair(mul_fn mul, float *out, const struct weight *w, uint32_t pair,
-			  const uint8_t *const *x, uint32_t n)
+static void multiply_pair(const struct moe *m, mul_fn mul, float *out, const struct weight *w,
+			  uint32_t pair, const uint8_t *const *x, uint32_t n)
 {
-	const size_t bytes = strip_bytes(w->kind, w->cols);
 	const uint32_t strip = pair * MUL_STRIPS;
 	const bool whole = strip + MUL_STRIPS <= strips_of(w->rows);
 
 	if (!whole)
 		memset(out, 0, n * MUL_ROWS * sizeof(*out));
-	mul(out, (const uint8_t *)w->data + strip * bytes, bytes, whole ? MUL_STRIPS : 1,
-	    groups_of(w->cols), x, n);
+	multiply_strips(m->dev, w->kind, mul, out,
+			(const uint8_t *)w->data + strip * strip_bytes(w->kind, w->cols),
+			whole ? MUL_STRIPS : 1, w->cols, x, n);
 }
 
 static void run_up_pair(const struct moe *m, uint32_t part, uint32_t pair)
@@ -70,8 +70,8 @@ static void run_up_pair(const struct moe *m, uint32_t part, uint32_t pair)
 	for (uint32_t a = 0; a < p->n; a += most) {
 		const uint32_t n = p->n - a < most ? p->n - a : most;
 
-		multiply_pair(by_gate->mul, gate, p->gate, pair, h->x[by_gate->act] + a, n);
-		multiply_pair(by_up->mul, up, p->up, pair, h->x[by_up->act] + a, n);
+		multiply_pair(m, by_gate->mul, gate, p->gate, pair, h->x[by_gate->act] + a, n);
+		multiply_pair(m, by_up->mul, up, p->up, pair, h->x[by_up->act] + a, n);
 		for (uint32_t i = 0; i < n; i++) {
 			float *row = gate + i * MUL_ROWS;
 
@@ -118,7 +118,7 @@ static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *s
 	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
 		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
 
-		multiply_pair(mul, out, p->down, pair, m->hidden[part].at + a, n);
+		multiply_pair(m, mul, out, p->down, pair, m->hidden[part].at + a, n);
 		for (uint32_t i = 0; i < n; i++) {
 			const float weight = p->weights ? p->weights[a + i] : 1;
 			float *sum = sums + (size_t)p->tokens[a + i] * MUL_ROWS;
