@@ -6,17 +6,42 @@
 /*
  * The KV cache: pages of [layer][K|V][kv_heads][page_tokens][head_dim], K after
  * norm and rotation, V as projected. Page p begins at base + p * kv_page_bytes().
+ *
+ * Of several ranks each has some of the heads: kv_heads of the page_heads that
+ * a page has, and base is that of its first head in page 0.
  */
 struct kv_cache {
 	void *base;
 	enum dtype type; /* BF16 or F32 */
 	uint32_t n_pages, page_tokens, layers, kv_heads, head_dim;
+	uint32_t page_heads; /* 0: kv_heads */
 };
+
+static inline uint32_t kv_page_heads(const struct kv_cache *kv)
+{
+	return kv->page_heads ? kv->page_heads : kv->kv_heads;
+}
+
+/* Bytes of one head of one layer's K or V in a page: what lies between a head and the next. */
+static inline size_t kv_head_bytes(const struct kv_cache *kv)
+{
+	return (size_t)kv->page_tokens * kv->head_dim * dtype_bytes(kv->type);
+}
 
 static inline size_t kv_page_bytes(const struct kv_cache *kv)
 {
-	return (size_t)kv->layers * 2 * kv->kv_heads * kv->page_tokens * kv->head_dim *
-	       dtype_bytes(kv->type);
+	return (size_t)kv->layers * 2 * kv_page_heads(kv) * kv_head_bytes(kv);
+}
+
+/* The same pages, of which only @n heads from @first on are there. */
+static inline struct kv_cache kv_heads_of(const struct kv_cache *kv, uint32_t first, uint32_t n)
+{
+	struct kv_cache some = *kv;
+
+	some.base = (char *)kv->base + first * kv_head_bytes(kv);
+	some.page_heads = kv_page_heads(kv);
+	some.kv_heads = n;
+	return some;
 }
 
 /* One slot's rows in a batch: tokens first .. first + n_tokens of the batch are at positions at, at + 1, … */

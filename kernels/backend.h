@@ -51,6 +51,16 @@ struct stream;
  * that can be used, -ENOMEM, -EAGAIN; dev_why() says it in words.
  */
 int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret);
+/*
+ * The same for rank @rank of @n_ranks, which share this machine: with threads
+ * of its own on its part of the NUMA nodes, or on one node beside other ranks
+ * where there are fewer. @n_threads are its own; 0: its share, at least one.
+ * Each rank is opened and used by a thread of its own; they are closed when none
+ * computes, rank 0 last and by its own thread. -ENOTSUP also if several ranks
+ * cannot compute with @isa.
+ */
+int dev_open_rank(enum isa isa, uint32_t n_threads, uint32_t rank, uint32_t n_ranks,
+		  struct dev **ret);
 struct dev *dev_close(struct dev *dev);
 enum isa dev_isa(const struct dev *dev);
 /* Why the last dev_open() of this thread failed: "this processor cannot", "no CUDA-capable device is detected". */
@@ -133,6 +143,8 @@ struct replay *replay_free(struct replay *replay);
 /* y[i,:] = x[rows[i],:];  x, y F32 [1, …, dim], must not overlap; rows rising. 0 or -EINVAL. */
 int op_gather(struct stream *st, const struct tensor *y, const struct tensor *x,
 	      const uint32_t *rows);
+/* y = 0;  y F32. 0 or -EINVAL. */
+int op_clear(struct stream *st, const struct tensor *y);
 
 /*
  * Calls @run(userdata, thread, n_threads) once for each thread number, on all

@@ -70,12 +70,19 @@ int op_mlp(struct stream *st, const struct tensor *y, const struct tensor *x,
 	   const struct weight *gate, const struct weight *up, const struct weight *down);
 
 /*
- * y[t,:] = row ids[t] of the packed matrix @table [vocab, dim], exact.
+ * y[t,:] = row ids[t] of a packed matrix [vocab, dim], exact, of which @table is
+ * the rows from @first on; zeros where it has not that row.
  *
  * y	F32 [1, tokens, dim];  ids	tokens ids, each below vocab (-EINVAL otherwise)
  */
-int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
-	     const uint32_t *ids);
+int op_embed_part(struct stream *st, const struct tensor *y, const struct weight *table,
+		  uint32_t first, uint32_t vocab, const uint32_t *ids);
+/* The same where @table is all of it. */
+static inline int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
+			   const uint32_t *ids)
+{
+	return op_embed_part(st, y, table, 0, table->rows, ids);
+}
 
 /* The same in double, on one thread, from what the checkpoint holds. Return 0 or -EINVAL. */
 int ref_linear(double *y, const struct weight_source *w, const double *bias, const double *x,

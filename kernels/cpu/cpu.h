@@ -33,8 +33,11 @@ struct stream {
 	size_t scratch_bytes;
 };
 
-/* Starts n_threads - 1 workers (0: see topology.h) and sets the calling thread up as the first. */
-int pool_new(uint32_t n_threads, struct pool **ret);
+/*
+ * Starts n_threads - 1 workers (0: see topology.h) on the part of the nodes that is rank
+ * @rank's of @n_ranks, and sets the calling thread up as the first.
+ */
+int pool_new(uint32_t n_threads, uint32_t rank, uint32_t n_ranks, struct pool **ret);
 struct pool *pool_free(struct pool *pool);
 uint32_t pool_threads(const struct pool *pool);
 const struct topology *pool_topology(const struct pool *pool);

@@ -40,6 +40,12 @@ static void choose_order(struct dev *dev)
 
 int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret)
 {
+	return dev_open_rank(isa, n_threads, 0, 1, ret);
+}
+
+int dev_open_rank(enum isa isa, uint32_t n_threads, uint32_t rank, uint32_t n_ranks,
+		  struct dev **ret)
+{
 	struct dev *dev;
 	int r;
 
@@ -48,7 +54,7 @@ int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret)
 	dev = calloc(1, sizeof(*dev));
 	if (!dev)
 		return -ENOMEM;
-	r = pool_new(n_threads, &dev->pool);
+	r = pool_new(n_threads, rank, n_ranks, &dev->pool);
 	if (r < 0) {
 		free(dev);
 		return r;

@@ -10,7 +10,7 @@ bool kv_covers(const struct kv_cache *kv, uint32_t layer, const struct seq *seqs
 		return false;
 	if (kv->page_tokens == 0 || kv->head_dim == 0 || kv->head_dim > KV_HEAD_DIM_MAX)
 		return false;
-	if (layer >= kv->layers || kv->kv_heads == 0)
+	if (layer >= kv->layers || kv->kv_heads == 0 || kv->kv_heads > kv_page_heads(kv))
 		return false;
 
 	for (uint32_t i = 0; i < n_seqs; i++) {

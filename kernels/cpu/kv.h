@@ -11,10 +11,9 @@ enum kv_part { KV_K, KV_V };
 static inline void *kv_rows(const struct kv_cache *kv, uint32_t page, uint32_t layer,
 			    enum kv_part part, uint32_t kv_head)
 {
-	const size_t head = ((size_t)layer * 2 + part) * kv->kv_heads + kv_head;
+	const size_t head = ((size_t)layer * 2 + part) * kv_page_heads(kv) + kv_head;
 
-	return (uint8_t *)kv->base + page * kv_page_bytes(kv) +
-	       head * kv->page_tokens * kv->head_dim * dtype_bytes(kv->type);
+	return (uint8_t *)kv->base + page * kv_page_bytes(kv) + head * kv_head_bytes(kv);
 }
 
 static inline void *kv_row(const struct kv_cache *kv, const struct seq *seq, uint32_t layer,

@@ -1,5 +1,6 @@
 /* op_linears() and op_embed(): checks, activations, and the cutting of matrices among threads. */
 #include <errno.h>
+#include <string.h>
 
 #include "kernels/cpu/acts.h"
 #include "kernels/cpu/exact.h"
@@ -173,8 +174,8 @@ int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs
 	return 0;
 }
 
-int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
-	     const uint32_t *ids)
+int op_embed_part(struct stream *st, const struct tensor *y, const struct weight *table,
+		  uint32_t first, uint32_t vocab, const uint32_t *ids)
 {
 	const uint32_t tokens = y->shape[1];
 
@@ -186,9 +187,15 @@ int op_embed(struct stream *st, const struct tensor *y, const struct weight *tab
 	if (!y->data || !weight_is_whole(table, table->rows, y->shape[2]))
 		return -EINVAL;
 	for (uint32_t t = 0; t < tokens; t++)
-		if (ids[t] >= table->rows)
+		if (ids[t] >= vocab)
 			return -EINVAL;
-	for (uint32_t t = 0; t < tokens; t++)
-		unpack_row_f32((float *)y->data + (size_t)t * y->shape[2], table, ids[t]);
+	for (uint32_t t = 0; t < tokens; t++) {
+		float *row = (float *)y->data + (size_t)t * y->shape[2];
+
+		if (ids[t] - first < table->rows) /* an id below wraps, and is not there either */
+			unpack_row_f32(row, table, ids[t] - first);
+		else
+			memset(row, 0, y->shape[2] * sizeof(*row));
+	}
 	return 0;
 }

@@ -71,7 +71,7 @@ void weight_touch(const struct dev *dev, const struct weight *part, uint32_t fir
 	const size_t bytes = strip_bytes(part->kind, part->cols);
 	const uintptr_t from = (uintptr_t)part->data, to = from + strips_of(part->rows) * bytes;
 
-	if (t->n_nodes == 1 || from == to)
+	if ((t->n_nodes == 1 && !t->is_part) || from == to)
 		return; /* the packing touches it */
 	for (uintptr_t page = from & ~(HUGE_PAGE - 1); page < to; page += HUGE_PAGE) {
 		const uintptr_t middle = page + HUGE_PAGE / 2;

@@ -5,26 +5,18 @@
  * longer than the run takes, and then the caller does its share.
  */
 #include <errno.h>
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/topology.h"
+#include "kernels/wait.h"
 
-#define SPIN_NS 20000
 #define BRIEF_SPINS 64
-#define THREADS_MAX 1024
+#define THREADS_MAX WAIT_SLEEPERS_MAX
 
 /* Each word that one side spins on has a cache line of its own. */
 struct pool {
@@ -48,13 +40,6 @@ struct pool {
 	} workers[];
 };
 
-static void relax(void)
-{
-#if defined(__x86_64__)
-	_mm_pause();
-#endif
-}
-
 /* Random bf16 weights hold denormals, and those cost a hundred cycles each. */
 static uint32_t flush_denormals(void)
 {
@@ -77,58 +62,15 @@ static void restore_denormals(uint32_t csr)
 #endif
 }
 
-static void futex_wait(_Atomic uint32_t *word, uint32_t value)
-{
-	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
-}
-
-static void futex_wake_all(_Atomic uint32_t *word)
-{
-	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, THREADS_MAX, NULL, NULL, 0);
-}
-
-static int64_t now_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
-/* Spins while *word is @value, for SPIN_NS at most. Returns whether it changed. */
-static bool spin_while(const _Atomic uint32_t *word, uint32_t value)
-{
-	const int64_t until = now_ns() + SPIN_NS;
-
-	do {
-		for (int i = 0; i < 32; i++) {
-			if (atomic_load_explicit(word, memory_order_acquire) != value)
-				return true;
-			relax();
-		}
-	} while (now_ns() < until);
-	return false;
-}
-
 /* Spins until *word is @value, for about a microsecond. */
 static bool spin_briefly(const _Atomic uint32_t *word, uint32_t value)
 {
 	for (int i = 0; i < BRIEF_SPINS; i++) {
 		if (atomic_load_explicit(word, memory_order_acquire) == value)
 			return true;
-		relax();
+		wait_relax();
 	}
 	return false;
-}
-
-static void wait_for_epoch(struct pool *pool, uint32_t seen)
-{
-	if (spin_while(&pool->epoch, seen))
-		return;
-	atomic_fetch_add(&pool->sleepers, 1);
-	while (atomic_load(&pool->epoch) == seen)
-		futex_wait(&pool->epoch, seen);
-	atomic_fetch_sub(&pool->sleepers, 1);
 }
 
 /*
@@ -152,7 +94,7 @@ static void *work(void *userdata)
 
 	flush_denormals();
 	for (;;) {
-		wait_for_epoch(pool, seen);
+		wait_while(&pool->epoch, seen, &pool->sleepers);
 		seen = atomic_load(&pool->epoch);
 		if (atomic_load(&pool->leaving))
 			return NULL;
@@ -160,7 +102,7 @@ static void *work(void *userdata)
 			continue;
 		pool->run(pool->userdata, w->index, pool->n_threads);
 		if (atomic_fetch_sub(&pool->pending, 1) == 1 && atomic_load(&pool->caller_sleeps))
-			futex_wake_all(&pool->pending);
+			wait_wake(&pool->pending);
 	}
 }
 
@@ -168,7 +110,7 @@ static void start_epoch(struct pool *pool)
 {
 	atomic_fetch_add(&pool->epoch, 1);
 	if (atomic_load(&pool->sleepers))
-		futex_wake_all(&pool->epoch);
+		wait_wake(&pool->epoch);
 }
 
 /* Whoever has not begun by now has no CPU: what it would do is done here. */
@@ -192,12 +134,12 @@ static void wait_for_workers(struct pool *pool)
 		return;
 	work_for_absent(pool);
 	while ((left = atomic_load_explicit(&pool->pending, memory_order_acquire))) {
-		if (spin_while(&pool->pending, left))
+		if (wait_spin(&pool->pending, left))
 			continue;
 		atomic_store(&pool->caller_sleeps, 1);
 		left = atomic_load(&pool->pending);
 		if (left)
-			futex_wait(&pool->pending, left);
+			wait_sleep(&pool->pending, left);
 		atomic_store(&pool->caller_sleeps, 0);
 	}
 }
@@ -242,7 +184,7 @@ static int start_worker(struct pool *pool, uint32_t index)
 	return 0;
 }
 
-int pool_new(uint32_t n_threads, struct pool **ret)
+int pool_new(uint32_t n_threads, uint32_t rank, uint32_t n_ranks, struct pool **ret)
 {
 	struct topology topology;
 	struct pool *pool;
@@ -255,7 +197,10 @@ int pool_new(uint32_t n_threads, struct pool **ret)
 		return -errno;
 	topology_read(&cpus, &topology);
 	if (!n_threads)
-		n_threads = topology_threads(&topology);
+		n_threads = topology_threads(&topology) / n_ranks;
+	if (!n_threads)
+		n_threads = 1;
+	topology_take_part(&topology, rank, n_ranks);
 
 	pool = aligned_alloc(64, sizeof(*pool) + n_threads * sizeof(struct worker));
 	if (!pool)

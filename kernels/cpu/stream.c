@@ -112,3 +112,13 @@ int op_gather(struct stream *st, const struct tensor *y, const struct tensor *x,
 		       dim * sizeof(float));
 	return 0;
 }
+
+int op_clear(struct stream *st, const struct tensor *y)
+{
+	(void)st;
+	if (y->type != DT_F32)
+		return -EINVAL;
+	if (tensor_elements(y) > 0)
+		memset(y->data, 0, tensor_elements(y) * sizeof(float));
+	return 0;
+}

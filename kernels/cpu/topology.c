@@ -1,7 +1,6 @@
 /* Reading the lists of sysfs, such as 0-3,8-11. */
 #include "kernels/cpu/topology.h"
 
-#include <stdbool.h>
 #include <stdio.h>
 
 const char *topology_sysfs = "/sys/devices/system";
@@ -98,6 +97,22 @@ void topology_read(const cpu_set_t *cpus, struct topology *ret)
 uint32_t topology_threads(const struct topology *t)
 {
 	return t->n_cores > 2 ? t->n_cores - 1 : t->n_cores;
+}
+
+void topology_take_part(struct topology *t, uint32_t rank, uint32_t n_ranks)
+{
+	const uint32_t from = t->n_nodes * rank / n_ranks, end = t->n_nodes * (rank + 1) / n_ranks;
+	const uint32_t n = end > from ? end - from : 1;
+
+	if (n == t->n_nodes)
+		return;
+	t->is_part = true;
+	t->n_cores = 0;
+	t->n_nodes = n;
+	for (uint32_t i = 0; i < n; i++) {
+		t->nodes[i] = t->nodes[from + i];
+		t->n_cores += t->nodes[i].n_cores;
+	}
 }
 
 uint32_t topology_node_of(const struct topology *t, uint32_t thread, uint32_t n_threads)

@@ -102,9 +102,20 @@ static int open_device(struct dev *dev)
 
 int dev_open(enum isa isa, uint32_t n_threads, struct dev **ret)
 {
+	return dev_open_rank(isa, n_threads, 0, 1, ret);
+}
+
+int dev_open_rank(enum isa isa, uint32_t n_threads, uint32_t rank, uint32_t n_ranks,
+		  struct dev **ret)
+{
 	struct dev *dev;
 	int r;
 
+	(void)rank;
+	if (n_ranks > 1) {
+		why = "ranks are of CPUs; with GPUs there is one";
+		return -ENOTSUP;
+	}
 	if (isa != ISA_CUDA) {
 		why = "this executor computes on GPUs alone";
 		return -ENOTSUP;

@@ -16,7 +16,7 @@ static inline struct layer_kv layer_kv_of(const struct kv_cache *kv, uint32_t la
 	struct layer_kv l;
 
 	l.head = kv->page_tokens * kv->head_dim;
-	l.part = (size_t)kv->kv_heads * l.head;
+	l.part = (size_t)kv_page_heads(kv) * l.head;
 	l.page = kv_page_bytes(kv) / sizeof(uint16_t);
 	l.base = (uint16_t *)kv->base + 2 * l.part * layer;
 	l.page_tokens = kv->page_tokens;

@@ -195,19 +195,23 @@ static __device__ float value_at(const char *w, int kind, uint32_t row, uint32_t
 
 #define EMBED_THREADS 256
 
+/* An id below @first wraps, and is not there either. */
 static __global__ void k_embed(float *y, const char *table, int kind, const uint32_t *ids,
-			       uint32_t cols)
+			       uint32_t first, uint32_t rows, uint32_t cols)
 {
 	const uint32_t c = blockIdx.x * EMBED_THREADS + threadIdx.x;
+	uint32_t row;
 
 	pdl_release();
 	pdl_wait();
-	if (c < cols)
-		y[(size_t)blockIdx.y * cols + c] = value_at(table, kind, ids[blockIdx.y], c, cols);
+	if (c >= cols)
+		return;
+	row = ids[blockIdx.y] - first;
+	y[(size_t)blockIdx.y * cols + c] = row < rows ? value_at(table, kind, row, c, cols) : 0;
 }
 
-int op_embed(struct stream *st, const struct tensor *y, const struct weight *table,
-	     const uint32_t *ids)
+int op_embed_part(struct stream *st, const struct tensor *y, const struct weight *table,
+		  uint32_t first, uint32_t vocab, const uint32_t *ids)
 {
 	const uint32_t tokens = y->shape[1], cols = y->shape[2];
 	const uint32_t *on_device;
@@ -220,12 +224,12 @@ int op_embed(struct stream *st, const struct tensor *y, const struct weight *tab
 	if (!y->data || !weight_is_whole(table, table->rows, cols))
 		return -EINVAL;
 	for (uint32_t t = 0; t < tokens; t++)
-		if (ids[t] >= table->rows)
+		if (ids[t] >= vocab)
 			return -EINVAL;
 	r = stage_ids(st, ids, tokens, &on_device);
 	if (r < 0)
 		return r;
 	return launch(st, LAUNCH_PDL, k_embed, dim3(ceil_div(cols, EMBED_THREADS), tokens),
 		      EMBED_THREADS, 0, (float *)y->data, (const char *)table->data,
-		      (int)table->kind, on_device, cols);
+		      (int)table->kind, on_device, first, table->rows, cols);
 }

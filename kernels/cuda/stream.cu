@@ -164,3 +164,24 @@ int op_gather(struct stream *st, const struct tensor *y, const struct tensor *x,
 	return launch(st, LAUNCH_PLAIN, k_gather, dim3(n), dim3(GATHER_THREADS), 0,
 		      (float *)y->data, (const float *)x->data, on_device, dim);
 }
+
+static __global__ void k_clear(float *y, size_t n)
+{
+	const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+
+	if (i < n)
+		y[i] = 0;
+}
+
+int op_clear(struct stream *st, const struct tensor *y)
+{
+	const size_t n = tensor_elements(y);
+
+	if (y->type != DT_F32)
+		return -EINVAL;
+	if (n == 0)
+		return 0;
+	return launch(st, LAUNCH_PLAIN, k_clear,
+		      dim3((uint32_t)((n + GATHER_THREADS - 1) / GATHER_THREADS)),
+		      dim3(GATHER_THREADS), 0, (float *)y->data, n);
+}

@@ -194,6 +194,19 @@ static void embedding_is_exact_and_refuses_ids_beyond_the_table(void **state)
 			ids[1] = 21;
 			assert_int_equal(op_embed(rig.st, &ty, &m.packed, ids), -EINVAL);
 			ids[1] = 0;
+			/* rows 5 … 25 of a table of 26: the others are zeros */
+			assert_int_equal(op_embed_part(rig.st, &ty, &m.packed, 5, 26, ids), 0);
+			got = y.read<float>(rig.st);
+			for (uint32_t i = 0; i < 4 * cols; i++) {
+				const uint32_t id = ids[i / cols];
+
+				assert_true(got[i] ==
+					    (id < 5 ? 0 : (float)m.values[(id - 5) * cols + i % cols]));
+			}
+			assert_int_equal(op_clear(rig.st, &ty), 0);
+			got = y.read<float>(rig.st);
+			for (uint32_t i = 0; i < 4 * cols; i++)
+				assert_true(got[i] == 0);
 		}
 }
 

@@ -329,6 +329,38 @@ static void the_lowest_nibble_is_the_first_column_and_code_0_is_minus_8(void **s
 	}
 }
 
+static void a_part_of_a_table_has_its_rows_and_zeros_for_others(void **state)
+{
+	const struct form form = { DT_BF16, DT_NONE, 0 };
+	const uint32_t ids[] = { 99, 100, 120, 121, 7, 139 };
+	float y[6 * 40], want[40];
+	const struct tensor ty = batch(y, 6, 40), one = batch(want, 1, 40);
+	struct stream *st;
+	struct dev *dev = open_dev(ISA_PORTABLE, 1, &st);
+	struct matrix m = matrix_new(dev, &form, 21, 40);
+
+	(void)state;
+	assert_int_equal(op_repack(dev, &m.packed, &m.src, NULL), 0);
+	memset(y, 0xff, sizeof(y));
+	assert_int_equal(op_embed_part(st, &ty, &m.packed, 100, 140, ids), 0);
+	for (uint32_t i = 0; i < 6; i++) {
+		const uint32_t row = ids[i] - 100;
+
+		memset(want, 0, sizeof(want));
+		if (ids[i] >= 100 && ids[i] < 121)
+			assert_int_equal(op_embed(st, &one, &m.packed, &row), 0);
+		assert_memory_equal(y + i * 40, want, sizeof(want));
+	}
+	assert_int_equal(op_embed_part(st, &ty, &m.packed, 100, 139, ids), -EINVAL);
+
+	assert_int_equal(op_clear(st, &one), 0);
+	for (uint32_t i = 0; i < 40; i++)
+		assert_true(want[i] == 0);
+	matrix_free(&m);
+	st_close(st);
+	dev_close(dev);
+}
+
 static void scales_that_are_no_scales_are_named(void **state)
 {
 	static const struct {
@@ -452,6 +484,7 @@ int main(void)
 		cmocka_unit_test(bias_is_added_and_add_keeps_what_was_there),
 		cmocka_unit_test(several_jobs_of_several_kinds_share_one_input),
 		cmocka_unit_test(the_lowest_nibble_is_the_first_column_and_code_0_is_minus_8),
+		cmocka_unit_test(a_part_of_a_table_has_its_rows_and_zeros_for_others),
 		cmocka_unit_test(scales_that_are_no_scales_are_named),
 		cmocka_unit_test(kinds_are_told_from_types_and_groups),
 		cmocka_unit_test(embedding_is_exact_and_refuses_ids_beyond_the_table),

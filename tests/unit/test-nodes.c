@@ -125,15 +125,12 @@ static void every_unit_is_taken_once(void **state)
 }
 
 /* All of a part has memory behind it, and nothing beside it was written. */
-static void memory_is_touched_where_a_part_is_and_nowhere_else(void **state)
+static void expect_touched_alone(struct dev *dev)
 {
 	const size_t strip = 64 * 1024, huge = 2 << 20; /* 1024 columns of F32 */
 	unsigned char resident[2 * 512];
-	struct dev *dev;
 	char *at;
 
-	(void)state;
-	assert_int_equal(dev_open(ISA_PORTABLE, 4, &dev), 0);
 	at = dev_reserve(dev, 2 * huge);
 	assert_int_equal(dev_back(dev, at, 2 * huge), 0);
 	madvise(at, 2 * huge, MADV_NOHUGEPAGE);
@@ -143,7 +140,32 @@ static void memory_is_touched_where_a_part_is_and_nowhere_else(void **state)
 	assert_int_equal(mincore(at, 2 * huge, resident), 0);
 	for (size_t i = 0; i < 1024; i++)
 		assert_int_equal(resident[i] & 1, i >= 10 * 16 - 1 && i <= 50 * 16);
+}
+
+static void memory_is_touched_where_a_part_is_and_nowhere_else(void **state)
+{
+	struct dev *dev;
+
+	(void)state;
+	assert_int_equal(dev_open(ISA_PORTABLE, 4, &dev), 0);
+	expect_touched_alone(dev);
 	dev_close(dev);
+}
+
+/* The threads that pack may be anywhere: a rank's memory is its node's all the same. */
+static void a_rank_has_the_threads_and_the_memory_of_its_node(void **state)
+{
+	struct dev *dev;
+
+	(void)state;
+	for (uint32_t rank = 0; rank < 2; rank++) {
+		assert_int_equal(dev_open_rank(ISA_PORTABLE, 3, rank, 2, &dev), 0);
+		assert_int_equal(dev_threads(dev), 3);
+		assert_int_equal(pool_topology(dev->pool)->n_nodes, 1);
+		assert_int_equal(pool_topology(dev->pool)->nodes[0].id, rank);
+		expect_touched_alone(dev);
+		dev_close(dev);
+	}
 }
 
 int main(void)
@@ -154,6 +176,7 @@ int main(void)
 		cmocka_unit_test(a_node_takes_its_own_first_then_the_others),
 		cmocka_unit_test(every_unit_is_taken_once),
 		cmocka_unit_test(memory_is_touched_where_a_part_is_and_nowhere_else),
+		cmocka_unit_test(a_rank_has_the_threads_and_the_memory_of_its_node),
 	};
 
 	return cmocka_run_group_tests(tests, make_nodes, remove_nodes);

@@ -192,6 +192,50 @@ static void one_core_is_left_where_there_are_more_than_two(void **state)
 				 threads[n - 1]);
 }
 
+/* Nodes with so many cores as their number, and ids of their own. */
+static struct topology made_up(uint32_t n_nodes)
+{
+	struct topology t = { .n_nodes = n_nodes };
+
+	for (uint32_t i = 0; i < n_nodes; i++) {
+		t.nodes[i].id = 10 + i;
+		t.nodes[i].n_cores = 1 + i;
+		t.n_cores += 1 + i;
+	}
+	return t;
+}
+
+static void ranks_have_nodes_of_their_own_or_share_one(void **state)
+{
+	static const struct {
+		uint32_t n_nodes, n_ranks, rank, first, n, cores;
+	} cases[] = {
+		{ 2, 2, 0, 0, 1, 1 }, { 2, 2, 1, 1, 1, 2 }, { 4, 2, 0, 0, 2, 3 },
+		{ 4, 2, 1, 2, 2, 7 }, { 3, 2, 0, 0, 1, 1 }, { 3, 2, 1, 1, 2, 5 },
+		{ 2, 4, 0, 0, 1, 1 }, { 2, 4, 1, 0, 1, 1 }, { 2, 4, 2, 1, 1, 2 },
+		{ 2, 4, 3, 1, 1, 2 }, { 3, 8, 7, 2, 1, 3 },
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		struct topology t = made_up(cases[i].n_nodes);
+
+		topology_take_part(&t, cases[i].rank, cases[i].n_ranks);
+		assert_true(t.is_part);
+		assert_int_equal(t.n_nodes, cases[i].n);
+		assert_int_equal(t.n_cores, cases[i].cores);
+		assert_int_equal(t.nodes[0].id, 10 + cases[i].first);
+		assert_int_equal(t.nodes[t.n_nodes - 1].id, 10 + cases[i].first + cases[i].n - 1);
+	}
+	for (uint32_t n_ranks = 1; n_ranks <= 8; n_ranks++) {
+		struct topology t = made_up(1);
+
+		topology_take_part(&t, n_ranks - 1, n_ranks);
+		assert_false(t.is_part);
+		assert_int_equal(t.n_nodes, 1);
+	}
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -201,6 +245,7 @@ int main(void)
 		cmocka_unit_test(more_nodes_than_are_known_are_one),
 		cmocka_unit_test(threads_are_dealt_by_cores),
 		cmocka_unit_test(one_core_is_left_where_there_are_more_than_two),
+		cmocka_unit_test(ranks_have_nodes_of_their_own_or_share_one),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
