@@ -187,7 +187,9 @@ int air_new(struct dev *dev, struct stream *st, uint32_t layers, struct weights 
 	*ret = (struct weights){ .config = air, .dev = dev };
 	ret->config.layers = layers;
 	bytes = air_bytes(dev, layers);
-	r = make_layers(ret);
+	r = share_make(&ret->config, 0, 1, "ranks", &ret->share, NULL);
+	if (r == 0)
+		r = make_layers(ret);
 	for (int i = 0; r == 0 && i < TEMPLATES; i++) {
 		r = make_template(&m, &m.templates[0][i], air.moe_ffn_dim, air.dim);
 		if (r == 0)

@@ -29,7 +29,8 @@ struct run {
 struct loader {
 	const struct load_plan *plan;
 	const struct checkpoint *c;
-	struct dev *dev;
+	struct weights *const *ranks;
+	uint32_t n_ranks;
 	struct fingerprint *fingerprint;
 	struct direct *files; /* [c->n_files] */
 	struct run *runs;
@@ -57,7 +58,7 @@ int load_plan_add(struct load_plan *plan, struct piece p)
 		plan->pieces = more;
 		plan->room = room;
 	}
-	plan->total_bytes += p.bytes;
+	plan->total_bytes += p.repeats ? 0 : p.bytes;
 	plan->pieces[plan->n_pieces++] = p;
 	return 0;
 }
@@ -98,7 +99,7 @@ static int make_runs(struct loader *l)
 	for (size_t i = 0; i < l->plan->n_pieces; i++) {
 		const struct extent e = piece_extent(&pieces[i]);
 
-		l->piece_bytes = MAX(l->piece_bytes, pieces[i].bytes);
+		l->piece_bytes = MAX(l->piece_bytes, piece_room(&pieces[i]));
 		if (run && goes_on(&run->extent, &e)) {
 			run->extent.to = MAX(run->extent.to, e.to);
 			run->n++;
@@ -133,7 +134,7 @@ static void fail(struct loader *l, size_t piece, int r, const struct err *err)
 }
 
 /* What cannot be read here is read again, alone, by the piece that misses it, and named there. */
-static int load_run(struct loader *l, const struct run *run, void *room, void *piece_room,
+static int load_run(struct loader *l, const struct run *run, void *room, void *room_of_piece,
 		    size_t *ret_piece, struct err *err)
 {
 	struct window have = { .file = run->extent.file, .at = run->extent.from };
@@ -148,10 +149,10 @@ static int load_run(struct loader *l, const struct run *run, void *room, void *p
 		const struct piece *p = &l->plan->pieces[i];
 
 		*ret_piece = i;
-		r = piece_load(p, l->dev, &have, piece_room, l->fingerprint, err);
+		r = piece_load(p, &have, room_of_piece, l->fingerprint, err);
 		if (r < 0)
 			return r;
-		l->done_bytes += p->bytes;
+		l->done_bytes += p->repeats ? 0 : p->bytes;
 	}
 	return 0;
 }
@@ -195,8 +196,9 @@ static void load_runs(struct loader *l, weights_progress_fn progress)
 static void *help(void *userdata)
 {
 	struct loader *l = userdata;
+	const uint32_t i = atomic_fetch_add(&l->n_helpers, 1) + 1;
 
-	dev_settle(l->dev, atomic_fetch_add(&l->n_helpers, 1) + 1);
+	dev_settle(l->ranks[i % l->n_ranks]->dev, i / l->n_ranks);
 	load_runs(l, NULL);
 	return NULL;
 }
@@ -204,11 +206,12 @@ static void *help(void *userdata)
 /* This thread does what no other could be started for. */
 static void run_threads(struct loader *l)
 {
-	const size_t most = MIN(dev_threads(l->dev) + READERS, THREADS_MAX);
-	const size_t n = MIN(most, l->n_runs);
+	size_t n = READERS, started = 1;
 	pthread_t threads[THREADS_MAX];
-	size_t started = 1;
 
+	for (uint32_t i = 0; i < l->n_ranks; i++)
+		n += dev_threads(l->ranks[i]->dev);
+	n = MIN(MIN(n, THREADS_MAX), l->n_runs);
 	while (started < n && pthread_create(&threads[started], NULL, help, l) == 0)
 		started++;
 	load_runs(l, l->progress);
@@ -216,13 +219,14 @@ static void run_threads(struct loader *l)
 		pthread_join(threads[--started], NULL);
 }
 
-int load_plan_run(struct load_plan *plan, const struct checkpoint *c, struct dev *dev,
+int load_plan_run(struct load_plan *plan, const struct checkpoint *c, struct weights *const *ranks,
 		  struct fingerprint *fingerprint, weights_progress_fn progress, void *userdata,
 		  struct err *err)
 {
 	struct loader l = { .plan = plan,
 			    .c = c,
-			    .dev = dev,
+			    .ranks = ranks,
+			    .n_ranks = ranks[0]->share.n_ranks,
 			    .fingerprint = fingerprint,
 			    .progress = progress,
 			    .userdata = userdata,

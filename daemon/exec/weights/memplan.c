@@ -82,8 +82,6 @@ struct count {
 	int error; /* of the first tensor that cannot be divided or packed */
 };
 
-enum split { WHOLE, BY_ROWS, BY_COLS, BY_VOCAB };
-
 static enum weight_kind kind_of(const struct ck_linear *w)
 {
 	struct weight_source src = { .rows = w->rows, .cols = w->cols, .group = w->group };
@@ -134,21 +132,18 @@ static void matrix(struct count *c, enum memplan_part part, const struct ck_line
 		   uint32_t times)
 {
 	const enum weight_kind kind = w ? kind_of(w) : assumed;
-	const bool int4 = kind == WEIGHT_INT4 || kind == WEIGHT_INT4_F32;
-	const uint32_t unit = int4 && split == BY_COLS ? GROUP_COLS : STRIP_ROWS;
+	const bool by_cols = split == SPLIT_COLS;
+	struct share_part share;
+	uint32_t unit;
 
 	if (kind == WEIGHT_NONE && c->error == 0)
 		c->error = err_set(c->err, -ENOTSUP, "a matrix of the %s cannot be packed",
 				   memplan_part_name(part));
-	if (c->n_gpus > 1 && split == BY_ROWS && rows % (c->n_gpus * unit))
-		refuse(c, part, rows, "rows", unit);
-	if (c->n_gpus > 1 && split == BY_COLS && cols % (c->n_gpus * unit))
-		refuse(c, part, cols, "columns", unit);
-	if (split == BY_ROWS || split == BY_VOCAB)
-		rows = (rows - 1) / c->n_gpus + 1;
-	if (split == BY_COLS)
-		cols /= c->n_gpus;
-	add(c, part, packed_bytes(kind, rows, cols), times);
+	/* the last rank's part is the largest */
+	if (share_matrix(rows, cols, kind, split, c->n_gpus - 1, c->n_gpus, &share, &unit) < 0)
+		refuse(c, part, by_cols ? cols : rows, by_cols ? "columns" : "rows", unit);
+	else
+		add(c, part, packed_bytes(kind, share.rows, share.cols), times);
 }
 
 /* F32, on every rank. */
@@ -165,11 +160,11 @@ static void count_experts(struct count *c, const struct ck_layer *l)
 
 	for (uint32_t e = 0; e < n; e++) {
 		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_gate[e] : NULL, WEIGHT_INT4,
-		       k->moe_ffn_dim, k->dim, BY_ROWS, times);
+		       k->moe_ffn_dim, k->dim, SPLIT_ROWS, times);
 		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_up[e] : NULL, WEIGHT_INT4, k->moe_ffn_dim,
-		       k->dim, BY_ROWS, times);
+		       k->dim, SPLIT_ROWS, times);
 		matrix(c, MEMPLAN_EXPERTS, l ? &l->expert_down[e] : NULL, WEIGHT_INT4, k->dim,
-		       k->moe_ffn_dim, BY_COLS, times);
+		       k->moe_ffn_dim, SPLIT_COLS, times);
 	}
 }
 
@@ -178,9 +173,9 @@ static void count_mlp(struct count *c, enum memplan_part part, const struct ck_l
 {
 	const uint32_t dim = c->m->config.dim;
 
-	matrix(c, part, gate, WEIGHT_BF16, ffn_dim, dim, BY_ROWS, 1);
-	matrix(c, part, up, WEIGHT_BF16, ffn_dim, dim, BY_ROWS, 1);
-	matrix(c, part, down, WEIGHT_BF16, dim, ffn_dim, BY_COLS, 1);
+	matrix(c, part, gate, WEIGHT_BF16, ffn_dim, dim, SPLIT_ROWS, 1);
+	matrix(c, part, up, WEIGHT_BF16, ffn_dim, dim, SPLIT_ROWS, 1);
+	matrix(c, part, down, WEIGHT_BF16, dim, ffn_dim, SPLIT_COLS, 1);
 }
 
 static void count_layer(struct count *c, uint32_t i)
@@ -189,10 +184,10 @@ static void count_layer(struct count *c, uint32_t i)
 	const struct config *k = &c->m->config;
 	const uint32_t q = k->heads * k->head_dim, kv = k->kv_heads * k->head_dim;
 
-	matrix(c, MEMPLAN_ATTENTION, l ? &l->q : NULL, WEIGHT_BF16, q, k->dim, BY_ROWS, 1);
-	matrix(c, MEMPLAN_ATTENTION, l ? &l->k : NULL, WEIGHT_BF16, kv, k->dim, BY_ROWS, 1);
-	matrix(c, MEMPLAN_ATTENTION, l ? &l->v : NULL, WEIGHT_BF16, kv, k->dim, BY_ROWS, 1);
-	matrix(c, MEMPLAN_ATTENTION, l ? &l->o : NULL, WEIGHT_BF16, k->dim, q, BY_COLS, 1);
+	matrix(c, MEMPLAN_ATTENTION, l ? &l->q : NULL, WEIGHT_BF16, q, k->dim, SPLIT_ROWS, 1);
+	matrix(c, MEMPLAN_ATTENTION, l ? &l->k : NULL, WEIGHT_BF16, kv, k->dim, SPLIT_ROWS, 1);
+	matrix(c, MEMPLAN_ATTENTION, l ? &l->v : NULL, WEIGHT_BF16, kv, k->dim, SPLIT_ROWS, 1);
+	matrix(c, MEMPLAN_ATTENTION, l ? &l->o : NULL, WEIGHT_BF16, k->dim, q, SPLIT_COLS, 1);
 	vector(c, k->dim);
 	vector(c, k->dim);
 	if (k->attention_bias)
@@ -220,21 +215,21 @@ static int count_weights(const struct memplan_model *m, struct memplan *p, struc
 					 .cols = k->dim,
 					 .plain = m->checkpoint ? m->checkpoint->embed
 								: (struct ck_tensor){ 0 } };
+	struct share share;
+	int r;
 
-	if (k->heads % c.n_gpus || k->kv_heads % c.n_gpus)
-		return err_set(
-			err, -ENOTSUP,
-			"%u heads with %u heads of keys and values cannot be divided among %u GPUs",
-			k->heads, k->kv_heads, c.n_gpus);
+	r = share_make(k, 0, c.n_gpus, "GPUs", &share, err);
+	if (r < 0)
+		return r;
 	matrix(&c, MEMPLAN_EMBEDDING, m->checkpoint ? &embed : NULL, WEIGHT_BF16, k->vocab, k->dim,
-	       BY_VOCAB, 1);
+	       SPLIT_VOCAB, 1);
 	/* routed experts, which are the pickiest, before dense layers */
 	for (uint32_t i = k->layers; i-- > 0;)
 		count_layer(&c, i);
 	vector(&c, k->dim);
 	if (!k->tied_head)
 		matrix(&c, MEMPLAN_HEAD, m->checkpoint ? &m->checkpoint->head : NULL, WEIGHT_BF16,
-		       k->vocab, k->dim, BY_VOCAB, 1);
+		       k->vocab, k->dim, SPLIT_VOCAB, 1);
 	if (c.error < 0)
 		return c.error;
 	for (int i = 0; i < MEMPLAN_WEIGHTS_END; i++)

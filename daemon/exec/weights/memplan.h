@@ -11,8 +11,9 @@
 #include <stdio.h>
 
 #include "daemon/exec/weights/checkpoint.h"
+#include "daemon/exec/weights/share.h"
 
-#define MEMPLAN_GPUS_MAX 8
+#define MEMPLAN_GPUS_MAX SHARE_RANKS_MAX
 #define MEMPLAN_CONTEXT 131072u /* tokens where nothing is said; or the model's maximum */
 
 /*

@@ -67,7 +67,7 @@ static struct st_tensor codes_of(const struct piece *p)
 {
 	const struct ck_linear *w = p->w;
 
-	return w ? rows_of(w->plain.t ? w->plain.t : w->packed.t, w->rows, p->first, p->rows)
+	return w ? rows_of(w->plain.t ? w->plain.t : w->packed.t, w->rows, p->first_row, p->rows)
 		 : *p->vector.t;
 }
 
@@ -86,7 +86,7 @@ struct extent piece_extent(const struct piece *p)
 
 	if (!p->w || p->w->scales.file != e.file)
 		return e;
-	scales = rows_of(p->w->scales.t, p->w->rows, p->first, p->rows);
+	scales = rows_of(p->w->scales.t, p->w->rows, p->first_row, p->rows);
 	if (scales.offset >= e.to && scales.offset - e.to <= NEAR_BYTES)
 		e.to = scales.offset + scales.bytes;
 	else if (scales.offset < e.from && e.from - scales.offset <= NEAR_BYTES + scales.bytes)
@@ -112,11 +112,10 @@ static int find(const struct window *have, const struct st_file *file, const str
 	return r;
 }
 
-static int load_vector(const struct piece *p, struct dev *dev, const struct window *have,
-		       void *room, struct fingerprint *fingerprint, struct err *err)
+static int load_vector(const struct piece *p, const struct window *have, void *room,
+		       struct fingerprint *fingerprint, struct err *err)
 {
 	const struct st_tensor *t = p->vector.t;
-	const size_t n = t->bytes / dtype_bytes(t->type);
 	const void *values;
 	float some[WIDEN_AT_ONCE];
 	char buffer[40];
@@ -125,15 +124,18 @@ static int load_vector(const struct piece *p, struct dev *dev, const struct wind
 	r = find(have, p->vector.file, t, room, &values, err);
 	if (r < 0)
 		return r;
-	fingerprint_add(fingerprint, p->vector.file, t->offset, values, t->bytes, t->bytes);
-	for (size_t done = 0, k; done < n; done += k) {
-		for (k = 0; k < WIDEN_AT_ONCE && done + k < n; k++) {
-			some[k] = widen(values, t->type, done + k);
+	if (!p->repeats)
+		fingerprint_add(fingerprint, p->vector.file, t->offset, values, t->bytes, t->bytes);
+	for (size_t done = 0, k; done < p->rows; done += k) {
+		for (k = 0; k < WIDEN_AT_ONCE && done + k < p->rows; k++) {
+			const size_t at = p->first_row + done + k;
+
+			some[k] = widen(values, t->type, at);
 			if (!isfinite(some[k]))
-				return bad(err, p->vector, name_value(some[k], buffer), done + k,
+				return bad(err, p->vector, name_value(some[k], buffer), at,
 					   "a finite number");
 		}
-		r = dev_write(dev, (float *)p->data + done, some, k * sizeof(*some));
+		r = dev_write(p->dev, (float *)p->data + done, some, k * sizeof(*some));
 		if (r < 0)
 			return err_wrap(err, r, "cannot copy tensor '%s' to the device", t->name);
 	}
@@ -170,13 +172,73 @@ static void add_rows(struct fingerprint *fingerprint, const struct piece *p,
 			t->bytes / p->rows * FINGERPRINT_ROWS);
 }
 
-static int load_matrix(const struct piece *p, struct dev *dev, const struct window *have,
-		       char *room, struct fingerprint *fingerprint, struct err *err)
+static bool is_cut(const struct piece *p)
+{
+	return p->w && p->cols < p->w->cols;
+}
+
+/* Columns that share a scale where columns are cut out: a cut may go through a larger group. */
+#define CUT_GROUP 32
+
+static size_t cut_bytes(const struct ck_linear *w, uint32_t cols)
+{
+	return w->plain.t ? cols * dtype_bytes(w->plain.t->type) : cols / 8 * sizeof(uint32_t);
+}
+
+static size_t cut_scale_bytes(const struct ck_linear *w, uint32_t cols)
+{
+	return w->plain.t ? 0 : cols / CUT_GROUP * dtype_bytes(w->scales.t->type);
+}
+
+size_t piece_room(const struct piece *p)
+{
+	if (!is_cut(p))
+		return p->bytes;
+	return p->bytes + p->rows * (cut_bytes(p->w, p->cols) + cut_scale_bytes(p->w, p->cols));
+}
+
+/* Copies the piece's columns of @src to @room, and makes that the source. */
+static void cut_columns(const struct piece *p, struct weight_source *src, char *room)
+{
+	const struct ck_linear *w = p->w;
+	const size_t bytes = cut_bytes(w, p->cols), row_bytes = cut_bytes(w, w->cols);
+	const size_t n_scales = p->cols / CUT_GROUP,
+		     one = w->scales.t ? dtype_bytes(src->scale_type) : 0;
+	char *scales = room + p->rows * bytes;
+
+	for (uint32_t r = 0; r < p->rows; r++) {
+		memcpy(room + r * bytes,
+		       (const char *)src->data + r * row_bytes + cut_bytes(w, p->first_col), bytes);
+		for (size_t i = 0; w->scales.t && i < n_scales; i++)
+			memcpy(scales + (r * n_scales + i) * one,
+			       (const char *)src->scales +
+				       (r * (w->cols / w->group) +
+					(p->first_col + i * CUT_GROUP) / w->group) *
+					       one,
+			       one);
+	}
+	src->cols = p->cols;
+	src->data = room;
+	src->scales = w->scales.t ? scales : NULL;
+	src->group = w->scales.t ? CUT_GROUP : w->group;
+}
+
+/* Where in its tensor a scale is that stands at @i of @src. */
+static size_t scale_index(const struct piece *p, const struct weight_source *src, size_t i)
+{
+	const size_t per_row = src->cols / src->group, row = p->first_row + i / per_row;
+
+	return row * (p->w->cols / p->w->group) +
+	       (p->first_col + i % per_row * src->group) / p->w->group;
+}
+
+static int load_matrix(const struct piece *p, const struct window *have, char *room,
+		       struct fingerprint *fingerprint, struct err *err)
 {
 	const struct ck_linear *w = p->w;
 	const struct st_tensor codes = codes_of(p);
 	const struct weight to = {
-		.kind = p->kind, .rows = p->rows, .cols = w->cols, .data = p->data
+		.kind = p->kind, .rows = p->rows, .cols = p->cols, .data = p->data
 	};
 	struct weight_source src = {
 		.rows = p->rows, .cols = w->cols, .type = codes.type, .group = w->group
@@ -190,28 +252,32 @@ static int load_matrix(const struct piece *p, struct dev *dev, const struct wind
 	if (r < 0)
 		return r;
 	if (w->scales.t) {
-		scales = rows_of(w->scales.t, w->rows, p->first, p->rows);
+		scales = rows_of(w->scales.t, w->rows, p->first_row, p->rows);
 		src.scale_type = scales.type;
 		r = find(have, w->scales.file, &scales, room + codes.bytes, &src.scales, err);
-		if (r < 0 || (p->first == 0 && (r = check_shape(w, have, err)) < 0))
+		if (r < 0 || (p->first_row == 0 && (r = check_shape(w, have, err)) < 0))
 			return r;
-		add_rows(fingerprint, p, w->scales.file, &scales, src.scales);
+		if (!p->repeats)
+			add_rows(fingerprint, p, w->scales.file, &scales, src.scales);
 	}
-	add_rows(fingerprint, p, file_of(p), &codes, src.data);
-	weight_touch(dev, &to, p->first, w->rows);
-	r = op_repack(dev, &to, &src, &i);
+	if (!p->repeats)
+		add_rows(fingerprint, p, file_of(p), &codes, src.data);
+	if (is_cut(p))
+		cut_columns(p, &src, room + p->bytes);
+	weight_touch(p->dev, &to, p->at_row, p->of_rows);
+	r = op_repack(p->dev, &to, &src, &i);
 	if (r == -EDOM)
 		return bad(err, w->scales, name_value(widen(src.scales, src.scale_type, i), buffer),
-			   i + (size_t)p->first * (w->cols / w->group), "a positive scale");
+			   scale_index(p, &src, i), "a positive scale");
 	if (r < 0)
 		return err_set(err, r, "'%s': tensor '%s' cannot be packed",
 			       st_file_path(file_of(p)), codes.name);
 	return 0;
 }
 
-int piece_load(const struct piece *p, struct dev *dev, const struct window *have, void *room,
+int piece_load(const struct piece *p, const struct window *have, void *room,
 	       struct fingerprint *fingerprint, struct err *err)
 {
-	return p->w ? load_matrix(p, dev, have, room, fingerprint, err)
-		    : load_vector(p, dev, have, room, fingerprint, err);
+	return p->w ? load_matrix(p, have, room, fingerprint, err)
+		    : load_vector(p, have, room, fingerprint, err);
 }

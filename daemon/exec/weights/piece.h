@@ -1,6 +1,8 @@
 /*
- * One piece of a checkpoint: rows of a matrix, or a whole vector, from the
- * bytes of files to where they stand in memory.
+ * One piece of a checkpoint: some rows of a matrix, all columns or a run of
+ * them, or a vector or a run of it, from the bytes of files to where they stand
+ * in the memory of one rank. Ranks that have columns of the same rows have a
+ * piece each of the same bytes, which are read together.
  */
 #pragma once
 
@@ -13,9 +15,13 @@ struct piece {
 	const struct ck_linear *w; /* a matrix, or */
 	struct ck_tensor vector;   /* what is kept as F32 in natural order */
 	enum weight_kind kind;
-	uint32_t first, rows; /* of the matrix; first is a multiple of 16 */
+	uint32_t first_row, rows; /* of the matrix or vector; of a matrix first_row is a multiple of 16 */
+	uint32_t first_col, cols; /* of the matrix; first_col is a multiple of 32 if it is int4 */
+	struct dev *dev;	  /* of the rank, */
+	uint32_t at_row, of_rows; /* whose matrix has of_rows, these from at_row on, a multiple of 16 */
 	void *data;
-	uint64_t bytes; /* of codes, scales and vectors: what progress counts */
+	uint64_t bytes; /* of codes, scales and vectors, of whole rows or the whole vector */
+	bool repeats;	/* another rank's piece is of the same bytes, and counts them */
 };
 
 /* Bytes of a file that are in memory already. */
@@ -33,14 +39,16 @@ struct extent {
 };
 
 struct extent piece_extent(const struct piece *p);
+/* Bytes that piece_load() needs room for. */
+size_t piece_room(const struct piece *p);
 
 /*
  * Packs or widens @p and checks its values. What @have does not hold is read.
  *
- * room		p->bytes, for what is read
- * fingerprint	gets what was loaded
+ * room		piece_room(), for what is read, and cut
+ * fingerprint	gets what was loaded, unless p->repeats
  *
  * Returns 0, or what weights_load() says of bad or missing values.
  */
-int piece_load(const struct piece *p, struct dev *dev, const struct window *have, void *room,
+int piece_load(const struct piece *p, const struct window *have, void *room,
 	       struct fingerprint *fingerprint, struct err *err);

@@ -1,5 +1,5 @@
 /*
- * A checkpoint in the device's memory: read in the order of its files, past the
+ * A checkpoint, or one rank's share of it, in the device's memory: read in the order of its files, past the
  * page cache unless that has it, packed by the threads that read it, sealed
  * when it is whole. Never mapped: a file that shrinks would be a SIGBUS.
  */
@@ -7,6 +7,7 @@
 
 #include "daemon/exec/weights/checkpoint.h"
 #include "daemon/exec/weights/fingerprint.h"
+#include "daemon/exec/weights/share.h"
 #include "kernels/linear.h"
 #include "kernels/moe.h"
 
@@ -21,13 +22,14 @@ struct layer_weights {
 };
 
 struct weights {
-	struct config config;
+	struct config config;	   /* of the whole model */
+	struct share share;	   /* what of it is here */
 	struct weight embed, head; /* tied: the same memory */
 	struct tensor norm;
 	struct layer_weights *layers;
 	uint64_t bytes;		   /* resident */
 	uint64_t decode_bytes;	   /* read per decoded token at batch 1 */
-	struct fingerprint *fingerprint; /* of what was loaded; finished */
+	struct fingerprint *fingerprint; /* of what was loaded; finished. Rank 0 has it for all */
 	void *memory;
 	size_t reserved_bytes;
 	struct dev *dev;	   /* outlives the weights */
@@ -47,6 +49,19 @@ typedef void (*weights_progress_fn)(uint64_t done_bytes, uint64_t total_bytes, v
  */
 int weights_load(const struct checkpoint *c, struct dev *dev, weights_progress_fn progress,
 		 void *userdata, struct weights **ret, struct err *err);
+/*
+ * The same for all ranks at once: each gets its share (daemon/exec/weights/share.h)
+ * into its own device, and what several have parts of is read once. A bias of
+ * o, which is added to a sum, is rank 0's.
+ *
+ * devs		[n_ranks], of one instruction set
+ * ret		[n_ranks]
+ *
+ * Returns also -ENOTSUP with the numbers where the model cannot be divided so.
+ */
+int weights_load_ranks(const struct checkpoint *c, struct dev *const *devs, uint32_t n_ranks,
+		       weights_progress_fn progress, void *userdata, struct weights **ret,
+		       struct err *err);
 struct weights *weights_free(struct weights *w);
 
 /*
@@ -64,6 +79,9 @@ void weights_drop(struct weights *w);
  */
 int weights_reload(struct weights *w, const struct checkpoint *c, weights_progress_fn progress,
 		   void *userdata, struct err *err);
+/* The same for all that weights_load_ranks() gave, in that order. */
+int weights_reload_ranks(struct weights *const *ranks, const struct checkpoint *c,
+			 weights_progress_fn progress, void *userdata, struct err *err);
 
 static inline void weights_freep(struct weights **w)
 {
