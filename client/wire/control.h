@@ -26,7 +26,7 @@
 
 #include <stdint.h>
 
-#define CONTROL_VERSION 3
+#define CONTROL_VERSION 4
 #define CONTROL_FD 3
 #define CONTROL_PATH_MAX 4096
 
@@ -49,7 +49,8 @@ struct control_configure {
 	uint32_t page_bytes_lo, page_bytes_hi;	/* what the broker reckons; must equal the executor's */
 	uint32_t n_slots, max_context;		/* slots are numbered from 0; tokens in one slot */
 	uint32_t max_batch_tokens;		/* of one step, at most STEP_TOKENS_MAX */
-	uint32_t n_threads;			/* 0: see dev_open() */
+	uint32_t n_threads;			/* of all ranks together; 0: see dev_open() */
+	uint32_t n_ranks, pad;			/* 1 or more; see daemon/exec/team.h */
 	uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES]; /* that the checkpoint must have; all 0: any */
 	char isa[32];				/* auto, ref, portable, avx2, avx512, avx512bf16 */
 	char model[CONTROL_PATH_MAX];		/* directory of the checkpoint */

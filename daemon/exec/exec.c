@@ -34,6 +34,7 @@ struct wanted {
 
 struct exec {
 	struct dev *dev;
+	struct team *team; /* that computes, with models of its own, or */
 	struct model *model;
 	struct kv_cache arena;
 	struct mirror
@@ -88,11 +89,11 @@ static int allocate(struct exec *e, struct err *err)
 	return 0;
 }
 
-int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
-	     const struct exec_limits *limits, struct exec **ret, struct err *err)
+/* With all but what computes. */
+static int make(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
+		const struct exec_limits *limits, struct exec **ret, struct err *err)
 {
 	_cleanup_(exec_freep) struct exec *e = NULL;
-	struct kv_cache of_device = *kv;
 	int r;
 
 	if (limits->n_slots == 0 || limits->n_slots > UINT16_MAX || limits->max_batch_tokens == 0 ||
@@ -113,7 +114,23 @@ int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv
 		.n_pages = kv->n_pages,
 		.vocab = w->config.vocab,
 	};
+	r = allocate(e, err);
+	if (r < 0)
+		return r;
+	*ret = steal(e);
+	return 0;
+}
 
+int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
+	     const struct exec_limits *limits, struct exec **ret, struct err *err)
+{
+	_cleanup_(exec_freep) struct exec *e = NULL;
+	struct kv_cache of_device = *kv;
+	int r;
+
+	r = make(dev, w, kv, limits, &e, err);
+	if (r < 0)
+		return r;
 	if (!dev_is_host(dev)) {
 		r = mirror_new(dev, &e->arena, &e->mirror, &of_device, err);
 		if (r < 0)
@@ -123,10 +140,22 @@ int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv
 		      err);
 	if (r < 0)
 		return r;
-	r = allocate(e, err);
+	*ret = steal(e);
+	return 0;
+}
+
+int exec_new_team(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
+		  struct exec **ret, struct err *err)
+{
+	_cleanup_(exec_freep) struct exec *e = NULL;
+	int r;
+
+	r = make(team_dev(team, 0), team_weights(team, 0), kv, limits, &e, err);
+	if (r == 0)
+		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context, err);
 	if (r < 0)
 		return r;
-
+	e->team = team;
 	*ret = steal(e);
 	return 0;
 }
@@ -380,7 +409,8 @@ static int finish(struct exec *e, char *room)
 		const uint32_t n = MIN(LOGITS_ROWS, e->n_wanted - first);
 		int r;
 
-		r = model_logits(e->model, first, n, e->logits);
+		r = e->team ? team_logits(e->team, first, n, e->logits)
+			    : model_logits(e->model, first, n, e->logits);
 		if (r < 0)
 			return r;
 		for (uint32_t j = 0; j < n; j++) {
@@ -399,6 +429,14 @@ static int finish(struct exec *e, char *room)
 	return 0;
 }
 
+static int forward(struct exec *e)
+{
+	return e->team ? team_forward(e->team, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
+				      e->n_wanted, NULL)
+		       : model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
+				       e->n_wanted, NULL);
+}
+
 static int compute(struct exec *e, uint32_t n_rows, char *room)
 {
 	int r;
@@ -415,8 +453,7 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 			return r;
 	}
 	if (e->n_tokens > 0) {
-		r = model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
-				  e->n_wanted, NULL);
+		r = forward(e);
 		if (r < 0)
 			return r;
 		r = finish(e, room);

@@ -7,6 +7,7 @@
 
 #include "client/wire/step.h"
 #include "daemon/exec/model/model.h"
+#include "daemon/exec/team.h"
 
 struct exec;
 
@@ -21,6 +22,9 @@ struct exec_limits {
  */
 int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
 	     const struct exec_limits *limits, struct exec **ret, struct err *err);
+/* The same for several ranks: makes their models, of what team_load() loaded. @team outlives it. */
+int exec_new_team(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
+		  struct exec **ret, struct err *err);
 struct exec *exec_free(struct exec *e);
 
 /*

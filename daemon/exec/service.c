@@ -29,8 +29,7 @@ struct service {
 	struct kv_cache kv;
 	struct ring ring;
 	struct checkpoint *checkpoint;
-	struct dev *dev;
-	struct weights *weights;
+	struct team *team;
 	struct exec *exec;
 	uint64_t load_began_us;
 	uint64_t read_bytes_per_second; /* measured once */
@@ -42,8 +41,7 @@ struct service {
 static void deinit(struct service *s)
 {
 	exec_free(s->exec);
-	weights_free(s->weights);
-	dev_close(s->dev);
+	team_close(s->team);
 	checkpoint_free(s->checkpoint);
 	ring_deinit(&s->ring);
 	if (s->arena)
@@ -114,12 +112,13 @@ static int receive(struct service *s, struct err *err)
 	if (c->n_pages == 0 || c->page_tokens == 0 || c->page_tokens > (1u << 16) ||
 	    c->max_context == 0 || c->max_context > (1u << 24) || c->n_slots == 0 ||
 	    c->n_slots > STEP_ROWS_MAX || c->max_batch_tokens == 0 ||
-	    c->max_batch_tokens > STEP_TOKENS_MAX || c->n_threads > DEVICE_THREADS_MAX)
+	    c->max_batch_tokens > STEP_TOKENS_MAX || c->n_threads > DEVICE_THREADS_MAX ||
+	    c->n_ranks == 0 || c->n_ranks > SHARE_RANKS_MAX)
 		return err_set(err, -EPROTO,
 			       "the configuration wants %u pages of %u tokens, %u slots of "
-			       "%u tokens, batches of %u and %u threads",
+			       "%u tokens, batches of %u, %u threads and %u ranks",
 			       c->n_pages, c->page_tokens, c->n_slots, c->max_context,
-			       c->max_batch_tokens, c->n_threads);
+			       c->max_batch_tokens, c->n_threads, c->n_ranks);
 	return 0;
 }
 
@@ -201,7 +200,7 @@ static int map_arena(struct service *s, struct err *err)
 	int seals;
 
 	s->kv = (struct kv_cache){
-		.type = dev_kv_type(s->dev),
+		.type = dev_kv_type(team_dev(s->team, 0)),
 		.n_pages = c->n_pages,
 		.page_tokens = c->page_tokens,
 		.layers = config->layers,
@@ -250,7 +249,8 @@ static int check_fingerprint(const struct service *s, struct err *err)
 	const uint8_t *wanted = s->configure.fingerprint;
 
 	if (memcmp(wanted, any, sizeof(any)) == 0 ||
-	    memcmp(wanted, fingerprint_whole(s->weights->fingerprint), sizeof(any)) == 0)
+	    memcmp(wanted, fingerprint_whole(team_weights(s->team, 0)->fingerprint), sizeof(any)) ==
+		    0)
 		return 0;
 	return err_set(err, -ESTALE, "'%s' is not the model that was loaded before",
 		       s->configure.model);
@@ -279,7 +279,7 @@ static int prepare(struct service *s, struct err *err)
 	r = checkpoint_open(c->model, &s->checkpoint, err);
 	if (r < 0)
 		return r;
-	r = dev_open(isa, c->n_threads, &s->dev);
+	r = team_open(isa, c->n_threads, c->n_ranks, &s->team);
 	if (r == -ENODEV)
 		return err_set(err, r, "there is no GPU that can be used: %s", dev_why());
 	if (r < 0)
@@ -288,14 +288,17 @@ static int prepare(struct service *s, struct err *err)
 	r = map_arena(s, err);
 	if (r < 0)
 		return r;
-	r = weights_load(s->checkpoint, s->dev, on_progress, s, &s->weights, err);
+	r = team_load(s->team, s->checkpoint, on_progress, s, err);
 	if (r < 0)
 		return r;
 	r = check_fingerprint(s, err);
 	if (r < 0)
 		return r;
 	close_checkpoint(s);
-	return exec_new(s->dev, s->weights, &s->kv, &limits, &s->exec, err);
+	if (c->n_ranks > 1)
+		return exec_new_team(s->team, &s->kv, &limits, &s->exec, err);
+	return exec_new(team_dev(s->team, 0), team_weights(s->team, 0), &s->kv, &limits, &s->exec,
+			err);
 }
 
 /* Name of the processor, for people. */
@@ -337,30 +340,59 @@ static uint64_t resident_bytes(void)
 	return read_kib("/proc/self/status", "RssAnon:");
 }
 
+/* Of one rank, all at once; into its place of an array. */
+static int measure_rank(struct team *team, uint32_t rank, void *userdata)
+{
+	const struct weights *w = team_weights(team, rank);
+
+	((uint64_t *)userdata)[rank] = readrate_measure(team_dev(team, rank), w->memory, w->bytes);
+	return 0;
+}
+
+static int measure_read(struct service *s)
+{
+	uint64_t rates[SHARE_RANKS_MAX] = { 0 };
+	const int r = team_run(s->team, measure_rank, rates);
+
+	for (uint32_t i = 0; r == 0 && i < team_ranks(s->team); i++)
+		s->read_bytes_per_second += rates[i];
+	return r;
+}
+
+/* Sums over the ranks. */
+static void describe_ranks(const struct team *team, struct control_ready *ret)
+{
+	for (uint32_t i = 0; i < team_ranks(team); i++) {
+		ret->n_threads += dev_threads(team_dev(team, i));
+		ret->weight_bytes += team_weights(team, i)->bytes;
+		ret->decode_bytes += team_weights(team, i)->decode_bytes;
+	}
+}
+
 static int tell_ready(struct service *s, struct err *err)
 {
 	const uint64_t load_us = clock_us() - s->load_began_us;
+	const struct dev *dev = team_dev(s->team, 0);
 	struct control_ready ready = {
 		.kind = CONTROL_READY,
-		.n_threads = dev_threads(s->dev),
-		.weight_bytes = s->weights->bytes,
-		.decode_bytes = s->weights->decode_bytes,
 		.load_us = load_us,
 		.huge_bytes = read_kib("/proc/self/smaps_rollup", "AnonHugePages:"),
 		.resident_bytes = resident_bytes(),
 	};
-	int r;
+	int r = 0;
 
-	if (s->read_bytes_per_second == 0 && dev_is_host(s->dev))
-		s->read_bytes_per_second = readrate_measure(s->dev, s->weights->memory,
-							    s->weights->bytes);
+	if (s->read_bytes_per_second == 0 && dev_is_host(dev))
+		r = measure_read(s);
+	if (r < 0)
+		return err_wrap(err, r, "cannot measure how fast the weights are read");
+	describe_ranks(s->team, &ready);
 	ready.read_bytes_per_second = s->read_bytes_per_second;
-	memcpy(ready.fingerprint, fingerprint_whole(s->weights->fingerprint),
+	memcpy(ready.fingerprint, fingerprint_whole(team_weights(s->team, 0)->fingerprint),
 	       sizeof(ready.fingerprint));
-	snprintf(ready.isa, sizeof(ready.isa), "%s", dev_name(s->dev));
-	if (dev_product(s->dev))
+	snprintf(ready.isa, sizeof(ready.isa), "%s", dev_name(dev));
+	if (dev_product(dev))
 		snprintf(ready.device, sizeof(ready.device), "%.*s", (int)sizeof(ready.device) - 1,
-			 dev_product(s->dev));
+			 dev_product(dev));
 	else
 		read_device_name(ready.device, sizeof(ready.device));
 	r = send_packet(s, &ready, sizeof(ready));
@@ -413,7 +445,7 @@ static int wake(struct service *s, struct err *err)
 	r = checkpoint_open(s->configure.model, &s->checkpoint, err);
 	if (r < 0)
 		return r;
-	r = weights_reload(s->weights, s->checkpoint, on_progress, s, err);
+	r = team_reload(s->team, s->checkpoint, on_progress, s, err);
 	if (r == -ESTALE)
 		err_wrap(err, r, "'%s' is not the model that was loaded before",
 			 s->configure.model);
@@ -442,7 +474,7 @@ static int stay_parked(struct service *s, struct err *err)
 	uint32_t order = CONTROL_PARK;
 	int r;
 
-	weights_drop(s->weights);
+	team_drop(s->team);
 	malloc_trim(0);
 	while (order != CONTROL_WAKE) {
 		if (order == CONTROL_PARK) {

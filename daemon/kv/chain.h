@@ -21,7 +21,9 @@ struct kv_hash {
 /*
  * What @fingerprint stands for below: XXH3-128 of the model's own fingerprint
  * and of the name of the instruction set that computes, for each rounds in its
- * own way, and what is served is to be what would be computed.
+ * own way, and what is served is to be what would be computed. Among how many
+ * ranks a model is divided is left out: a page has all heads, whichever rank
+ * computed them, and ranks add up in F32 what one adds up in F32.
  */
 void chain_model(const uint8_t fingerprint[16], const char *isa, uint64_t ret[2]);
 

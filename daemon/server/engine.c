@@ -84,6 +84,7 @@ static void configure(const struct settings *s, const struct engine_plan *plan, 
 		.max_context = plan->max_context,
 		.max_batch_tokens = MIN(s->batch_tokens, (uint32_t)STEP_TOKENS_MAX),
 		.n_threads = s->threads,
+		.n_ranks = s->ranks,
 	};
 	snprintf(ret->isa, sizeof(ret->isa), "%s", s->isa);
 	snprintf(ret->model, sizeof(ret->model), "%s", dir);

@@ -9,12 +9,18 @@ char *rig_path(const char *name, const char *file)
 	const char *top = getenv("srcdir");
 	char *path;
 
+	if (name[0] == '/') {
+		if (asprintf(&path, "%s/%s", name, file) < 0)
+			abort();
+		return path;
+	}
 	if (asprintf(&path, "%s/tests/golden/%s/%s", top ? top : ".", name, file) < 0)
 		abort();
 	return path;
 }
 
-static int load(struct rig *rig, enum isa isa, uint32_t n_threads, struct err *err)
+static int load(struct rig *rig, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
+		struct err *err)
 {
 	_cleanup_(freep) char *dir = rig_path(rig->name, "");
 	int r;
@@ -22,10 +28,17 @@ static int load(struct rig *rig, enum isa isa, uint32_t n_threads, struct err *e
 	r = checkpoint_open(dir, &rig->checkpoint, err);
 	if (r < 0)
 		return r;
-	r = dev_open(isa, n_threads, &rig->dev);
+	r = n_ranks > 1 ? team_open(isa, n_threads, n_ranks, &rig->team)
+			: dev_open(isa, n_threads, &rig->dev);
 	if (r < 0)
 		return err_set(err, r, "cannot open the device for %s: %s", isa_name(isa),
 			       r == -ENODEV ? dev_why() : strerror(-r));
+	if (rig->team) {
+		r = team_load(rig->team, rig->checkpoint, NULL, NULL, err);
+		rig->dev = team_dev(rig->team, 0);
+		rig->weights = team_weights(rig->team, 0);
+		return r;
+	}
 	return weights_load(rig->checkpoint, rig->dev, NULL, NULL, &rig->weights, err);
 }
 
@@ -60,21 +73,38 @@ static int make_cache(struct rig *rig, uint32_t n_pages)
 	return r;
 }
 
+static int make_models(struct rig *rig, uint32_t context, struct err *err)
+{
+	int r;
+
+	if (!rig->team)
+		return model_new(rig->dev, rig->weights, &rig->kv, rig->max_tokens, context,
+				 &rig->model, err);
+	r = team_make_models(rig->team, &rig->kv, rig->max_tokens, context, err);
+	rig->model = team_model(rig->team, 0);
+	return r;
+}
+
 int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_tokens,
 	     uint32_t n_pages, struct rig *ret)
+{
+	return rig_open_ranks(name, isa, n_threads, 1, max_tokens, n_pages, ret);
+}
+
+int rig_open_ranks(const char *name, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
+		   uint32_t max_tokens, uint32_t n_pages, struct rig *ret)
 {
 	struct rig rig = { .name = strdup(name), .max_tokens = max_tokens };
 	struct err err = { 0 };
 	int r;
 
-	r = load(&rig, isa, n_threads, &err);
+	r = load(&rig, isa, n_threads, n_ranks, &err);
 	if (r == 0) {
 		rig.vocab = rig.weights->config.vocab;
 		r = make_cache(&rig, n_pages);
 	}
 	if (r == 0)
-		r = model_new(rig.dev, rig.weights, &rig.kv, max_tokens, n_pages * RIG_PAGE_TOKENS,
-			      &rig.model, &err);
+		r = make_models(&rig, n_pages * RIG_PAGE_TOKENS, &err);
 	if (r < 0) {
 		fprintf(stderr, "%s: %s\n", name, err.text[0] ? err.text : strerror(-r));
 		rig_close(&rig);
@@ -86,13 +116,34 @@ int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_to
 
 void rig_close(struct rig *rig)
 {
-	model_free(rig->model);
+	if (!rig->team) {
+		model_free(rig->model);
+		weights_free(rig->weights);
+		dev_close(rig->dev);
+	}
+	team_close(rig->team);
 	free(rig->pages);
-	weights_free(rig->weights);
-	dev_close(rig->dev);
 	checkpoint_free(rig->checkpoint);
 	free(rig->name);
 	*rig = (struct rig){ 0 };
+}
+
+int rig_divides(const char *name, uint32_t n_ranks)
+{
+	struct rig rig = { .name = strdup(name) };
+	struct err err = { 0 };
+	const int r = load(&rig, ISA_PORTABLE, 1, n_ranks, &err);
+
+	rig_close(&rig);
+	return r;
+}
+
+int rig_forward(struct rig *rig, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+		uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits)
+{
+	return rig->team
+		       ? team_forward(rig->team, ids, n_tokens, seqs, n_seqs, out, n_out, logits)
+		       : model_forward(rig->model, ids, n_tokens, seqs, n_seqs, out, n_out, logits);
 }
 
 json_t *rig_truth(const char *name)
@@ -160,8 +211,8 @@ int rig_feed(struct rig *rig, uint32_t first_page, const uint32_t *ids, uint32_t
 		seq.pages = rig->pages + first_page;
 		for (uint32_t i = last ? some - 1 : 0; wanted && i < some; i++)
 			out[n_out++] = i;
-		r = model_forward(rig->model, ids + done, some, &seq, 1, out, n_out,
-				  logits + (last ? 0 : (size_t)done * rig->vocab));
+		r = rig_forward(rig, ids + done, some, &seq, 1, out, n_out,
+				logits + (last ? 0 : (size_t)done * rig->vocab));
 		if (r < 0)
 			return r;
 	}

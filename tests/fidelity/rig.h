@@ -6,13 +6,14 @@
 
 #include <jansson.h>
 
-#include "daemon/exec/model/model.h"
+#include "daemon/exec/team.h"
 
 #define RIG_PAGE_TOKENS 16
 
 struct rig {
 	char *name;
 	struct checkpoint *checkpoint;
+	struct team *team; /* of several ranks: it owns those of rank 0 below */
 	struct dev *dev;
 	struct weights *weights;
 	struct kv_cache kv;
@@ -24,7 +25,17 @@ struct rig {
 /* Prints why and returns a negative errno on failure. @n_pages of RIG_PAGE_TOKENS. */
 int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_tokens,
 	     uint32_t n_pages, struct rig *ret);
+/* The same with @n_ranks; below tests/golden, or @name is a path if it begins with a slash. */
+int rig_open_ranks(const char *name, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
+		   uint32_t max_tokens, uint32_t n_pages, struct rig *ret);
 void rig_close(struct rig *rig);
+
+/* Whether a checkpoint can be divided among so many: 0, or what weights_load_ranks() returns. */
+int rig_divides(const char *name, uint32_t n_ranks);
+
+/* As model_forward(), on all ranks. */
+int rig_forward(struct rig *rig, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+		uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits);
 
 /* The path of a file below tests/golden: malloc'd. */
 char *rig_path(const char *name, const char *file);

@@ -23,6 +23,8 @@
 #define STOP 7
 
 struct bench {
+	const char *model;
+	uint32_t n_ranks;
 	struct rig rig;
 	struct exec *exec;
 	struct ring ring;
@@ -39,19 +41,39 @@ struct bench {
 static const uint32_t prompt[] = { 11, 42, 300, 8, 77, 123, 450, 2, 19, 260 };
 #define N_PROMPT 10
 
-static int setup(void **state)
+static int make_exec(struct bench *b)
 {
 	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
+
+	return b->rig.team
+		       ? exec_new_team(b->rig.team, &b->rig.kv, &limits, &b->exec, NULL)
+		       : exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL);
+}
+
+static int setup_ranks(void **state, const char *model, uint32_t n_ranks)
+{
 	struct bench *b = calloc(1, sizeof(*b));
 
-	if (!b || rig_open("w4all", isa_best(), 1, BATCH, N_PAGES, &b->rig) < 0)
+	if (!b || rig_open_ranks(model, isa_best(), 1, n_ranks, BATCH, N_PAGES, &b->rig) < 0)
 		return -1;
+	b->model = model;
+	b->n_ranks = n_ranks;
 	b->real = 496;
 	b->room = malloc(STEP_RESULT_BYTES);
 	*state = b;
-	if (exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL) < 0)
+	if (make_exec(b) < 0)
 		return -1;
 	return ring_new(&b->ring, NULL);
+}
+
+static int setup(void **state)
+{
+	return setup_ranks(state, "w4all", 1);
+}
+
+static int setup_two(void **state)
+{
+	return setup_ranks(state, "bf16", 2);
 }
 
 static int teardown(void **state)
@@ -473,7 +495,6 @@ static void moves_copy_clear_and_sum(void **state)
 static void malformed_moves_are_named(void **state)
 {
 	struct bench *b = *state;
-	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
 	const struct step_move bad[] = {
 		{ 0, N_PAGES, 1, 0 },
 		{ N_PAGES, 0, 1, 0 },
@@ -493,9 +514,7 @@ static void malformed_moves_are_named(void **state)
 		assert_non_null(strstr(err.text, "move 0: "));
 		take(b);
 		exec_free(b->exec);
-		assert_int_equal(
-			exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL),
-			0);
+		assert_int_equal(make_exec(b), 0);
 	}
 }
 
@@ -503,7 +522,6 @@ static void malformed_moves_are_named(void **state)
 static void expect_malformed(struct bench *b, void (*spoil)(struct bench *b, struct row *row),
 			     const char *text)
 {
-	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
 	const struct step_sampler s = greedy(b);
 	struct err err = { 0 };
 	struct row *row;
@@ -521,8 +539,7 @@ static void expect_malformed(struct bench *b, void (*spoil)(struct bench *b, str
 
 	/* the process would leave here */
 	exec_free(b->exec);
-	assert_int_equal(exec_new(b->rig.dev, b->rig.weights, &b->rig.kv, &limits, &b->exec, NULL),
-			 0);
+	assert_int_equal(make_exec(b), 0);
 }
 
 #define SPOIL(name, ...)                                                                           \
@@ -599,7 +616,7 @@ struct process {
 	struct ring ring;
 };
 
-static void start(struct process *p, const char *model, uint64_t page_bytes)
+static void start(struct process *p, const struct bench *b, const char *model, uint64_t page_bytes)
 {
 	struct control_configure c = {
 		.kind = CONTROL_CONFIGURE,
@@ -612,7 +629,8 @@ static void start(struct process *p, const char *model, uint64_t page_bytes)
 		.n_slots = N_SLOTS,
 		.max_context = CONTEXT,
 		.max_batch_tokens = BATCH,
-		.n_threads = 1,
+		.n_threads = b->n_ranks,
+		.n_ranks = b->n_ranks,
 		.isa = "auto",
 	};
 	struct iovec iov = { &c, sizeof(c) };
@@ -695,9 +713,9 @@ static void a_process_loads_computes_and_leaves_with_its_broker(void **state)
 	open_slot(b, 0, &s, ROW_SAMPLE);
 	alone = b->rows[0].tokens[0];
 
-	start(&p, "w4all", kv_page_bytes(&b->rig.kv));
+	start(&p, b, b->model, kv_page_bytes(&b->rig.kv));
 	assert_int_equal(receive(&p, &ready, sizeof(ready)), CONTROL_READY);
-	assert_int_equal(ready.n_threads, 1);
+	assert_int_equal(ready.n_threads, b->n_ranks);
 	assert_string_equal(ready.isa, isa_name(isa_best()));
 	assert_true(ready.weight_bytes > 100000 && ready.decode_bytes <= ready.weight_bytes);
 
@@ -721,14 +739,14 @@ static void a_process_refuses_what_it_cannot_load_with_a_sentence(void **state)
 	struct control_refused refused;
 	struct process p;
 
-	start(&p, "chat", kv_page_bytes(&b->rig.kv)); /* no checkpoint there */
+	start(&p, b, "chat", kv_page_bytes(&b->rig.kv)); /* no checkpoint there */
 	assert_int_equal(receive(&p, &refused, sizeof(refused)), CONTROL_REFUSED);
 	assert_true(refused.error < 0);
 	assert_non_null(strstr(refused.text, "config.json"));
 	await_end(&p);
 	assert_int_equal(finish(&p), 65);
 
-	start(&p, "w4all", kv_page_bytes(&b->rig.kv) + 64);
+	start(&p, b, b->model, kv_page_bytes(&b->rig.kv) + 64);
 	assert_int_equal(receive(&p, &refused, sizeof(refused)), CONTROL_REFUSED);
 	assert_int_equal(refused.error, -EPROTO);
 	assert_non_null(strstr(refused.text, "the broker reckons"));
@@ -736,36 +754,31 @@ static void a_process_refuses_what_it_cannot_load_with_a_sentence(void **state)
 	assert_int_equal(finish(&p), 76);
 }
 
+/* The same of a model on two ranks. */
+#define ON_ONE_AND_TWO(test)                                                                       \
+	cmocka_unit_test_setup_teardown(test, setup, teardown),                                    \
+	{                                                                                          \
+#test "_on_two_ranks", test, setup_two, teardown, NULL                             \
+	}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(a_slot_goes_on_from_what_it_sampled, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(two_steps_in_flight_give_two_tokens, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(a_feed_below_the_length_cuts_the_slot_there, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(a_cut_forgets_what_was_penalised, setup, teardown),
-		cmocka_unit_test_setup_teardown(rows_of_a_batch_do_not_see_each_other, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(a_stop_id_ends_the_slot_until_it_is_fed, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(a_slot_without_a_sample_does_not_go_on, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(scores_are_the_log_probabilities_of_the_targets,
-						setup, teardown),
-		cmocka_unit_test_setup_teardown(a_sample_comes_with_its_log_probability, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(a_slot_goes_on_from_pages_that_are_known, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(moves_copy_clear_and_sum, setup, teardown),
-		cmocka_unit_test_setup_teardown(malformed_moves_are_named, setup, teardown),
-		cmocka_unit_test_setup_teardown(malformed_steps_are_named_and_touch_nothing, setup,
-						teardown),
-		cmocka_unit_test_setup_teardown(a_process_loads_computes_and_leaves_with_its_broker,
-						setup, teardown),
-		cmocka_unit_test_setup_teardown(
-			a_process_refuses_what_it_cannot_load_with_a_sentence, setup, teardown),
+		ON_ONE_AND_TWO(a_slot_goes_on_from_what_it_sampled),
+		ON_ONE_AND_TWO(two_steps_in_flight_give_two_tokens),
+		ON_ONE_AND_TWO(a_feed_below_the_length_cuts_the_slot_there),
+		ON_ONE_AND_TWO(a_cut_forgets_what_was_penalised),
+		ON_ONE_AND_TWO(rows_of_a_batch_do_not_see_each_other),
+		ON_ONE_AND_TWO(a_stop_id_ends_the_slot_until_it_is_fed),
+		ON_ONE_AND_TWO(a_slot_without_a_sample_does_not_go_on),
+		ON_ONE_AND_TWO(scores_are_the_log_probabilities_of_the_targets),
+		ON_ONE_AND_TWO(a_sample_comes_with_its_log_probability),
+		ON_ONE_AND_TWO(a_slot_goes_on_from_pages_that_are_known),
+		ON_ONE_AND_TWO(moves_copy_clear_and_sum),
+		ON_ONE_AND_TWO(malformed_moves_are_named),
+		ON_ONE_AND_TWO(malformed_steps_are_named_and_touch_nothing),
+		ON_ONE_AND_TWO(a_process_loads_computes_and_leaves_with_its_broker),
+		ON_ONE_AND_TWO(a_process_refuses_what_it_cannot_load_with_a_sentence),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

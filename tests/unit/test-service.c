@@ -21,6 +21,7 @@
 
 struct process {
 	struct edited model;
+	uint32_t n_ranks;
 	pid_t pid;
 	int control_fd, arena_fd;
 	struct ring ring;
@@ -63,6 +64,7 @@ static void start(struct process *p, const uint8_t *fingerprint)
 		.max_context = N_PAGES * PAGE_TOKENS,
 		.max_batch_tokens = 64,
 		.n_threads = 2,
+		.n_ranks = p->n_ranks,
 		.isa = "auto",
 	};
 	int ends[2];
@@ -106,12 +108,18 @@ static uint32_t receive(struct process *p, void *packet, size_t bytes)
 	}
 }
 
-static void begin(struct process *p)
+static void begin_ranks(struct process *p, const char *model, uint32_t n_ranks)
 {
 	memset(p, 0, sizeof(*p));
-	edited_open(&p->model, MODEL);
+	p->n_ranks = n_ranks;
+	edited_open(&p->model, model);
 	start(p, NULL);
 	assert_int_equal(receive(p, &p->ready, sizeof(p->ready)), CONTROL_READY);
+}
+
+static void begin(struct process *p)
+{
+	begin_ranks(p, MODEL, 1);
 }
 
 /* Lets go of the process and returns its exit code. */
@@ -201,14 +209,13 @@ static uint32_t take(struct process *p)
 
 static const uint32_t prompt[] = { 7, 3, 11, 20, 5 };
 
-static void a_parked_executor_gives_its_weights_back_and_gets_them_again(void **state)
+static void expect_weights_back_and_again(const char *model, uint32_t n_ranks)
 {
 	struct control_parked parked;
 	struct process p;
 	uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES];
 
-	(void)state;
-	begin(&p);
+	begin_ranks(&p, model, n_ranks);
 	assert_true(p.ready.resident_bytes >= p.ready.weight_bytes);
 	memcpy(fingerprint, p.ready.fingerprint, sizeof(fingerprint));
 	parked = park(&p);
@@ -222,13 +229,19 @@ static void a_parked_executor_gives_its_weights_back_and_gets_them_again(void **
 	finish(&p);
 }
 
-static void a_slot_goes_on_after_sleep_as_if_there_had_been_none(void **state)
+static void a_parked_executor_gives_its_weights_back_and_gets_them_again(void **state)
+{
+	(void)state;
+	expect_weights_back_and_again(MODEL, 1);
+	expect_weights_back_and_again("bf16", 2);
+}
+
+static void expect_to_go_on(const char *model, uint32_t n_ranks)
 {
 	struct process p;
 	uint32_t wanted[4];
 
-	(void)state;
-	begin(&p);
+	begin_ranks(&p, model, n_ranks);
 	push(&p, prompt, ARRAY_SIZE(prompt));
 	for (uint32_t i = 0; i < 4; i++) {
 		wanted[i] = take(&p);
@@ -245,6 +258,13 @@ static void a_slot_goes_on_after_sleep_as_if_there_had_been_none(void **state)
 			push(&p, NULL, 0);
 	}
 	finish(&p);
+}
+
+static void a_slot_goes_on_after_sleep_as_if_there_had_been_none(void **state)
+{
+	(void)state;
+	expect_to_go_on(MODEL, 1);
+	expect_to_go_on("bf16", 2);
 }
 
 static void steps_pushed_before_the_order_are_done_before_it(void **state)

@@ -6,6 +6,10 @@
  * Where the device is not the host, steps of one token a row are recorded once
  * for each number of rows and replayed, and the head's logits stand in the
  * device's memory until they are read.
+ *
+ * Of several ranks each has the same residual stream, to the bit: what attention
+ * and MLPs add to it is a sum over the ranks (kernels/comm.h), of which rank 0's
+ * part begins with what is there and the others' with nothing.
  */
 #include "daemon/exec/model/model.h"
 
@@ -38,6 +42,7 @@ struct model {
 	struct dev *dev;
 	struct stream *stream;
 	const struct weights *w;
+	struct comm *comm; /* NULL: there is one rank */
 	struct kv_cache kv;
 	struct rope_table rope;
 	uint32_t max_tokens, max_context;
@@ -52,7 +57,8 @@ struct model {
 	float *expert_weights;
 
 	bool is_host;
-	float *logits;	   /* [LOGITS_ROWS][vocab], unless the device is the host */
+	bool speaks_aside; /* logits come to ret by way of the buffer below */
+	float *logits;	   /* [LOGITS_ROWS][vocab of this rank], if so */
 	uint32_t n_logits; /* rows in it, the first of normed */
 
 	struct recorded recorded[REPLAYS_MAX];
@@ -92,46 +98,47 @@ static void *carve(struct model *m, size_t *used, size_t n)
 static size_t carve_all(struct model *m)
 {
 	const struct config *c = &m->w->config;
+	const struct share *s = &m->w->share;
 	const size_t tokens = m->max_tokens;
 	size_t used = 0;
 
 	m->hidden = carve(m, &used, tokens * c->dim);
 	m->norm = carve(m, &used, tokens * c->dim);
-	m->q = carve(m, &used, tokens * c->heads * c->head_dim);
-	m->k = carve(m, &used, tokens * c->kv_heads * c->head_dim);
-	m->v = carve(m, &used, tokens * c->kv_heads * c->head_dim);
-	m->attention = carve(m, &used, tokens * c->heads * c->head_dim);
+	m->q = carve(m, &used, tokens * s->heads * c->head_dim);
+	m->k = carve(m, &used, tokens * s->kv_heads * c->head_dim);
+	m->v = carve(m, &used, tokens * s->kv_heads * c->head_dim);
+	m->attention = carve(m, &used, tokens * s->heads * c->head_dim);
 	m->normed = carve(m, &used, tokens * c->dim);
 	m->experts = carve(m, &used, tokens * c->top_k);
 	m->expert_weights = carve(m, &used, tokens * c->top_k);
-	if (!m->is_host)
-		m->logits = carve(m, &used, (size_t)MIN(tokens, LOGITS_ROWS) * c->vocab);
+	if (m->speaks_aside)
+		m->logits = carve(m, &used, (size_t)MIN(tokens, LOGITS_ROWS) * s->vocab);
 	return used;
 }
 
 static struct op_limits limits_of(const struct model *m)
 {
 	const struct config *c = &m->w->config;
-	const uint32_t shared = c->moe_ffn_dim * c->shared_experts;
+	const struct share *s = &m->w->share;
 
 	return (struct op_limits){
 		.tokens = m->max_tokens,
 		.dim = c->dim,
-		.heads = c->heads,
-		.kv_heads = c->kv_heads,
+		.heads = s->heads,
+		.kv_heads = s->kv_heads,
 		.head_dim = c->head_dim,
-		.ffn_dim = MAX(c->ffn_dim, MAX(c->moe_ffn_dim, shared)),
+		.ffn_dim = MAX(s->ffn_dim, MAX(s->moe_ffn_dim, s->shared_ffn_dim)),
 		.experts = c->experts,
 		.top_k = c->top_k,
-		.vocab = c->vocab,
+		.vocab = s->vocab,
 		.max_context = m->max_context,
 	};
 }
 
-static bool cache_fits(const struct kv_cache *kv, const struct config *c)
+static bool cache_fits(const struct kv_cache *kv, const struct weights *w)
 {
-	return kv->base && kv->page_tokens > 0 && kv->layers == c->layers &&
-	       kv->kv_heads == c->kv_heads && kv->head_dim == c->head_dim &&
+	return kv->base && kv->page_tokens > 0 && kv->layers == w->config.layers &&
+	       kv->kv_heads == w->share.kv_heads && kv->head_dim == w->config.head_dim &&
 	       (kv->type == DT_F32 || kv->type == DT_BF16);
 }
 
@@ -156,6 +163,13 @@ static int make_step(struct model *m)
 int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
 	      uint32_t max_tokens, uint32_t max_context, struct model **ret, struct err *err)
 {
+	return model_new_rank(dev, w, NULL, kv, max_tokens, max_context, ret, err);
+}
+
+int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
+		   const struct kv_cache *kv, uint32_t max_tokens, uint32_t max_context,
+		   struct model **ret, struct err *err)
+{
 	_cleanup_(model_freep) struct model *m = NULL;
 	struct op_limits limits;
 	int r;
@@ -164,8 +178,12 @@ int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *k
 		return err_set(err, -EINVAL,
 			       "a batch of %u tokens and a context of %u make no model", max_tokens,
 			       max_context);
-	if (!cache_fits(kv, &w->config))
+	if (!cache_fits(kv, w))
 		return err_set(err, -EINVAL, "the KV cache's layout is not the model's");
+	if (w->share.n_ranks != (comm ? comm_ranks(comm) : 1) ||
+	    w->share.rank != (comm ? comm_rank(comm) : 0))
+		return err_set(err, -EINVAL, "weights of rank %u of %u are not this rank's",
+			       w->share.rank, w->share.n_ranks);
 
 	m = calloc(1, sizeof(*m));
 	if (!m)
@@ -175,7 +193,9 @@ int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *k
 	m->kv = *kv;
 	m->max_tokens = max_tokens;
 	m->max_context = max_context;
+	m->comm = w->share.n_ranks > 1 ? comm : NULL;
 	m->is_host = dev_is_host(dev);
+	m->speaks_aside = !m->is_host || m->comm;
 	if (!m->is_host && make_step(m) < 0)
 		return err_wrap(err, -ENOMEM, "cannot allocate the model");
 
@@ -284,7 +304,8 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 {
 	const struct kv_cache *kv = &m->kv;
 	const uint32_t width = kv->kv_heads * kv->head_dim;
-	const size_t keys = (size_t)width * kv->page_tokens * dtype_bytes(kv->type);
+	const size_t keys = kv->kv_heads * kv_head_bytes(kv);
+	const size_t before = 2 * (size_t)kv_page_heads(kv) * kv_head_bytes(kv) * layer;
 	float *all;
 
 	if (!m->tap)
@@ -293,12 +314,11 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 	for (const struct seq *s = seqs; all && s < seqs + n_seqs; s++) {
 		for (uint32_t t = 0; t < s->n_tokens; t++) {
 			const uint32_t at = s->at + t;
-			const void *page =
-				seen(m, 1,
-				     (const char *)kv->base +
-					     s->pages[at / kv->page_tokens] * kv_page_bytes(kv) +
-					     2 * keys * layer,
-				     keys);
+			const void *page = seen(
+				m, 1,
+				(const char *)kv->base +
+					s->pages[at / kv->page_tokens] * kv_page_bytes(kv) + before,
+				keys);
 			float *to = all + (size_t)(s->first + t) * width;
 
 			for (uint32_t i = 0; page && i < width; i++)
@@ -323,26 +343,40 @@ static void show_keys(struct model *m, uint32_t layer, uint32_t n_tokens, const 
 	free(all);
 }
 
+static bool is_first_rank(const struct model *m)
+{
+	return m->w->share.rank == 0;
+}
+
+/* What all ranks have of the residual stream, together. */
+static int add_ranks(struct model *m, uint32_t n_tokens)
+{
+	return m->comm ? comm_sum(m->comm, m->stream, m->hidden,
+				  (size_t)n_tokens * m->w->config.dim)
+		       : 0;
+}
+
 /* hidden += Wo attention(rope(norm(hidden))) */
 static int attend(struct model *m, uint32_t layer, uint32_t n_tokens, const struct seq *seqs,
 		  uint32_t n_seqs)
 {
 	const struct config *c = &m->w->config;
 	const struct layer_weights *w = &m->w->layers[layer];
-	const uint32_t q_width = c->heads * c->head_dim, kv_width = c->kv_heads * c->head_dim;
+	const uint32_t heads = m->w->share.heads, kv_heads = m->w->share.kv_heads;
+	const uint32_t q_width = heads * c->head_dim, kv_width = kv_heads * c->head_dim;
 	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
 	const struct tensor norm = rows(m->norm, n_tokens, c->dim);
-	const struct tensor q = f32(m->q, n_tokens, c->heads, c->head_dim);
-	const struct tensor k = f32(m->k, n_tokens, c->kv_heads, c->head_dim);
-	const struct tensor v = f32(m->v, n_tokens, c->kv_heads, c->head_dim);
-	const struct tensor attention = f32(m->attention, n_tokens, c->heads, c->head_dim);
+	const struct tensor q = f32(m->q, n_tokens, heads, c->head_dim);
+	const struct tensor k = f32(m->k, n_tokens, kv_heads, c->head_dim);
+	const struct tensor v = f32(m->v, n_tokens, kv_heads, c->head_dim);
+	const struct tensor attention = f32(m->attention, n_tokens, heads, c->head_dim);
 	const struct tensor concat = rows(m->attention, n_tokens, q_width);
 	const struct linear_job in[] = {
 		{ &w->q, w->q_bias, rows(m->q, n_tokens, q_width), false },
 		{ &w->k, w->k_bias, rows(m->k, n_tokens, kv_width), false },
 		{ &w->v, w->v_bias, rows(m->v, n_tokens, kv_width), false },
 	};
-	const struct linear_job out = { &w->o, w->o_bias, hidden, true };
+	const struct linear_job out = { &w->o, w->o_bias, hidden, is_first_rank(m) };
 	int r;
 
 	r = op_rmsnorm(m->stream, &norm, &hidden, &w->input_norm, c->norm_eps);
@@ -365,10 +399,31 @@ static int attend(struct model *m, uint32_t layer, uint32_t n_tokens, const stru
 		return r;
 	show(m, TAP_ATTENTION, layer, n_tokens, q_width, m->attention);
 
-	return op_linears(m->stream, &out, 1, &concat);
+	r = op_linears(m->stream, &out, 1, &concat);
+	return r < 0 ? r : add_ranks(m, n_tokens);
 }
 
-/* hidden += MLP(norm(hidden)), dense or of the chosen experts */
+/* hidden += MLP(norm), dense or of the chosen experts */
+static int add_mlp(struct model *m, uint32_t layer, uint32_t n_tokens)
+{
+	const struct config *c = &m->w->config;
+	const struct layer_weights *w = &m->w->layers[layer];
+	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
+	const struct tensor norm = rows(m->norm, n_tokens, c->dim);
+	int r;
+
+	if (!is_first_rank(m)) {
+		r = op_clear(m->stream, &hidden);
+		if (r < 0)
+			return r;
+	}
+	r = w->dense ? op_mlp(m->stream, &hidden, &norm, &w->gate, &w->up, &w->down)
+		     : op_moe(m->stream, &hidden, &norm, &w->moe, c->top_k, m->experts,
+			      m->expert_weights);
+	return r < 0 ? r : add_ranks(m, n_tokens);
+}
+
+/* hidden += MLP(norm(hidden)) */
 static int think(struct model *m, uint32_t layer, uint32_t n_tokens)
 {
 	const struct config *c = &m->w->config;
@@ -388,7 +443,7 @@ static int think(struct model *m, uint32_t layer, uint32_t n_tokens)
 	if (r < 0)
 		return r;
 	if (w->dense)
-		return op_mlp(m->stream, &hidden, &norm, &w->gate, &w->up, &w->down);
+		return add_mlp(m, layer, n_tokens);
 
 	r = op_router(m->stream, m->experts, m->expert_weights, &norm, &w->router, &w->router_bias,
 		      &params);
@@ -396,7 +451,7 @@ static int think(struct model *m, uint32_t layer, uint32_t n_tokens)
 		return r;
 	show(m, TAP_ROUTER, layer, n_tokens, c->top_k, m->expert_weights);
 
-	return op_moe(m->stream, &hidden, &norm, &w->moe, c->top_k, m->experts, m->expert_weights);
+	return add_mlp(m, layer, n_tokens);
 }
 
 /* Sequences lie behind one another and have pages, in the cache, for all their positions. */
@@ -433,12 +488,14 @@ static bool batch_fits(const struct model *m, const uint32_t *ids, uint32_t n_to
 	return true;
 }
 
-/* Logits of rows of normed, to the host's or the device's memory. */
+/* Logits of rows of normed, over this rank's part of the vocabulary. */
 static int speak(struct model *m, uint32_t first, uint32_t n, float *logits)
 {
 	const struct config *c = &m->w->config;
 	const struct tensor x = rows(m->normed + (size_t)first * c->dim, n, c->dim);
-	const struct linear_job head = { &m->w->head, { 0 }, rows(logits, n, c->vocab), false };
+	const struct linear_job head = {
+		&m->w->head, { 0 }, rows(logits, n, m->w->share.vocab), false
+	};
 
 	return op_linears(m->stream, &head, 1, &x);
 }
@@ -453,7 +510,9 @@ static int compute(struct stream *st, void *userdata)
 	const struct tensor normed = rows(m->normed, p->n_out, c->dim);
 	int r;
 
-	r = op_embed(st, &hidden, &m->w->embed, p->ids);
+	r = op_embed_part(st, &hidden, &m->w->embed, m->w->share.first_vocab, c->vocab, p->ids);
+	if (r == 0)
+		r = add_ranks(m, p->n_tokens);
 	if (r < 0)
 		return r;
 	show(m, TAP_HIDDEN, 0, p->n_tokens, c->dim, m->hidden);
@@ -574,14 +633,31 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
 		if (r == 0)
 			r = compute(m->stream, &pass);
 	}
-	if (r < 0)
+	if (r < 0) {
+		if (m->comm)
+			comm_fail(m->comm); /* the others would wait for it */
 		return r;
+	}
 	m->n_out = n_out;
 	m->n_logits = m->is_host || n_out > LOGITS_ROWS ? 0 : n_out;
 	return logits ? model_logits(m, 0, n_out, logits) : 0;
 }
 
-/* From a device in as many goes as its room for logits asks for. */
+/* @n rows of the buffer to their place in the host's, where a row is of the whole vocabulary. */
+static int hand_over(struct model *m, uint32_t first, uint32_t n, float *logits)
+{
+	const struct share *s = &m->w->share;
+	const size_t own = s->vocab * sizeof(*logits), all = m->w->config.vocab * sizeof(*logits);
+	const float *from = m->logits + (size_t)first * s->vocab;
+	int r;
+
+	if (!m->comm)
+		return st_read(m->stream, logits, from, n * all);
+	r = st_copy2d(m->stream, logits + s->first_vocab, all, from, own, own, n);
+	return r < 0 ? r : st_wait(m->stream);
+}
+
+/* In as many goes as the room for logits asks for. */
 static int read_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
 {
 	const size_t vocab = m->w->config.vocab;
@@ -589,15 +665,13 @@ static int read_logits(struct model *m, uint32_t first, uint32_t n, float *logit
 	int r;
 
 	if (first + n <= m->n_logits)
-		return st_read(m->stream, logits, m->logits + first * vocab,
-			       n * vocab * sizeof(*logits));
+		return hand_over(m, first, n, logits);
 	m->n_logits = 0;
 	for (uint32_t done = 0; done < n; done += some) {
 		some = MIN(n - done, MIN(m->max_tokens, LOGITS_ROWS));
 		r = speak(m, first + done, some, m->logits);
 		if (r == 0)
-			r = st_read(m->stream, logits + done * vocab, m->logits,
-				    some * vocab * sizeof(*logits));
+			r = hand_over(m, 0, some, logits + done * vocab);
 		if (r < 0)
 			return r;
 	}
@@ -610,7 +684,7 @@ int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
 		return -EINVAL;
 	if (n == 0)
 		return 0;
-	return m->is_host ? speak(m, first, n, logits) : read_logits(m, first, n, logits);
+	return m->speaks_aside ? read_logits(m, first, n, logits) : speak(m, first, n, logits);
 }
 
 struct stream *model_stream(struct model *m)

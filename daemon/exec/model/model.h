@@ -6,6 +6,7 @@
 #include "client/wire/err.h"
 #include "daemon/exec/weights/weights.h"
 #include "kernels/attention.h"
+#include "kernels/comm.h"
 
 struct model;
 
@@ -17,6 +18,15 @@ struct model;
  */
 int model_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
 	      uint32_t max_tokens, uint32_t max_context, struct model **ret, struct err *err);
+/*
+ * The model of one of several ranks: @w is its share, @comm its handle, and @kv
+ * has its heads alone (kv_heads_of()). Each call below is then made on all
+ * ranks, with the same arguments but for the model, each on its own thread; a
+ * failure of one is -EIO on the others.
+ */
+int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
+		   const struct kv_cache *kv, uint32_t max_tokens, uint32_t max_context,
+		   struct model **ret, struct err *err);
 struct model *model_free(struct model *m);
 
 /*
@@ -38,15 +48,19 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
 /*
  * Logits of the rows out[first] … out[first + n - 1] of the last
  * model_forward(): for scores, whose logits together would fill the memory.
- * Waits for the device. Returns 0, -EINVAL if the last forward pass listed
- * fewer rows, or -EIO.
+ * Waits for the device. Of several ranks each writes the logits of its part of
+ * the vocabulary: there are all when all have returned. Returns 0, -EINVAL if the
+ * last forward pass listed fewer rows, or -EIO.
  */
 int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits);
 
 /* The stream that it queues on, for copies that are to keep its order. */
 struct stream *model_stream(struct model *m);
 
-/* What passes by, for tests: called with F32 rows if set. */
+/*
+ * What passes by, for tests: called with F32 rows if set. Of several ranks each
+ * has the whole of HIDDEN, FINAL_NORM and ROUTER, and the heads of its own else.
+ */
 enum model_tap { TAP_HIDDEN, TAP_Q, TAP_K, TAP_V, TAP_ATTENTION, TAP_FINAL_NORM, TAP_ROUTER };
 struct model_tap_data {
 	enum model_tap tap;

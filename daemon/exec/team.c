@@ -1,0 +1,274 @@
+/*
+ * A call is two barriers of the ranks' own (kernels/comm.h): before the first
+ * rank 0 has said what is to be done, behind the second all have done it.
+ */
+#include "daemon/exec/team.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+struct member {
+	struct team *team;
+	struct comm *comm;
+	struct dev *dev;
+	struct weights *weights;
+	struct model *model;
+	pthread_t thread; /* not of rank 0 */
+	bool is_started;
+	_Atomic int
+		r; /* of the last call; read by rank 0, who may not have waited if another failed */
+};
+
+struct team {
+	uint32_t n_ranks;
+	enum isa isa;
+	uint32_t n_threads;
+	/* written by rank 0 before the first barrier */
+	bool leaving;
+	int (*run)(struct team *team, uint32_t rank, void *userdata);
+	void *userdata;
+	struct member members[SHARE_RANKS_MAX];
+};
+
+static uint32_t rank_of(const struct member *m)
+{
+	return (uint32_t)(m - m->team->members);
+}
+
+static void *serve(void *userdata)
+{
+	struct member *m = userdata;
+	struct team *team = m->team;
+
+	while (comm_barrier(m->comm) == 0 && !team->leaving) {
+		m->r = team->run(team, rank_of(m), team->userdata);
+		if (comm_barrier(m->comm) < 0)
+			break;
+	}
+	return NULL;
+}
+
+int team_run(struct team *team, int (*run)(struct team *team, uint32_t rank, void *userdata),
+	     void *userdata)
+{
+	struct member *own = &team->members[0];
+	int r;
+
+	team->run = run;
+	team->userdata = userdata;
+	for (uint32_t i = 0; i < team->n_ranks; i++)
+		team->members[i].r = 0;
+	r = comm_barrier(own->comm);
+	if (r < 0)
+		return r;
+	own->r = run(team, 0, userdata);
+	r = comm_barrier(own->comm);
+	/* -EIO may be what the failure of another looks like */
+	for (uint32_t i = team->n_ranks; i-- > 0;) {
+		const int of_rank = team->members[i].r;
+
+		if (of_rank < 0 && (of_rank != -EIO || r == 0))
+			r = of_rank;
+	}
+	return r;
+}
+
+static int open_dev(struct team *team, uint32_t rank, void *userdata)
+{
+	const uint32_t first = rank * team->n_threads / team->n_ranks;
+	const uint32_t n = (rank + 1) * team->n_threads / team->n_ranks - first;
+
+	(void)userdata;
+	return dev_open_rank(team->isa, team->n_threads ? MAX(n, 1) : 0, rank, team->n_ranks,
+			     &team->members[rank].dev);
+}
+
+static int start(struct member *m)
+{
+	char name[16];
+	int r;
+
+	r = pthread_create(&m->thread, NULL, serve, m);
+	if (r)
+		return -r;
+	m->is_started = true;
+	snprintf(name, sizeof(name), "rank %u", rank_of(m));
+	pthread_setname_np(m->thread, name);
+	return 0;
+}
+
+int team_open(enum isa isa, uint32_t n_threads, uint32_t n_ranks, struct team **ret)
+{
+	_cleanup_(team_closep) struct team *team = NULL;
+	struct comm *comms[COMM_RANKS_MAX];
+	int r;
+
+	r = comm_open(n_ranks, comms);
+	if (r < 0)
+		return r;
+	team = calloc(1, sizeof(*team));
+	if (!team) {
+		comm_close(comms[0]);
+		return -ENOMEM;
+	}
+	team->n_ranks = n_ranks;
+	team->isa = isa;
+	team->n_threads = n_threads;
+	for (uint32_t i = 0; i < n_ranks; i++) {
+		team->members[i].team = team;
+		team->members[i].comm = comms[i];
+	}
+	/* before the first device is opened, which moves this thread to its node */
+	for (uint32_t i = 1; r == 0 && i < n_ranks; i++)
+		r = start(&team->members[i]);
+	if (r < 0) {
+		comm_fail(comms[0]);
+		return r;
+	}
+	r = team_run(team, open_dev, NULL);
+	if (r < 0)
+		return r;
+	*ret = steal(team);
+	return 0;
+}
+
+struct team *team_close(struct team *team)
+{
+	if (!team)
+		return NULL;
+	team->leaving = true;
+	comm_barrier(team->members[0].comm); /* those who failed have left already */
+	for (uint32_t i = 1; i < team->n_ranks; i++)
+		if (team->members[i].is_started)
+			pthread_join(team->members[i].thread, NULL);
+	for (uint32_t i = team->n_ranks; i-- > 0;) {
+		model_free(team->members[i].model);
+		weights_free(team->members[i].weights);
+		dev_close(team->members[i].dev);
+	}
+	comm_close(team->members[0].comm);
+	free(team);
+	return NULL;
+}
+
+static void list_weights(const struct team *team, struct weights **ret)
+{
+	for (uint32_t i = 0; i < team->n_ranks; i++)
+		ret[i] = team->members[i].weights;
+}
+
+int team_load(struct team *team, const struct checkpoint *c, weights_progress_fn progress,
+	      void *userdata, struct err *err)
+{
+	struct weights *ranks[SHARE_RANKS_MAX];
+	struct dev *devs[SHARE_RANKS_MAX];
+	int r;
+
+	for (uint32_t i = 0; i < team->n_ranks; i++)
+		devs[i] = team->members[i].dev;
+	r = weights_load_ranks(c, devs, team->n_ranks, progress, userdata, ranks, err);
+	for (uint32_t i = 0; r == 0 && i < team->n_ranks; i++)
+		team->members[i].weights = ranks[i];
+	return r;
+}
+
+void team_drop(struct team *team)
+{
+	for (uint32_t i = 0; i < team->n_ranks; i++)
+		weights_drop(team->members[i].weights);
+}
+
+int team_reload(struct team *team, const struct checkpoint *c, weights_progress_fn progress,
+		void *userdata, struct err *err)
+{
+	struct weights *ranks[SHARE_RANKS_MAX];
+
+	list_weights(team, ranks);
+	return weights_reload_ranks(ranks, c, progress, userdata, err);
+}
+
+int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
+		     uint32_t max_context, struct err *err)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; r == 0 && i < team->n_ranks; i++) {
+		struct member *m = &team->members[i];
+		const struct share *s = &m->weights->share;
+		const struct kv_cache own = kv_heads_of(kv, s->first_kv_head, s->kv_heads);
+
+		m->model = model_free(m->model);
+		r = model_new_rank(m->dev, m->weights, m->comm, &own, max_tokens, max_context,
+				   &m->model, err);
+	}
+	return r;
+}
+
+/* Arguments of model_forward() and model_logits(). */
+struct batch {
+	const uint32_t *ids, *out;
+	const struct seq *seqs;
+	uint32_t n_tokens, n_seqs, first, n_out;
+	float *logits;
+};
+
+static int forward(struct team *team, uint32_t rank, void *userdata)
+{
+	const struct batch *b = userdata;
+
+	return model_forward(team->members[rank].model, b->ids, b->n_tokens, b->seqs, b->n_seqs,
+			     b->out, b->n_out, b->logits);
+}
+
+int team_forward(struct team *team, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
+		 uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits)
+{
+	struct batch b = {
+		.ids = ids,
+		.out = out,
+		.seqs = seqs,
+		.n_tokens = n_tokens,
+		.n_seqs = n_seqs,
+		.n_out = n_out,
+		.logits = logits,
+	};
+
+	return team_run(team, forward, &b);
+}
+
+static int speak(struct team *team, uint32_t rank, void *userdata)
+{
+	const struct batch *b = userdata;
+
+	return model_logits(team->members[rank].model, b->first, b->n_out, b->logits);
+}
+
+int team_logits(struct team *team, uint32_t first, uint32_t n, float *logits)
+{
+	struct batch b = { .first = first, .n_out = n, .logits = logits };
+
+	return team_run(team, speak, &b);
+}
+
+uint32_t team_ranks(const struct team *team)
+{
+	return team->n_ranks;
+}
+
+struct dev *team_dev(const struct team *team, uint32_t rank)
+{
+	return team->members[rank].dev;
+}
+
+struct weights *team_weights(const struct team *team, uint32_t rank)
+{
+	return team->members[rank].weights;
+}
+
+struct model *team_model(const struct team *team, uint32_t rank)
+{
+	return team->members[rank].model;
+}
