@@ -1,17 +1,12 @@
 /*
- * Ranks that share the host's memory. One barrier carries everything: before it
- * a rank says where its data is, behind it each works on a run of all ranks'
- * data that nobody else touches.
+ * The handles of ranks, their barrier, and how they show one another where
+ * something is; what moves data is the backend's.
  */
-#include "kernels/comm.h"
-
 #include <errno.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include "kernels/comm-ranks.h"
 #include "kernels/wait.h"
-
-#define LINE_FLOATS 16 /* runs begin at a cache line of everybody's data, if that does */
 
 /* Each word that ranks spin on has a cache line of its own. */
 struct group {
@@ -26,6 +21,7 @@ struct group {
 		/* what it brought to the call under way; written before a barrier, read behind it */
 		void *data;
 		size_t count;
+		void *native; /* the backend's */
 	} ranks[COMM_RANKS_MAX];
 };
 
@@ -49,8 +45,12 @@ int comm_open(uint32_t n_ranks, struct comm **ret)
 
 struct comm *comm_close(struct comm *comm)
 {
-	if (comm)
-		free(comm->group);
+	if (!comm)
+		return NULL;
+	for (uint32_t i = 0; i < comm->group->n_ranks; i++)
+		if (comm->group->ranks[i].native)
+			comm_leave(comm->group->ranks[i].native, comm->group->failed);
+	free(comm->group);
 	return NULL;
 }
 
@@ -94,14 +94,11 @@ void comm_fail(struct comm *comm)
 	go_on(comm->group);
 }
 
-/* Shows the others @data, and sees theirs. */
-static int meet(struct comm *comm, struct stream *st, void *data, size_t count)
+int comm_show(struct comm *comm, void *data, size_t count)
 {
 	const struct group *g = comm->group;
 	int r;
 
-	if (!dev_is_host(st_dev(st)))
-		return -EINVAL;
 	comm->data = data;
 	comm->count = count;
 	r = comm_barrier(comm);
@@ -113,60 +110,12 @@ static int meet(struct comm *comm, struct stream *st, void *data, size_t count)
 	return r;
 }
 
-static void add(float *restrict y, const float *restrict x, size_t n)
+void *comm_shown(const struct comm *comm, uint32_t rank)
 {
-	for (size_t i = 0; i < n; i++)
-		y[i] += x[i];
+	return comm->group->ranks[rank].data;
 }
 
-int comm_sum(struct comm *comm, struct stream *st, float *y, size_t n)
+void **comm_native(struct comm *comm)
 {
-	const struct group *g = comm->group;
-	const size_t lines = (n + LINE_FLOATS - 1) / LINE_FLOATS;
-	const size_t from = lines * comm->rank / g->n_ranks * LINE_FLOATS;
-	const size_t end = lines * (comm->rank + 1) / g->n_ranks * LINE_FLOATS;
-	const size_t some = (end < n ? end : n) - from;
-	float *sum;
-	int r;
-
-	if (g->n_ranks == 1)
-		return 0;
-	r = meet(comm, st, y, n);
-	if (r < 0)
-		return r;
-	if (some > 0) {
-		sum = (float *)g->ranks[0].data + from;
-		for (uint32_t i = 1; i < g->n_ranks; i++)
-			add(sum, (const float *)g->ranks[i].data + from, some);
-		for (uint32_t i = 1; i < g->n_ranks; i++)
-			memcpy((float *)g->ranks[i].data + from, sum, some * sizeof(*sum));
-	}
-	return comm_barrier(comm);
-}
-
-int comm_gather(struct comm *comm, struct stream *st, void *to, const void *from, size_t bytes)
-{
-	const struct group *g = comm->group;
-	const int r = meet(comm, st, (void *)from, bytes);
-
-	if (r < 0)
-		return r;
-	for (uint32_t i = 0; bytes > 0 && i < g->n_ranks; i++)
-		memcpy((char *)to + i * bytes, g->ranks[i].data, bytes);
-	return comm_barrier(comm); /* nobody's data changes before all have it */
-}
-
-int comm_broadcast(struct comm *comm, struct stream *st, void *data, size_t bytes, uint32_t root)
-{
-	const struct group *g = comm->group;
-	int r;
-
-	if (root >= g->n_ranks)
-		return -EINVAL;
-	r = meet(comm, st, data, bytes);
-	if (r < 0)
-		return r;
-	if (comm->rank != root && bytes > 0)
-		memcpy(data, g->ranks[root].data, bytes);
-	return comm_barrier(comm);
+	return &comm->native;
 }

@@ -8,12 +8,16 @@
  * none has its result before all have called. One that was called with another
  * count than the others fails on all of them, and so does everything after it.
  *
- * The data of these ranks is in the host's memory, which all of them share. A
- * rank that waits spins as the threads of a device do (kernels/wait.h), then
- * sleeps for as long as it takes: ranks that wait for work cost nothing.
+ * On CPUs ranks share the host's memory, and a call is complete when it
+ * returns. On GPUs the data is in the memory of each rank's own, and NCCL, which
+ * is loaded when the ranks join, moves it in the order of their streams.
  *
- * All calls return 0; -EINVAL for counts that differ, or for a stream whose
- * memory is not the host's; or -EIO once any rank has failed.
+ * A rank that waits for the others spins as the threads of a device do
+ * (kernels/wait.h), then sleeps for as long as it takes: ranks that wait for work
+ * cost nothing.
+ *
+ * All calls return 0; -EINVAL for counts that differ, which NCCL does not find;
+ * or -EIO once any rank has failed.
  */
 #pragma once
 
@@ -28,6 +32,14 @@ int comm_open(uint32_t n_ranks, struct comm **ret);
 /* Frees all handles, of which @comm is any. Nobody is in a call, or will be. Returns NULL. */
 struct comm *comm_close(struct comm *comm);
 
+/*
+ * Readies the device that this thread computes on for the three calls below;
+ * once, before them. -ENOTSUP if what they need is not installed; comm_why() says
+ * it in words, until it is asked again by this thread.
+ */
+int comm_join(struct comm *comm, struct stream *st);
+const char *comm_why(void);
+
 uint32_t comm_rank(const struct comm *comm);
 uint32_t comm_ranks(const struct comm *comm);
 
@@ -37,7 +49,7 @@ uint32_t comm_ranks(const struct comm *comm);
  * y	F32 [n], another one on each rank
  *
  * In F32, one addition after the other: all ranks have the same bits, and they
- * do not depend on n. n may be 0.
+ * do not depend on n; with NCCL the order is its own. n may be 0.
  */
 int comm_sum(struct comm *comm, struct stream *st, float *y, size_t n);
 

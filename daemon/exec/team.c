@@ -27,7 +27,7 @@ struct team {
 	enum isa isa;
 	uint32_t n_threads;
 	/* written by rank 0 before the first barrier */
-	bool leaving;
+	bool leaving, is_joined;
 	int (*run)(struct team *team, uint32_t rank, void *userdata);
 	void *userdata;
 	struct member members[SHARE_RANKS_MAX];
@@ -190,6 +190,12 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 	return weights_reload_ranks(ranks, c, progress, userdata, err);
 }
 
+static int join(struct team *team, uint32_t rank, void *userdata)
+{
+	(void)userdata;
+	return comm_join(team->members[rank].comm, model_stream(team->members[rank].model));
+}
+
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
 		     uint32_t max_context, struct err *err)
 {
@@ -204,7 +210,13 @@ int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_
 		r = model_new_rank(m->dev, m->weights, m->comm, &own, max_tokens, max_context,
 				   &m->model, err);
 	}
-	return r;
+	if (r < 0 || team->is_joined)
+		return r;
+	r = team_run(team, join, NULL);
+	if (r < 0)
+		return err_set(err, r, "the ranks cannot speak to one another: %s", comm_why());
+	team->is_joined = true;
+	return 0;
 }
 
 /* Arguments of model_forward() and model_logits(). */
