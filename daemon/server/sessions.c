@@ -190,6 +190,12 @@ static int open_store(struct sessions *x, const char *dir)
 	if (r < 0)
 		return r;
 	store_count(x->store, &x->counts);
+	if (x->counts.n_log_mended > 0)
+		log_warning("'%s-wal': one bit was wrong in %llu frames; nothing is lost by it",
+			    path, (unsigned long long)x->counts.n_log_mended);
+	if (x->counts.n_log_lost > 0)
+		log_error("'%s-wal': %llu frames are damaged; what only they had is lost", path,
+			  (unsigned long long)x->counts.n_log_lost);
 	if (x->counts.n_set_aside > 0)
 		log_error("'%s' could not be read: it is set aside as state.db.damaged-N, and %llu "
 			  "rows of it are kept",
@@ -267,6 +273,8 @@ json_t *sessions_describe(const struct sessions *x)
 	ONE("rows_damaged", n_damaged);
 	ONE("databases_set_aside", n_set_aside);
 	ONE("rows_kept_of_those", n_kept);
+	ONE("log_frames_mended", n_log_mended);
+	ONE("log_frames_lost", n_log_lost);
 #undef ONE
 	json_object_set_new(o, "recalling", json_boolean(x->recalling));
 	json_object_set_new(o, "recalled", json_integer((json_int_t)x->n_recalled));

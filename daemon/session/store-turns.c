@@ -358,14 +358,20 @@ static int count_kept(struct store *s, const struct store_end *end, uint32_t *re
 static int touch_session(struct store *s, uint64_t session, int64_t now, struct err *err)
 {
 	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	struct session_row row;
 	int r;
 
-	r = store_prepare(s, "UPDATE session SET used=?, implicit=0 WHERE id=?", &stmt, err);
+	r = store_prepare(s, "SELECT " SESSION_COLUMNS " FROM session WHERE id=?", &stmt, err);
 	if (r < 0)
 		return r;
-	sqlite3_bind_int64(stmt, 1, now);
-	sqlite3_bind_int64(stmt, 2, (int64_t)session);
-	return store_step(s, stmt, err);
+	sqlite3_bind_int64(stmt, 1, (int64_t)session);
+	r = store_step(s, stmt, err);
+	/* a damaged one stays as it is: the turn is what is to be saved */
+	if (r <= 0 || session_row_read(s, stmt, &row) < 0)
+		return r;
+	row.used = now;
+	row.implicit = false;
+	return session_row_write(s, &row, err);
 }
 
 static int complete(struct store *s, const struct store_end *end, struct err *err)

@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "daemon/session/store-parts.h"
+#include "daemon/session/walfile.h"
 
 #define SET_ASIDE_MAX 1000
 
@@ -25,7 +26,11 @@ static const char *const formats[STORE_FORMAT] = {
 
 	"ALTER TABLE session ADD COLUMN implicit INTEGER NOT NULL DEFAULT 0;"
 	"ALTER TABLE session ADD COLUMN forked_from INTEGER NOT NULL DEFAULT 0;",
+
+	"CREATE TABLE format(only INTEGER PRIMARY KEY, n INTEGER NOT NULL);",
 };
+#define FORMAT_IN_TABLE 3     /* from here on it is written twice */
+#define FORMAT_SUMS_SESSION 3 /* from here on a session's sum covers the whole row */
 
 int store_fault(struct store *s, struct err *err)
 {
@@ -142,8 +147,8 @@ static void sum_integer(XXH3_state_t *x, uint64_t value)
 	XXH3_64bits_update(x, &value, sizeof(value));
 }
 
-/* What changes with every turn, and what format 2 added, is left out. */
-static int64_t session_sum(const struct session_row *row)
+/* Until format 2 what changes with every turn, and what format 2 added, was left out. */
+static int64_t session_sum_of(const struct session_row *row, int format)
 {
 	XXH3_state_t x;
 
@@ -155,6 +160,11 @@ static int64_t session_sum(const struct session_row *row)
 	sum_bytes(&x, row->defaults);
 	sum_integer(&x, (uint64_t)row->created);
 	sum_integer(&x, row->pinned);
+	if (format >= FORMAT_SUMS_SESSION) {
+		sum_integer(&x, (uint64_t)row->used);
+		sum_integer(&x, row->implicit);
+		sum_integer(&x, row->forked_from);
+	}
 	return (int64_t)XXH3_64bits_digest(&x);
 }
 
@@ -180,6 +190,8 @@ static int64_t turn_sum(const struct turn_row *row)
 
 int session_row_read(struct store *s, sqlite3_stmt *stmt, struct session_row *ret)
 {
+	int64_t sum;
+
 	*ret = (struct session_row){
 		.id = (uint64_t)sqlite3_column_int64(stmt, 0),
 		.uid = (uid_t)sqlite3_column_int64(stmt, 1),
@@ -192,7 +204,10 @@ int session_row_read(struct store *s, sqlite3_stmt *stmt, struct session_row *re
 		.implicit = sqlite3_column_int64(stmt, 8),
 		.forked_from = (uint64_t)sqlite3_column_int64(stmt, 9),
 	};
-	if (sqlite3_column_int64(stmt, 10) == session_sum(ret))
+	sum = sqlite3_column_int64(stmt, 10);
+	/* the shorter one: of a database that is being brought up to date, or was set aside before */
+	if (sum == session_sum_of(ret, STORE_FORMAT) ||
+	    sum == session_sum_of(ret, FORMAT_SUMS_SESSION - 1))
 		return 0;
 	s->counts.n_damaged++;
 	return -EUCLEAN;
@@ -243,7 +258,7 @@ int session_row_write(struct store *s, const struct session_row *row, struct err
 	sqlite3_bind_int64(stmt, 8, row->pinned);
 	sqlite3_bind_int64(stmt, 9, row->implicit);
 	sqlite3_bind_int64(stmt, 10, (int64_t)row->forked_from);
-	sqlite3_bind_int64(stmt, 11, session_sum(row));
+	sqlite3_bind_int64(stmt, 11, session_sum_of(row, STORE_FORMAT));
 	return store_step(s, stmt, err);
 }
 
@@ -274,35 +289,31 @@ int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
 	return store_step(s, stmt, err);
 }
 
-/* Format by format, each in one transaction with its number. */
-static int bring_up_to_date(struct store *s, struct err *err)
+static int write_format(struct store *s, int64_t format, struct err *err)
 {
-	int64_t version = 0;
-	char pragma[48];
+	char sql[64];
 	int r;
 
-	r = ask_integer(s, "PRAGMA user_version", &version, err);
-	if (r < 0)
+	snprintf(sql, sizeof(sql), "PRAGMA user_version=%lld", (long long)format);
+	r = store_exec(s, sql, err);
+	if (r < 0 || format < FORMAT_IN_TABLE)
 		return r;
-	if (version < 0 || version > STORE_FORMAT)
-		return err_set(err, -ENOTSUP,
-			       "the session database '%s' has format %lld, from a newer steamd; "
-			       "this one knows formats up to %d",
-			       s->path, (long long)version, STORE_FORMAT);
-	for (; version < STORE_FORMAT; version++) {
-		r = store_transaction(s, true, err);
-		if (r < 0)
-			return r;
-		r = store_exec(s, formats[version], err);
-		snprintf(pragma, sizeof(pragma), "PRAGMA user_version=%lld",
-			 (long long)version + 1);
-		if (r >= 0)
-			r = store_exec(s, pragma, err);
-		r = store_finish(s, r, err);
-		if (r < 0)
-			return r;
-	}
-	return 0;
+	snprintf(sql, sizeof(sql), "REPLACE INTO format VALUES(1, %lld)", (long long)format);
+	return store_exec(s, sql, err);
+}
+
+/* Every session's sum anew; one that is damaged already stays so. */
+static int sum_sessions(struct store *s, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	struct session_row row;
+	int r;
+
+	r = store_prepare(s, "SELECT " SESSION_COLUMNS " FROM session", &stmt, err);
+	while (r >= 0 && (r = store_step(s, stmt, err)) > 0)
+		if (session_row_read(s, stmt, &row) == 0)
+			r = session_row_write(s, &row, err);
+	return r;
 }
 
 /* All that the schema says, as one text. */
@@ -321,27 +332,95 @@ static char *read_schema(sqlite3 *db)
 	return text;
 }
 
-/* No sum covers the schema, and a bit of it can mean another table: it is compared with a fresh one. */
-static int check_schema(struct store *s, struct err *err)
+/* What read_schema() says of a fresh database of @format; NULL: no memory. */
+static char *schema_of(int64_t format)
 {
-	_cleanup_(freep) char *found = read_schema(s->db), *wanted = NULL;
 	sqlite3 *fresh = NULL;
+	char *text = NULL;
 	int r;
 
 	r = sqlite3_open(":memory:", &fresh);
-	for (size_t i = 0; i < STORE_FORMAT && r == SQLITE_OK; i++)
+	for (int64_t i = 0; i < format && r == SQLITE_OK; i++)
 		r = sqlite3_exec(fresh, formats[i], NULL, NULL, NULL);
 	if (r == SQLITE_OK)
-		wanted = read_schema(fresh);
+		text = read_schema(fresh);
 	sqlite3_close(fresh);
+	return text;
+}
+
+/* No sum covers the schema, and a bit of it can mean another table: it is compared with a fresh one. */
+static int check_schema(struct store *s, int64_t format, struct err *err)
+{
+	_cleanup_(freep) char *found = read_schema(s->db), *wanted = schema_of(format);
+
 	if (!wanted)
 		return err_set(err, -ENOMEM, "out of memory");
 	if (!found || strcmp(found, wanted) != 0)
 		return err_set(err, -EUCLEAN,
 			       "the session database '%s' is damaged: its tables are not those of "
-			       "format %d",
-			       s->path, STORE_FORMAT);
+			       "format %lld",
+			       s->path, (long long)format);
 	return 0;
+}
+
+/*
+ * The format it says in both places. Where they differ one of them is damaged:
+ * it is that whose tables are there. -ENOTSUP: both say the same newer one.
+ */
+static int find_format(struct store *s, int64_t *ret, struct err *err)
+{
+	int64_t version = 0, written = 0;
+	int r;
+
+	r = ask_integer(s, "PRAGMA user_version", &version, err);
+	if (r < 0)
+		return r;
+	r = ask_integer(s, "SELECT n FROM format", &written, err);
+	if (r < 0 && r != -EUCLEAN) /* before FORMAT_IN_TABLE there is none */
+		return r;
+	*ret = version;
+	if (version > STORE_FORMAT && version == written)
+		return err_set(err, -ENOTSUP,
+			       "the session database '%s' has format %lld, from a newer steamd; "
+			       "this one knows formats up to %d",
+			       s->path, (long long)version, STORE_FORMAT);
+	if (version >= 0 && version <= STORE_FORMAT &&
+	    written == (version < FORMAT_IN_TABLE ? 0 : version))
+		return 0;
+	for (int64_t format = STORE_FORMAT; format > 0; format--) {
+		r = check_schema(s, format, err);
+		if (r == -EUCLEAN)
+			continue;
+		if (r == 0)
+			r = write_format(s, format, err);
+		s->counts.n_damaged++;
+		*ret = format;
+		return r;
+	}
+	return err_set(err, -EUCLEAN,
+		       "the session database '%s' is damaged: its format is %lld or %lld", s->path,
+		       (long long)version, (long long)written);
+}
+
+/* Format by format, each in one transaction with its number. */
+static int bring_up_to_date(struct store *s, struct err *err)
+{
+	int64_t format = 0;
+	int r;
+
+	r = find_format(s, &format, err);
+	for (; format < STORE_FORMAT && r >= 0; format++) {
+		r = store_transaction(s, true, err);
+		if (r < 0)
+			break;
+		r = store_exec(s, formats[format], err);
+		if (r >= 0 && format + 1 == FORMAT_SUMS_SESSION)
+			r = sum_sessions(s, err);
+		if (r >= 0)
+			r = write_format(s, format + 1, err);
+		r = store_finish(s, r, err);
+	}
+	return r;
 }
 
 static int connect(const char *path, const char *vfs, sqlite3 **ret)
@@ -371,7 +450,7 @@ static int open_file(struct store *s, struct err *err)
 	if (connect(s->path, s->vfs, &s->db) != SQLITE_OK)
 		return store_fault(s, err);
 	r = bring_up_to_date(s, err);
-	return r < 0 ? r : check_schema(s, err);
+	return r < 0 ? r : check_schema(s, STORE_FORMAT, err);
 }
 
 /* A database and its log go aside together; @ret is where the database is now. */
@@ -501,10 +580,13 @@ static int keep_all(struct store *s, sqlite3 *old, struct err *err)
 static int mend(struct store *s, struct err *err)
 {
 	_cleanup_(freep) char *aside = NULL;
+	struct walfile_found found;
 	sqlite3 *old = NULL;
 	int r;
 
 	r = set_aside(s, &aside, err);
+	if (r == 0)
+		r = walfile_mend(aside, true, &found, err);
 	if (r == 0)
 		r = open_file(s, err);
 	if (r < 0)
@@ -521,11 +603,17 @@ static int mend(struct store *s, struct err *err)
 int store_open(const char *path, const char *vfs, struct store **ret, struct err *err)
 {
 	_cleanup_(store_freep) struct store *s = calloc(1, sizeof(*s));
+	struct walfile_found found;
 	int r;
 
 	if (!s || !(s->path = strdup(path)) || (vfs && !(s->vfs = strdup(vfs))))
 		return err_set(err, -ENOMEM, "out of memory");
-	r = open_file(s, err);
+	r = walfile_mend(path, false, &found, err);
+	if (r < 0)
+		return r;
+	s->counts.n_log_mended = found.n_mended;
+	s->counts.n_log_lost = found.n_lost;
+	r = found.n_lost > 0 ? -EUCLEAN : open_file(s, err);
 	if (r == -EUCLEAN)
 		r = mend(s, err);
 	if (r < 0)

@@ -6,6 +6,15 @@
  * been. Every row carries an xxh3 sum; a row that does not match it is counted
  * and never used.
  *
+ * What damage does: a wrong bit in the log is put right where it can be, see walfile.h; a row
+ * that is damaged is passed over and said to be; where the pages of the file do
+ * not fit together, or more than a bit of the log is wrong, the file goes aside
+ * as PATH.damaged-N and every row that can be read and matches its sum goes
+ * into a new one. What was removed since the last checkpoint may then be there
+ * again. A number of the format that one flipped bit made is told from that of
+ * a newer steamd: it is written twice, in PRAGMA user_version and in the table
+ * format. All of it is counted; nothing of it refuses to open.
+ *
  * Returned everywhere, beside what is said at a call: -EIO, -EUCLEAN (damaged)
  * and -ENOMEM for what SQLite says about the file; -EINVAL for what the caller
  * got wrong.
@@ -20,7 +29,7 @@
 #include "client/wire/span.h"
 #include "daemon/text/bytes.h"
 
-#define STORE_FORMAT 2		     /* PRAGMA user_version */
+#define STORE_FORMAT 3		     /* PRAGMA user_version, and the row of the table format */
 #define STORE_NAME_MAX 64	     /* bytes of a session's name */
 #define STORE_TURNS_MAX 65536	     /* of one session */
 #define STORE_WAL_BYTES_MAX (64u << 20) /* then a checkpoint does not wait until all is idle */
@@ -59,6 +68,8 @@ struct store_counts {
 	uint64_t n_damaged;   /* rows found not to match their sum, each time they are met */
 	uint64_t n_set_aside; /* databases, in this life */
 	uint64_t n_kept;      /* rows that were read out of those */
+	uint64_t n_log_mended; /* frames of the log in which one bit was wrong, and is right again */
+	uint64_t n_log_lost;   /* frames that were damaged beyond that, and are no torn end */
 	uint64_t n_unfinished; /* turns that were begun in an earlier life and are gone */
 	uint64_t n_saved;     /* turns committed */
 	uint64_t n_changes;   /* rows written, of all kinds */

@@ -298,6 +298,40 @@ def a_kill_at_any_write_of_the_store_loses_nothing():
         assert n_hit >= 3, n_hit
 
 
+def a_bit_of_the_database_s_log_that_flips_is_told_and_no_turn_is_lost():
+    with Daemon("air", "ChatTemplate=glm47") as d:
+        said = [finish(start(d, "talk", f"Question {i}", 5, i))[0]["content"] for i in range(4)]
+        log = d.dir / "state" / "state.db-wal"
+        d.process.kill()
+        d.process.wait()
+        data = bytearray(log.read_bytes())
+        data[32 + 3 * (24 + 4096) + 24 + 4000] ^= 1  # in a page of the fourth frame, and a low bit of a word
+        assert len(data) > 32 + 6 * (24 + 4096), len(data)
+        log.write_bytes(data)
+        d.log_path.write_text("")
+        d.__enter__()
+        told = d.status()["sessions"]
+        assert (told["log_frames_mended"], told["log_frames_lost"], told["databases_set_aside"]) == (1, 0, 0), told
+        assert "one bit was wrong in 1 frames" in d.log(), d.log()
+        assert [t["answer"]["content"] for t in show(d, "talk")] == said
+        # a whole sector of it: turns beside it are there, and it is told
+        said += [finish(start(d, "talk", f"Question {i}", 5, i))[0]["content"] for i in range(4, 8)]
+        d.process.kill()
+        d.process.wait()
+        data = bytearray(log.read_bytes())
+        at = 32 + 5 * (24 + 4096) + 1024
+        data[at:at + 512] = bytes(x ^ 0x55 for x in data[at:at + 512])
+        log.write_bytes(data)
+        d.log_path.write_text("")
+        d.__enter__()
+        told = d.status()["sessions"]
+        assert told["log_frames_lost"] == 1 and told["databases_set_aside"] == 1, told
+        assert "frames are damaged" in d.log() and "set aside as state.db.damaged-N" in d.log(), d.log()
+        assert (d.dir / "state" / "state.db.damaged-1-wal.as-found").exists()
+        kept = [t["answer"]["content"] for t in show(d, "talk") if "answer" in t]
+        assert len(kept) >= len(said) - 1 and all(c in said for c in kept), (kept, said)
+
+
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
          and k not in ("kills", "sibling", "telling_seed", "resend")])

@@ -51,15 +51,22 @@ static json_t *show(struct store *s, const struct store_who *who, const char *na
 	return load(&out);
 }
 
-static void set_format(const char *path, int format)
+static void execute(const char *path, const char *sql)
 {
-	char sql[64];
 	sqlite3 *db;
 
-	snprintf(sql, sizeof(sql), "PRAGMA user_version=%d", format);
 	assert_int_equal(sqlite3_open(path, &db), SQLITE_OK);
 	assert_int_equal(sqlite3_exec(db, sql, NULL, NULL, NULL), SQLITE_OK);
 	sqlite3_close(db);
+}
+
+static void set_format(const char *path, int version, int written)
+{
+	char sql[128];
+
+	snprintf(sql, sizeof(sql), "PRAGMA user_version=%d; UPDATE format SET n=%d", version,
+		 written);
+	execute(path, sql);
 }
 
 /* Written by the first format: two turns and one that was never answered, a pinned session, another user's. */
@@ -124,7 +131,7 @@ static void a_newer_database_is_refused_and_left_alone(void **state)
 	s = open_store(&f);
 	say(s, &alice, "talk", "a", "b", 1, 2);
 	s = store_free(s);
-	set_format(f.db, STORE_FORMAT + 1);
+	set_format(f.db, STORE_FORMAT + 1, STORE_FORMAT + 1);
 	before = read_all(f.db, &before_len);
 	assert_int_equal(store_open(f.db, NULL, &s, &err), -ENOTSUP);
 	snprintf(wanted, sizeof(wanted),
@@ -135,11 +142,107 @@ static void a_newer_database_is_refused_and_left_alone(void **state)
 	after = read_all(f.db, &after_len);
 	assert_int_equal(after_len, before_len);
 	assert_memory_equal(after, before, after_len);
-	set_format(f.db, STORE_FORMAT);
+	set_format(f.db, STORE_FORMAT, STORE_FORMAT);
 	s = open_store(&f);
 	json_decref(show(s, &alice, "talk"));
 	s = store_free(s);
 	folder_close(&f);
+}
+
+/* Of one of the two numbers, bit after bit: none is a newer steamd's, and nothing is lost. */
+static void a_flipped_bit_of_the_format_is_no_newer_format(void **state)
+{
+	struct store_counts counts;
+	struct err err = { 0 };
+	struct folder f;
+	struct store *s;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	say(s, &alice, "talk", "a", "b", 1, 2);
+	s = store_free(s);
+	for (int bit = 0; bit < 31; bit++) {
+		const int flipped = (int)(STORE_FORMAT ^ 1u << bit);
+		const bool in_table = bit % 3 == 2;
+
+		set_format(f.db, in_table ? STORE_FORMAT : flipped,
+			   in_table ? flipped : STORE_FORMAT);
+		s = open_store(&f);
+		store_count(s, &counts);
+		assert_int_equal(counts.n_damaged, 1);
+		assert_int_equal(counts.n_set_aside, 0);
+		assert_int_equal(store_check(s, &err), 0);
+		json_decref(show(s, &alice, "talk"));
+		s = store_free(s);
+	}
+	s = open_store(&f);
+	store_count(s, &counts);
+	assert_int_equal(counts.n_damaged, 0);
+	s = store_free(s);
+	folder_close(&f);
+}
+
+/* A database of the second format, whose number is written once only. */
+static void a_flipped_bit_of_an_old_format_is_no_newer_format(void **state)
+{
+	struct store_counts counts;
+	struct folder f;
+	struct store *s;
+	json_t *o;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	say(s, &alice, "talk", "a", "b", 1, 2);
+	s = store_free(s);
+	execute(f.db, "DROP TABLE format; PRAGMA user_version=66");
+	s = open_store(&f);
+	store_count(s, &counts);
+	assert_int_equal(counts.n_damaged, 1);
+	assert_int_equal(counts.n_set_aside, 0);
+	o = show(s, &alice, "talk");
+	assert_int_equal(json_array_size(json_object_get(o, "turn")), 1);
+	json_decref(o);
+	s = store_free(s);
+	folder_close(&f);
+}
+
+/* Each column of a session's row, sum and all. */
+static void every_column_of_a_session_is_covered_by_its_sum(void **state)
+{
+	static const char *const columns[] = { "uid",	      "label", "name",	 "defaults",
+					       "created",     "used",  "pinned", "implicit",
+					       "forked_from", "sum" };
+	struct store_counts counts;
+	struct bytes out = { 0 };
+	struct err err = { 0 };
+	struct folder f;
+	struct store *s;
+	char sql[128];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(columns); i++) {
+		folder_open(&f);
+		s = open_store(&f);
+		say(s, &alice, "talk", "a", "b", 1, 2);
+		assert_int_equal(store_check(s, &err), 0);
+		store_count(s, &counts);
+		assert_int_equal(counts.n_damaged, 0);
+		s = store_free(s);
+		snprintf(sql, sizeof(sql), "UPDATE session SET %s=CAST(%s AS INTEGER)+1",
+			 columns[i], columns[i]);
+		execute(f.db, sql);
+		s = open_store(&f);
+		assert_int_equal(store_check(s, &err), 0);
+		store_count(s, &counts);
+		if (counts.n_damaged != 1)
+			fail_msg("%s is not covered", columns[i]);
+		assert_true(store_show(s, &alice, SPAN("talk"), &out, &err) < 0);
+		bytes_deinit(&out);
+		s = store_free(s);
+		folder_close(&f);
+	}
 }
 
 static void a_database_has_one_daemon(void **state)
@@ -209,7 +312,7 @@ static void a_damaged_database_that_has_to_stay_is_told_of(void **state)
 	say(s, &alice, "talk", "a", "b", 1, 2);
 	s = store_free(s);
 	data = read_all(f.db, &len);
-	memset(data + len - 4096, 0xa5, 4096); /* a page of an index */
+	memset(data + len - 2 * 4096, 0xa5, 4096); /* a page of an index */
 	write_all(f.db, data, len);
 	free(data);
 	for (int i = 1; i <= 1000; i++) { /* folders, which no file takes the place of */
@@ -488,6 +591,9 @@ int main(void)
 		cmocka_unit_test(an_old_database_keeps_its_sessions),
 		cmocka_unit_test(a_newer_database_is_refused_and_left_alone),
 		cmocka_unit_test(a_database_has_one_daemon),
+		cmocka_unit_test(a_flipped_bit_of_the_format_is_no_newer_format),
+		cmocka_unit_test(a_flipped_bit_of_an_old_format_is_no_newer_format),
+		cmocka_unit_test(every_column_of_a_session_is_covered_by_its_sum),
 		cmocka_unit_test(what_is_no_database_is_set_aside),
 		cmocka_unit_test(a_damaged_database_that_has_to_stay_is_told_of),
 		cmocka_unit_test(a_session_goes_out_and_comes_in_whole),
