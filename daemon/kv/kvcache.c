@@ -516,11 +516,26 @@ int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_pa
 		if (node)
 			evict_owner(c, node->uid)->n_unheld -= kvpool_holders(c->pool, table[i]) ==
 							       1;
-		/* one that was still to be cleared has been by now: the order came before the turn's */
-		else if (kvdir_open(c->dir, table[i], uid))
-			kvdir_cleared(c->dir, table[i], uid);
+		else
+			kvdir_open(c->dir, table[i], uid);
 	}
 	return 0;
+}
+
+int kvcache_claimed(struct kvcache *c, uid_t uid, const kv_page *table, uint32_t n, uint32_t n_kv)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < n && r >= 0; i++) {
+		if (kvdir_owner(c->dir, table[i]) != KVDIR_MIXED)
+			continue;
+		/* where something was computed, the order to clear it came before */
+		if ((uint64_t)i * c->options.page_tokens < n_kv)
+			kvdir_cleared(c->dir, table[i], uid);
+		else
+			r = kvmoves_clear(c, table[i], uid);
+	}
+	return r;
 }
 
 void kvcache_count(const struct kvcache *c, struct kvcache_counts *ret)

@@ -155,6 +155,13 @@ void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n);
 /* Holds the pages of a turn of an earlier life, which has @n_kv tokens in them. -EINVAL: they cannot be its. */
 int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_page *table,
 		  uint32_t n, uint32_t n_kv);
+/*
+ * Pages that were claimed have @n_kv tokens in them, and no step of the earlier
+ * life is under way. One that was granted to be cleared first, and is behind
+ * those tokens, may hold another's bytes: whether the earlier life came to
+ * order it is not known, so it is queued. 0 or -ENOMEM: the pages are not fit to be fed.
+ */
+int kvcache_claimed(struct kvcache *c, uid_t uid, const kv_page *table, uint32_t n, uint32_t n_kv);
 
 /* What becomes of the page behind a turn's last whole one: its tail. */
 enum kvcache_tail {

@@ -388,6 +388,19 @@ static void resume_place(struct turn *t)
 	t->sampling = t->rec->sampled != 0;
 }
 
+/* Nothing of the earlier life is under way: what its record says is all there is in its pages. */
+static void settle_place(struct turn *t)
+{
+	struct sched *s = t->sched;
+	struct turn_record *rec = t->rec;
+
+	if (kvcache_claimed(s->cache, rec->uid, turn_page_table(s->turns, rec), rec->n_pages,
+			    rec->n_kv) < 0)
+		sched_put_back(t);
+	else
+		resume_place(t);
+}
+
 int sched_adopt(struct sched *s, struct turn *t, struct err *err)
 {
 	struct turn_record *rec = t->rec;
@@ -409,6 +422,8 @@ int sched_adopt(struct sched *s, struct turn *t, struct err *err)
 	t->root = kvcache_root(s->cache, rec->uid, rec->label);
 	if (take_place(s, t)) {
 		resume_place(t);
+		if (!s->draining)
+			settle_place(t);
 	} else {
 		set_state(rec, TURN_QUEUED);
 		t->n_lost = rec->n_kv;
@@ -496,7 +511,7 @@ static void check_drained(struct sched *s)
 	kvpool_idle(s->kv);
 	for (t = s->first; t; t = t->next) {
 		if (t->rec->slot != TURN_NO_SLOT)
-			resume_place(t);
+			settle_place(t);
 	}
 }
 

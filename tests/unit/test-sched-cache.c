@@ -1,4 +1,5 @@
 /* What earlier turns computed is found by later ones of the same namespace, and by nobody else. */
+#include "daemon/sched/queue.h"
 #include "tests/unit/world.h"
 
 /* A turn whose prompt begins with the first @n_same tokens of @of, and goes on in its own way. */
@@ -258,6 +259,49 @@ static void a_page_of_another_uid_is_cleared_before_it_is_used(void **state)
 	world_close(&w);
 }
 
+/*
+ * The broker dies when a turn's record names pages that were another's and the
+ * order to clear them is not given yet: the next one gives it.
+ */
+static void a_page_granted_by_a_broker_that_died_is_cleared_too(void **state)
+{
+	uint32_t n_granted = 0;
+
+	(void)state;
+	for (uint64_t n_steps = 1; n_steps < 20; n_steps++) {
+		struct world w;
+		struct turn *t;
+		kv_page page;
+		uint32_t n_pages;
+
+		world_open(&w, 8, 4, 64);
+		world_submit(&w, 1, 100, 10); /* leaves its bytes in seven of the eight */
+		world_run_all(&w);
+		t = world_submit(&w, 2, 20, 30);
+		world_run(&w, n_steps);
+		n_pages = t->rec->n_pages;
+		assert_true(sched_grow(t, (uint64_t)n_pages * WORLD_PAGE_TOKENS + 1));
+		page = turn_page_table(w.turns, t->rec)[n_pages];
+		n_granted += w.computer.kv[page * WORLD_PAGE_TOKENS] != 0;
+		world_restart_broker(&w);
+		world_run(&w, 4); /* two of them are the dead broker's */
+		/* nothing is in it but what its new owner put there */
+		for (uint32_t i = 0; i < WORLD_PAGE_TOKENS; i++) {
+			const uint32_t at = n_pages * WORLD_PAGE_TOKENS + i;
+			const uint32_t entry = w.computer.kv[page * WORLD_PAGE_TOKENS + i];
+
+			if (entry != 0 && at >= w.t[1].rec->n_ids)
+				fail_msg("after %d steps token %u of another is at %u",
+					 (int)n_steps, computer_token(entry), at);
+		}
+		world_run_all(&w);
+		world_assert_text(&w, &w.t[1], 30);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
+	assert_true(n_granted >= 5);
+}
+
 static void a_restarted_broker_finds_what_the_last_one_left(void **state)
 {
 	struct world w;
@@ -419,6 +463,7 @@ int main(void)
 		cmocka_unit_test(a_request_that_could_not_be_computed_else_takes_it),
 		cmocka_unit_test(a_turn_may_need_all_pages_and_share_some),
 		cmocka_unit_test(a_page_of_another_uid_is_cleared_before_it_is_used),
+		cmocka_unit_test(a_page_granted_by_a_broker_that_died_is_cleared_too),
 		cmocka_unit_test(a_restarted_broker_finds_what_the_last_one_left),
 		cmocka_unit_test(a_new_executor_goes_on_from_the_arena),
 		cmocka_unit_test(nothing_is_computed_again_whenever_the_executor_dies),
