@@ -6,6 +6,7 @@
 #include "daemon/kv/kvdisk.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
@@ -39,6 +40,8 @@ struct told {
 STAILQ_HEAD(tolds, told);
 
 struct job {
+	TAILQ_ENTRY(job) waiting; /* READ: in its disk's list */
+	bool waits, ahead;	  /* READ: is in it; the store has begun to read it */
 	struct kvdisk *disk;
 	enum job_kind kind;
 	/* in */
@@ -62,8 +65,12 @@ struct job {
 	uint32_t tokens[];
 };
 
+TAILQ_HEAD(reads, job);
+
 struct kvdisk {
 	struct worker *worker;
+	pthread_mutex_t lock; /* guards reads, and waits and ahead of those in it */
+	struct reads reads;   /* that have not begun, in their order */
 	void (*on_ready)(void *userdata);
 	void *userdata;
 	kvdisk_gone_fn watcher; /* or NULL */
@@ -267,10 +274,37 @@ static void run_write(struct job *job)
 		segments_outlive(d->store, job->outlived[i]);
 }
 
+/* It begins, or never will. */
+static void wait_no_more(struct kvdisk *d, struct job *job)
+{
+	pthread_mutex_lock(&d->lock);
+	if (job->waits)
+		TAILQ_REMOVE(&d->reads, job, waiting);
+	job->waits = false;
+	pthread_mutex_unlock(&d->lock);
+}
+
+/*
+ * While this page is read and summed, the disk reads the next one that waits.
+ * Its job cannot go meanwhile: its turn comes on this thread, or after it.
+ */
+static void read_ahead(struct kvdisk *d, const struct job *job)
+{
+	struct job *next;
+
+	pthread_mutex_lock(&d->lock);
+	next = TAILQ_FIRST(&d->reads);
+	if (next && !is_part(d, next->key.n_tokens) && next->payload != job->payload)
+		next->ahead = segments_prefetch(d->store, next->place, next->payload) == 0;
+	pthread_mutex_unlock(&d->lock);
+}
+
 static void run_read(struct job *job)
 {
 	struct kvdisk *d = job->disk;
 
+	wait_no_more(d, job);
+	read_ahead(d, job);
 	if (!is_part(d, job->key.n_tokens))
 		job->r = segments_read(d->store, job->place, &job->key, job->tokens, job->payload,
 				       job->sum, &job->err);
@@ -361,6 +395,10 @@ static void end_read(struct kvdisk *d, struct job *job)
 {
 	struct record *rec = find(d, &job->key);
 
+	wait_no_more(d, job);
+	/* it did not run, for the thread has ended: what it began must not outlive the room */
+	if (job->r == -ECANCELED && job->ahead)
+		segments_cancel(d->store);
 	if ((job->r == -EBADMSG || job->r == -EIO || job->r == -ENOENT) && rec &&
 	    rec->place.segment == job->place.segment && rec->place.slot == job->place.slot)
 		forget(d, rec);
@@ -422,6 +460,8 @@ int kvdisk_new(sd_event *loop, const struct segments_options *options,
 
 	if (!d)
 		return -ENOMEM;
+	pthread_mutex_init(&d->lock, NULL);
+	TAILQ_INIT(&d->reads);
 	d->on_ready = on_ready;
 	d->userdata = userdata;
 	d->options = *options;
@@ -460,6 +500,7 @@ struct kvdisk *kvdisk_free(struct kvdisk *d)
 	free(d->room);
 	free(d->usage);
 	free(d->dir);
+	pthread_mutex_destroy(&d->lock);
 	free(d);
 	return NULL;
 }
@@ -599,7 +640,13 @@ int kvdisk_read(struct kvdisk *d, const struct kvdisk_key *key, void *payload, k
 	r = rec && rec->place.segment != 0 ? 0 : -ENOENT;
 	if (r >= 0) {
 		job->place = rec->place;
+		pthread_mutex_lock(&d->lock);
+		TAILQ_INSERT_TAIL(&d->reads, job, waiting);
+		job->waits = true;
+		pthread_mutex_unlock(&d->lock);
 		r = push(d, job);
+		if (r < 0)
+			wait_no_more(d, job);
 	}
 	if (r < 0)
 		free(job);

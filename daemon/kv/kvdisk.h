@@ -1,7 +1,8 @@
 /*
  * The disk tier beside the loop: one thread that owns the segments, what it is
- * asked to write and read, and the index of what is there. All is called on
- * the loop; ends come home to it as events, in order.
+ * asked to write and read, and the index of what is there. While it reads and
+ * sums a page, the next one that is wanted is read ahead. All is called on the
+ * loop; ends come home to it as events, in order.
  */
 #pragma once
 

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -723,6 +724,145 @@ static void a_part_that_a_longer_one_has_goes_first(void **state)
 	end(&t);
 }
 
+/* Who reads payloads, and how: the threads take turns in it. */
+struct readers {
+	pthread_mutex_t lock;
+	pthread_cond_t opened;
+	bool is_shut;
+	pthread_t first; /* the disk's own thread: it reads the first */
+	uint32_t n_own, n_ahead;
+	useconds_t ahead_us; /* that a read ahead takes */
+};
+
+static ssize_t watched_preadv(void *userdata, int fd, const struct iovec *to, int n, off_t at)
+{
+	struct readers *r = userdata;
+	useconds_t us = 0;
+
+	if (n == 2) { /* a head and a payload */
+		pthread_mutex_lock(&r->lock);
+		if (r->n_own == 0)
+			r->first = pthread_self();
+		if (pthread_equal(r->first, pthread_self())) {
+			r->n_own++;
+		} else {
+			r->n_ahead++;
+			us = r->ahead_us;
+		}
+		while (r->is_shut && us == 0)
+			pthread_cond_wait(&r->opened, &r->lock);
+		pthread_mutex_unlock(&r->lock);
+	}
+	if (us > 0)
+		usleep(us);
+	return segments_ops_real.preadv(NULL, fd, to, n, at);
+}
+
+static void let_read(struct readers *r)
+{
+	pthread_mutex_lock(&r->lock);
+	r->is_shut = false;
+	pthread_cond_broadcast(&r->opened);
+	pthread_mutex_unlock(&r->lock);
+}
+
+static void open_watched(struct disk *t, struct segments_ops *ops, struct readers *r)
+{
+	*r = (struct readers){ .lock = PTHREAD_MUTEX_INITIALIZER,
+			       .opened = PTHREAD_COND_INITIALIZER,
+			       .is_shut = true };
+	*ops = segments_ops_real;
+	ops->preadv = watched_preadv;
+	ops->userdata = r;
+	make(t);
+	t->options.ops = ops;
+	open_again(t);
+}
+
+/* All but the first, which nobody knew of, and the second, which came while it was read. */
+static void reads_that_wait_are_read_ahead(void **state)
+{
+	struct ends e[20] = { 0 };
+	struct segments_ops ops;
+	struct readers readers;
+	uint64_t sum[2];
+	struct disk t;
+	uint8_t *rooms;
+
+	(void)state;
+	open_watched(&t, &ops, &readers);
+	rooms = aligned_alloc(4096, ARRAY_SIZE(e) * PAGE_BYTES);
+	assert_non_null(rooms);
+	for (uint32_t i = 0; i < ARRAY_SIZE(e); i++)
+		write_one(&t, i);
+	for (uint32_t i = 0; i < ARRAY_SIZE(e); i++) {
+		const struct kvdisk_key key = key_of(i);
+
+		assert_int_equal(kvdisk_read(t.d, &key, rooms + i * PAGE_BYTES, on_done, &e[i]), 0);
+	}
+	let_read(&readers);
+	run_all(&t);
+	for (uint32_t i = 0; i < ARRAY_SIZE(e); i++) {
+		assert_int_equal(e[i].n, 1);
+		assert_int_equal(e[i].r, 0);
+		fill(t.payload, i, sum);
+		assert_memory_equal(rooms + i * PAGE_BYTES, t.payload, PAGE_BYTES);
+	}
+	assert_int_equal(readers.n_own + readers.n_ahead, ARRAY_SIZE(e));
+	assert_true(readers.n_ahead >= ARRAY_SIZE(e) - 2);
+	free(rooms);
+	end(&t);
+}
+
+struct room {
+	uint8_t *at;
+	int r;
+};
+
+/* Its owner has it again, and writes something else there. */
+static void on_room_back(int r, const uint64_t sum[2], void *userdata)
+{
+	struct room *room = userdata;
+
+	(void)sum;
+	room->r = r;
+	memset(room->at, 0x11, PAGE_BYTES);
+}
+
+static void no_room_is_written_to_after_its_end(void **state)
+{
+	struct room rooms[8] = { 0 };
+	struct segments_ops ops;
+	struct readers readers;
+	uint32_t n_canceled = 0;
+	struct disk t;
+
+	(void)state;
+	open_watched(&t, &ops, &readers);
+	for (uint32_t i = 0; i < ARRAY_SIZE(rooms); i++)
+		write_one(&t, i);
+	readers.ahead_us = 20000;
+	for (uint32_t i = 0; i < ARRAY_SIZE(rooms); i++) {
+		const struct kvdisk_key key = key_of(i);
+
+		rooms[i] = (struct room){ aligned_alloc(4096, PAGE_BYTES), 1 };
+		assert_int_equal(kvdisk_read(t.d, &key, rooms[i].at, on_room_back, &rooms[i]), 0);
+	}
+	let_read(&readers);
+	while (rooms[1].r == 1)
+		assert_true(sd_event_run(t.loop, UINT64_MAX) >= 0);
+	t.d = kvdisk_free(t.d);
+	for (uint32_t i = 0; i < ARRAY_SIZE(rooms); i++) {
+		n_canceled += rooms[i].r == -ECANCELED;
+		for (uint32_t k = 0; k < PAGE_BYTES; k++)
+			if (rooms[i].at[k] != 0x11)
+				fail_msg("byte %u of room %u was written to", k, i);
+		free(rooms[i].at);
+	}
+	assert_true(n_canceled > 0 && readers.n_ahead > 0);
+	end(&t);
+}
+
 static int fail_datasync(void *userdata, int fd)
 {
 	(void)userdata, (void)fd;
@@ -765,6 +905,8 @@ int main(void)
 		cmocka_unit_test(a_part_is_found_by_all_of_its_tokens),
 		cmocka_unit_test(a_part_that_is_not_what_its_sum_says_is_not_written),
 		cmocka_unit_test(a_part_that_a_longer_one_has_goes_first),
+		cmocka_unit_test(reads_that_wait_are_read_ahead),
+		cmocka_unit_test(no_room_is_written_to_after_its_end),
 		cmocka_unit_test(a_file_that_cannot_be_flushed_when_it_is_freed_is_given_up),
 	};
 
