@@ -1,31 +1,32 @@
 /*
- * The disk tier of the KV cache: pages written and read back through it, with
- * all its checks, beside the same bytes in one file of the same file system.
+ * The disk tier of the KV cache: pages written and read back through the thread
+ * that the daemon has for it, with all its checks, beside the same bytes in one
+ * file of the same file system.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <string.h>
 #include <xxhash.h>
 
-#include "daemon/kv/segments.h"
+#include "daemon/kv/kvdisk.h"
 #include "tests/bench/bench.h"
 
 #define PAGE_BYTES (11776ull << 10) /* of GLM-4.5-Air, 64 tokens */
 #define PAGES 44		    /* two segments */
 
+#define ROOMS 3 /* that reads take in turn: one is summed, one is read, one waits */
+
 struct tier {
-	struct segments *s;
+	sd_event *loop;
+	struct kvdisk *d;
 	char dir[64], plain[80];
-	struct segments_place places[PAGES];
 	uint64_t sum[2];
-	void *rooms[2];
+	void *rooms[ROOMS];
+	uint32_t n_asked, n_done;
+	int r;
 	bool writes;
 };
-
-static struct segments_key key_of(uint32_t i)
-{
-	return (struct segments_key){ .hash = { i + 1 }, .uid = 1000, .n_tokens = 64 };
-}
 
 static int plain(struct tier *t, bool writes, double *ret)
 {
@@ -44,38 +45,102 @@ static int plain(struct tier *t, bool writes, double *ret)
 	return 0;
 }
 
-static int append_all(struct tier *t, double *ret)
+static struct kvdisk_key key_of(uint32_t i)
 {
 	static const uint32_t tokens[64];
+
+	return (struct kvdisk_key){
+		.hash = { i + 1, 0 }, .uid = 1000, .n_tokens = 64, .tokens = tokens
+	};
+}
+
+static void on_done(int r, const uint64_t sum[2], void *userdata)
+{
+	struct tier *t = userdata;
+
+	(void)sum;
+	t->n_done++;
+	if (r < 0)
+		t->r = r;
+}
+
+static int run_until(struct tier *t, uint32_t n_done)
+{
+	while (t->n_done < n_done && t->r >= 0) {
+		const int r = sd_event_run(t->loop, UINT64_MAX);
+
+		if (r < 0)
+			return r;
+	}
+	return t->r;
+}
+
+static int write_all(struct tier *t, double *ret)
+{
 	const double from = bench_now_s();
 	int r = 0;
 
+	t->n_done = 0;
 	for (uint32_t i = 0; i < PAGES && r == 0; i++) {
-		const struct segments_key key = key_of(i);
+		const struct kvdisk_key key = key_of(i);
 
-		r = segments_append(t->s, &key, tokens, t->rooms[0], t->sum, &t->places[i], NULL);
+		r = kvdisk_write(t->d, &key, t->rooms[0], t->sum, on_done, t);
 	}
 	if (r == 0)
-		r = segments_flush(t->s, NULL);
+		r = kvdisk_flush(t->d, on_done, t);
+	if (r == 0)
+		r = run_until(t, PAGES + 1);
 	*ret = PAGES * PAGE_BYTES / (bench_now_s() - from) / 1e9;
 	return r;
 }
 
+/* As many at a time as there are rooms, which is as the cache asks for a prompt's pages. */
 static int read_all(struct tier *t, double *ret)
 {
-	static const uint32_t tokens[64];
 	const double from = bench_now_s();
 	int r = 0;
 
+	t->n_done = 0;
 	for (uint32_t i = 0; i < PAGES && r == 0; i++) {
-		const struct segments_key key = key_of(i);
+		const struct kvdisk_key key = key_of(i);
 
-		if (i + 1 < PAGES)
-			segments_prefetch(t->s, t->places[i + 1], t->rooms[(i + 1) % 2]);
-		r = segments_read(t->s, t->places[i], &key, tokens, t->rooms[i % 2], NULL, NULL);
+		if (i >= ROOMS)
+			r = run_until(t, i - ROOMS + 1);
+		if (r == 0)
+			r = kvdisk_read(t->d, &key, t->rooms[i % ROOMS], on_done, t);
 	}
+	if (r == 0)
+		r = run_until(t, PAGES);
 	*ret = PAGES * PAGE_BYTES / (bench_now_s() - from) / 1e9;
 	return r;
+}
+
+static int remove_one(const char *path, const struct stat *st, int kind, struct FTW *ftw)
+{
+	(void)st, (void)kind, (void)ftw;
+	return remove(path);
+}
+
+static void close_tier(struct tier *t)
+{
+	t->d = kvdisk_free(t->d);
+	nftw(t->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+	unlink(t->plain);
+}
+
+static int open_tier(struct tier *t)
+{
+	const struct segments_options options = { .dir = t->dir,
+						  .page_bytes = PAGE_BYTES,
+						  .page_tokens = 64,
+						  .limits.total_bytes = 4ull << 30 };
+	int r;
+
+	t->r = 0;
+	r = kvdisk_new(t->loop, &options, NULL, NULL, &t->d);
+	while (r >= 0 && !kvdisk_is_ready(t->d))
+		r = sd_event_run(t->loop, UINT64_MAX);
+	return r < 0 ? r : kvdisk_text(t->d)[0] ? -EIO : 0;
 }
 
 static int once(void *userdata, double *ret_value, double *ret_limit)
@@ -84,11 +149,12 @@ static int once(void *userdata, double *ret_value, double *ret_limit)
 	double wrote, other;
 	int r;
 
-	segments_forget_user(t->s, SEGMENTS_ALL);
-	unlink(t->plain);
-	r = plain(t, true, &other);
+	close_tier(t);
+	r = open_tier(t);
 	if (r == 0)
-		r = append_all(t, &wrote);
+		r = plain(t, true, &other);
+	if (r == 0)
+		r = write_all(t, &wrote);
 	if (r == 0 && t->writes) {
 		*ret_value = wrote;
 		*ret_limit = other;
@@ -99,18 +165,13 @@ static int once(void *userdata, double *ret_value, double *ret_limit)
 	return r == 0 ? read_all(t, ret_value) : r;
 }
 
-static int prepare(struct tier *t, struct err *err)
+static int prepare(struct tier *t)
 {
-	struct segments_options options = { .dir = t->dir,
-					    .page_bytes = PAGE_BYTES,
-					    .page_tokens = 64,
-					    .limits.total_bytes = 4ull << 30 };
 	XXH128_hash_t sum;
-	int r;
 
 	snprintf(t->dir, sizeof(t->dir), "bench-segments-%d", (int)getpid());
 	snprintf(t->plain, sizeof(t->plain), "%s.plain", t->dir);
-	for (int i = 0; i < 2; i++) {
+	for (int i = 0; i < ROOMS; i++) {
 		t->rooms[i] = aligned_alloc(4096, PAGE_BYTES);
 		if (!t->rooms[i])
 			return -ENOMEM;
@@ -119,25 +180,15 @@ static int prepare(struct tier *t, struct err *err)
 	sum = XXH3_128bits(t->rooms[0], PAGE_BYTES);
 	t->sum[0] = sum.low64;
 	t->sum[1] = sum.high64;
-	r = segments_open(&options, &t->s, err);
-	while (r == 0 && (r = segments_scan(t->s, err)) > 0)
-		r = 0;
-	return r;
+	return sd_event_new(&t->loop);
 }
 
 static void clean_up(struct tier *t)
 {
-	char user[80];
-
-	if (t->s)
-		segments_forget_user(t->s, SEGMENTS_ALL);
-	t->s = segments_free(t->s);
-	unlink(t->plain);
-	snprintf(user, sizeof(user), "%s/1000", t->dir);
-	rmdir(user);
-	rmdir(t->dir);
-	free(t->rooms[0]);
-	free(t->rooms[1]);
+	close_tier(t);
+	sd_event_unref(t->loop);
+	for (int i = 0; i < ROOMS; i++)
+		free(t->rooms[i]);
 }
 
 static int measure(struct bench *b, const struct bench_figure *figure, struct err *err)
@@ -147,9 +198,9 @@ static int measure(struct bench *b, const struct bench_figure *figure, struct er
 				 .kind = LIMIT_WANTED, /* a disk has moods */
 				 .limit_name = figure->n ? "O_DIRECT write" : "O_DIRECT read" };
 	struct tier t = { .writes = figure->n == 1 };
-	int r = prepare(&t, err);
+	int r = prepare(&t);
 
-	if (r == 0)
+	if (r >= 0)
 		r = bench_rounds(b, 1, once, &t, &row);
 	clean_up(&t);
 	if (r == -EINVAL || r == -ENOTSUP)
