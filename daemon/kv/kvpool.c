@@ -12,6 +12,19 @@
 #include "client/wire/ownership.h"
 #include "client/wire/sealed.h"
 
+#define ARENA_MAGIC 0x31616e6572616d73ull /* "smarena1" */
+#define ARENA_VERSION 1			  /* of what is in a page, too: see kernels/cpu/kv.h */
+#define TAIL_BYTES 4096u
+
+/* What the arena is, behind its pages: they begin where the memory does. */
+struct tail {
+	uint64_t magic;
+	uint32_t version, n_pages;
+	uint64_t page_bytes;
+	uint32_t page_tokens, pad;
+};
+_Static_assert(sizeof(struct tail) == 32, "the layout outlives its writer");
+
 enum page_state {
 	PAGE_FREE,
 	PAGE_TAKEN,
@@ -61,19 +74,28 @@ static int book_new(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t p
 int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, struct kvpool **ret,
 	       struct err *err)
 {
+	const struct tail tail = { .magic = ARENA_MAGIC,
+				   .version = ARENA_VERSION,
+				   .n_pages = n_pages,
+				   .page_bytes = page_bytes,
+				   .page_tokens = page_tokens };
 	_cleanup_(closep) int memfd = -1;
 	uint64_t bytes;
 	int r;
 
 	if (n_pages == 0 || n_pages >= KV_PAGE_NONE || page_tokens == 0 ||
-	    __builtin_mul_overflow(n_pages, page_bytes, &bytes) || bytes == 0 || bytes > INT64_MAX)
+	    __builtin_mul_overflow(n_pages, page_bytes, &bytes) || bytes == 0 ||
+	    bytes > INT64_MAX - TAIL_BYTES)
 		return err_set(err, -EINVAL, "a KV arena of %u pages of %llu bytes makes no sense",
 			       n_pages, (unsigned long long)page_bytes);
 
-	memfd = sealed_memfd("steamd-arena", bytes);
+	memfd = sealed_memfd("steamd-arena", bytes + TAIL_BYTES);
 	if (memfd < 0)
 		return err_wrap(err, memfd, "cannot make a KV arena of %llu bytes",
 				(unsigned long long)bytes);
+	if (pwrite(memfd, &tail, sizeof(tail), (off_t)bytes) != (ssize_t)sizeof(tail))
+		return err_set(err, -ENOMEM, "cannot write to a KV arena of %llu bytes",
+			       (unsigned long long)bytes);
 
 	r = book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
 	if (r < 0)
@@ -86,13 +108,24 @@ int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page
 		 struct kvpool **ret, struct err *err)
 {
 	const uint64_t bytes = n_pages * page_bytes;
+	struct tail tail;
 	struct stat st;
 
 	if (fstat(memfd, &st) < 0)
 		return err_wrap(err, -errno, "cannot stat the KV arena");
-	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes)
+	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes + TAIL_BYTES)
 		return err_set(err, -EBADMSG, "the KV arena has %lld bytes; %llu are wanted",
-			       (long long)st.st_size, (unsigned long long)bytes);
+			       (long long)st.st_size, (unsigned long long)bytes + TAIL_BYTES);
+	if (pread(memfd, &tail, sizeof(tail), (off_t)bytes) != (ssize_t)sizeof(tail) ||
+	    tail.magic != ARENA_MAGIC || tail.version != ARENA_VERSION)
+		return err_set(err, -EBADMSG, "the KV arena is not of this version of steamd");
+	if (tail.n_pages != n_pages || tail.page_bytes != page_bytes ||
+	    tail.page_tokens != page_tokens)
+		return err_set(err, -EBADMSG,
+			       "the KV arena is of %u pages of %llu bytes and %u tokens; %u, %llu "
+			       "and %u are wanted",
+			       tail.n_pages, (unsigned long long)tail.page_bytes, tail.page_tokens,
+			       n_pages, (unsigned long long)page_bytes, page_tokens);
 	if (!sealed_is(memfd))
 		return err_set(err, -EBADMSG, "the KV arena is not sealed against resizing");
 	return book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
@@ -340,7 +373,10 @@ uint64_t kvpool_resident_bytes(const struct kvpool *pool)
 {
 	struct stat st;
 
-	return fstat(pool->memfd, &st) < 0 ? 0 : (uint64_t)st.st_blocks * 512;
+	if (fstat(pool->memfd, &st) < 0)
+		return 0;
+	return (uint64_t)st.st_blocks * 512 -
+	       MIN((uint64_t)st.st_blocks * 512, (uint64_t)TAIL_BYTES);
 }
 
 static char drawn(const struct kvpool *pool, kv_page first, kv_page end)

@@ -19,12 +19,12 @@ struct kvpool;
 
 /*
  * Makes an arena of @n_pages of @page_bytes: a memfd, mode 0600, sealed against
- * resizing. Memory is taken as pages are first written. 0, -ENOMEM or
- * memfd_create's error.
+ * resizing. Memory is taken as pages are first written. Behind the pages it says
+ * what it is, and of which version. 0, -ENOMEM or memfd_create's error.
  */
 int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, struct kvpool **ret,
 	       struct err *err);
-/* Takes over an arena from an earlier life; all pages are free until kvpool_claim(). -EBADMSG: wrong size or seals. */
+/* Takes over an arena from an earlier life; all pages are free until kvpool_claim(). -EBADMSG: version, sizes or seals are wrong. */
 int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens,
 		 struct kvpool **ret, struct err *err);
 struct kvpool *kvpool_free(struct kvpool *pool);

@@ -214,10 +214,14 @@ static void adopt_turns(struct engine *e, int stored_fd)
 static bool stored_fits(const struct control_configure *now)
 {
 	_cleanup_(closep) int fd = fdstore_take("exec-config");
-	_cleanup_(freep) struct control_configure *then = malloc(sizeof(*then));
+	_cleanup_(freep) struct control_configure *then = calloc(1, sizeof(*then));
+	const bool is_read = fd >= 0 && then &&
+			     pread(fd, then, sizeof(*then), 0) == (ssize_t)sizeof(*then);
 
-	return fd >= 0 && then && pread(fd, then, sizeof(*then), 0) == (ssize_t)sizeof(*then) &&
-	       memcmp(then, now, sizeof(*now)) == 0;
+	if (fd >= 0 && (!is_read || then->version != now->version))
+		log_warning("nothing stored is taken over: the stored configuration is not of this "
+			    "version of steamd");
+	return is_read && memcmp(then, now, sizeof(*now)) == 0;
 }
 
 /* What cannot be stored is served all the same: a broker that finds less than all begins afresh. */
@@ -265,6 +269,10 @@ static int make_cache(struct engine *e, bool adopt, bool *ret_adopted, struct er
 	if (causes_stored < 0 || kvcache_causes_fd(e->kv) != causes_stored)
 		store("causes", kvcache_causes_fd(e->kv));
 	*ret_adopted = options.arena_fd >= 0 && options.dir_fd >= 0 && !lost.text[0];
+	if (*ret_adopted && causes_stored >= 0 && kvcache_causes_fd(e->kv) != causes_stored)
+		log_warning(
+			"why KV was lost is forgotten: what was stored of it is damaged, or not "
+			"of this version of steamd");
 	if (*ret_adopted)
 		return 0;
 	store("arena", kvcache_arena_fd(e->kv));
@@ -324,7 +332,10 @@ static bool adopt_executor(struct engine *e, bool same_arena)
 	_cleanup_(ring_deinit) struct ring ring = { 0 };
 	struct err err = { 0 };
 
-	executor_recall(e->executor, fdstore_take("exec-ready"));
+	if (executor_recall(e->executor, fdstore_take("exec-ready")) == -EBADMSG)
+		log_warning(
+			"what was stored of the executor is not taken over: it is damaged, or not "
+			"of this version of steamd");
 	r = map_steps(&ring);
 	if (r >= 0 && control_fd >= 0 && same_arena) {
 		r = executor_adopt(e->executor, control_fd, &ring, &err);

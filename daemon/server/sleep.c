@@ -337,7 +337,8 @@ int sleep_on_wake(struct request *q, struct err *err)
 	if (r < 0)
 		return r;
 	power_look_at(q->server->power, &view);
-	r = view.n_leases > 0 ? check_admin(q, "end the leases of memory that was yielded", err) : 0;
+	r = view.n_leases > 0 ? check_admin(q, "end the leases of memory that was yielded", err)
+			      : 0;
 	return r < 0 ? r : ask(q, &(struct power_wish){ .kind = POWER_WISH_WAKE }, err);
 }
 
@@ -381,11 +382,7 @@ static uint64_t own_bytes(void)
 /* Memory that the arena takes: pages that were written and not given back. */
 static uint64_t arena_bytes(const struct server *s)
 {
-	struct stat st;
-
-	if (!s->engine || fstat(kvcache_arena_fd(s->engine->kv), &st) < 0)
-		return 0;
-	return (uint64_t)st.st_blocks * 512;
+	return s->engine ? kvpool_resident_bytes(kvcache_pool(s->engine->kv)) : 0;
 }
 
 static json_t *describe_held(const struct server *s, const struct power_view *view)

@@ -119,19 +119,26 @@ def head(file):
     file.write(bytes(b ^ 0x55 for b in was))
 
 
-def everything(file):
+def everything(file, spared=0):
     """Not a word of it is true; where there is no memory, there is none afterwards."""
-    size, at = os.fstat(file.fileno()).st_size, 0
+    size, at = os.fstat(file.fileno()).st_size - spared, 0
     rng = random.Random(size)
     while at < size:
         try:
             at = os.lseek(file.fileno(), at, os.SEEK_DATA)
         except OSError:  # no more data
             return
-        stop = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+        stop = min(os.lseek(file.fileno(), at, os.SEEK_HOLE), size)
+        if stop <= at:
+            return
         file.seek(at)
         file.write(rng.randbytes(stop - at))
         at = stop
+
+
+def pages(file):
+    """All of the arena but what it says of itself behind its pages."""
+    everything(file, 4096)
 
 
 def said_since(h, mark):
@@ -263,7 +270,8 @@ def a_damaged_directory_or_arena_costs_time_and_nothing_else(h):
     refused = "the stored KV cache is not taken over: "
     for i, (name, change, running, line) in enumerate((
             ("steamd-kvdir", head, False, refused), ("steamd-kvdir", everything, True, refused),
-            ("steamd-arena", everything, False, None), ("steamd-arena", everything, True, None))):
+            ("steamd-arena", everything, False, refused),
+            ("steamd-arena", pages, False, None), ("steamd-arena", pages, True, None))):
         n = LONG if running else 24
         want = cold(h, 40 + i, n)
         found(h, 40 + i, want, 24)
@@ -279,6 +287,40 @@ def a_damaged_directory_or_arena_costs_time_and_nothing_else(h):
             assert said_since(h, mark).count(line) == 1, said_since(h, mark)
         else:
             assert h.status()["kv"]["damaged_pages"] > 0, h.status()["kv"]
+
+
+VERSIONS = (("steamd-arena", -4096 + 8, "the stored KV cache is not taken over: the KV arena is not"),
+            ("steamd-kvdir", 8, "the stored KV cache is not taken over: the KV directory is not"),
+            ("steamd-causes", 8, "why KV was lost is forgotten: what was stored of it is damaged, or not"),
+            ("steamd-turns", 8, "stored turns are not taken over: the turns' memory is not"),
+            ("steamd-steps", 8, "the stored steps are not taken over: the step ring is not"),
+            ("steamd-ready", 0, "what was stored of the executor is not taken over: it is damaged, or not"))
+
+
+def each_memory_of_another_version_is_refused_in_one_sentence(h):
+    want = cold(h, 79, 24)
+    fd = os.memfd_create("steamd-config")  # the broker does not keep its own open
+    os.write(fd, struct.pack("<II", 1, 99) + bytes(16384))
+    mark = len(h.log())
+    h.put("exec-config", fd)
+    os.close(fd)
+    killed(h)
+    found(h, 79, want, 24)
+    line = "nothing stored is taken over: the stored configuration is not of this version of steamd"
+    assert said_since(h, mark).count(line) == 1, said_since(h, mark)
+    for i, (name, at, line) in enumerate(VERSIONS):
+        def other_version(file):
+            where = at if at >= 0 else os.fstat(file.fileno()).st_size + at
+            was = int.from_bytes(os.pread(file.fileno(), 4, where), "little")
+            assert 0 < was < 1 << 16, (name, was)
+            os.pwrite(file.fileno(), (was + 1).to_bytes(4, "little"), where)
+        want = cold(h, 80 + i, 24)
+        said = ask(h, f"version-{name}", "The first question")["content"]
+        mark = len(h.log())
+        damaged(h, name, other_version)
+        found(h, 80 + i, want, 24)
+        assert said_since(h, mark).count(f"{line} of this version of steamd") == 1, (name, said_since(h, mark))
+        assert turns(h, f"version-{name}") == [said], name
 
 
 def damaged_turns_are_absent_and_the_rest_is_there(h):
@@ -354,6 +396,7 @@ CHECKS = (an_answer_goes_on_over_a_restart, an_answer_goes_on_over_a_kill_of_the
           a_session_s_next_turn_computes_what_is_new, a_stop_lets_go_of_memory_and_a_start_finds_disk_and_sessions,
           an_unknown_descriptor_is_discarded_with_a_line_and_nothing_is_lost,
           foreign_descriptors_under_our_names_are_refused, a_damaged_directory_or_arena_costs_time_and_nothing_else,
+          each_memory_of_another_version_is_refused_in_one_sentence,
           damaged_turns_are_absent_and_the_rest_is_there, sleep_outlives_a_restart,
           answers_that_pause_stay_paused_over_a_restart, a_lease_lasts_as_long_as_its_process_whoever_serves)
 

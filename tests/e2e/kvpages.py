@@ -1,12 +1,13 @@
 """The sealed pages of a running daemon, read out of its own memory, against those of one that computes them anew.
 
-Directory and arena are memfds that describe themselves: see daemon/kv/kvdir.c and kernels/cpu/kv.h.
+Directory and arena are memfds that describe themselves: see daemon/kv/kvdir.c, daemon/kv/kvpool.c and kernels/cpu/kv.h.
 """
 import contextlib
 
 from steamd_e2e import *
 
-HEAD_BYTES = 4096
+HEAD_BYTES = 4096  # of the directory
+TAIL_BYTES = 4096  # of the arena, behind its pages
 SEALED = 2
 HEAD = struct.Struct("<QIIIIQQ")
 ENTRY = struct.Struct("<IIQIIII16s16s16s16sQ")
@@ -48,7 +49,7 @@ def sealed(d):
     directory, arena = memfd(d.process.pid, "steamd-kvdir"), memfd(d.process.pid, "steamd-arena")
     magic, version, n_pages, page_tokens, entry_bytes, _, _ = HEAD.unpack_from(directory)
     assert magic == int.from_bytes(b"smtvdir1", "little") and version == 1, (magic, version)
-    page_bytes = len(arena) // n_pages
+    page_bytes = (len(arena) - TAIL_BYTES) // n_pages
     pages = {}
     for i in range(n_pages):
         at = HEAD_BYTES + i * entry_bytes

@@ -135,7 +135,7 @@ static void what_cannot_be_taken_over_is_made_afresh_and_says_why(void **state)
 	other = memfd_create("other", MFD_CLOEXEC);
 	dir_fd = dup(kvcache_dir_fd(c));
 	kvcache_free(c);
-	c = new_cache(9, other, dir_fd, "the KV arena has 0 bytes; 36864 are wanted");
+	c = new_cache(9, other, dir_fd, "the KV arena has 0 bytes; 40960 are wanted");
 	assert_int_equal(found(c, 5, text, 12), 0);  /* a directory alone is worth nothing */
 	assert_int_equal(fcntl(other, F_GETFD), -1); /* it was taken */
 	assert_int_equal(fcntl(dir_fd, F_GETFD), -1);
