@@ -215,7 +215,7 @@ static json_t *turn_json(const struct steamd_result *r)
 }
 
 /* The last line says everything about the answer, so that a script may read it alone. */
-static bool print_last(struct run *run, const struct steamd_result *r)
+static bool print_last(struct run *run, const struct steamd_result *r, const char *finish)
 {
 	json_t *line = json_object();
 
@@ -228,7 +228,7 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 				    json_stringn(run->text.reasoning, run->text.reasoning_len));
 	if (run->text.tool_calls)
 		json_object_set(line, "tool_calls", run->text.tool_calls);
-	json_object_set_new(line, "finish", json_string(r->finish ? r->finish : "stop"));
+	json_object_set_new(line, "finish", json_string(finish));
 	if (r->stop_string)
 		json_object_set_new(line, "stop_string", json_string(r->stop_string));
 	json_object_set_new(line, "usage", usage_json(r));
@@ -243,6 +243,17 @@ static bool print_last(struct run *run, const struct steamd_result *r)
 	return print_json(line);
 }
 
+/* A cancelled answer has a last line too: what there is of it was computed, and was paid for. */
+static bool print_end(struct run *run, const struct steamd_result *r,
+		      const struct steamd_error *err)
+{
+	const char *finish = r->finish ? r->finish : "stop";
+
+	if (!run->c->json || (err && err->error != -ECANCELED))
+		return true;
+	return print_last(run, r, err ? "cancelled" : finish) && fflush(stdout) == 0;
+}
+
 static void on_end(void *userdata, const struct steamd_result *r, const struct steamd_error *err)
 {
 	struct run *run = userdata;
@@ -254,12 +265,12 @@ static void on_end(void *userdata, const struct steamd_result *r, const struct s
 		run->exit_code = EXIT_PIPE;
 	else if (run->failed)
 		run->exit_code = fail(EXIT_LOCAL, "out of memory");
+	else if (!print_end(run, r, err))
+		run->exit_code = EXIT_PIPE;
 	else if (err && interrupt_pending())
 		run->exit_code = EXIT_INTERRUPTED;
 	else if (err)
 		run->exit_code = fail_with(err);
-	else if (run->c->json && (!print_last(run, r) || fflush(stdout) != 0))
-		run->exit_code = EXIT_PIPE;
 	if (!err && r->session[0] && !r->saved)
 		fprintf(stderr, "steamctl: the turn is not saved: %s\n", r->not_saved);
 	/* an answer ends its line: a shell's prompt comes next */

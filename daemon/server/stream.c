@@ -204,19 +204,33 @@ static void fill_session(const struct stream *st, struct msg_done *d, char id[17
 		MSG_SET(d, not_saved, span_of(st->not_saved.text));
 }
 
+/* What it cost, however it ended: @m is a done or a cancelled. */
+#define FILL_USAGE(m, rec)                                                                         \
+	do {                                                                                       \
+		MSG_SET(m, n_prompt, (rec)->n_prompt);                                             \
+		MSG_SET(m, n_cached, (rec)->n_cached);                                             \
+		MSG_SET(m, n_cached_disk, (rec)->n_cached_disk);                                   \
+		MSG_SET(m, n_recomputed, (rec)->n_recomputed);                                     \
+		if ((rec)->first_token_us < (rec)->accepted_us || (rec)->first_token_us == 0)      \
+			break;                                                                     \
+		MSG_SET(m, prefill_us, (rec)->first_token_us - (rec)->accepted_us);                \
+		if ((rec)->ended_us >= (rec)->first_token_us)                                      \
+			MSG_SET(m, decode_us, (rec)->ended_us - (rec)->first_token_us);            \
+	} while (0)
+
+static void fill_cancelled(const struct stream *st, struct msg_cancelled *c)
+{
+	const struct turn_record *rec = st->turn.rec;
+
+	FILL_USAGE(c, rec);
+	MSG_SET(c, n_completion, rec->score ? 0 : st->n_read);
+}
+
 static void fill_done(struct stream *st, struct msg_done *d)
 {
 	const struct turn_record *rec = st->turn.rec;
 
-	MSG_SET(d, n_prompt, rec->n_prompt);
-	MSG_SET(d, n_cached, rec->n_cached);
-	MSG_SET(d, n_cached_disk, rec->n_cached_disk);
-	MSG_SET(d, n_recomputed, rec->n_recomputed);
-	if (rec->first_token_us >= rec->accepted_us && rec->first_token_us > 0) {
-		MSG_SET(d, prefill_us, rec->first_token_us - rec->accepted_us);
-		if (rec->ended_us >= rec->first_token_us)
-			MSG_SET(d, decode_us, rec->ended_us - rec->first_token_us);
-	}
+	FILL_USAGE(d, rec);
 	if (rec->score)
 		return;
 	MSG_SET(d, finish, span_of(finish_of(st)));
@@ -262,8 +276,7 @@ static void tell_end(struct stream *st)
 	} else {
 		if (st->cancelled || (!st->stopped && rec->finish == FINISH_CANCELLED)) {
 			m.type = MSG_CANCELLED;
-			MSG_SET(&m.cancelled, n_prompt, rec->n_prompt);
-			MSG_SET(&m.cancelled, n_completion, rec->score ? 0 : st->n_read);
+			fill_cancelled(st, &m.cancelled);
 		} else {
 			fill_done(st, &m.done);
 			fill_session(st, &m.done, session);

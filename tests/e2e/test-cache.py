@@ -314,6 +314,30 @@ def another_uid_is_served_nothing_from_any_tier():
         assert kv(d)["read_pages"] == 8, kv(d)
 
 
+def a_cancelled_answer_says_what_was_cached_too():
+    with Daemon("air", *SETS) as d:
+        ids = ids_of(100)
+        d.complete(ids, 5)
+        for end in (lambda p, turn: d.ctl("cancel", turn), lambda p, turn: p.send_signal(signal.SIGINT)):
+            p = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 3900, "--ignore-eos",
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            p.stdin.write(json.dumps(ids).encode())
+            p.stdin.close()
+            p.stdin = None
+            first = p.stdout.readline()
+            end(p, json.loads(d.ctl("ps", "--json"))["turns"][0]["turn"])
+            out, _ = p.communicate(timeout=20)
+            assert p.returncode not in (0, None), out[-300:]
+            last = json.loads(out.splitlines()[-1])
+            usage = last["usage"]
+            assert last["finish"] == "cancelled" and 0 < len(last["ids"]) < 3900, last
+            assert last["ids"][:1] == json.loads(first)["ids"][:1], (first, last)
+            assert usage["prompt_tokens"] == 100 and usage["cached_tokens"] == usage["cached_arena"] == 99, usage
+            assert usage["cached_disk"] == usage["recomputed_tokens"] == 0, usage
+            assert usage["completion_tokens"] >= len(last["ids"]) and usage["prefill_ms"] > 0, usage
+            wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 10, "its end")
+
+
 if __name__ == "__main__":
     run([v for v in list(globals().values()) if callable(v) and getattr(v, "__module__", "") == "__main__"
          and getattr(v, "__name__", "") not in ("Cold", "ids_of", "cached", "exact", "kv", "restart")])
