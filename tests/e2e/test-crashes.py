@@ -1,10 +1,15 @@
 #!/usr/bin/env python3
-"""kill -9 of the broker while sessions are written: with a descriptor store, without one, and at every write."""
+"""
+kill -9 of the broker while sessions are written: with a descriptor store, without one, and at every write.
+
+What is served afterwards is what is computed: every page of the survivor is compared with one computed anew.
+"""
 import contextlib
 import importlib.util
 import random
 import shutil
 
+from kvpages import Recomputed
 from stored import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
@@ -15,8 +20,9 @@ ROUNDS = int(os.environ.get("ROUNDS", 5 if SANITIZED else 60))
 def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
     print(f"SEED={SEED} ROUNDS={ROUNDS}")
     rng = random.Random(SEED)
-    resumed = refused = 0
-    with Stored("air", "ChatTemplate=glm47", "Context=32768") as d:
+    resumed = refused = compared = 0
+    sets = ("ChatTemplate=glm47", "Context=32768", "PageTokens=16")
+    with Stored("air", *sets) as d, Recomputed("air", *sets) as again:
         want = None
         saved = []  # content of turn after turn
         for i in range(ROUNDS):
@@ -46,6 +52,10 @@ def a_killed_broker_loses_no_turn_that_was_saved_and_has_none_half():
             if len(saved) > 3:
                 d.ctl("session", "rewind", "talk", 1)
                 del saved[1:]
+            if i % 10 == 9:
+                compared += again.compare(d)
+        compared += again.compare(d, N // 16)
+        print(f"{compared} pages compared with computing them anew, bit by bit")
         running = d.log().count("1 turns taken over")
         print(f"{resumed} answers went on, {running} of them running when their broker died; {refused} did not")
         assert resumed >= ROUNDS // 2, (resumed, refused)
@@ -235,7 +245,8 @@ def kills(d):
 
 def a_turn_whose_broker_is_killed_at_any_write_is_saved_by_the_next():
     n_hit = n_saved = 0
-    with Stored("air", "ChatTemplate=glm47") as d:
+    sets = ("ChatTemplate=glm47", "PageTokens=16")
+    with Stored("air", *sets) as d, Recomputed("air", *sets) as again:
         for n, tracer in enumerate(kills(d)):
             d.process.terminate()
             d.tracer = tracer
@@ -259,7 +270,9 @@ def a_turn_whose_broker_is_killed_at_any_write_is_saved_by_the_next():
             assert len(turns) == said["session"]["turn"], turns
             d.ctl("session", "rewind", "talk", 0)
             n_saved += 1
-        print(f"{n_hit} kills, {n_saved} turns saved")
+            again.compare(d, 0)  # of a turn that was taken over none may be sealed yet
+        print(f"{n_hit} kills, {n_saved} turns saved; {len(again.pages)} pages compared")
+        assert len(again.pages) > 0
         assert n_hit >= 3 and n_saved >= 8, (n_hit, n_saved)
         assert d.status()["sessions"]["rows_damaged"] == 0
 

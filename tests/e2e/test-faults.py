@@ -7,6 +7,7 @@ ROUNDS=200: so many deaths of the executor. SEED=n: at the moments of that run.
 import random
 import threading
 
+from kvpages import Recomputed
 from steamd_e2e import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
@@ -27,8 +28,9 @@ def requests_survive_the_executor_s_death_unchanged():
     n = 60 if SANITIZED else 200
     print(f"SEED={SEED} ROUNDS={ROUNDS}")
     rng = random.Random(SEED)
-    n_during = 0
-    with Daemon("air") as d:
+    n_during = n_compared = 0
+    sets = ("PageTokens=16",)
+    with Daemon("air", *sets) as d, Recomputed("air", *sets) as again:
         want = reference(d, p, n)
         for i in range(ROUNDS):
             request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", n,
@@ -44,7 +46,8 @@ def requests_survive_the_executor_s_death_unchanged():
             assert json.loads(out.splitlines()[-1])["ids"] == want, i
             # a request that was over before the kill does not wait for the next executor
             wait_for(lambda: is_followed(d, victim), 20, "a new executor")
-        print(f"{n_during} of {ROUNDS} deaths while it was asked; none changed an answer")
+            n_compared += again.compare(d, n // 16)
+        print(f"{n_during} of {ROUNDS} deaths while it was asked; none changed an answer, or one of {n_compared} pages")
         assert n_during > ROUNDS // 4, n_during
 
 
@@ -117,7 +120,8 @@ def ten_clients_of_three_users_share_while_one_reader_stalls():
     need_root()
     p = prompt("air", "t33")
     n = 100 if SANITIZED else 300
-    with Daemon("air", socket_mode="0666") as d:
+    sets = ("PageTokens=16",)
+    with Daemon("air", *sets, socket_mode="0666") as d, Recomputed("air", *sets) as again:
         want = reference(d, p, n)
         stalled = d.popen("complete", "--ids", "--temperature", "0", "--max-tokens", 40000, "--ignore-eos",
                           uid=4001, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -144,6 +148,7 @@ def ten_clients_of_three_users_share_while_one_reader_stalls():
         os.kill(stalled.pid, signal.SIGCONT)
         stalled.kill()
         wait_for(lambda: not json.loads(d.ctl("ps", "--json"))["turns"], 10, "its end")
+        again.compare(d, 3 * (n // 16))
 
 
 def users_cannot_see_or_cancel_each_other():
