@@ -216,6 +216,7 @@ def without_a_store_all_else_is_served():
         d.kill()
         with sqlite3.connect(d.dir / "state" / "state.db") as db:
             db.execute("PRAGMA user_version=99")
+            db.execute("UPDATE format SET n=99")
         db.close()
         d.log_path.write_text("")
         d.__enter__()

@@ -69,8 +69,8 @@ static void set_format(const char *path, int version, int written)
 	execute(path, sql);
 }
 
-/* Written by the first format: two turns and one that was never answered, a pinned session, another user's. */
-static void an_old_database_keeps_its_sessions(void **state)
+/* Two turns and one that was never answered, a pinned session, another user's; from format 2 on a fork. */
+static void keep_sessions_of(int format)
 {
 	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
 	_cleanup_(freep) char *data = NULL;
@@ -83,8 +83,8 @@ static void an_old_database_keeps_its_sessions(void **state)
 	size_t len;
 	json_t *o;
 
-	(void)state;
-	snprintf(path, sizeof(path), "%s/tests/unit/state-format-1.db", srcdir ? srcdir : ".");
+	snprintf(path, sizeof(path), "%s/tests/unit/state-format-%d.db", srcdir ? srcdir : ".",
+		 format);
 	data = read_all(path, &len);
 	folder_open(&f);
 	write_all(f.db, data, len);
@@ -100,6 +100,13 @@ static void an_old_database_keeps_its_sessions(void **state)
 		assert_true(json_real_value(json_object_get(json_object_get(o, "defaults"),
 							    "temperature")) == 0);
 		json_decref(o);
+		if (format >= 2) {
+			o = show(s, &alice, "copy");
+			assert_string_equal(json_string_value(json_object_get(o, "forked_from")),
+					    "d0a023501975663f");
+			assert_int_equal(json_array_size(json_object_get(o, "turn")), 1);
+			json_decref(o);
+		}
 		o = show(s, &bob, "his");
 		assert_int_equal(json_array_size(json_object_get(o, "turn")), 1);
 		json_decref(o);
@@ -113,6 +120,41 @@ static void an_old_database_keeps_its_sessions(void **state)
 	assert_int_equal(b.ids[9], 25);
 	assert_non_null(strstr(b.conversation, "\"yes\""));
 	assert_int_equal(commit(s, &b, "fine", 26, 4, &err), 0);
+	s = store_free(s);
+	folder_close(&f);
+}
+
+static void old_databases_keep_their_sessions(void **state)
+{
+	(void)state;
+	for (int format = 1; format < STORE_FORMAT; format++)
+		keep_sessions_of(format);
+}
+
+/* From then on all of it is covered by the sums. */
+static void an_old_session_s_row_is_summed_anew(void **state)
+{
+	_cleanup_(freep) char *data = NULL;
+	const char *srcdir = getenv("srcdir");
+	struct store_counts counts;
+	struct err err = { 0 };
+	struct folder f;
+	char path[512];
+	struct store *s;
+	size_t len;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/tests/unit/state-format-2.db", srcdir ? srcdir : ".");
+	data = read_all(path, &len);
+	folder_open(&f);
+	write_all(f.db, data, len);
+	s = open_store(&f);
+	s = store_free(s);
+	execute(f.db, "UPDATE session SET used=used+1 WHERE name='copy'");
+	s = open_store(&f);
+	assert_int_equal(store_check(s, &err), 0);
+	store_count(s, &counts);
+	assert_int_equal(counts.n_damaged, 1);
 	s = store_free(s);
 	folder_close(&f);
 }
@@ -588,7 +630,8 @@ static void a_flipped_bit_anywhere_is_found(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(an_old_database_keeps_its_sessions),
+		cmocka_unit_test(old_databases_keep_their_sessions),
+		cmocka_unit_test(an_old_session_s_row_is_summed_anew),
 		cmocka_unit_test(a_newer_database_is_refused_and_left_alone),
 		cmocka_unit_test(a_database_has_one_daemon),
 		cmocka_unit_test(a_flipped_bit_of_the_format_is_no_newer_format),
