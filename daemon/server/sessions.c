@@ -196,6 +196,11 @@ static int open_store(struct sessions *x, const char *dir)
 	if (x->counts.n_log_lost > 0)
 		log_error("'%s-wal': %llu frames are damaged; what only they had is lost", path,
 			  (unsigned long long)x->counts.n_log_lost);
+	if (x->counts.n_log_torn > 0)
+		log_warning("'%s-wal': the last %llu frames are torn, as after a power cut, or "
+			    "damaged; "
+			    "what was written to them is lost",
+			    path, (unsigned long long)x->counts.n_log_torn);
 	if (x->counts.n_set_aside > 0)
 		log_error("'%s' could not be read: it is set aside as state.db.damaged-N, and %llu "
 			  "rows of it are kept",
@@ -275,6 +280,7 @@ json_t *sessions_describe(const struct sessions *x)
 	ONE("rows_kept_of_those", n_kept);
 	ONE("log_frames_mended", n_log_mended);
 	ONE("log_frames_lost", n_log_lost);
+	ONE("log_frames_torn", n_log_torn);
 #undef ONE
 	json_object_set_new(o, "recalling", json_boolean(x->recalling));
 	json_object_set_new(o, "recalled", json_integer((json_int_t)x->n_recalled));

@@ -613,6 +613,7 @@ int store_open(const char *path, const char *vfs, struct store **ret, struct err
 		return r;
 	s->counts.n_log_mended = found.n_mended;
 	s->counts.n_log_lost = found.n_lost;
+	s->counts.n_log_torn = found.n_torn;
 	r = found.n_lost > 0 ? -EUCLEAN : open_file(s, err);
 	if (r == -EUCLEAN)
 		r = mend(s, err);

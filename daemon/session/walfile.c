@@ -306,6 +306,8 @@ static int follow(struct walfile *w, struct walfile_found *found, struct err *er
 	for (size_t i = 0; i < w->n_frames; i++)
 		found->n_lost += w->states[i] == FRAME_FLIPPED ||
 				 (w->states[i] == FRAME_DAMAGED && i < end);
+	for (size_t i = end; i < w->n_frames; i++)
+		found->n_torn += w->states[i] == FRAME_DAMAGED && has_salts(w, frame_at(w, i));
 	return r;
 }
 

@@ -18,6 +18,7 @@
 struct walfile_found {
 	uint32_t n_mended; /* frames, the header among them, in which one bit was wrong: it is put right */
 	uint32_t n_lost;   /* frames that are damaged, and are no torn end */
+	uint32_t n_torn;   /* frames at the end that may be: a power cut leaves such, a kill does not */
 };
 
 /*
@@ -25,7 +26,9 @@ struct walfile_found {
  * in the file if the sum says which it is: it does for most. Damage is told from
  * a torn end by that one bit would explain it, or by a transaction after it that
  * is whole; what is wrong in the last transaction and is more than a bit is left
- * to SQLite, which takes it for a torn end.
+ * to SQLite, which takes it for a torn end, and is counted. Where a power cut left
+ * a transaction torn and a later one whole, neither of which was waited for, it
+ * looks like damage, too: that costs a new file, and no row.
  *
  * drop	makes a log without the frames that are lost, so that SQLite reads
  *	those after them: the database is then not to be trusted beyond the

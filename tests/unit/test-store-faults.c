@@ -118,7 +118,7 @@ static void assert_turns(struct store *s, const char *name, uint32_t saved, uint
 }
 
 /* A new life on what is there: nothing is refused, nothing is half, and it goes on. */
-static void assert_holds(const struct folder *f, const struct told *t)
+static void assert_holds(const struct folder *f, const struct told *t, bool in_order)
 {
 	_cleanup_(store_freep) struct store *s = open_store(f);
 	struct store_counts counts;
@@ -130,6 +130,9 @@ static void assert_holds(const struct folder *f, const struct told *t)
 	assert_int_equal(store_settle(s, NULL, 0, &err), 0);
 	store_count(s, &counts);
 	assert_int_equal(counts.n_damaged, 0);
+	assert_int_equal(counts.n_set_aside, counts.n_log_lost > 0);
+	if (in_order)
+		assert_int_equal(counts.n_log_lost, 0);
 	assert_turns(s, "a", t->a, t->try_a);
 	assert_turns(s, "b", t->b, t->try_b);
 	if (t->forked && !t->removing)
@@ -157,7 +160,8 @@ static void a_kill_or_a_power_cut_at_any_write_loses_nothing_saved(void **state)
 			live(&f, &told, false);
 			hit = shim_was_hit();
 			shim_restore((enum shim_image)image, at);
-			assert_holds(&f, &told);
+			/* writes that came to the disk in another order may look like damage */
+			assert_holds(&f, &told, image != SHIM_SOME);
 			n_most = MAX(n_most, told.a);
 			folder_close(&f);
 		}
@@ -179,7 +183,7 @@ static void a_disk_that_fails_once_at_any_write_costs_what_it_failed_at(void **s
 		shim_reset(SHIM_FAIL, at);
 		live(&f, &told, true);
 		hit = shim_was_hit();
-		assert_holds(&f, &told);
+		assert_holds(&f, &told, true);
 		folder_close(&f);
 	}
 }
@@ -422,9 +426,9 @@ static void a_flipped_bit_of_the_log_is_put_right_or_told(void **state)
 		if (at < 32)
 			at++;
 		else if (in_frame < 23)
-			at += 1 + random % 5;
+			at += 1 + random % 9;
 		else
-			at += MIN(LOG_FRAME - in_frame, 1 + random % 2500);
+			at += MIN(LOG_FRAME - in_frame, 1 + random % 5000);
 	}
 	print_message("%u flips: %u put right, %u of %u turns kept\n", n_flips, n_mended, n_whole,
 		      5 * n_flips);
@@ -456,7 +460,8 @@ static void more_damage_to_the_log_is_told_and_costs_what_it_hit(void **state)
 		assert_int_equal(n.n_set_aside, n.n_log_lost > 0);
 		assert_int_equal(access(path, F_OK) == 0, n.n_log_lost > 0);
 		/* only what is wrong in the last transaction is taken for a torn end */
-		assert_true(n.n_log_lost == 1 || i + 4 >= n_frames);
+		assert_int_equal(n.n_log_lost + n.n_log_torn, 1);
+		assert_true(n.n_log_torn == 0 || i + 4 >= n_frames);
 		n_least = MIN(n_least, whole);
 		n_whole += whole;
 		n_told += n.n_log_lost > 0;
