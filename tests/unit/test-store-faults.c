@@ -438,6 +438,47 @@ static void a_flipped_bit_of_the_log_is_put_right_or_told(void **state)
 	folder_close(&f);
 }
 
+/* Cut anywhere, and overwritten with anything at several places. */
+static void whatever_the_log_is_the_database_opens(void **state)
+{
+	uint64_t random = 0x9e3779b97f4a7c15ull;
+	struct killed k;
+	struct folder f;
+	char path[128];
+
+	(void)state;
+	leave_log(&f, &k);
+	snprintf(path, sizeof(path), "%s-wal", f.db);
+	for (size_t round = 0; round < 100; round++) {
+		_cleanup_(freep) char *log = malloc(k.log_len);
+		size_t len = round < 60 ? round : k.log_len;
+		struct store *s = NULL;
+		struct err err = { 0 };
+
+		memcpy(log, k.log, k.log_len);
+		for (size_t i = 0; round >= 60 && i < round % 20; i++) {
+			random ^= random << 13;
+			random ^= random >> 7;
+			random ^= random << 17;
+			/* every fourth in the headers at the beginning */
+			log[random % (i % 4 ? k.log_len : 80)] = (char)(random >> 40);
+			len -= random >> 60 == 0 ? random % len : 0;
+		}
+		folder_empty(&f);
+		write_all(f.db, k.db, k.db_len);
+		write_all(path, log, len);
+		if (store_open(f.db, NULL, &s, &err) < 0 || store_check(s, &err) < 0)
+			fail_msg("round %zu: %s", round, err.text);
+		assert_in_range(count_whole(s, "a"), 0, 5);
+		assert_begin_is_right_or_refused(s, "a");
+		say(s, &bob, "his", "goes", "on", 1, 4);
+		store_free(s);
+	}
+	free(k.db);
+	free(k.log);
+	folder_close(&f);
+}
+
 /* A sector of the log that is lost: what was written before and after it is there. */
 static void more_damage_to_the_log_is_told_and_costs_what_it_hit(void **state)
 {
@@ -523,6 +564,7 @@ int main(void)
 		cmocka_unit_test(what_was_not_synced_is_lost_in_a_power_cut),
 		cmocka_unit_test(a_flipped_bit_is_found_and_costs_one_turn_at_most),
 		cmocka_unit_test(a_flipped_bit_of_the_log_is_put_right_or_told),
+		cmocka_unit_test(whatever_the_log_is_the_database_opens),
 		cmocka_unit_test(more_damage_to_the_log_is_told_and_costs_what_it_hit),
 		cmocka_unit_test(a_damaged_turn_is_named_and_rewinding_goes_on_without_it),
 	};
