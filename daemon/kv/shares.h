@@ -4,7 +4,7 @@
  *
  * While a user's turns hold no more than min_pages, none of them is put back for
  * those of another. Beyond that, the user that has the most by its weight loses
- * first. What turns left to be found again is in kvcache.h.
+ * first, but its only one after those of users that have several. What turns left to be found again is in kvcache.h.
  */
 #pragma once
 

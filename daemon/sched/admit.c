@@ -110,10 +110,12 @@ static bool soon_found(const struct sched *s, struct turn *t, const struct kvcac
 	return false;
 }
 
-/* Whether the pages not yet promised to running turns hold what is known of @t. */
-static bool has_pages(const struct sched *s, const struct turn *t,
-		      const struct kvcache_found *found)
+/* How many pages are missing, beside those promised to running turns, for what is known of @t. */
+static uint32_t missing_pages(const struct sched *s, const struct turn *t,
+			      const struct kvcache_found *found)
 {
+	const uint64_t had = (uint64_t)kvcache_available(s->cache, t->rec->uid) + found->n_pages -
+			     found->n_unheld;
 	uint64_t wanted = wanted_pages(s, t);
 
 	for (const struct turn *i = s->first; i; i = i->next) {
@@ -122,9 +124,8 @@ static bool has_pages(const struct sched *s, const struct turn *t,
 		wanted += n > i->rec->n_pages ? n - i->rec->n_pages : 0;
 	}
 	/* a lone turn at the context's end wants one page more than it will use */
-	return MIN(wanted, (uint64_t)kvpool_pages(s->kv)) <=
-	       (uint64_t)kvcache_available(s->cache, t->rec->uid) + found->n_pages -
-		       found->n_unheld;
+	wanted = MIN(wanted, (uint64_t)kvpool_pages(s->kv));
+	return wanted > had ? (uint32_t)(wanted - had) : 0;
 }
 
 static void note_miss(const struct sched *s, const struct turn *t)
@@ -173,15 +174,16 @@ static void place(struct turn *t, uint32_t slot)
 		t->on_state(t);
 }
 
-/* Makes room for @t by putting another back. False: it waits. */
-static bool make_room(struct sched *s, const struct turn *t, uint32_t slot, double *paid_us)
+/* Makes room for @t, which lacks @n_pages or a slot, by putting another back. False: it waits. */
+static bool make_room(struct sched *s, const struct turn *t, uint32_t slot, uint32_t n_pages,
+		      double *paid_us)
 {
 	struct turn *loser = paused_one(s);
 
 	if (!loser && slot == TURN_NO_SLOT && slot_comes_free(s) && choose_may_take_slot(s, t))
 		return false;
 	if (!loser)
-		loser = choose_loser(s, t, paid_us);
+		loser = choose_loser(s, t, slot == TURN_NO_SLOT ? 0 : n_pages, paid_us);
 	if (loser)
 		sched_put_back(loser);
 	return loser != NULL;
@@ -247,6 +249,7 @@ void sched_admit(struct sched *s)
 		const uint32_t slot = choose_may_take_slot(s, t) ? free_slot(s) : TURN_NO_SLOT;
 		const enum turn_finish finish = sched_verdict(t);
 		struct kvcache_found found;
+		uint32_t missing;
 
 		if (finish != FINISH_NONE) {
 			sched_finish(t, finish);
@@ -258,12 +261,14 @@ void sched_admit(struct sched *s)
 						     (found.n_pages - found.n_unheld));
 		if (t->waits)
 			continue;
-		if (slot != TURN_NO_SLOT && (has_pages(s, t, &found) ||
-					     (take_what_there_is(s, t) && has_pages(s, t, &found))))
+		missing = missing_pages(s, t, &found);
+		if (slot != TURN_NO_SLOT && missing > 0 && take_what_there_is(s, t))
+			missing = missing_pages(s, t, &found);
+		if (slot != TURN_NO_SLOT && missing == 0)
 			place(t, slot);
 		else if (is_stuck(s, t))
 			sched_finish(t, FINISH_FAULT);
-		else if (!make_room(s, t, slot, &paid_us)) {
+		else if (!make_room(s, t, slot, missing, &paid_us)) {
 			if (choose_may_take_slot(s, t))
 				return;
 			t->user->waits = true; /* others may have the slot that is kept */

@@ -134,7 +134,7 @@ static bool add_row(struct batch *b, struct turn *t, uint32_t n_tokens, bool is_
 	struct row row = { .kind = ROW_CONT, .slot = t->rec->slot };
 	const bool is_known = left_to_tell(t) > 0;
 
-	if (f->n_rows == STEP_ROWS_MAX || t->rec->n_pages - t->n_pages_sent > UINT16_MAX ||
+	if (f->n_rows == b->s->n_rows || t->rec->n_pages - t->n_pages_sent > UINT16_MAX ||
 	    b->used + row_bytes(t, is_cont ? 0 : n_tokens) > STEP_PAYLOAD_BYTES)
 		return false;
 	if (!is_cont)
@@ -260,6 +260,8 @@ static void add_feeding(struct batch *b)
 			n = MIN(left_to_tell(t), (uint32_t)KNOWN_TOKENS);
 		else if (paced)
 			n = pace_take(&budget, t->n_fed, n);
+		else if (s->n_rows > b->flight->n_rows + 1)
+			n = MIN(n, choose_piece(t, b->n_tokens));
 		if (n == 0 || !add_row(b, t, n, false))
 			return;
 		if (t->n_fed > t->n_known)

@@ -10,25 +10,24 @@
 #include "daemon/sched/queue.h"
 
 /*
- * One slot is kept for a user that comes, where there are enough of them: it
- * need not wait for the end of a long answer, nor cost one its place.
- */
-#define RESERVE_FROM_SLOTS 8
-
-/*
  * A turn loses its place to one of another user in two cases.
  *
- * Its user has more slots than its share, and the other one fewer than its own:
- * then as long as computing such turns again takes no more than a part in
- * SHARE_PRICES of all time.
+ * Its user has more slots than its share, and the other one fewer than its own;
+ * or more pages than its share, and the other one has nothing that runs and
+ * comes first: then as long as computing such turns again takes no more than a
+ * part in SHARE_PRICES of all time, and SHARE_CREDIT_US.
  *
  * The other user has nothing that runs, and this one is ahead of it by
  * TAKE_LEAD_US and TAKE_PRICES times what computing the turn again takes: so of
  * all time at most a third goes to computing things again. What takes half of
  * FAIR_OWED_US to be computed again loses its place to nobody.
+ *
+ * So users share time evenly from one moment to the next while the arena holds
+ * a turn of each; where it does not, by whole turns, at that price.
  */
-#define SHARE_PRICES 20
-#define TAKE_LEAD_US US_PER_S
+#define SHARE_PRICES 10
+#define SHARE_CREDIT_US (5 * US_PER_S)
+#define TAKE_LEAD_US (US_PER_S / 2)
 #define TAKE_PRICES 2
 
 /* A step of prompts alone takes at most so long while several users have work. */
@@ -79,20 +78,31 @@ static void expect_flights(struct sched *s)
 		fair_expect(&s->pace, rows, as_rows(&s->flights[i], rows));
 }
 
+/*
+ * Slots that only who has none gets: who comes need not wait for the end of a
+ * long answer, nor cost one its place. Where a step has few rows they are many,
+ * for those who have one take turns with the rows, token by token.
+ */
 static uint32_t reserve(const struct sched *s)
 {
-	return s->n_slots >= RESERVE_FROM_SLOTS ? 1 : 0;
+	return MAX(s->n_slots - s->n_rows, 1u);
+}
+
+static uint64_t weights(const struct sched *s)
+{
+	uint64_t sum = 0;
+
+	for (uint32_t i = 0; i < s->fair.n_users; i++)
+		sum += s->fair.users[i].competes ? s->fair.users[i].weight : 0;
+	return sum;
 }
 
 /* Slots by weight, of all users with turns that are not paused; everybody has one. */
 static uint32_t share_of_slots(const struct sched *s, const struct fair_user *u)
 {
-	const uint64_t n_slots = s->n_slots - reserve(s);
-	uint64_t weights = 0;
+	const uint64_t n_slots = s->n_slots - reserve(s), sum = weights(s);
 
-	for (uint32_t i = 0; i < s->fair.n_users; i++)
-		weights += s->fair.users[i].competes ? s->fair.users[i].weight : 0;
-	return MAX((uint32_t)(weights > 0 ? n_slots * u->weight / weights : 0), 1u);
+	return MAX((uint32_t)(sum > 0 ? n_slots * u->weight / sum : 0), 1u);
 }
 
 static void share_slots(struct sched *s)
@@ -230,45 +240,70 @@ struct turn *choose_queued(struct sched *s, bool no_suspect)
 	return best;
 }
 
-/*
- * What it takes to compute again what a turn loses with its place: what is in
- * no sealed page. The others are found again, unless somebody needs them too.
- */
-static double replay_us(const struct turn *t)
+/* What it takes to compute @n tokens again, the first at position @at. */
+static double tokens_us(const struct sched *s, double at, double n)
 {
-	const struct pace *p = &t->sched->pace;
-	const double token_us = p->token_us > 0 ? p->token_us : p->whole_us;
-	const uint32_t n_sealed = t->chain.n_pages * kvpool_page_tokens(t->sched->kv);
-	const double n = t->n_fed > n_sealed ? t->n_fed - n_sealed : 0;
+	const struct pace *p = &s->pace;
+	/* in steps as large as they may be: the others teach what a few tokens take */
+	const double token_us = p->whole_us > 0 ? p->whole_us : p->token_us;
 
 	if (token_us <= 0)
 		return INFINITY; /* not known */
-	return n * (token_us + (n_sealed + n / 2) * p->context_us / PACE_CONTEXT);
+	return n > 0 ? n * (token_us + (at + n / 2) * p->context_us / PACE_CONTEXT) : 0;
+}
+
+/*
+ * What a turn loses with its place: the steps in flight, and of @n_pages that
+ * another one takes, those that are its own. All else was sealed and is found
+ * again, but for a text to be scored.
+ */
+static double replay_us(const struct turn *t, uint32_t n_pages)
+{
+	const struct turn_record *rec = t->rec;
+	const double n_lost = MIN(n_pages, rec->n_pages) * (double)kvpool_page_tokens(t->sched->kv);
+	const double from = rec->score ? 0 : MAX(rec->n_kv - n_lost, 0.0);
+
+	return tokens_us(t->sched, from, MAX((double)t->n_fed, rec->n_kv) - from);
 }
 
 /* Whether @a is a better loser than @b: batch before interactive, then the cheapest. */
-static bool loses_before(const struct turn *a, const struct turn *b)
+static bool loses_before(const struct turn *a, const struct turn *b, uint32_t n_pages)
 {
 	if (a->rec->batch != b->rec->batch)
 		return a->rec->batch;
-	return replay_us(a) < replay_us(b);
+	return replay_us(a, n_pages) < replay_us(b, n_pages);
+}
+
+/* Whether it has more than its pages by weight, of all users that compete. */
+static bool has_more_pages(const struct sched *s, const struct fair_user *u)
+{
+	return (uint64_t)u->n_pages * weights(s) > (uint64_t)kvpool_pages(s->kv) * u->weight;
+}
+
+/* Whether @from has more than its share of what @to waits for. Who gets it is who comes first afterwards. */
+static bool is_owed(const struct sched *s, const struct fair_user *from, const struct fair_user *to,
+		    bool pages)
+{
+	if (!pages)
+		return from->n_running > from->n_slots && to->n_running < to->n_slots;
+	return to->n_running == 0 && fair_before(to, from) && has_more_pages(s, from);
 }
 
 /* Whether @i gives its place to @t of another user; see above. */
 static bool gives_way(const struct sched *s, const struct turn *i, const struct turn *t,
-		      double paid_us)
+		      uint32_t n_pages, double paid_us)
 {
 	const struct fair_user *from = i->user, *to = t->user;
-	const double price_us = replay_us(i);
+	const double price_us = replay_us(i, n_pages);
 
-	if (from->n_running > from->n_slots && to->n_running < to->n_slots &&
-	    (s->paid_us + price_us) * SHARE_PRICES <= s->fair.measured_us)
+	if (is_owed(s, from, to, n_pages > 0) &&
+	    (s->paid_us + price_us - SHARE_CREDIT_US) * SHARE_PRICES <= s->fair.measured_us)
 		return true;
 	return to->n_running == 0 &&
 	       fair_lead_us(from, to) > TAKE_LEAD_US + TAKE_PRICES * (paid_us + price_us);
 }
 
-struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us)
+struct turn *choose_loser(struct sched *s, const struct turn *t, uint32_t n_pages, double *paid_us)
 {
 	struct turn *best = NULL;
 
@@ -277,14 +312,14 @@ struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us
 		if (is_queued(i))
 			continue;
 		if (i->user == t->user ? !may_take_own(t) || !i->rec->batch
-				       : !gives_way(s, i, t, *paid_us))
+				       : !gives_way(s, i, t, n_pages, *paid_us))
 			continue;
-		if (!best || loses_before(i, best))
+		if (!best || loses_before(i, best, n_pages))
 			best = i;
 	}
 	if (best && best->user != t->user) {
-		*paid_us += replay_us(best);
-		s->paid_us += replay_us(best);
+		*paid_us += replay_us(best, n_pages);
+		s->paid_us += replay_us(best, n_pages);
 	}
 	return best;
 }
@@ -294,16 +329,20 @@ struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n
 	const struct kv_shares shares = sched_shares(s);
 	struct turn *best = NULL;
 	double most = -1;
-	bool own;
+	bool own, best_is_only = true;
 
 	count_places(s);
 	own = exceeds(t, n_pages, shares.max_pages);
 	for (struct turn *i = s->first; i; i = i->next)
 		count_exactly(s, i->user);
 	t->user->n_pages += n_pages;
-	/* from the youngest on, so that of a user's turns the youngest is met first */
+	/*
+	 * From the youngest on, so that of a user's turns the youngest is met
+	 * first. Who loses its only one stands still: that comes last.
+	 */
 	for (struct turn *i = s->last; i; i = i->prev) {
 		const double held = (double)i->user->n_pages / i->user->weight;
+		const bool is_only = i->user->n_running == 1;
 
 		if (is_queued(i) || (own && i->user != t->user))
 			continue;
@@ -311,21 +350,32 @@ struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n
 			return i; /* its reader is behind anyway */
 		if (i->user != t->user && i->user->n_pages <= shares.min_pages)
 			continue;
-		if (held > most) {
+		if (is_only == best_is_only ? held > most : best_is_only) {
 			best = i;
 			most = held;
+			best_is_only = is_only;
 		}
 	}
 	return best;
+}
+
+/* Those too of whom all is in flight: they will want the step after this one. */
+static uint32_t n_competing(const struct sched *s)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < s->fair.n_users; i++)
+		n += s->fair.users[i].competes;
+	return n;
 }
 
 void choose_begin(struct sched *s)
 {
 	expect_flights(s);
 	for (struct turn *t = s->first; t; t = t->next)
-		t->user->n_decoding = 0;
+		t->user->n_decoding = t->user->n_feeding = 0;
 	s->least = NULL;
-	s->contended = false;
+	s->contended = n_competing(s) > 1;
 }
 
 void choose_offer(struct turn *t, bool decodes)
@@ -333,7 +383,7 @@ void choose_offer(struct turn *t, bool decodes)
 	struct sched *s = t->sched;
 
 	t->user->n_decoding += decodes;
-	s->contended |= s->least && t->user != s->least;
+	t->user->n_feeding += !decodes;
 	if (!s->least || fair_before(t->user, s->least))
 		s->least = t->user;
 }
@@ -381,9 +431,39 @@ uint32_t choose_step_tokens(const struct sched *s)
 	return (uint32_t)MAX(STEP_US / whole_us, (double)PACE_TOKENS_LEAST);
 }
 
+/* Who is served next of those that have a prompt and are none of @but; NULL: nobody. */
+static const struct fair_user *next_fed(const struct sched *s, const struct fair_user *but)
+{
+	const struct fair_user *next = NULL;
+
+	for (uint32_t i = 0; i < s->fair.n_users; i++) {
+		const struct fair_user *u = &s->fair.users[i];
+
+		if (u != but && u->competes && u->n_feeding > 0 && !u->sits_out &&
+		    (!next || fair_before(u, next)))
+			next = u;
+	}
+	return next;
+}
+
+uint32_t choose_piece(const struct turn *t, uint32_t n_tokens)
+{
+	const struct sched *s = t->sched;
+	const struct fair_user *next = next_fed(s, t->user);
+	double part, most;
+
+	if (!next || s->pace.whole_us <= 0)
+		return n_tokens;
+	part = (double)t->user->weight / next->weight;
+	most = (n_tokens + fair_lead_us(next, t->user) / s->pace.whole_us) * part / (1 + part);
+	return (uint32_t)MIN(MAX(most, (double)PACE_TOKENS_LEAST), (double)n_tokens);
+}
+
 void choose_fed(struct turn *t, uint32_t at, uint32_t n_tokens)
 {
 	const struct fair_row row = { .user = t->user, .n_tokens = n_tokens, .at = at };
+
+	t->user->n_feeding--;
 
 	fair_expect(&t->sched->pace, &row, 1);
 }

@@ -46,7 +46,7 @@ struct fair_user {
 	uint32_t n_running, n_batch; /* turns with a slot, those of class batch */
 	uint32_t n_pages;	     /* of all of them; shared ones count as often, unless is_exact */
 	bool is_exact;
-	uint32_t n_decoding; /* rows that it could have in the step being built */
+	uint32_t n_decoding, n_feeding; /* rows that it could have in the step being built */
 };
 
 struct fair {

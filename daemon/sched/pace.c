@@ -97,16 +97,21 @@ struct pace_budget pace_budget(const struct pace *p, uint32_t n_decoding, uint64
 {
 	const double decode_us = pace_decode_us(p, n_decoding);
 
+	/* where others only wait for the next step, and none was shared yet, it is like those without them */
+	const bool whole = n_decoding == 0 && p->token_us <= 0;
+
 	return (struct pace_budget){
 		.pace = p,
 		.left_us = MAX(decode_us, (double)gap_us - decode_us),
-		.n_most = MAX(2 * p->n_learnt, PACE_TOKENS_LEAST),
+		.token_us = whole ? p->whole_us : p->token_us,
+		.n_most = MAX(2 * (whole ? (uint32_t)p->n_whole : p->n_learnt),
+			      (uint32_t)PACE_TOKENS_LEAST),
 	};
 }
 
 uint32_t pace_take(struct pace_budget *b, uint32_t at, uint32_t n_tokens)
 {
-	const double price_us = b->pace->token_us + b->pace->context_us * at / PACE_CONTEXT;
+	const double price_us = b->token_us + b->pace->context_us * at / PACE_CONTEXT;
 	const uint32_t least = b->n_taken < PACE_TOKENS_LEAST ? PACE_TOKENS_LEAST - b->n_taken : 0;
 	uint32_t n = b->n_most - b->n_taken;
 

@@ -59,7 +59,7 @@ struct pace {
 /* What is left of one step's time. */
 struct pace_budget {
 	const struct pace *pace;
-	double left_us;
+	double left_us, token_us; /* token_us: of a token without context */
 	uint32_t n_taken, n_most; /* tokens */
 };
 

@@ -33,7 +33,7 @@ struct sched {
 	void *userdata;
 
 	struct turn *first, *last; /* queued and running ones, in the order they were accepted */
-	uint32_t n_slots;
+	uint32_t n_slots, n_rows; /* rows: of a step at most */
 	struct turn *slots[STEP_ROWS_MAX];
 	uint64_t slot_busy[STEP_ROWS_MAX]; /* newest step that names it; not given away before its end */
 	uint64_t done;			   /* results up to this step were taken */
@@ -83,10 +83,11 @@ struct turn *choose_queued(struct sched *s, bool no_suspect);
 /* Whether @t may have a slot that is free: the last is kept for users that have none. */
 bool choose_may_take_slot(const struct sched *s, const struct turn *t);
 /*
- * Who gives its slot and pages to @t, which waits for them; NULL: nobody.
- * @paid_us: what earlier ones given up for @t cost, 0 at first; grows.
+ * Who gives its slot and pages to @t; NULL: nobody.
+ * @n_pages: that @t waits for; 0: it waits for a slot
+ * @paid_us: what earlier ones given up for @t cost, 0 at first; grows
  */
-struct turn *choose_loser(struct sched *s, const struct turn *t, double *paid_us);
+struct turn *choose_loser(struct sched *s, const struct turn *t, uint32_t n_pages, double *paid_us);
 /* Whether with @n_pages more for @t, which is not its user's only one with a place, the user would have too many. */
 bool choose_exceeds(const struct turn *t, uint32_t n_pages);
 /* Who gives pages to @t, which runs and needs @n_pages more; may be @t itself. */
@@ -99,6 +100,11 @@ void choose_offered(struct sched *s);
 bool choose_sits_out(const struct turn *t);
 /* How many tokens of prompts a step takes in which nobody decodes. */
 uint32_t choose_step_tokens(const struct sched *s);
+/*
+ * How many of the @n_tokens that are left of a step in which nobody decodes a
+ * piece of the prompt of @t takes: what brings its user level with the next one.
+ */
+uint32_t choose_piece(const struct turn *t, uint32_t n_tokens);
 /* A piece of its prompt is in the step: those that follow are chosen accordingly. */
 void choose_fed(struct turn *t, uint32_t at, uint32_t n_tokens);
 

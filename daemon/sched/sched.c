@@ -77,7 +77,8 @@ int sched_new(sd_event *loop, const struct sched_options *options, struct sched 
 	s->executor = options->executor;
 	s->on_applied = options->on_applied;
 	s->userdata = options->userdata;
-	s->n_slots = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
+	s->n_rows = MIN(s->settings->max_batch, (uint32_t)STEP_ROWS_MAX);
+	s->n_slots = MIN(sched_slots(s->settings), (uint32_t)STEP_ROWS_MAX);
 	s->page_seen = calloc((kvpool_pages(s->kv) + 63) / 64, sizeof(*s->page_seen));
 	if (!s->page_seen)
 		return -ENOMEM;

@@ -2,9 +2,11 @@
  * Turns to steps: admission, slots, pages, batches, results, replay. Decoding
  * rows first in each step, then pieces of prompts up to the token budget, and
  * beside decoding rows up to the time that pace.h finds for them. Slots and
- * steps go to the user that has had the least (fair.h, choose.c); inside one,
- * interactive turns before batch, then the oldest. Knows nothing of clients or text; both
- * come in through struct turn's callbacks.
+ * steps go to the user that has had the least (fair.h, choose.c): of two that
+ * are busy each has 45 to 55 % of any 10 s, by equal weights and while the arena
+ * holds a turn of each. Inside one, interactive turns come before batch, then
+ * the oldest. Knows nothing of clients or text; both come in through struct
+ * turn's callbacks.
  *
  * When the executor dies, the turns in flight are suspects. They are computed
  * again one at a time, among others, until each has come past the steps that
@@ -66,6 +68,17 @@ struct sched_options {
 	void (*on_applied)(void *userdata); /* after on_tokens of all that results were for; or NULL */
 	void *userdata;
 };
+
+/*
+ * How many turns have a slot. A step computes MaxBatch of them at most; with
+ * fewer than SCHED_SLOTS_LEAST those beyond are for users that have none.
+ */
+#define SCHED_SLOTS_LEAST 8
+static inline uint32_t sched_slots(const struct settings *s)
+{
+	return MAX(s->max_batch, (uint32_t)SCHED_SLOTS_LEAST);
+}
+
 int sched_new(sd_event *loop, const struct sched_options *options, struct sched **ret);
 struct sched *sched_free(struct sched *s);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/exec/weights/memplan.h"
+#include "daemon/sched/sched.h"
 #include "daemon/server/broker.h"
 
 static int gpus_of(const char *text, uint32_t *ret, struct err *err)
@@ -33,7 +34,7 @@ static int plan(const struct options *o, const struct settings *s, const struct 
 	struct memplan_limits limits = {
 		.context_tokens = context_of(s, &m->config),
 		.page_tokens = s->page_tokens,
-		.max_rows = s->max_batch,
+		.max_rows = sched_slots(s),
 		.batch_tokens = s->batch_tokens,
 	};
 	struct err err = { 0 };

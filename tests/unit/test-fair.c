@@ -162,6 +162,116 @@ static void two_floods_of_prompts_share_alike(void **state)
 	close_world(&w);
 }
 
+/* What users ask. */
+enum mix { ANSWERS, PROMPTS, BOTH, N_MIXES };
+
+static uint64_t rng;
+
+static uint32_t random_below(uint32_t n)
+{
+	uint64_t z = rng += 0x9e3779b97f4a7c15ull;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+	return (uint32_t)((z ^ z >> 31) % n);
+}
+
+static struct turn *ask(struct world *w, uid_t uid, enum mix mix)
+{
+	const uint32_t part = w->context / 4;
+	const bool long_prompt = mix == PROMPTS || (mix == BOTH && random_below(2));
+	const bool long_answer = mix == ANSWERS || (mix == BOTH && random_below(2));
+
+	return world_submit(w, uid, long_prompt ? part + random_below(part) : 20 + random_below(80),
+			    long_answer ? part / 2 + random_below(part) : 1 + random_below(20));
+}
+
+/* Asks the next thing at once when it was answered. */
+static struct {
+	struct turn *turn;
+	enum mix mix;
+} stream;
+
+static void ask_on(struct world *w, struct turn *t)
+{
+	if (t == stream.turn)
+		stream.turn = ask(w, SINGLE, stream.mix);
+}
+
+static const struct set_up {
+	const char *name;
+	uint32_t max_batch, n_pages, context;
+} set_ups[] = {
+	{ "roomy", 32, COMPUTER_PAGES_MAX, 2048 },
+	{ "MaxBatch=1", 1, COMPUTER_PAGES_MAX, 2048 },
+	{ "MaxBatch=2", 2, COMPUTER_PAGES_MAX, 2048 },
+	{ "MaxBatch=7", 7, COMPUTER_PAGES_MAX, 2048 },
+	/* an arena of two contexts */
+	{ "tight", 32, 256, 2048 },
+	{ "tight, MaxBatch=1", 1, 256, 2048 },
+	{ "tight and small", 16, 64, 512 },
+};
+
+/* FLOOD has asked for 200 things when SINGLE begins to ask, one after the other. */
+static void run_set_up(const struct set_up *up, const struct computer_cost *cost, enum mix mix,
+		       uint64_t seed)
+{
+	double least, most;
+	struct world w;
+
+	clock_fake(1000000, 0);
+	book.n = 0;
+	rng = seed;
+	world_open_context(&w, up->context, up->n_pages, up->max_batch, 512);
+	w.computer.cost = cost;
+	w.ended = ask_on;
+	for (uint32_t i = 0; i < 200; i++)
+		ask(&w, FLOOD, mix);
+	world_run(&w, 100);
+	stream.mix = mix;
+	stream.turn = ask(&w, SINGLE, mix);
+	world_run(&w, 2); /* in flight when it came */
+	for (const uint64_t from_us = clock_us(); clock_us() < from_us + 60 * US_PER_S;) {
+		struct sched_counts n;
+
+		sched_count(w.sched, FLOOD, &n);
+		if (n.n_queued == 0)
+			break; /* both were busy up to now */
+		run_until(&w, stream.turn, stream.turn->rec->n_ids + 1);
+		assert_true(w.computer.n_rows <= up->max_batch);
+		assert_true(w.n_turns < WORLD_TURNS);
+	}
+	shares(&least, &most);
+	if (least < 0.45 || most > 0.55)
+		fail_msg("%s, mix %d, seed %llu: from %.1f to %.1f %%", up->name, mix,
+			 (unsigned long long)seed, 100 * least, 100 * most);
+	w.ended = NULL;
+	close_world(&w);
+}
+
+/* The sanitizers take ten times as long. */
+#ifdef __SANITIZE_ADDRESS__
+#define SEEDS 1
+#else
+#define SEEDS 3
+#endif
+
+static void two_users_share_alike_in_every_set_up_whatever_they_ask(void **state)
+{
+	static const struct computer_cost *const costs[] = { &two_cores, &server, &card };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(set_ups); i++) {
+		print_message("%s, seeds 1 to %d\n", set_ups[i].name, SEEDS);
+		for (size_t k = 0; k < ARRAY_SIZE(costs); k++) {
+			for (enum mix mix = 0; mix < N_MIXES; mix++) {
+				for (uint64_t seed = 1; seed <= SEEDS; seed++)
+					run_set_up(&set_ups[i], costs[k], mix, seed);
+			}
+		}
+	}
+}
+
 static void weights_are_shares(void **state)
 {
 	struct world w;
@@ -361,34 +471,36 @@ static void places_are_given_back_to_users_that_have_fewer(void **state)
 	close_world(&w);
 }
 
-/* Where there is one slot, a long answer is put back for a user that waits, at a bounded price. */
+/* Where more users ask than have a place, one is put back for another that waits, at a bounded price. */
 static void who_waits_takes_the_place_of_one_that_has_had_more(void **state)
 {
 	uint32_t n_put_back = 0, n_tokens = 0;
-	bool replayed[2] = { false, false };
+	bool replayed[SCHED_SLOTS_LEAST] = { false };
 	struct world w;
 
 	(void)state;
 	clock_fake(1000000, 0);
-	world_open_context(&w, 2048, 256, 1, 512);
+	world_open_context(&w, 2048, 512, 1, 512);
 	w.computer.cost = &two_cores;
-	world_submit(&w, FLOOD, 100, 1500);
-	world_submit(&w, SINGLE, 100, 1500);
+	for (uint32_t i = 0; i < SCHED_SLOTS_LEAST; i++)
+		world_submit(&w, 10 + i, 100, 400);
 	world_submit(&w, 3, 100, 20);
-	while (w.n_ended < 3) {
+	while (w.n_ended <= SCHED_SLOTS_LEAST) {
 		world_run(&w, 1);
+		assert_int_equal(w.computer.n_rows, 1);
 		n_tokens += w.computer.n_tokens;
-		for (int i = 0; i < 2; i++) {
+		for (int i = 0; i < SCHED_SLOTS_LEAST; i++) {
 			n_put_back += w.t[i].replaying && !replayed[i];
 			replayed[i] = w.t[i].replaying;
 		}
 	}
 	print_message("put back %u times in %.0f s; of %u tokens computed, %u were new\n",
-		      n_put_back, (double)clock_us() / 1e6, n_tokens, 3 * 100 + 2 * 1500 + 20);
-	assert_int_equal(w.ended_order[0], 2); /* it waited for neither */
-	assert_true(n_put_back >= 2);
-	for (int i = 0; i < 2; i++)
-		world_assert_text(&w, &w.t[i], 1500);
+		      n_put_back, (double)clock_us() / 1e6, n_tokens,
+		      SCHED_SLOTS_LEAST * 500 + 120);
+	assert_int_equal(w.ended_order[0], SCHED_SLOTS_LEAST); /* it waited for none of them */
+	assert_true(n_put_back >= 1);
+	for (int i = 0; i < SCHED_SLOTS_LEAST; i++)
+		world_assert_text(&w, &w.t[i], 400);
 	close_world(&w);
 }
 
@@ -604,6 +716,7 @@ int main(void)
 		cmocka_unit_test(a_flood_of_200_requests_leaves_a_stream_its_share_on_a_card),
 		cmocka_unit_test(a_flood_of_prompts_leaves_a_stream_its_share),
 		cmocka_unit_test(two_floods_of_prompts_share_alike),
+		cmocka_unit_test(two_users_share_alike_in_every_set_up_whatever_they_ask),
 		cmocka_unit_test(weights_are_shares),
 		cmocka_unit_test(five_users_share_by_weight_whatever_they_ask),
 		cmocka_unit_test(who_comes_after_an_hour_neither_starves_nor_is_starved),

@@ -119,7 +119,7 @@ static void new_executor(struct world *w)
 			       .version = CONTROL_VERSION,
 			       .n_pages = w->n_pages,
 			       .page_tokens = WORLD_PAGE_TOKENS,
-			       .n_slots = w->settings.max_batch,
+			       .n_slots = sched_slots(&w->settings),
 			       .max_context = w->context,
 			       .max_batch_tokens = w->settings.batch_tokens },
 	};
