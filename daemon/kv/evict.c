@@ -23,17 +23,30 @@ struct owner *evict_owner(struct kvcache *c, uid_t uid)
 	return NULL;
 }
 
+uint32_t kvcache_users(const struct kvcache *c, uid_t uid)
+{
+	uint32_t n = 1;
+
+	for (uint32_t i = 0; i < c->n_owners; i++)
+		n += c->owners[i].n_pages > 0 && c->owners[i].uid != uid &&
+		     c->owners[i].uid != CHAIN_SHARED_UID;
+	return n;
+}
+
 /* What @uid leaves each other that has pages; nobody in particular leaves nothing. */
 static uint32_t left_to_others(const struct kvcache *c, uid_t uid)
 {
-	uint32_t n_users = 1;
-
 	if (uid == KVCACHE_NOBODY)
 		return 0;
-	for (uint32_t i = 0; i < c->n_owners; i++)
-		n_users += c->owners[i].n_pages > 0 && c->owners[i].uid != uid &&
-			   c->owners[i].uid != CHAIN_SHARED_UID;
-	return shares_of(c->options.n_pages, n_users, c->min_percent, 100).min_pages;
+	return shares_of(c->options.n_pages, kvcache_users(c, uid), c->room_pages, c->min_percent,
+			 100)
+		.min_pages;
+}
+
+/* Whether @uid takes nothing of a marked prompt. */
+static bool spares_marked(const struct kvcache *c, uid_t uid)
+{
+	return c->room_pages == 0 && left_to_others(c, uid) > 0;
 }
 
 /* What is shared and marked no more is of no use to anybody. */
@@ -118,7 +131,7 @@ static struct prefix_node *cheapest(struct kvcache *c, uid_t uid, uint32_t left)
 			continue;
 		if (owner->uid == CHAIN_SHARED_UID)
 			is.whose = shared_is_marked(c, is.node) ? MARKED : NOBODYS;
-		if (is.whose == MARKED && left > 0)
+		if (is.whose == MARKED && spares_marked(c, uid))
 			continue;
 		if (goes_before(&is, &best))
 			best = is;
@@ -181,7 +194,7 @@ uint32_t evict_pages(struct kvcache *c, uid_t uid, uint32_t n)
 
 bool evict_spares(const struct kvcache *c, uid_t uid, const struct prefix_node *node)
 {
-	return node->uid == CHAIN_SHARED_UID && left_to_others(c, uid) > 0 &&
+	return node->uid == CHAIN_SHARED_UID && spares_marked(c, uid) &&
 	       (node->n_paged_children > 0 || shared_is_marked(c, node));
 }
 
@@ -232,6 +245,12 @@ uint32_t kvcache_available(const struct kvcache *c, uid_t uid)
 void kvcache_set_least(struct kvcache *c, uint32_t percent)
 {
 	c->min_percent = percent;
+	c->room_pages = 0;
+}
+
+void kvcache_set_room(struct kvcache *c, uint32_t n_pages)
+{
+	c->room_pages = MIN(n_pages, c->options.n_pages);
 }
 
 /* Returns the bytes that the machine has back: those of free pages that had memory. */

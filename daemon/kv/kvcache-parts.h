@@ -66,6 +66,7 @@ struct kvcache {
 	struct owner *owners;
 	uint32_t n_owners;
 	uint32_t min_percent; /* of the arena, that others leave a uid */
+	uint32_t room_pages;  /* see kvcache_set_room() */
 	LIST_HEAD(, carry) carries;
 	struct kvcache_counts counts; /* those that only rise */
 };

@@ -149,8 +149,18 @@ int kvcache_take(struct kvcache *c, uid_t uid, uint32_t n, kv_page *ret);
 /* Pages that @uid could have now; those, and what steps under way will leave. */
 uint32_t kvcache_takeable(const struct kvcache *c, uid_t uid);
 uint32_t kvcache_available(const struct kvcache *c, uid_t uid);
-/* Percent of the arena that others leave of a uid's sealed pages; less if there are too many uids for it. */
+/*
+ * Percent of the arena that others leave of a uid's sealed pages (shares.h); less
+ * if there are too many uids for it. Marked prompts are spared before those.
+ */
 void kvcache_set_least(struct kvcache *c, uint32_t percent);
+/*
+ * As much less of it that @n_pages can be had by whoever holds all that is held,
+ * marked prompts included; until kvcache_set_least().
+ */
+void kvcache_set_room(struct kvcache *c, uint32_t n_pages);
+/* How many users have sealed pages, with @uid, who need not. */
+uint32_t kvcache_users(const struct kvcache *c, uid_t uid);
 void kvcache_drop(struct kvcache *c, const kv_page *pages, uint32_t n);
 /* Holds the pages of a turn of an earlier life, which has @n_kv tokens in them. -EINVAL: they cannot be its. */
 int kvcache_claim(struct kvcache *c, struct kv_hash root, uid_t uid, const kv_page *table,

@@ -53,6 +53,23 @@ static double worth(const struct segments_file *f)
 	return value_part(sum, (double)MIN(f->bytes, f->next * f->layout.stride) + 1, HALF_LIFE_US);
 }
 
+/*
+ * What others leave of a uid's: whole files, so that what is less than one
+ * protects nobody, and there is always room for one more.
+ */
+static uint64_t left_to_others(const struct segments *s)
+{
+	const struct segments_limits *limits = &s->opts.limits;
+	const uint64_t file_bytes = segfile_bytes(&s->layout);
+	uint32_t n_users = 1; /* one that comes */
+
+	for (uint32_t i = 0; i < s->n_users; i++)
+		n_users += s->users[i]->bytes > 0;
+	return MIN(limits->total_bytes / 100 * limits->user_min_percent,
+		   limits->total_bytes / n_users) /
+	       file_bytes * file_bytes;
+}
+
 static bool may_take(struct segments *s, const struct segments_file *f, uint32_t uid,
 		     enum segments_whose whose)
 {
@@ -63,7 +80,7 @@ static bool may_take(struct segments *s, const struct segments_file *f, uint32_t
 	if (whose == WHOSE_OWN)
 		return false;
 	return f->state == SEGMENT_FOREIGN ||
-	       segments_user_of(s, f->uid)->bytes >= f->bytes + s->opts.limits.user_min_bytes;
+	       segments_user_of(s, f->uid)->bytes >= f->bytes + left_to_others(s);
 }
 
 static struct segments_file *worth_least(struct segments *s, uint32_t uid,

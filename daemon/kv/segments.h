@@ -61,7 +61,7 @@ typedef void (*segments_gone_fn)(void *userdata, const struct segments_key *key,
 struct segments_limits {
 	uint64_t total_bytes;	 /* of all files; 0: a tenth of the file system, at most 50 GB */
 	uint64_t user_bytes;	 /* of one uid's files; 0: as total_bytes */
-	uint64_t user_min_bytes; /* that others leave it */
+	uint32_t user_min_percent; /* of total_bytes, in whole files, that others leave it; at most an equal part */
 	uint32_t keep_free;	 /* percent of the file system that stay free for others, 0 to 99 */
 };
 
@@ -119,7 +119,7 @@ int segments_scan(struct segments *s, struct err *err);
  * segment is full. Makes room by eviction where a limit or the file system
  * asks for it: of what segments_outlive() was called for and of files that are
  * not ours first, then of the segments that are worth least (tokens x hits / age); for a limit of a uid only of its own, and
- * never so that another uid is left with less than user_min_bytes.
+ * never so that another uid is left with less than user_min_percent.
  *
  * tokens	key->n_tokens ids
  * payload	page_bytes; written from where it is if it is aligned to 4096

@@ -212,7 +212,7 @@ bool sched_settle(struct sched *s)
 	return any;
 }
 
-/* What is another's by right is taken only for a turn that could not be computed at all else. */
+/* What others are left is less for a turn that could not be computed at all else, but not nothing: see shares.h. */
 static bool take_what_there_is(struct sched *s, const struct turn *t)
 {
 	if (t->rec->tidy)
@@ -223,7 +223,7 @@ static bool take_what_there_is(struct sched *s, const struct turn *t)
 	}
 	if (kvcache_is_moving(s->cache))
 		return false;
-	kvcache_set_least(s->cache, 0);
+	kvcache_set_room(s->cache, sched_pages(s, turns_max_context(s->turns)));
 	return true;
 }
 

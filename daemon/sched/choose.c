@@ -348,7 +348,7 @@ struct turn *choose_page_loser(struct sched *s, const struct turn *t, uint32_t n
 			continue;
 		if (i->paused)
 			return i; /* its reader is behind anyway */
-		if (i->user != t->user && i->user->n_pages <= shares.min_pages)
+		if (i->user != t->user && i->user->n_pages <= shares.kept_pages)
 			continue;
 		if (is_only == best_is_only ? held > most : best_is_only) {
 			best = i;

@@ -738,12 +738,25 @@ const struct fair *sched_fair(const struct sched *s)
 	return &s->fair;
 }
 
+/* With @n_users. */
+static struct kv_shares shares_among(const struct sched *s, uint32_t n_users)
+{
+	const uint32_t context = sched_pages(s, turns_max_context(s->turns));
+
+	return shares_of(kvpool_pages(s->kv), n_users, MIN(context, kvpool_pages(s->kv)),
+			 s->settings->min_user_cache, s->settings->max_user_cache);
+}
+
 struct kv_shares sched_shares(const struct sched *s)
 {
 	uint32_t n_users = 0;
 
 	for (uint32_t i = 0; i < s->fair.n_users; i++)
 		n_users += s->fair.users[i].n_turns > 0;
-	return shares_of(kvpool_pages(s->kv), n_users, s->settings->min_user_cache,
-			 s->settings->max_user_cache);
+	return shares_among(s, n_users);
+}
+
+struct kv_shares sched_user_shares(const struct sched *s, uid_t uid)
+{
+	return shares_among(s, kvcache_users(s->cache, uid) + 1);
 }

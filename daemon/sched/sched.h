@@ -142,6 +142,8 @@ uint64_t sched_deep_steps(const struct sched *s); /* of those, pushed while anot
 
 /* Of the arena, for each of the users that have turns now. */
 struct kv_shares sched_shares(const struct sched *s);
+/* What is left to @uid of what it has by those that have pages now, and by one more that may come. */
+struct kv_shares sched_user_shares(const struct sched *s, uid_t uid);
 const struct fair *sched_fair(const struct sched *s);	  /* what each user has had */
 
 static inline void sched_freep(struct sched **s)

@@ -96,6 +96,7 @@ static struct segments_limits disk_limits(const struct settings *s)
 	return (struct segments_limits){
 		.total_bytes = s->disk_cache_size,
 		.user_bytes = s->user_disk_quota,
+		.user_min_percent = s->min_user_cache,
 		.keep_free = DISK_KEEP_FREE_PERCENT,
 	};
 }

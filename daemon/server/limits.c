@@ -38,7 +38,7 @@ static const struct user *find_user(const struct server *s, uid_t uid)
 
 static void put_cache(json_t *o, const struct engine *e, uid_t uid)
 {
-	const struct kv_shares shares = sched_shares(e->sched);
+	const struct kv_shares shares = sched_user_shares(e->sched, uid);
 
 	put(o, "cache_pages",
 	    json_pack("{s:o, s:o, s:o}", "used",

@@ -627,13 +627,17 @@ static void nobody_takes_pages_that_are_a_users_by_right(void **state)
 static void shares_of_the_arena(void **state)
 {
 	(void)state;
-	assert_int_equal(shares_of(1000, 0, 10, 100).min_pages, 100);
-	assert_int_equal(shares_of(1000, 1, 100, 100).min_pages, 1000);
-	assert_int_equal(shares_of(1000, 3, 100, 100).min_pages, 333);
-	assert_int_equal(shares_of(1000, 20, 10, 100).min_pages, 50);
-	assert_int_equal(shares_of(1000, 1, 10, 50).max_pages, 500);
-	assert_int_equal(shares_of(10, 1, 0, 1).max_pages, 1);
-	assert_int_equal(shares_of(UINT32_MAX, 1, 100, 100).max_pages, UINT32_MAX);
+	assert_int_equal(shares_of(1000, 0, 500, 10, 100).kept_pages, 100);
+	assert_int_equal(shares_of(1000, 1, 500, 100, 100).kept_pages, 1000);
+	assert_int_equal(shares_of(1000, 3, 500, 100, 100).kept_pages, 333);
+	assert_int_equal(shares_of(1000, 20, 500, 10, 100).kept_pages, 50);
+	assert_int_equal(shares_of(1000, 2, 500, 10, 100).min_pages, 100);
+	assert_int_equal(shares_of(1000, 6, 500, 25, 100).kept_pages, 166);
+	assert_int_equal(shares_of(1000, 6, 500, 25, 100).min_pages, 100); /* 5 leave 500 */
+	assert_int_equal(shares_of(1000, 2, 1000, 25, 100).min_pages, 0);
+	assert_int_equal(shares_of(1000, 1, 500, 10, 50).max_pages, 500);
+	assert_int_equal(shares_of(10, 1, 5, 0, 1).max_pages, 1);
+	assert_int_equal(shares_of(UINT32_MAX, 1, 0, 100, 100).max_pages, UINT32_MAX);
 }
 
 static void accounts_of_users_long_gone_make_room(void **state)

@@ -1,4 +1,5 @@
 /* What earlier turns computed is found by later ones of the same namespace, and by nobody else. */
+#include "daemon/kv/kvcache-parts.h"
 #include "daemon/sched/queue.h"
 #include "tests/unit/world.h"
 
@@ -195,6 +196,72 @@ static void what_is_anothers_by_right_is_left_to_it(void **state)
 	world_assert_text(&w, b, 3);
 	world_assert_all_free(&w);
 	world_close(&w);
+}
+
+static uint32_t pages_of(const struct world *w, uid_t uid)
+{
+	const struct owner *owner = evict_owner(w->cache, uid);
+
+	return owner ? owner->n_pages : 0;
+}
+
+/*
+ * Three users have 13, 13 and 9 of 48 pages, and each is left 12 where there is
+ * another way. A context takes 32: the rest is 8 for each of the two others. Who
+ * asks for a whole one loses what it has itself, though that is less.
+ */
+static void nobody_is_left_less_than_its_minimum(void **state)
+{
+	struct kv_shares shares;
+	struct world w;
+
+	(void)state;
+	world_open(&w, 48, 4, 512);
+	w.settings.min_user_cache = 25;
+	world_submit(&w, 1, 200, 5);
+	world_run_all(&w);
+	world_submit(&w, 3, 200, 5);
+	world_run_all(&w);
+	world_submit(&w, 2, 135, 5);
+	world_run_all(&w);
+	assert_int_equal(pages_of(&w, 1), 13);
+	assert_int_equal(pages_of(&w, 3), 13);
+	assert_int_equal(pages_of(&w, 2), 9);
+	shares = sched_user_shares(w.sched, 1);
+	assert_int_equal(shares.kept_pages, 12);
+	assert_int_equal(shares.min_pages, 16 / 3); /* a fourth may come */
+
+	world_submit(&w, 2, 480, 32);
+	while (w.n_ended < 4) {
+		world_run(&w, 1);
+		assert_true(pages_of(&w, 1) >= 8 && pages_of(&w, 3) >= 8);
+	}
+	assert_int_equal(pages_of(&w, 1), 8);
+	world_assert_text(&w, &w.t[3], 32);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+/* The arena is one context, and nobody waits for ever: neither who wants all of it, nor who wants little. */
+static void a_whole_context_and_a_flood_both_come_to_their_end(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (uint32_t least = 0; least <= 50; least += 50) {
+		world_open(&w, 32, 4, 64);
+		w.settings.min_user_cache = least;
+		for (uint32_t i = 0; i < 30; i++)
+			world_submit(&w, 1 + i % 3, 60, 60);
+		world_run(&w, 20);
+		world_submit(&w, 9, 480, 32);
+		world_run_all(&w);
+		assert_int_equal(w.n_ended, 31);
+		for (uint32_t i = 0; i < 31; i++)
+			world_assert_text(&w, &w.t[i], w.t[i].rec->max_tokens);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
 }
 
 static void a_request_that_could_not_be_computed_else_takes_it(void **state)
@@ -460,6 +527,8 @@ int main(void)
 		cmocka_unit_test(a_divergence_inside_a_page_copies_its_beginning),
 		cmocka_unit_test(pages_are_given_up_when_others_need_them),
 		cmocka_unit_test(what_is_anothers_by_right_is_left_to_it),
+		cmocka_unit_test(nobody_is_left_less_than_its_minimum),
+		cmocka_unit_test(a_whole_context_and_a_flood_both_come_to_their_end),
 		cmocka_unit_test(a_request_that_could_not_be_computed_else_takes_it),
 		cmocka_unit_test(a_turn_may_need_all_pages_and_share_some),
 		cmocka_unit_test(a_page_of_another_uid_is_cleared_before_it_is_used),

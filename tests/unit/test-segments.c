@@ -537,7 +537,7 @@ static void nobody_is_evicted_below_his_minimum(void **state)
 	(void)state;
 	world_init(&w, NULL, 8192);
 	w.opts.limits.total_bytes = 6 * FILE_BYTES;
-	w.opts.limits.user_min_bytes = 2 * FILE_BYTES;
+	w.opts.limits.user_min_percent = 34;
 	assert_int_equal(world_open(&w), 0);
 	for (uint32_t i = 1; i < 1 + 2 * 9; i += 2)
 		assert_int_equal(world_append(&w, i), 0); /* three files of uid 1001 */
@@ -624,7 +624,7 @@ static void files_of_another_model_go_first(void **state)
 		w.opts.page_bytes -= kind == 2 ? 4096 : 0;
 		w.opts.page_tokens -= kind == 3;
 		w.opts.limits.total_bytes = 4 * FILE_BYTES;
-		w.opts.limits.user_min_bytes = 2 * FILE_BYTES; /* is not for these */
+		w.opts.limits.user_min_percent = 34; /* is not for these */
 		assert_int_equal(world_reopen(&w), 0);
 		assert_int_equal(world_held(&w), 0);
 		assert_int_equal(world_stats(&w).n_foreign, 1);
