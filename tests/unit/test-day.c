@@ -1,12 +1,13 @@
 /*
- * A desktop's day on the virtual clock: 1,000 requests of growing conversations
- * of three users, two of whom begin with a marked prompt, with sleeps, restarts
- * of the broker, reboots, deaths of the executor, flipped bits, stalled readers,
- * cancels and deadlines, in an arena that holds a part of it all, with a disk
- * behind it that holds some more. The broker's objects are the real ones, the
- * disk's files and the store of sessions too; neither has a thread, so that a
- * seed is a day. What must hold is looked at after every step, and what the
- * store has in every life of the broker.
+ * A desktop's day on the virtual clock: 24 hours, and over them 1,000 requests of
+ * growing conversations of three users, two of whom begin with a marked prompt,
+ * with sleep by idleness and by wish, restarts of the broker, reboots, deaths of
+ * the executor, flipped bits, stalled readers, cancels and deadlines, in an arena
+ * that holds a part of it all, with a disk behind it that holds some more. The
+ * broker's objects are the real ones, the ladder of sleep, the disk's files and
+ * the store of sessions too; none has a thread, so that a seed is a day. What
+ * must hold is looked at after every step, and what the store has in every life
+ * of the broker. Of the broker only its sockets and what reads them are not here.
  *
  * Usage: test-day [FIRST-LAST | N]: the days of these seeds, or of 1 to N.
  */
@@ -15,12 +16,20 @@
 #include <stdlib.h>
 
 #include "client/wire/ownership.h"
+#include "daemon/base/log.h"
 #include "daemon/kv/kvcache-parts.h"
+#include "daemon/kv/tiers.h"
+#include "daemon/power/power.h"
 #include "daemon/sched/fair.h"
 #include "tests/unit/daybook.h"
 #include "tests/unit/world.h"
 
+/* The sanitizers take ten times as long. */
+#ifdef __SANITIZE_ADDRESS__
+#define SEEDS 4
+#else
 #define SEEDS 20
+#endif
 
 #define REQUESTS 1000
 #define TALKS DAYBOOK_SESSIONS
@@ -30,6 +39,7 @@
 #define SLOTS 8
 #define DISK_BYTES (24ull << 20) /* of which a page takes 8 KiB */
 #define DAY_US (24 * 3600 * US_PER_S)
+#define WISHES 4 /* outstanding at once */
 
 /* A 5 GB model with 64 experts on two cores. */
 static const struct computer_cost cost = { 25000, 130000, 0.125, 7000, 700, 300 };
@@ -65,11 +75,18 @@ static struct day {
 		uint32_t n_asked, n_open, n_unsaved; /* unsaved: ended, not closed */
 	} u;
 	struct daybook book; /* their sessions, talk for talk */
-	bool asleep, bits_flip, was_killed;
+	struct power *power;
+	struct power_wish wishes[WISHES];
+	struct tiers_flush flush;
+	bool flushing, flushed;
+	enum executor_state was;
+	uint32_t seen;			    /* of what the ladder looks at */
+	uint64_t begun_us, at_us[REQUESTS]; /* when each is asked, since then */
+	bool bits_flip, was_killed;
 	uint64_t n_prompt_tokens, n_sampled;
 	struct counted {
 		uint32_t reboots, lost, restarts, inside, before, late, kills, parks, leaves, flips,
-			cancels, deadlines, faults, pauses, lengths;
+			cancels, deadlines, faults, pauses, lengths, wakes, wishes, yields, ticks;
 	} n;
 	uint64_t n_evicted, n_damaged, n_found, n_written, n_read; /* of caches that are gone */
 } day;
@@ -187,8 +204,38 @@ static void assert_disk(const struct world *w)
 		assert_int_equal(n.n_pages, n.store.n_records);
 }
 
+/* What sleeps computes nothing, and what it computed is safe. */
+static void assert_asleep(const struct world *w)
+{
+	const enum executor_state state = executor_state(w->executor);
+
+	if (state != EXECUTOR_PARKED && state != EXECUTOR_GONE)
+		return;
+	for (uint32_t i = 0; i < day.u.n_asked; i++)
+		assert_true(!w->t[i].sched || w->t[i].rec->slot == TURN_NO_SLOT);
+}
+
+/* Nothing moves by itself: then nobody waits for it, and a timer is set for what comes next. */
+static void assert_quiet(const struct world *w)
+{
+	struct power_view view;
+
+	power_look_at(day.power, &view);
+	if (view.moving)
+		return;
+	if (executor_state(w->executor) == EXECUTOR_READY)
+		assert_int_equal(sched_work(w->sched), 0); /* no request waits for ever */
+	if (sched_work(w->sched) > 0 || kvcache_is_moving(w->cache))
+		return;
+	if (view.rung < POWER_GONE)
+		assert_true(view.next_in_us > 0 && view.next > view.rung);
+	if (view.rung == POWER_GONE)
+		assert_int_equal(view.next_in_us, 0);
+}
+
 static void assert_all(const struct world *w)
 {
+	assert_asleep(w);
 	assert_disk(w);
 	assert_believed(w);
 	assert_tables(w);
@@ -423,6 +470,172 @@ static void all_read(struct world *w)
 	}
 }
 
+/* The ladder, with what the server gives it. */
+
+static bool has_work(void *userdata)
+{
+	const struct world *w = userdata;
+
+	return sched_work(w->sched) > 0 ||
+	       (!sched_is_resting(w->sched) && kvcache_is_moving(w->cache));
+}
+
+static uint64_t yield_pages(uint64_t bytes, void *userdata)
+{
+	const struct world *w = userdata;
+
+	day.n.yields++;
+	return kvcache_yield(w->cache, bytes);
+}
+
+static void price_pages(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata)
+{
+	const struct world *w = userdata;
+	struct kvcache_unheld n;
+
+	kvcache_count_unheld(w->cache, &n);
+	*ret_bytes = (uint64_t)n.n_pages * WORLD_PAGE_TOKENS * 4;
+	*ret_return_us = (uint64_t)((n.n_pages - n.n_empty - n.n_disk) *
+				    sched_prompt_us(w->sched, 0, WORLD_PAGE_TOKENS));
+}
+
+static void on_flushed(struct tiers_flush *f)
+{
+	day.flushed = true;
+	assert_false(f->late);
+	power_look(day.power);
+}
+
+static bool seal(enum power_rung rung, uint64_t timeout_us, void *userdata)
+{
+	const struct world *w = userdata;
+
+	(void)rung;
+	sched_rest(w->sched, false);
+	if (!sched_is_at_rest(w->sched))
+		return false;
+	if (!day.flushing) {
+		day.flush = (struct tiers_flush){ .on_flushed = on_flushed };
+		day.flushing = true;
+		day.flushed = tiers_flush(w->cache, w->loop, timeout_us, &day.flush) < 0;
+	}
+	return day.flushed;
+}
+
+static void forget_flush(void)
+{
+	tiers_flush_withdraw(&day.flush);
+	day.flushing = day.flushed = false;
+}
+
+static void unseal(void *userdata)
+{
+	const struct world *w = userdata;
+
+	forget_flush();
+	sched_go_on(w->sched);
+}
+
+static void halt(void *userdata)
+{
+	sched_rest(((const struct world *)userdata)->sched, true);
+}
+
+static void open_power(struct world *w)
+{
+	const struct power_options options = { .settings = &w->settings,
+					       .has_work = has_work,
+					       .yield_pages = yield_pages,
+					       .price_pages = price_pages,
+					       .seal = seal,
+					       .unseal = unseal,
+					       .halt = halt,
+					       .userdata = w,
+					       .no_pressure = true,
+					       .no_suspend = true };
+
+	assert_int_equal(power_new(w->loop, &options, &day.power, NULL), 0);
+	power_set_executor(day.power, w->executor);
+	day.was = executor_state(w->executor);
+	day.seen = UINT32_MAX; /* nothing */
+}
+
+/* Before what it looks after goes. */
+static void close_power(void)
+{
+	forget_flush();
+	day.power = power_free(day.power);
+	for (uint32_t i = 0; i < WISHES; i++)
+		assert_null(day.wishes[i].power);
+}
+
+static void on_wish_done(struct power_wish *wish, int r, const struct err *err)
+{
+	assert_true(r == 0 || r == -ECANCELED);
+	assert_int_equal(r < 0, err && err->text[0]);
+	day.n.wishes += r == 0;
+	(void)wish;
+}
+
+/* Somebody wants it to sleep, to wake up, to give memory back, or does not want that any more. */
+static void wish(enum power_wish_kind kind)
+{
+	struct power_wish *wish = &day.wishes[random_below(WISHES)];
+	struct err err = { 0 };
+
+	if (wish->power) {
+		power_withdraw(wish);
+		return;
+	}
+	*wish = (struct power_wish){
+		.kind = kind,
+		.rung = one_in(2) ? POWER_PARKED : POWER_GONE,
+		.now = one_in(2),
+		.bytes = (uint64_t)random_below(PAGES) * WORLD_PAGE_TOKENS * 4,
+		.on_done = on_wish_done,
+	};
+	assert_int_equal(power_ask(day.power, wish, &err), 0);
+}
+
+static void wish_something(void)
+{
+	static const enum power_wish_kind kinds[] = { POWER_WISH_SLEEP, POWER_WISH_SLEEP,
+						      POWER_WISH_YIELD, POWER_WISH_WAKE };
+
+	wish(kinds[random_below(ARRAY_SIZE(kinds))]);
+}
+
+/* As the server does when what the ladder looks at has changed. */
+static void look(const struct world *w)
+{
+	const enum executor_state state = executor_state(w->executor);
+	const uint32_t seen = (uint32_t)state | sched_work(w->sched) << 8 |
+			      (uint32_t)kvcache_is_moving(w->cache) << 4 |
+			      (uint32_t)sched_is_at_rest(w->sched) << 5;
+
+	if (seen != day.seen)
+		power_look(day.power);
+	day.seen = seen;
+	day.n.parks += state == EXECUTOR_PARKED && day.was != state;
+	day.n.leaves += state == EXECUTOR_GONE && day.was != state;
+	day.n.wakes += state != day.was && (day.was == EXECUTOR_PARKED || day.was == EXECUTOR_GONE);
+	day.was = state;
+}
+
+/* The clock goes on to @until_us, or to the ladder's timer if that is before. */
+static void pass(uint64_t until_us)
+{
+	const uint64_t next_us = power_next_us(day.power);
+
+	if (next_us == 0 || next_us > until_us) {
+		clock_advance(until_us - clock_us());
+		return;
+	}
+	clock_advance(MAX(next_us, clock_us() + 1) - clock_us());
+	power_tick(day.power);
+	day.n.ticks++;
+}
+
 /* What the machine does. */
 
 static void keep_counts(const struct world *w)
@@ -469,7 +682,9 @@ static void restart_broker(struct world *w, bool killed)
 	if (day.bits_flip && one_in(3))
 		flip_bit(w);
 	keep_counts(w);
+	close_power();
 	world_restart_broker(w);
+	open_power(w);
 	restart_store(w, killed ? DAYBOOK_KILLED : DAYBOOK_STOPPED);
 	for (uint32_t i = 0; i < day.u.n_asked; i++) {
 		struct request *q = &day.u.requests[i];
@@ -487,7 +702,9 @@ static void restart_broker(struct world *w, bool killed)
 static void reboot(struct world *w)
 {
 	keep_counts(w);
+	close_power();
 	world_reboot(w);
+	open_power(w);
 	daybook_restart(&day.book, one_in(2) ? DAYBOOK_POWER_CUT : DAYBOOK_POWER_TORN, day.rng,
 			NULL, 0);
 	w->n_turns = day.u.n_asked;
@@ -504,7 +721,7 @@ static void reboot(struct world *w)
 		close_request(q);
 		day.n.lost++;
 	}
-	day.asleep = day.was_killed = false;
+	day.was_killed = false;
 	day.n.reboots++;
 }
 
@@ -515,12 +732,15 @@ static void reboot(struct world *w)
 static void die_inside(struct world *w)
 {
 	static struct users before;
+	struct power_view view;
 
-	if (executor_state(w->executor) != EXECUTOR_READY)
+	power_look_at(day.power, &view);
+	if (executor_state(w->executor) != EXECUTOR_READY || view.moving)
 		return;
 	before = day.u;
 	w->remember_at_step = w->computer.n_steps;
-	world_listen(w);
+	if (world_listen(w))
+		day.seen = UINT32_MAX; /* it may have ended something */
 	if (w->remembered) {
 		day.u = before;
 		restart_broker(w, true);
@@ -562,37 +782,27 @@ static bool obey(struct world *w)
 	return true;
 }
 
-/* Parked or gone, whatever is running; some pages go as well. */
-static void go_to_sleep(struct world *w)
+static int compare_times(const void *a, const void *b)
 {
-	if (executor_state(w->executor) != EXECUTOR_READY)
-		return;
-	if (one_in(4))
-		kvcache_yield(w->cache, (uint64_t)random_below(PAGES) * WORLD_PAGE_TOKENS * 4);
-	if (one_in(2)) {
-		assert_int_equal(executor_park(w->executor), 0);
-		day.n.parks++;
-	} else {
-		assert_int_equal(executor_leave(w->executor), 0);
-		day.n.leaves++;
-	}
-	day.asleep = true;
-}
+	const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
 
-static void wake_up(struct world *w)
-{
-	if (day.asleep)
-		executor_wake(w->executor);
-	day.asleep = false;
+	return x < y ? -1 : x > y;
 }
 
 /* Few ask at night, and some things come in bursts. */
-static uint64_t next_pause_us(void)
+static void plan_day(void)
 {
-	const uint64_t hour = clock_us() % DAY_US / (3600 * US_PER_S);
-	const uint64_t mean_us = hour < 7 ? 600 * US_PER_S : 122 * US_PER_S;
+	for (uint32_t i = 0; i < REQUESTS; i++) {
+		uint64_t hour;
 
-	return one_in(2) ? random_below(4 * US_PER_S) : random_below((uint32_t)(2 * mean_us));
+		do
+			hour = random_below(24);
+		while (hour < 7 && !one_in(5));
+		day.at_us[i] = (hour * 3600 + random_below(3600)) * US_PER_S;
+		if (i % 2 == 1)
+			day.at_us[i] = MIN(day.at_us[i - 1] + random_below(4 * US_PER_S), DAY_US);
+	}
+	qsort(day.at_us, REQUESTS, sizeof(*day.at_us), compare_times);
 }
 
 static void something_happens(struct world *w)
@@ -610,12 +820,11 @@ static void something_happens(struct world *w)
 	if (one_in(60))
 		stall_or_read(w);
 	if (one_in(2000))
-		go_to_sleep(w);
+		wish_something();
 	if (one_in(2000))
 		reboot(w);
 }
 
-/* Until @until_us, or all is done. */
 static void live(struct world *w, uint64_t until_us)
 {
 	uint32_t still = 0;
@@ -623,21 +832,24 @@ static void live(struct world *w, uint64_t until_us)
 	while (clock_us() < until_us) {
 		if (obey(w) || world_turn(w)) {
 			still = 0;
+			look(w);
 			assert_all(w);
 			something_happens(w);
 			continue;
 		}
 		if (day.u.n_unsaved > 0)
 			save_some(w, true);
+		look(w);
 		if (++still < 3)
 			continue;
-		if (day.asleep && day.u.n_open > 0)
-			wake_up(w); /* for those that run */
-		if (one_in(8))
-			go_to_sleep(w);
+		assert_quiet(w);
+		still = 0;
 		if (one_in(40))
 			kill_executor(w); /* asleep, too */
-		clock_advance(until_us - clock_us());
+		else if (one_in(12))
+			wish_something();
+		else
+			pass(until_us);
 	}
 }
 
@@ -646,6 +858,7 @@ static void open_day(uint64_t seed)
 	static const char *const labels[] = { "", "", "editor" };
 
 	memset(&day, 0, sizeof(day));
+	log_init("test", LOG_CRIT);
 	day.rng = seed;
 	day.bits_flip = seed % 2 == 0;
 	clock_fake(1000000, 0);
@@ -659,6 +872,11 @@ static void open_day(uint64_t seed)
 	day.w.computer.cost = &cost;
 	day.w.heard = on_heard;
 	day.w.ended = on_ended;
+	day.w.settings.idle_park = 60 + random_below(600);
+	day.w.settings.idle_exit = 300 + random_below(3600);
+	open_power(&day.w);
+	day.begun_us = clock_us();
+	plan_day();
 	settings_set(&day.w.settings, "UserWeights=1001:200", "test", NULL);
 	for (uint32_t i = 0; i < TALKS; i++) {
 		day.u.talks[i].uid = 1000 + i % USERS;
@@ -672,11 +890,14 @@ static void close_day(void)
 {
 	struct world *w = &day.w;
 
-	wake_up(w);
-	while (day.u.n_open > 0 || day.u.n_unsaved > 0) {
+	for (uint32_t i = 0; i < WISHES; i++)
+		power_withdraw(&day.wishes[i]);
+	while (day.u.n_open > 0 || day.u.n_unsaved > 0 || has_work(w)) {
 		all_read(w);
+		wish(POWER_WISH_WAKE);
 		live(w, clock_us() + US_PER_S);
 	}
+	close_power();
 	world_assert_all_free(w);
 	for (uint32_t i = 0; i < day.u.n_asked; i++)
 		assert_true(day.u.requests[i].closed);
@@ -690,25 +911,31 @@ static void close_day(void)
 static void live_a_day(uint64_t seed)
 {
 	struct world *w = &day.w;
-	uint64_t n_computed;
+	uint64_t n_computed, n_us;
 
 	print_message("seed %llu\n", (unsigned long long)seed);
 	open_day(seed);
 	while (day.u.n_asked < REQUESTS) {
-		live(w, clock_us() + next_pause_us());
-		wake_up(w);
+		const uint64_t at_us = day.begun_us + day.at_us[day.u.n_asked];
+
+		/* where all conversations wait for an answer, or the broker died before, a moment later */
+		live(w, MAX(at_us, clock_us() + US_PER_S / 10));
 		ask(w);
 	}
+	live(w, day.begun_us + DAY_US);
+	n_us = clock_us() - day.begun_us;
 	close_day();
 	n_computed = w->computer.n_computed;
 	print_message("  %.1f h: %u whole answers, %u cancelled, %u too late, %u ended by two "
 		      "deaths; %u restarts, %u "
 		      "of them inside a result, %u deaths, "
-		      "%u times parked and %u gone, %u bits flipped and %u pages not believed, %u "
+		      "%u times parked, %u gone and %u back, %u wishes granted, %u bits flipped "
+		      "and %u pages not believed, %u "
 		      "stalled readers\n",
-		      clock_us() / 3.6e9, day.n.lengths, day.n.cancels, day.n.deadlines,
-		      day.n.faults, day.n.restarts, day.n.inside, day.n.kills, day.n.parks,
-		      day.n.leaves, day.n.flips, (uint32_t)day.n_damaged, day.n.pauses);
+		      n_us / 3.6e9, day.n.lengths, day.n.cancels, day.n.deadlines, day.n.faults,
+		      day.n.restarts, day.n.inside, day.n.kills, day.n.parks, day.n.leaves,
+		      day.n.wakes, day.n.wishes, day.n.flips, (uint32_t)day.n_damaged,
+		      day.n.pauses);
 	print_message("  %llu tokens of prompts, %llu sampled; %llu computed; %llu pages evicted\n",
 		      (unsigned long long)day.n_prompt_tokens, (unsigned long long)day.n_sampled,
 		      (unsigned long long)n_computed, (unsigned long long)day.n_evicted);
@@ -722,6 +949,8 @@ static void live_a_day(uint64_t seed)
 		      day.book.n_aborted, day.book.n_unfinished, day.book.n_rewound,
 		      day.book.n_checked);
 	/* the day was what it is meant to be */
+	assert_true(n_us >= DAY_US && n_us < DAY_US + 600 * US_PER_S);
+	assert_true(day.n.wakes > 0 && day.n.ticks > 0 && day.n.yields > 0 && day.n.wishes > 0);
 	assert_true(day.n.reboots > 0 && day.n_written > 0 && day.n_read > 0);
 	assert_true(day.n.inside > 0 && day.n.restarts > day.n.inside && day.n.kills > 0 &&
 		    day.n.parks > 0 && day.n.leaves > 0);
