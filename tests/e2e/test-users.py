@@ -108,6 +108,24 @@ def what_goes_over_a_limit_is_refused_with_the_numbers():
             c.close()
 
 
+def a_user_keeps_its_minimum_beside_the_longest_request():
+    need_root()
+    with Daemon("air", "PageTokens=16", "Context=512", "KVCacheSize=1M", "MinCachePerUser=30", "DiskCache=no",
+                socket_mode="0666") as d:
+        assert d.status()["kv"]["pages"] == 64  # two contexts
+        ids = [3 + (i * i) % 400 for i in range(490)]
+        # what is left are 21, 21 and 10 pages; then the third user needs 32
+        for uid, n in ((ALICE, 330), (4003, 330), (BOB, 150), (BOB, 490)):
+            d.ctl("complete", "--ids", "--max-tokens", 10, "--ignore-eos", stdin=json.dumps(ids[490 - n:]).encode(),
+                  uid=uid)
+        for uid in (ALICE, 4003):  # of the rest of 32 pages, half each; and a fourth user may come
+            pages = limits(d, uid=uid)[0]["cache_pages"]
+            assert 16 <= pages["used"] < 21 and pages["least"] == 32 // 3, pages
+        last = d.lines("complete", "--ids", "--json", "--max-tokens", 1,
+                       stdin=json.dumps(ids[160:]).encode(), uid=ALICE)[-1]
+        assert last["usage"]["cached_tokens"] >= 16 * 16, last
+
+
 def two_that_flood_leave_turns_for_a_third():
     need_root()
     p = prompt("air", "t33")
