@@ -1,7 +1,7 @@
 /*
  * What HTTP costs: answers over steamd-gateway and over the library in turns,
- * the processor time that a streamed token takes, and the memory of streams
- * that have begun and wait.
+ * the processor time that a streamed token takes, of it and of a relay that does
+ * nothing else, and the memory of streams that have begun and wait.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,10 +19,12 @@
 #include "client/steamd.h"
 #include "tests/bench/bench.h"
 #include "tests/bench/broker.h"
+#include "tests/bench/relay.h"
 
 #define PAIRS 200
 #define WARM_PAIRS 10
 #define TOKENS 2000
+#define RELAY_ROUNDS 6
 #define STREAMS 1000
 #define SMALL_MODEL "tests/golden/air"
 
@@ -249,6 +251,13 @@ static double cpu_s(clockid_t clock)
 	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static int stream_over_http(struct reader *reader, struct err *err)
+{
+	const int r = http_ask(reader->fd, TOKENS, err);
+
+	return r < 0 ? r : http_await(reader, "\r\n0\r\n\r\n", err);
+}
+
 static int measure_cpu(struct rig *g, struct bench_row *row, struct err *err)
 {
 	struct bench_series costs = { .n = 0 };
@@ -262,14 +271,46 @@ static int measure_cpu(struct rig *g, struct bench_row *row, struct err *err)
 	for (int i = 0; i < 4 && r == 0; i++) {
 		const double from = cpu_s(clock);
 
-		r = http_ask(fd, TOKENS, err);
-		if (r == 0)
-			r = http_await(&reader, "\r\n0\r\n\r\n", err);
+		r = stream_over_http(&reader, err);
 		if (i > 0)
 			bench_add(&costs, 1e6 * (cpu_s(clock) - from) / TOKENS);
 	}
 	row->value = bench_median(&costs);
 	row->spread = bench_spread(&costs);
+	return r;
+}
+
+/* Both in each round: how the machine is just now is the same for both. */
+static int measure_relay(struct rig *g, struct bench_row *row, struct err *err)
+{
+	struct bench_series ours = { .n = 0 }, least = { .n = 0 }, ratios = { .n = 0 };
+	_cleanup_(relay_closep) struct relay *relay = NULL;
+	_cleanup_(closep) int fd = http_connect(g, err);
+	struct reader reader = { .fd = fd };
+	clockid_t clock;
+	int r = fd < 0 ? fd : relay_open(broker_socket(g->broker), &relay, err);
+
+	if (r == 0 && clock_getcpuclockid(g->pid, &clock) != 0)
+		return err_set(err, -EIO, "the gateway's processor time cannot be read");
+	for (int i = 0; i < RELAY_ROUNDS + 1 && r == 0; i++) {
+		const double from = cpu_s(clock), relay_from = cpu_s(relay_clock(relay));
+		double http, relayed;
+
+		r = stream_over_http(&reader, err);
+		if (r == 0)
+			r = relay_stream(relay, TOKENS, err);
+		http = 1e6 * (cpu_s(clock) - from) / TOKENS;
+		relayed = 1e6 * (cpu_s(relay_clock(relay)) - relay_from) / TOKENS;
+		if (i == 0)
+			continue;
+		bench_add(&ours, http);
+		bench_add(&least, relayed);
+		bench_add(&ratios, http / relayed);
+	}
+	row->value = bench_median(&ours);
+	row->spread = bench_spread(&ours);
+	row->limit = bench_median(&least);
+	row->ratio = bench_median(&ratios);
 	return r;
 }
 
@@ -308,7 +349,7 @@ static int measure_waiting(struct rig *g, struct bench_row *row, struct err *err
 	return r;
 }
 
-enum { FIRST, CPU, WAITING };
+enum { FIRST, CPU, RELAY, WAITING };
 
 static int measure(struct bench *b, const struct bench_figure *figure, struct err *err)
 {
@@ -320,6 +361,7 @@ static int measure(struct bench *b, const struct bench_figure *figure, struct er
 	} rows[] = {
 		[FIRST] = { "ms", "most it may add", 1, measure_first, NULL },
 		[CPU] = { "us", "most it may take", 15, measure_cpu, NULL },
+		[RELAY] = { "us", "a bare relay", 0, measure_relay, NULL },
 		[WAITING] = { "MiB", "most it may take", 20, measure_waiting,
 			      "MaxRequestsPerConnection=9" },
 	};
@@ -341,7 +383,8 @@ static int measure(struct bench *b, const struct bench_figure *figure, struct er
 		r = rows[figure->n].measure(&g, &row, err);
 	if (r < 0)
 		return r;
-	row.ratio = row.value / row.limit;
+	if (row.ratio == 0)
+		row.ratio = row.value / row.limit;
 	bench_print(b, &row);
 	return 0;
 }
@@ -351,6 +394,8 @@ const struct bench_figure figures_gateway[] = {
 	  true },
 	{ "http-token-cpu", "processor time of the gateway for a streamed token", measure, CPU,
 	  true },
+	{ "http-token-relay", "the same beside a relay that copies and does nothing else", measure,
+	  RELAY, true },
 	{ "http-waiting", "memory of 1000 streams that have begun and wait", measure, WAITING,
 	  true },
 	{ 0 },
