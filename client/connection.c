@@ -325,7 +325,8 @@ void handle_up(struct steamd *s)
 	}
 }
 
-static void read_socket(struct steamd *s)
+/* Returns whether there was something. */
+static bool read_socket(struct steamd *s)
 {
 	for (int i = 0; i < READS_MAX && s->socket_fd >= 0; i++) {
 		const ssize_t n = frame_in_read(&s->in, s->socket_fd);
@@ -334,10 +335,10 @@ static void read_socket(struct steamd *s)
 		int r;
 
 		if (n == -EAGAIN)
-			return;
+			return i > 0;
 		if (n <= 0) {
 			on_lost(s);
-			return;
+			return true;
 		}
 		while ((r = frame_in_next(&s->in, &payload, &err)) > 0) {
 			r = handle_take(s, payload, &err);
@@ -346,12 +347,13 @@ static void read_socket(struct steamd *s)
 		}
 		if (r < 0) {
 			on_nonsense(s, &err);
-			return;
+			return true;
 		}
 		/* that was all; what came since then makes the descriptor readable again */
 		if ((size_t)n < FRAME_READ_BYTES)
-			return;
+			return true;
 	}
+	return true;
 }
 
 static void on_timer(struct steamd *s)
@@ -378,7 +380,11 @@ static int process(struct steamd *s, int timeout_ms)
 	struct epoll_event events[4];
 	int n, n_requests = 0;
 
-	n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), timeout_ms);
+	/* whoever does not wait was told by the descriptor: mostly it is tokens, and no need to ask again */
+	if (timeout_ms == 0 && s->state == HANDLE_UP && !s->writing && read_socket(s))
+		n = 0;
+	else
+		n = epoll_wait(s->epoll_fd, events, ARRAY_SIZE(events), timeout_ms);
 	if (n < 0)
 		return -errno;
 	for (int i = 0; i < n; i++) {
