@@ -3,115 +3,11 @@
 
 #include <errno.h>
 #include <string.h>
-#include <strings.h>
 
-#include "client/gateway/keys.h"
+#include "client/gateway/entry.h"
 #include "client/gateway/routes.h"
 
 #define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
-
-static const char *header_of(const struct exchange *x, const char *name)
-{
-	return MHD_lookup_connection_value(x->http, MHD_HEADER_KIND, name);
-}
-
-/* Who asks, and from where: checked before anything is read. */
-
-/* Writes the host of "name:port" or "[address]:port". */
-static void host_of(const char *header, char *ret, size_t size)
-{
-	const char *end = header[0] == '[' ? strchr(header, ']') : strchr(header, ':');
-	const size_t n = header[0] == '[' && end ? (size_t)(end - header) + 1
-			 : end			 ? (size_t)(end - header)
-						 : strlen(header);
-
-	snprintf(ret, size, "%.*s", (int)MIN(n, size - 1), header);
-	for (char *p = ret; *p; p++)
-		if (*p >= 'A' && *p <= 'Z')
-			*p += 'a' - 'A';
-}
-
-/* A page of another site may have its name point here: it cannot make the browser lie about the name. */
-static int check_host(struct exchange *x)
-{
-	const char *header = header_of(x, "Host");
-	char host[256];
-
-	if (x->visitor->is_unix)
-		return 0;
-	host_of(header ? header : "", host, sizeof(host));
-	if (setup_has_word("localhost 127.0.0.1 [::1]", host) ||
-	    setup_has_word(x->g->setup->allow_hosts, host))
-		return 0;
-	return refusal_set(&x->no, 403, REFUSAL_DENIED, NULL,
-			   "the Host header is '%.64s'; localhost, a loopback address or one of "
-			   "AllowHosts= is wanted",
-			   host);
-}
-
-static int check_origin(struct exchange *x)
-{
-	const char *origin = header_of(x, "Origin"), *site = header_of(x, "Sec-Fetch-Site");
-
-	if (origin && setup_has_word(x->g->setup->allow_origins, origin)) {
-		x->origin = strdup(origin);
-		return x->origin ? 0 : refusal_set(&x->no, 503, "no-memory", NULL, "out of memory");
-	}
-	if (origin)
-		return refusal_set(&x->no, 403, REFUSAL_DENIED, NULL,
-				   "web pages of '%.128s' may not use this gateway; AllowOrigins= "
-				   "would let them",
-				   origin);
-	if (site && strcasecmp(site, "none") != 0 && strcasecmp(site, "same-origin") != 0)
-		return refusal_set(&x->no, 403, REFUSAL_DENIED, NULL,
-				   "a web page of another site may not use this gateway");
-	return 0;
-}
-
-/* Without keys the visitor's uid was enough, whatever key an application is set to send. */
-static int check_key(struct exchange *x)
-{
-	const char *header = header_of(x, "Authorization");
-	const char *key = header && strncasecmp(header, "Bearer ", 7) == 0 ? header + 7 : "";
-
-	if (!x->g->keys || x->route->is_open)
-		return 0;
-	x->label = keys_label(x->g->keys, key);
-	if (x->label)
-		return 0;
-	return refusal_set(&x->no, 401, REFUSAL_KEY, NULL,
-			   *key ? "the key in the Authorization header is none that is known here"
-				: "an Authorization header 'Bearer KEY' is wanted");
-}
-
-static int check_body(struct exchange *x)
-{
-	const char *length = header_of(x, "Content-Length"), *type = header_of(x, "Content-Type");
-	const unsigned long long n = length ? strtoull(length, NULL, 10) : 0;
-
-	if (n > x->g->setup->max_body)
-		return refusal_set(&x->no, 413, "too-long", NULL,
-				   "the body has %llu bytes; at most %llu are allowed", n,
-				   (unsigned long long)x->g->setup->max_body);
-	if (x->route->has_body && type && strncasecmp(type, "application/json", 16) != 0)
-		return refusal_set(&x->no, 415, REFUSAL_BAD, NULL,
-				   "Content-Type is '%.64s'; application/json is wanted", type);
-	return 0;
-}
-
-static int find_route(struct exchange *x, const char *method, const char *url)
-{
-	const char *allowed = NULL;
-
-	x->route = routes_find(method, url, x->id, sizeof(x->id), &allowed);
-	if (x->route)
-		return 0;
-	if (allowed)
-		return refusal_set(&x->no, 405, REFUSAL_NOT_FOUND, NULL,
-				   "'%.128s' is for %s, not for %.16s", url, allowed, method);
-	return refusal_set(&x->no, 404, REFUSAL_NOT_FOUND, NULL, "there is nothing at '%.128s'",
-			   url);
-}
 
 /* Answers. */
 
@@ -141,6 +37,8 @@ static void prepare(struct exchange *x, struct MHD_Response *response, unsigned 
 	} else if (status >= 400) {
 		add_header(response, "X-Should-Retry", "false");
 	}
+	if (status == 405 && x->allowed)
+		add_header(response, "Allow", x->allowed);
 	if (status == 401)
 		add_header(response, "WWW-Authenticate", "Bearer");
 	if (x->close)
@@ -384,14 +282,10 @@ static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, con
 	x->close = v->no || ++v->n_requests >= g->setup->max_requests;
 	if (v->no)
 		x->no = *v->no;
-	else if (check_host(x) == 0 && check_origin(x) == 0) {
-		if (x->origin && strcmp(method, "OPTIONS") == 0)
-			answer_preflight(x);
-		else if (find_route(x, method, url) == 0 && check_key(x) == 0)
-			check_body(x);
-	}
+	else if (entry_check(x, method, url) == 0 && !x->route)
+		answer_preflight(x);
 	/* what is refused now is not read: the connection ends with the answer */
-	if (x->no.status && header_of(x, "Content-Length")) {
+	if (x->no.status && entry_header(x, "Content-Length")) {
 		x->close = true;
 		exchange_refuse(x, &x->no);
 		return queue(x);

@@ -29,6 +29,7 @@ struct exchange {
 	char id[128];	   /* what stood for {id} in the path */
 	const char *label; /* of its key; NULL: none */
 	char *origin;	   /* of an allowed web page; NULL: none */
+	const char *allowed; /* the method that its path is for; NULL: it is for none */
 	enum exchange_state state;
 	bool suspended, queued, reader_left, close;
 	uint64_t since_us; /* when it began, or its reader last took something */

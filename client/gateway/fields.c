@@ -422,9 +422,9 @@ static const struct field table[] = {
 	{ "seed", ALL, take_seed, 0, 0, 0 },
 	{ "stop", ALL, take_stop, 0, 0, 0 },
 	/* the newer names come later, and win */
-	{ "max_tokens", CHAT | TEXT, take_count, AT(g.max_tokens), 0, INT32_MAX },
-	{ "max_completion_tokens", CHAT, take_count, AT(g.max_tokens), 0, INT32_MAX },
-	{ "max_output_tokens", RESPONSES, take_count, AT(g.max_tokens), 0, INT32_MAX },
+	{ "max_tokens", CHAT | TEXT, take_count, AT(g.max_tokens), 1, INT32_MAX },
+	{ "max_completion_tokens", CHAT, take_count, AT(g.max_tokens), 1, INT32_MAX },
+	{ "max_output_tokens", RESPONSES, take_count, AT(g.max_tokens), 1, INT32_MAX },
 	{ "min_tokens", ALL, take_count, AT(g.min_tokens), 0, INT32_MAX },
 	{ "ignore_eos", ALL, take_ignore_eos, 0, 0, 0 },
 	{ "logprobs", CHAT, take_bool, AT(logprobs), 0, 0 },

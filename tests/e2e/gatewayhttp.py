@@ -45,8 +45,8 @@ class Gateway:
 
     n = 0
 
-    def __init__(self, daemon, *sets, listen="127.0.0.1:0"):
-        self.daemon, self.sets, self.listen = daemon, sets, listen
+    def __init__(self, daemon, *sets, listen="127.0.0.1:0", days=0):
+        self.daemon, self.sets, self.listen, self.days = daemon, sets, listen, days
         Gateway.n += 1
         self.log_path = daemon.dir / f"gateway-{Gateway.n}.log"
         self.socket_path = daemon.dir / f"http-{Gateway.n}.sock"
@@ -56,8 +56,13 @@ class Gateway:
                    str(self.daemon.socket)]
         for s in self.sets:
             command += ["--set", s]
+        env = ENV
+        if self.days:  # its calendar is ahead
+            env = dict(ENV, LD_PRELOAD=str(BUILD / "tests" / "e2e" / ".libs" / "clock.so"),
+                       STEAMD_TEST_DAYS=str(self.days),
+                       ASAN_OPTIONS=ENV.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0")
         with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=ENV)
+            self.process = subprocess.Popen(command, stderr=log, stdout=log, stdin=subprocess.DEVNULL, env=env)
         wait_for(lambda: self.process.poll() is not None or "\nready\n" in self.log(), 20, "the gateway")
         assert self.process.poll() is None, self.log()
         line = next(line for line in self.log().splitlines() if "http://" in line)
@@ -107,6 +112,20 @@ class Gateway:
 
     def post(self, path, body, **kwargs):
         return self.send("POST", path, body, **kwargs)
+
+    def raw(self, data, half_close=False):
+        """All that comes for @data, bytes of whatever kind, until the gateway closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as s:
+            found = b""
+            try:
+                s.sendall(data)
+                if half_close:
+                    s.shutdown(socket.SHUT_WR)
+                while piece := s.recv(65536):
+                    found += piece
+            except ConnectionError:  # it had enough before all was sent
+                pass
+            return found
 
     def events(self, path, body):
         """The events of a stream, as (name or None, data as it came)."""

@@ -178,7 +178,7 @@ def what_makes_no_sense_is_named():
                               ({"background": True}, "background"), ({"conversation": "x"}, "conversation"),
                               ({"tools": [{"type": "web_search"}]}, "tools[0]"), ({"n": 2}, "n"),
                               ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
-                              ({"max_output_tokens": 0}, "max_tokens"), ({"store": "yes"}, "store")):
+                              ({"max_output_tokens": 0}, "max_output_tokens"), ({"store": "yes"}, "store")):
             got = create(g, **fields)
             assert got.status == 400 and got.error()["param"] == param, (fields, got.body)
         assert sessions(d) == []
