@@ -78,11 +78,25 @@ static int on_hup(sd_event_source *source, int fd, uint32_t revents, void *userd
 {
 	struct visitor *v = userdata;
 
-	(void)source, (void)fd, (void)revents;
+	(void)fd;
+	if (!(revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))) {
+		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
+		if (v->exchange)
+			exchange_send_more(v->exchange);
+		return 0;
+	}
 	v->gone = true;
 	if (v->exchange)
 		exchange_reader_left(v->exchange);
 	return 0;
+}
+
+void door_want_room(struct visitor *v, bool wanted)
+{
+	if (v->wants_room == wanted)
+		return;
+	v->wants_room = wanted;
+	sd_event_source_set_io_events(v->hup, EPOLLRDHUP | (wanted ? EPOLLOUT : 0));
 }
 
 void door_notify(void *userdata, struct MHD_Connection *http, void **context,

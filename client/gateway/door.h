@@ -27,7 +27,8 @@ struct visitor {
 	uint64_t since_us;	   /* when it came, or its last exchange ended */
 	struct exchange *exchange; /* NULL: none is under way */
 	struct refusal *no;	   /* it is told this and nothing else; NULL: it is welcome */
-	sd_event_source *hup;
+	sd_event_source *hup;	   /* it hung up, or has room: see door_want_room() */
+	bool wants_room;
 };
 
 /*
@@ -41,6 +42,9 @@ void door_close_all(struct gateway *g);
 /* libmicrohttpd has made the connection of the visitor that just came, or ends one. */
 void door_notify(void *userdata, struct MHD_Connection *http, void **context,
 		 enum MHD_ConnectionNotificationCode code);
+
+/* Whether exchange_send_more() is to be called when the socket has room. */
+void door_want_room(struct visitor *v, bool wanted);
 
 /* Closes connections that took too long over what they are at. */
 void door_sweep(struct gateway *g);

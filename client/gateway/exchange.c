@@ -3,6 +3,8 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
 
 #include "client/gateway/entry.h"
 #include "client/gateway/routes.h"
@@ -88,11 +90,26 @@ void exchange_refuse(struct exchange *x, const struct refusal *no)
 	exchange_answer(x, no->status, &text);
 }
 
+/* @n bytes of what is in out are with the reader, or with libmicrohttpd. */
+static void take_out(struct exchange *x, size_t n)
+{
+	const size_t left = x->out.n - x->out_at;
+
+	x->out_at += n;
+	x->since_us = gateway_now_us();
+	if (x->out_at == x->out.n) {
+		jsontext_clear(&x->out);
+		x->out_at = 0;
+	}
+	if (x->on_room && left > EXCHANGE_STREAM_LOW && left - n <= EXCHANGE_STREAM_LOW)
+		x->on_room(x);
+}
+
 /* Called by libmicrohttpd when the reader has room. */
 static ssize_t read_stream(void *userdata, uint64_t pos, char *to, size_t max)
 {
 	struct exchange *x = userdata;
-	const size_t left = x->out.n - x->out_at, n = MIN(left, max);
+	const size_t n = MIN(x->out.n - x->out_at, max);
 
 	(void)pos;
 	if (x->reader_left || x->out.failed)
@@ -105,14 +122,7 @@ static ssize_t read_stream(void *userdata, uint64_t pos, char *to, size_t max)
 		return 0;
 	}
 	memcpy(to, x->out.at + x->out_at, n);
-	x->out_at += n;
-	x->since_us = gateway_now_us();
-	if (x->out_at == x->out.n) {
-		jsontext_clear(&x->out);
-		x->out_at = 0;
-	}
-	if (x->on_room && left > EXCHANGE_STREAM_LOW && left - n <= EXCHANGE_STREAM_LOW)
-		x->on_room(x);
+	take_out(x, n);
 	return (ssize_t)n;
 }
 
@@ -143,9 +153,105 @@ struct jsontext *exchange_out(struct exchange *x)
 	return &x->out;
 }
 
+static bool is_in_chunk(const struct exchange *x)
+{
+	return x->chunk.tail_n > 0;
+}
+
+static void open_chunk(struct chunk *c, size_t n)
+{
+	*c = (struct chunk){ .body_n = n, .tail_n = 2 };
+	c->head_n = (size_t)snprintf(c->head, sizeof(c->head), "%zx\r\n", n);
+}
+
+static void count_sent(struct exchange *x, size_t n)
+{
+	struct chunk *c = &x->chunk;
+	const size_t head = MIN(n, c->head_n - c->head_at), body = MIN(n - head, c->body_n);
+
+	c->head_at += head;
+	c->body_n -= body;
+	c->tail_n -= n - head - body;
+	if (body > 0)
+		take_out(x, body);
+}
+
+/* Returns whether all of the chunk went. */
+static bool send_chunk(struct exchange *x)
+{
+	struct chunk *c = &x->chunk;
+	struct iovec parts[] = {
+		{ c->head + c->head_at, c->head_n - c->head_at },
+		{ x->out.at + x->out_at, c->body_n },
+		{ (char *)"\r\n" + 2 - c->tail_n, c->tail_n },
+	};
+	const struct msghdr message = { .msg_iov = parts, .msg_iovlen = ARRAY_SIZE(parts) };
+	const ssize_t n = sendmsg(x->visitor->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	if (n > 0)
+		count_sent(x, (size_t)n);
+	/* libmicrohttpd ends it as it would after an error of its own */
+	if (n < 0 && errno != EAGAIN && errno != EINTR)
+		x->out.failed = true;
+	return !is_in_chunk(x);
+}
+
+/*
+ * When libmicrohttpd suspends a stream it has sent all that it was given, as
+ * whole chunks. It need not know of those that we send until it goes on: half of
+ * what a token costs on its way would be to wake it and let it suspend again.
+ */
+static void send_out(struct exchange *x)
+{
+	bool whole = true;
+
+	while (whole && x->suspended && (is_in_chunk(x) || x->out.n > x->out_at)) {
+		if (!is_in_chunk(x))
+			open_chunk(&x->chunk, x->out.n - x->out_at);
+		whole = send_chunk(x);
+	}
+	door_want_room(x->visitor, !whole && !x->out.failed);
+	if (x->out.failed || (x->state == EXCHANGE_ANSWERED && !is_in_chunk(x)))
+		wake(x);
+}
+
+void exchange_send_more(struct exchange *x)
+{
+	if (is_in_chunk(x))
+		send_out(x);
+}
+
+static void forget_unsent(struct exchange *x)
+{
+	if (x->is_unsent)
+		LIST_REMOVE(x, unsent);
+	x->is_unsent = false;
+}
+
+void exchange_send_all(struct gateway *g)
+{
+	struct exchange *x;
+
+	while ((x = LIST_FIRST(&g->unsent))) {
+		forget_unsent(x);
+		/* or libmicrohttpd was woken since, and takes all */
+		if (x->suspended && !is_in_chunk(x))
+			send_out(x);
+	}
+}
+
 void exchange_flush(struct exchange *x)
 {
-	wake(x);
+	if (!x->chunked || x->state != EXCHANGE_STREAMING) {
+		wake(x);
+		return;
+	}
+	if (!x->suspended || x->is_unsent)
+		return;
+	x->is_unsent = true;
+	LIST_INSERT_HEAD(&x->g->unsent, x, unsent);
+	if (!x->g->in_turn)
+		exchange_send_all(x->g);
 }
 
 bool exchange_is_full(const struct exchange *x)
@@ -156,7 +262,8 @@ bool exchange_is_full(const struct exchange *x)
 void exchange_end(struct exchange *x)
 {
 	x->state = EXCHANGE_ANSWERED;
-	wake(x);
+	if (!is_in_chunk(x))
+		wake(x);
 }
 
 /* Lets go of what the route had. */
@@ -190,7 +297,7 @@ uint64_t exchange_allowed_s(const struct exchange *x)
 	case EXCHANGE_WAITING:
 		return 0;
 	case EXCHANGE_STREAMING:
-		return x->out.n > x->out_at ? x->g->setup->stall_timeout : 0;
+		return x->out.n > x->out_at || is_in_chunk(x) ? x->g->setup->stall_timeout : 0;
 	default:
 		return x->g->setup->stall_timeout;
 	}
@@ -230,6 +337,7 @@ void exchange_on_completed(void *userdata, struct MHD_Connection *http, void **c
 	if (code != MHD_REQUEST_TERMINATED_COMPLETED_OK)
 		exchange_reader_left(x);
 	let_go(x);
+	forget_unsent(x);
 	x->visitor->exchange = NULL;
 	x->visitor->since_us = gateway_now_us();
 	if (x->response)
@@ -268,7 +376,7 @@ static void answer_preflight(struct exchange *x)
 }
 
 static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, const char *method,
-			     const char *url, void **context)
+			     const char *url, const char *version, void **context)
 {
 	struct visitor *v = visitor_of(http);
 	struct exchange *x;
@@ -276,6 +384,7 @@ static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, con
 	if (!v || v->gone || !(x = calloc(1, sizeof(*x))))
 		return MHD_NO;
 	*x = (struct exchange){ .g = g, .visitor = v, .http = http, .since_us = gateway_now_us() };
+	x->chunked = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
 	*context = x;
 	v->exchange = x;
 	g->counts.n_requests++;
@@ -344,9 +453,8 @@ enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http,
 {
 	struct exchange *x = *context;
 
-	(void)version;
 	if (!x)
-		return begin(userdata, http, method, url, context);
+		return begin(userdata, http, method, url, version, context);
 	if (*upload_bytes > 0) {
 		take_body(x, upload, *upload_bytes);
 		*upload_bytes = 0;

@@ -21,17 +21,25 @@ enum exchange_state {
 	EXCHANGE_ANSWERED,  /* all is said */
 };
 
+/* A chunk of the body that is being sent: its size, then bytes of what is in out, then an end of line. */
+struct chunk {
+	char head[24];
+	size_t head_n, head_at, body_n, tail_n; /* the last two: not sent yet */
+};
+
 struct exchange {
+	LIST_ENTRY(exchange) unsent; /* while is_unsent */
 	struct gateway *g;
 	struct visitor *visitor;
 	struct MHD_Connection *http;
 	const struct route *route;
-	char id[128];	   /* what stood for {id} in the path */
-	const char *label; /* of its key; NULL: none */
-	char *origin;	   /* of an allowed web page; NULL: none */
+	char id[128];	     /* what stood for {id} in the path */
+	const char *label;   /* of its key; NULL: none */
+	char *origin;	     /* of an allowed web page; NULL: none */
 	const char *allowed; /* the method that its path is for; NULL: it is for none */
 	enum exchange_state state;
-	bool suspended, queued, reader_left, close;
+	bool suspended, queued, reader_left, close, is_unsent;
+	bool chunked;	   /* the protocol has chunks */
 	uint64_t since_us; /* when it began, or its reader last took something */
 
 	char *body; /* terminated */
@@ -43,6 +51,7 @@ struct exchange {
 	unsigned retry_s;
 	struct jsontext out; /* of a stream: what was not taken yet begins at out_at */
 	size_t out_at;
+	struct chunk chunk;
 
 	/*
 	 * The route's part of it, while WAITING or STREAMING.
@@ -73,6 +82,10 @@ void exchange_stream(struct exchange *x);
 /* Where events are appended to; then exchange_flush(). */
 struct jsontext *exchange_out(struct exchange *x);
 void exchange_flush(struct exchange *x);
+/* What was flushed in this turn of the loop, of all streams, is sent: one call for each. */
+void exchange_send_all(struct gateway *g);
+/* The socket has room again. */
+void exchange_send_more(struct exchange *x);
 /* Whether so much was not taken yet that whoever writes should wait for on_room. */
 bool exchange_is_full(const struct exchange *x);
 /* The stream ends when everything was taken. */

@@ -52,6 +52,7 @@ void gateway_begin_turn(struct gateway *g)
 
 void gateway_end_turn(struct gateway *g)
 {
+	exchange_send_all(g);
 	g->in_turn = false;
 	if (!g->kicked)
 		return;
@@ -218,6 +219,7 @@ int gateway_run(const struct setup *setup, struct err *err)
 	g.started_s = (uint64_t)t.tv_sec;
 	g.last_visit_us = gateway_now_us();
 	LIST_INIT(&g.visitors);
+	LIST_INIT(&g.unsent);
 	LIST_INIT(&g.peers);
 	LIST_INIT(&g.links);
 	raise_descriptors(setup);

@@ -30,6 +30,7 @@ struct gateway_counts {
 };
 
 LIST_HEAD(visitor_list, visitor);
+LIST_HEAD(exchange_list, exchange);
 LIST_HEAD(link_list, link);
 LIST_HEAD(peer_list, peer);
 
@@ -43,13 +44,14 @@ struct gateway {
 	unsigned n_doors;
 	bool activated; /* systemd holds the sockets */
 	struct visitor_list visitors;
+	struct exchange_list unsent; /* streams with something new in this turn */
 	struct peer_list peers;
 	uint64_t n_visitors, last_visit_us;
 	uint64_t body_bytes; /* held, of all exchanges */
 	struct keys *keys;   /* NULL: only one's own user is served */
 	struct link_list links;
 	struct responses *responses; /* what is known of stored responses */
-	uint64_t started_s; /* of the real time */
+	uint64_t started_s;	     /* of the real time */
 	struct gateway_counts counts;
 };
 
@@ -64,7 +66,10 @@ int gateway_run(const struct setup *setup, struct err *err);
 
 /* Has libmicrohttpd look after its connections soon … */
 void gateway_kick(struct gateway *g);
-/* … and in between these two at the end, at once: a turn of the loop saved for every token. */
+/*
+ * … and in between these two at the end, at once: a turn of the loop saved for
+ * every token, and one call for all that a stream got in it.
+ */
 void gateway_begin_turn(struct gateway *g);
 void gateway_end_turn(struct gateway *g);
 /* A visitor came: see to it that it does not stay for ever. */
