@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 
+#include "client/gateway/responses.h"
 #include "client/gateway/vocab.h"
 
 #define DRAIN_TURNS 20
@@ -50,8 +51,10 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 	struct link *l;
 
 	LIST_FOREACH(l, &g->links, link)
-	if (link_is_of(l, label))
+	if (link_is_of(l, label)) {
+		responses_look(l);
 		return l;
+	}
 	l = calloc(1, sizeof(*l));
 	if (!l || (label && !(l->label = strdup(label)))) {
 		free(l);
@@ -71,6 +74,7 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 		return NULL;
 	}
 	LIST_INSERT_HEAD(&g->links, l, link);
+	responses_look(l);
 	return l;
 }
 

@@ -27,6 +27,8 @@ struct link {
 	sd_event_source *io;
 	TAILQ_HEAD(, link_place) waiting;
 	unsigned n_waiting, n_running;
+	uint64_t expired_us; /* when old stored responses were looked for; 0: not yet */
+	uint64_t n_stored;   /* responses since then */
 	struct vocab *vocab; /* the newest; NULL: none was wanted yet */
 };
 

@@ -7,6 +7,9 @@
 #include "client/gateway/responses.h"
 #include "client/gateway/routes.h"
 
+#define EXPIRE_US (3600ull * 1000 * 1000) /* old ones are looked for after so long … */
+#define EXPIRE_EVERY 50			  /* … or so many new ones */
+
 static void refuse_unknown(struct exchange *x)
 {
 	struct refusal no;
@@ -463,9 +466,14 @@ static void on_listed(void *userdata, const struct steamd_result *result,
 	json_decref(answer);
 }
 
-void responses_expire(struct link *l)
+void responses_look(struct link *l)
 {
 	const struct steamd_handler handler = { .on_end = on_listed, .userdata = l };
+	const uint64_t now_us = gateway_now_us();
 
+	if (l->expired_us > 0 && now_us - l->expired_us < EXPIRE_US && l->n_stored < EXPIRE_EVERY)
+		return;
+	l->expired_us = now_us;
+	l->n_stored = 0;
 	steamd_start_session(l->s, STEAMD_SESSION_LIST, NULL, &handler, NULL, NULL);
 }

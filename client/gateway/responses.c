@@ -7,8 +7,6 @@
 #include "client/gateway/conversation.h"
 #include "client/gateway/routes.h"
 
-#define EXPIRE_EVERY 50 /* stored responses */
-
 /* Ids. */
 
 uint32_t responses_hash(const char *instructions)
@@ -559,8 +557,7 @@ static void begin_with(struct response *p, json_t *messages, bool in_session, ui
 		reply_refuse(r, &no);
 		return;
 	}
-	if (in_session && r->g->responses->n_created++ % EXPIRE_EVERY == 0)
-		responses_expire(r->link);
+	r->link->n_stored += in_session;
 	reply_start(r);
 }
 

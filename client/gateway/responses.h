@@ -43,7 +43,6 @@ struct response {
 
 struct responses {
 	LIST_HEAD(, response) running;
-	uint64_t n_created; /* stored ones */
 };
 
 /* NULL: none with this id is being made. */
@@ -73,7 +72,10 @@ json_t *response_item_call(const char *digits, uint32_t n, const json_t *name, j
 /* Status for how it finished: "completed", "incomplete" or "cancelled". */
 const char *response_status(const char *finish);
 
-/* Removes stored ones that are too old or too many; on its own, without an answer. */
-void responses_expire(struct link *l);
+/*
+ * Removes stored ones that are too old or too many, if it is time to look for
+ * them; on its own, without an answer.
+ */
+void responses_look(struct link *l);
 
 struct responses *responses_free(struct responses *all);

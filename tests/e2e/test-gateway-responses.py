@@ -25,13 +25,24 @@ def a_response_goes_on_without_being_sent_again():
         assert first["object"] == "response" and first["status"] == "incomplete", first
         assert first["incomplete_details"] == {"reason": "max_output_tokens"} and first["error"] is None
         assert first["usage"]["output_tokens"] == 40 and first["usage"]["input_tokens"] > 150
+        before = d.status()
         second = create(g, "And now?", previous_response_id=first["id"], reasoning={"effort": "none"}).json()
+        after = d.status()
         assert second["previous_response_id"] == first["id"] and second["id"][:21] == first["id"][:21]
         assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
         cached = second["usage"]["input_tokens_details"]["cached_tokens"]
         assert cached >= first["usage"]["input_tokens"], second["usage"]
+        # the scheduler computed what is new, and what a page that was not full had beside it
+        computed = (after["prompt_tokens"] - before["prompt_tokens"]) - (
+            after["kv"]["found_tokens"] - before["kv"]["found_tokens"])
+        new = second["usage"]["input_tokens"] - first["usage"]["input_tokens"] - 40
+        assert 0 < computed <= new + after["kv"]["page_tokens"], (computed, new, before["kv"], after["kv"])
         [session] = sessions(d)
         assert session["turns"] == 2 and session["name"].startswith("response-")
+        # and what came over the socket was the new message alone
+        turns = json.loads(d.ctl("session", "show", "--json", session["name"]))["turn"]
+        assert [len(t["request"]["messages"]) for t in turns] == [1, 1], turns
+        assert turns[1]["request"]["messages"][0]["content"] == "And now?"
         # it is the same as what a client that sends all again would get
         again = g.post("/v1/responses", {
             "input": [{"role": "user", "content": long}, {"role": "assistant", "content": text_of(first)},
@@ -40,6 +51,21 @@ def a_response_goes_on_without_being_sent_again():
         assert again["usage"]["input_tokens"] == second["usage"]["input_tokens"]
         assert len(sessions(d)) == 1 and again["store"] is False
         assert g.get(f"/v1/responses/{again['id']}").status == 404
+
+
+def what_is_not_to_be_stored_leaves_nothing():
+    with Daemon("air") as d, Gateway(d) as g:
+        kept = create(g, "kept-kept-kept").json()
+        for fields in ({}, {"stream": True}, {"previous_response_id": kept["id"]}):
+            got = create(g, "gone-gone-gone", store=False, instructions="gone-gone-too", **fields)
+            assert got.status == 200, got.body
+        for one in (got.json()["id"], "resp_" + got.json()["id"][5:]):
+            assert g.get(f"/v1/responses/{one}").status == 404
+            assert create(g, "on", previous_response_id=one).status == 404
+        assert [(s["name"][9:], s["turns"]) for s in sessions(d)] == [(kept["id"][5:21], 1)]
+        d.ctl("session", "show", "response-" + kept["id"][5:21])
+        files = [f.read_bytes() for f in (d.dir / "state").rglob("*") if f.is_file()]
+        assert any(b"kept-kept-kept" in f for f in files) and not any(b"gone-gone" in f for f in files)
 
 
 def a_response_branches():
@@ -159,6 +185,24 @@ def a_running_one_is_cancelled():
 
 
 def old_ones_leave():
+    with Daemon("air") as d:
+        d.ctl("session", "new", "mine")
+        with Gateway(d) as g:
+            old, pinned = [create(g, max_output_tokens=1).json()["id"] for _ in range(2)]
+            d.ctl("session", "pin", "response-" + pinned[5:21])
+        with Gateway(d, days=29) as g:
+            assert g.get(f"/v1/responses/{old}").status == 200
+        assert len(sessions(d)) == 3
+        with Gateway(d, days=31) as g:
+            assert g.get("/v1/models").status == 200  # whoever comes first
+            wait_for(lambda: len(sessions(d)) == 2, what="one session less")
+            assert g.get(f"/v1/responses/{old}").status == 404
+            assert create(g, "on", previous_response_id=old).status == 404
+            assert g.get(f"/v1/responses/{pinned}").status == 200
+        assert sorted(s["name"] for s in sessions(d)) == ["mine", "response-" + pinned[5:21]]
+
+
+def too_many_leave():
     with Daemon("air") as d, Gateway(d, "MaxResponses=3") as g:
         d.ctl("session", "new", "mine")
         made = [create(g, max_output_tokens=1).json()["id"] for _ in range(50)]
@@ -186,11 +230,13 @@ def what_makes_no_sense_is_named():
 
 run([
     a_response_goes_on_without_being_sent_again,
+    what_is_not_to_be_stored_leaves_nothing,
     a_response_branches,
     instructions_are_those_of_the_request,
     stored_ones_are_shown_and_removed,
     events_come_as_clients_expect_them,
     a_running_one_is_cancelled,
     old_ones_leave,
+    too_many_leave,
     what_makes_no_sense_is_named,
 ])
