@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
 """What is seen over HTTP when gateway, broker or executor are killed, and while the model is loaded."""
+import re
+import threading
+
 from gatewayhttp import *
 from stored import *
 
@@ -129,6 +132,81 @@ def a_sleeping_model_is_woken():
         assert g.get("/ready").json()["status"] == "ready"
 
 
+class Loading(Daemon):
+    """One that is there before its model is."""
+
+    def is_ready(self):
+        return "listening at" in self.log()
+
+
+def large_model(folder):
+    """A random model that takes a while to be loaded: time enough to stop who loads it."""
+    subprocess.run([str(BUILD / "tests" / "bench" / "make-model"), "--layers", "8", "--vocab", "4000", "--dim", "1024",
+                    "--moe-ffn", "512", "--experts", "64", str(folder)], check=True, capture_output=True)
+    return folder
+
+
+def a_model_that_is_slow_to_load_is_told_of_or_waited_for():
+    ask = {"prompt": [1, 2, 3], "max_tokens": 1}
+    answers = []
+
+    def wait_with(g, **fields):
+        def run_it():
+            answers.append(g.post("/v1/completions", {**ask, **fields}).status)
+
+        thread = threading.Thread(target=run_it)
+        thread.start()
+        return thread
+
+    def stop_at_work(d):
+        """Whoever loads stands still, with something done and something left."""
+        def some():
+            os.kill(d.executor(), signal.SIGCONT)
+            time.sleep(0.005)
+            os.kill(d.executor(), signal.SIGSTOP)
+            executor = d.status()["executor"]
+            assert executor["state"] in ("starting", "loading"), executor
+            return executor.get("percent", 0) > 0
+
+        os.kill(d.executor(), signal.SIGSTOP)
+        wait_for(some, 60, "a part of the model")
+
+    def look(d, now, brief, g):
+        threads = [wait_with(g), wait_with(g, stream=True)]
+        for fields in ({}, {"stream": True}):
+            got = now.post("/v1/completions", {**ask, **fields})
+            assert got.status == 503 and got.headers["Retry-After"] == "5", got.body
+            error = got.error()
+            assert error["code"] == "unavailable" and error["type"] == "server_error", error
+            assert int(re.search(r"loading (\d+) %", error["message"])[1]) > 0, error
+            begin = time.monotonic()
+            got = brief.post("/v1/completions", {**ask, **fields})
+            assert got.status == 503 and 1 <= time.monotonic() - begin < 20, got.body
+        ready = g.get("/ready")
+        assert ready.status == 503 and ready.headers["Retry-After"], ready.body
+        assert re.search(r"being loaded: [1-9]\d* %", ready.error()["message"]), ready.body
+        assert g.get("/health").status == 200 and g.get("/v1/models").status == 200
+        assert not answers, answers
+        os.kill(d.executor(), signal.SIGCONT)
+        for thread in threads:
+            thread.join()
+        assert set(answers) == {200}, answers
+        answers.clear()
+        assert g.get("/ready").json()["status"] == "ready"
+
+    with tempfile.TemporaryDirectory(prefix="steamd-e2e-") as folder:
+        with Loading(large_model(pathlib.Path(folder) / "model")) as d:
+            stop_at_work(d)
+            with Gateway(d, "WaitForModel=0") as now, Gateway(d, "WaitForModel=1") as brief, Gateway(d) as g:
+                look(d, now, brief, g)  # after a start
+                d.ctl("sleep", "gone")
+                wait_for(lambda: not children(d.process.pid), what="the executor's end")
+                thread = wait_with(g, max_tokens=2)
+                stop_at_work(d)
+                look(d, now, brief, g)  # after a sleep
+                thread.join()
+
+
 run([
     a_killed_gateway_ends_its_streams_and_their_turns,
     a_killed_executor_is_a_pause,
@@ -137,4 +215,5 @@ run([
     a_gateway_that_systemd_started_leaves_when_idle,
     a_restarted_broker_is_waited_for,
     a_sleeping_model_is_woken,
+    a_model_that_is_slow_to_load_is_told_of_or_waited_for,
 ])
