@@ -112,6 +112,8 @@ void peer_flush(struct peer *p)
 		die(p);
 		return;
 	}
+	if (r == 1 && p->n_told > 0)
+		stream_arrived(p, false);
 	watch(p);
 }
 
@@ -364,6 +366,7 @@ struct peer *peer_free(struct peer *p)
 	p->dead = true;
 	while ((q = TAILQ_FIRST(&p->requests)))
 		request_free(q);
+	stream_arrived(p, true);
 	let_go(p);
 	TAILQ_REMOVE(&p->server->peers, p, link);
 	p->server->n_peers--;

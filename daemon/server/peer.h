@@ -32,6 +32,7 @@ struct peer {
 	uint64_t n_frames, n_frames_at_deadline;
 	TAILQ_HEAD(, request) requests;
 	uint32_t n_requests;
+	uint32_t n_told; /* turns whose end is in the output queue */
 };
 
 /* Takes @fd over on success. Returns 0 or a negative errno. */

@@ -67,6 +67,29 @@ static void set_reader(struct stream *st, struct request *q)
 	st->user->n_left += st->left ? 1 : -1;
 }
 
+/* @p: in whose queue its end is, or NULL */
+static void set_told(struct stream *st, struct peer *p)
+{
+	if (st->told)
+		st->told->n_told--;
+	st->told = p;
+	if (p)
+		p->n_told++;
+}
+
+void stream_arrived(struct peer *p, bool gone)
+{
+	struct stream *st;
+
+	TAILQ_FOREACH(st, &p->server->streams, link) {
+		if (st->told != p)
+			continue;
+		set_told(st, NULL);
+		if (!gone)
+			drop(st);
+	}
+}
+
 /* Takes up to @n tokens from the record through the parser. Returns how many. */
 static uint32_t take(struct stream *st, uint32_t n)
 {
@@ -287,10 +310,13 @@ static void tell_end(struct stream *st)
 	}
 
 	peer_flush(peer);
-	if (!peer->dead && peer->out.queued_bytes == 0)
+	if (!peer->dead && peer->out.queued_bytes == 0) {
 		drop(st);
-	else
-		stream_expire(st, st->server->settings->resume_timeout * US_PER_S);
+		return;
+	}
+	if (!peer->dead)
+		set_told(st, peer);
+	stream_expire(st, st->server->settings->resume_timeout * US_PER_S);
 }
 
 static bool ends_at_once(const struct stream *st)
@@ -433,6 +459,7 @@ void stream_free(struct stream *st)
 	struct server *s = st->server;
 
 	assert(!st->request);
+	set_told(st, NULL);
 	sd_event_source_disable_unref(st->expiry);
 	tidy_forget(st);
 	TAILQ_REMOVE(&s->streams, st, link);
@@ -538,6 +565,7 @@ int stream_attach(struct stream *st, struct request *q, uint32_t index, struct e
 		request_error(before, -EPROTO, &gone);
 	}
 	st->expiry = sd_event_source_disable_unref(st->expiry);
+	set_told(st, NULL);
 	set_reader(st, q);
 	send_accepted(st);
 	stream_progress(st);

@@ -27,6 +27,7 @@ struct stream {
 	TAILQ_ENTRY(stream) link;
 	struct user *user;	 /* counts it while it has no reader */
 	struct request *request; /* NULL: nobody reads */
+	struct peer *told;	 /* its end is in this peer's queue; NULL: in none's */
 	struct answer *answer;	 /* NULL when scoring */
 	uint32_t n_read;	 /* tokens taken from the record so far */
 	bool stopped;		 /* a stop string matched at n_read */
@@ -64,6 +65,8 @@ void stream_fail(struct stream *st, int r, const struct err *err);
 /* Its reader gets an error; the scheduler is not asked, as it goes too. */
 void stream_abandon(struct stream *st, int r, const struct err *err);
 void stream_cancel(struct stream *st);
+/* All that @p was told has arrived, or (@gone) never will: of turns whose end was among it. */
+void stream_arrived(struct peer *p, bool gone);
 /* For PROGRESS frames: where it is. */
 void stream_progress(struct stream *st);
 

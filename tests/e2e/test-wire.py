@@ -66,7 +66,7 @@ def unpack(data, at=0):
 
 
 HELLO, DONE, ERROR, CANCELLED, ACCEPTED, PROGRESS, TOKENS, CREDIT, CANCEL = range(1, 10)
-GENERATE, SCORE, RESUME = 16, 17, 18
+GENERATE, SCORE, RESUME, TOKENIZE = 16, 17, 18, 19
 
 
 class Wire:
@@ -248,6 +248,23 @@ def the_same_question_again_takes_up_the_turn_that_nobody_reads():
         assert accepted(second) == turn
         kind, ids, fields = second.until_end()
         assert kind == DONE and len(ids) == n and fields["saved"] and fields["session_turn"] == 1, fields
+
+
+def an_end_that_had_to_wait_is_none_that_is_open():
+    """What a reader has not taken yet when it ends counts no longer than until it does."""
+    p = prompt("air", "t33")
+    with Daemon("air", "MaxRequestsPerUser=30") as d:
+        w = Wire(d)
+        w.send(TOKENIZE, 1, {"text": "a b " * 50000})  # more than the socket holds
+        for i in range(2, 22):
+            w.send(GENERATE, i, request(p, 1))
+        wait_for(lambda: d.status()["load"] | {"steps": 0} == {
+            "queued": 0, "running": 0, "paused": 0, "queued_tokens": 0, "steps": 0}, what="the end of all")
+        assert [w.until_end()[0] for _ in range(21)] == [DONE] * 21
+        for i in range(30, 55):
+            w.send(GENERATE, i, request(p, 1))
+        ends = [w.until_end() for _ in range(25)]
+        assert [kind for kind, _, _ in ends] == [DONE] * 25, ends
 
 
 def labels_are_kept_and_hello_says_the_limits():
