@@ -156,10 +156,10 @@ static int check_body(struct exchange *x)
 
 static int find_route(struct exchange *x, const char *method, const char *url)
 {
-	x->route = routes_find(method, url, x->id, sizeof(x->id), &x->allowed);
+	x->route = routes_find(method, url, x->id, sizeof(x->id), x->allowed);
 	if (x->route)
 		return 0;
-	if (x->allowed)
+	if (x->allowed[0])
 		return refusal_set(&x->no, 405, REFUSAL_NOT_FOUND, NULL,
 				   "'%.128s' is for %s, not for %.16s", url, x->allowed, method);
 	return refusal_set(&x->no, 404, REFUSAL_NOT_FOUND, NULL, "there is nothing at '%.128s'",

@@ -39,7 +39,7 @@ static void prepare(struct exchange *x, struct MHD_Response *response, unsigned 
 	} else if (status >= 400) {
 		add_header(response, "X-Should-Retry", "false");
 	}
-	if (status == 405 && x->allowed)
+	if (status == 405)
 		add_header(response, "Allow", x->allowed);
 	if (status == 401)
 		add_header(response, "WWW-Authenticate", "Bearer");

@@ -8,11 +8,10 @@
 #include "client/gateway/door.h"
 #include "client/gateway/jsontext.h"
 #include "client/gateway/refusal.h"
+#include "client/gateway/routes.h"
 
 #define EXCHANGE_STREAM_HIGH (256u << 10) /* bytes not yet taken: what fills it is held back … */
 #define EXCHANGE_STREAM_LOW (64u << 10)	  /* … until so few are left */
-
-struct route;
 
 enum exchange_state {
 	EXCHANGE_BODY,	    /* its body is coming */
@@ -36,7 +35,7 @@ struct exchange {
 	char id[128];	     /* what stood for {id} in the path */
 	const char *label;   /* of its key; NULL: none */
 	char *origin;	     /* of an allowed web page; NULL: none */
-	const char *allowed; /* the method that its path is for; NULL: it is for none */
+	char allowed[ROUTES_ALLOWED_BYTES]; /* the methods that its path is for, if not this one */
 	enum exchange_state state;
 	bool suspended, queued, reader_left, close, is_unsent;
 	bool chunked;	   /* the protocol has chunks */

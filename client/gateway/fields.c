@@ -382,6 +382,8 @@ static int take_modalities(struct fields *f, const struct field *row, const json
 	return wanted(row, value, "[\"text\"]", no);
 }
 
+static const char *possible_of(const struct field *row);
+
 /* What cannot be done is said, as long as it is asked for. */
 static int refuse_unless_empty(struct fields *f, const struct field *row, const json_t *value,
 			       struct refusal *no)
@@ -390,7 +392,8 @@ static int refuse_unless_empty(struct fields *f, const struct field *row, const 
 	if (json_is_false(value) || (json_is_string(value) && json_string_length(value) == 0) ||
 	    (json_is_array(value) && json_array_size(value) == 0))
 		return 0;
-	return refusal_of_field(no, row->name, "%s is not possible with steamd", row->name);
+	return refusal_of_field(no, row->name, "%s is not possible with steamd unless it is %s",
+				row->name, possible_of(row));
 }
 
 #define AT(member) offsetof(struct fields, member)
@@ -462,6 +465,36 @@ static const struct field table[] = {
 	{ "truncation", RESPONSES, NULL, 0, 0, 0 },
 	{ "max_tool_calls", RESPONSES, NULL, 0, 0, 0 },
 };
+
+/* Of these only a part is possible; what else is asked of them is refused. */
+static const struct {
+	const char *name;
+	unsigned apis;
+	const char *possible;
+} limited[] = {
+	{ "response_format", CHAT, "of type text: JSON cannot be promised yet" },
+	{ "text", RESPONSES, "with a format of type text: JSON cannot be promised yet" },
+	{ "tool_choice", CHAT | RESPONSES, "auto or none: a call cannot be promised yet" },
+	{ "modalities", CHAT, "[\"text\"]" },
+	{ "best_of", TEXT, "what n is: nothing is chosen among more" },
+	{ "echo", TEXT, "true for texts, neither with logprobs nor for token ids" },
+	{ "suffix", TEXT, "empty: the model does not fill in what is missing in the middle" },
+	{ "functions", CHAT, "empty: tools have taken their place" },
+	{ "function_call", CHAT, "empty: tool_choice has taken its place" },
+	{ "audio", CHAT, "empty: the model reads and writes text" },
+	{ "web_search_options", CHAT, "empty: the model does not search" },
+	{ "background", RESPONSES, "false: an answer ends with its connection" },
+	{ "conversation", RESPONSES, "empty: previous_response_id goes on from a response" },
+};
+
+/* NULL: it is possible as it is. */
+static const char *possible_of(const struct field *row)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(limited); i++)
+		if ((limited[i].apis & row->apis) && strcmp(limited[i].name, row->name) == 0)
+			return limited[i].possible;
+	return NULL;
+}
 
 static const struct field *find(const char *name, enum fields_api api)
 {
@@ -569,6 +602,12 @@ void fields_print_ignored(FILE *f)
 	}
 }
 
+void fields_print_limited(FILE *f)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(limited); i++)
+		fprintf(f, "  %s: %s\n", limited[i].name, limited[i].possible);
+}
+
 /* The schemas of what is neither number, count, string nor flag. */
 static const struct {
 	take_fn take;
@@ -624,23 +663,31 @@ static const struct {
 
 static void write_row_schema(const struct field *row, struct jsontext *to)
 {
+	const char *possible = possible_of(row);
+
+	jsontext_put(to, "{");
+	if (possible) {
+		jsontext_put(to, "\"description\":");
+		jsontext_quote_string(to, possible);
+		jsontext_put(to, ",");
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(schemas); i++) {
 		if (schemas[i].take == row->take &&
 		    (!schemas[i].name || strcmp(schemas[i].name, row->name) == 0)) {
-			jsontext_put(to, schemas[i].schema);
+			jsontext_put(to, schemas[i].schema + 1);
 			return;
 		}
 	}
 	if (row->take == take_number || row->take == take_count)
-		jsontext_format(to, "{\"type\":\"%s\",\"minimum\":%.15g,\"maximum\":%.15g}",
+		jsontext_format(to, "\"type\":\"%s\",\"minimum\":%.15g,\"maximum\":%.15g}",
 				row->take == take_number ? "number" : "integer", row->min,
 				row->max);
 	else if (row->take == take_bool)
-		jsontext_put(to, "{\"type\":\"boolean\"}");
+		jsontext_put(to, "\"type\":\"boolean\"}");
 	else if (row->take == take_string)
-		jsontext_put(to, "{\"type\":\"string\"}");
+		jsontext_put(to, "\"type\":\"string\"}");
 	else
-		jsontext_put(to, "{\"description\":\"accepted; it has no meaning here\"}");
+		jsontext_put(to, "\"description\":\"accepted; it has no meaning here\"}");
 }
 
 void fields_write_schema(enum fields_api api, struct jsontext *to)

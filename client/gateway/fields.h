@@ -49,5 +49,6 @@ int fields_parse(const char *text, size_t n, json_t **ret, struct refusal *no);
 const char *fields_type(const json_t *value);
 
 void fields_print_ignored(FILE *f);
+void fields_print_limited(FILE *f);
 /* The JSON schema of an API's body. */
 void fields_write_schema(enum fields_api api, struct jsontext *to);

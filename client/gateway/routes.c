@@ -71,8 +71,11 @@ static bool matches(const char *pattern, const char *path, char *id, size_t id_s
 }
 
 const struct route *routes_find(const char *method, const char *path, char *id, size_t id_size,
-				const char **ret_allowed)
+				char *ret_allowed)
 {
+	size_t n = 0;
+
+	ret_allowed[0] = '\0';
 	if (strcmp(method, "HEAD") == 0)
 		method = "GET";
 	for (size_t i = 0; i < ARRAY_SIZE(routes); i++) {
@@ -80,7 +83,8 @@ const struct route *routes_find(const char *method, const char *path, char *id, 
 			continue;
 		if (strcmp(routes[i].method, method) == 0)
 			return &routes[i];
-		*ret_allowed = routes[i].method;
+		n += (size_t)snprintf(ret_allowed + n, ROUTES_ALLOWED_BYTES - n, "%s%s",
+				      n ? ", " : "", routes[i].method);
 	}
 	return NULL;
 }

@@ -18,12 +18,15 @@ struct route {
 	const char *type;   /* of its answer, if it is not JSON */
 };
 
+#define ROUTES_ALLOWED_BYTES 32
+
 /*
  * The route of @method (HEAD is GET) and @path, and what stands for {id}. NULL:
- * there is none; *@ret_allowed then is the method that @path is for, or as it was.
+ * there is none; @ret_allowed, of ROUTES_ALLOWED_BYTES, then has the methods that
+ * @path is for ("GET, DELETE"), or is empty.
  */
 const struct route *routes_find(const char *method, const char *path, char *id, size_t id_size,
-				const char **ret_allowed);
+				char *ret_allowed);
 
 /* One a line: method and path. */
 void routes_print(FILE *f);

@@ -288,6 +288,8 @@ void setup_print_help(FILE *f)
 	}
 	fputs("\nFields that are accepted and have no meaning here:\n\n", f);
 	fields_print_ignored(f);
+	fputs("\nFields that are possible in part, and refused otherwise:\n\n", f);
+	fields_print_limited(f);
 	fputs("\nRun by hand it stays in the foreground and prints 'ready' on stderr when it "
 	      "answers.\n"
 	      "Exit codes: 0 ended by a signal or idle, 64 wrong options or settings, 71 the "
@@ -344,5 +346,7 @@ void setup_print_man(FILE *f)
 	fputs(".SH FIELDS WITHOUT A MEANING\nThese are accepted, and nothing is done about them:\n",
 	      f);
 	fields_print_ignored(f);
+	fputs(".SH FIELDS POSSIBLE IN PART\nOtherwise they are refused:\n", f);
+	fields_print_limited(f);
 	fputs(".SH SEE ALSO\n.BR steamctl (1),\n.BR steamd (8)\n", f);
 }

@@ -299,6 +299,44 @@ def bad_requests_name_the_field():
         assert chat(g, sed=1).status == 200
 
 
+def what_is_possible_in_part_says_so():
+    """Each is refused by its name, with what is possible, and told of where one looks."""
+    described = json.loads(subprocess.run([str(GATEWAY), "--openapi"], env=ENV, capture_output=True, check=True).stdout)
+    told = [subprocess.run([str(GATEWAY), option], env=ENV, capture_output=True, check=True).stdout.decode()
+            for option in ("--help", "--print-man")]
+    chat_fields = {"messages": HELLO, "max_tokens": 2}
+    cases = [
+        ("/v1/chat/completions", chat_fields, [
+            ({"response_format": {"type": "json_object"}}, "response_format", "not-yet"),
+            ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format", "not-yet"),
+            ({"tool_choice": "required"}, "tool_choice", "not-yet"),
+            ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice", "not-yet"),
+            ({"functions": [{"name": "x"}]}, "functions", "bad-request"), ({"function_call": "auto"}, "function_call", "bad-request"),
+            ({"audio": {}}, "audio", "bad-request"), ({"modalities": ["audio"]}, "modalities", "bad-request"),
+            ({"web_search_options": {}}, "web_search_options", "bad-request")]),
+        ("/v1/completions", {"prompt": "a", "max_tokens": 2}, [
+            ({"suffix": "b"}, "suffix", "bad-request"), ({"echo": True, "logprobs": 1}, "echo", "bad-request"),
+            ({"echo": True, "prompt": [1]}, "echo", "bad-request"), ({"best_of": 2}, "best_of", "bad-request")]),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 2}, [
+            ({"text": {"format": {"type": "json_schema"}}}, "text.format", "not-yet"),
+            ({"tool_choice": "required"}, "tool_choice", "not-yet"), ({"background": True}, "background", "bad-request"),
+            ({"conversation": "x"}, "conversation", "bad-request")])]
+    with Daemon("air") as d, Gateway(d) as g:
+        for path, fields, refused in cases:
+            schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+            for wrong, param, code in refused:
+                got = g.post(path, {**fields, **wrong})
+                error = got.error()
+                assert got.status == 400 and (error["param"], error["code"]) == (param, code), (wrong, got.body)
+                assert param in error["message"] and len(error["message"]) > 30, error
+                name = param.partition(".")[0]
+                possible = schema["properties"][name]["description"]
+                for text in told:
+                    assert f"  {name}: {possible}\n" in text, (name, possible)
+            empty = {"suffix": "", "echo": False, "n": 1, "best_of": 1} if path == "/v1/completions" else {}
+            assert g.post(path, {**fields, **empty}).status == 200
+
+
 def a_web_page_may_not_come_in():
     with Daemon("air") as d, Gateway(d, "AllowOrigins=http://good.example", "AllowHosts=box.lan") as g:
         for headers, status in (({"Host": "evil.example"}, 403), ({"Host": f"localhost:{g.port}"}, 200),
@@ -438,6 +476,7 @@ def what_is_no_proper_request_is_refused():
         several = b"".join([b"GET /health HTTP/1.1\r\n" + host + b"\r\n", post(host, length), get(b"/v1/models", host)])
         assert g.raw(several).count(b"HTTP/1.1 200 OK\r\n") == 3
         assert g.send("POST", "/v1/models", {}).headers["Allow"] == "GET"
+        assert g.send("PUT", "/v1/responses/x", {}).headers["Allow"] == "GET, DELETE"
         for data in (b"\x16\x03\x01" + b"A" * 200, b"GET /hea", post(host, chunked, content=b"ffffffffffffffff\r\nabc"),
                      post(host, b"Content-Length: 1000\r\n")):
             assert b" 200 " not in g.raw(data), data
@@ -574,6 +613,7 @@ run([
     reasoning_is_told_apart,
     tools_are_called_and_answered,
     bad_requests_name_the_field,
+    what_is_possible_in_part_says_so,
     a_web_page_may_not_come_in,
     other_users_are_refused,
     keys_stand_for_labels,
