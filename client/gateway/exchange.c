@@ -418,7 +418,7 @@ static void take_body(struct exchange *x, const char *bytes, size_t n)
 	if (x->body_bytes + n + 1 > x->body_cap) {
 		if (x->g->body_bytes - x->body_cap + cap > x->g->setup->max_bodies) {
 			refusal_set(&x->no, 429, REFUSAL_BUSY, NULL,
-				    "requests of %llu bytes are being read; no more can be",
+				    "requests of %llu bytes are held; no more can be",
 				    (unsigned long long)x->g->body_bytes);
 			return;
 		}

@@ -6,6 +6,9 @@
 #include <stddef.h>
 #include <string.h>
 
+#define CONTAINER_BYTES 256 /* what jansson takes for an empty list or object, … */
+#define VALUE_BYTES 96	    /* … for what stands in one, its key included, beside the text */
+
 struct field;
 typedef int (*take_fn)(struct fields *f, const struct field *row, const json_t *value,
 		       struct refusal *no);
@@ -504,12 +507,39 @@ static const struct field *find(const char *name, enum fields_api api)
 	return NULL;
 }
 
+/* The most that the values in @text may take, beside their text: of lists and objects, and of what is in them. */
+static size_t weigh(const char *text, size_t n)
+{
+	bool in_string = false;
+	size_t bytes = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const char c = text[i];
+
+		if (in_string && c == '\\')
+			i++;
+		else if (c == '"')
+			in_string = !in_string;
+		else if (!in_string && (c == '{' || c == '['))
+			bytes += CONTAINER_BYTES;
+		else if (!in_string && (c == ',' || c == ':'))
+			bytes += VALUE_BYTES;
+	}
+	return bytes;
+}
+
 int fields_parse(const char *text, size_t n, json_t **ret, struct refusal *no)
 {
+	const size_t weight = weigh(text, n);
 	json_error_t error;
-	json_t *body = json_loadb(text ? text : "", n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES,
-				  &error);
+	json_t *body;
 
+	if (weight > FIELDS_VALUES_BYTES)
+		return refusal_set(no, 400, "too-long", NULL,
+				   "the body's lists, objects and numbers would take %zu bytes; at "
+				   "most %u are allowed",
+				   weight, FIELDS_VALUES_BYTES);
+	body = json_loadb(text ? text : "", n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &error);
 	if (!body)
 		return refusal_set(no, 400, REFUSAL_BAD, NULL,
 				   "the body is no JSON: line %d, column %d: %s", error.line,
@@ -529,6 +559,15 @@ void fields_deinit(struct fields *f)
 	json_decref(f->body);
 	free(f->bias_ids);
 	memset(f, 0, sizeof(*f));
+}
+
+void fields_drop_prompt(struct fields *f)
+{
+	static const char *const names[] = { "messages", "tools", "prompt" };
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		json_object_del(f->body, names[i]);
+	f->messages = f->tools = f->prompt = NULL;
 }
 
 static int check_together(struct fields *f, enum fields_api api, struct refusal *no)
@@ -564,6 +603,7 @@ int fields_read(struct fields *f, enum fields_api api, const char *text, size_t 
 	steamd_generate_init(&f->g);
 	if (fields_parse(text, n, &f->body, no) < 0)
 		return -EINVAL;
+	f->held_bytes = 2 * n + weigh(text, n);
 	/* by row, not as they came: that decides between two names of one thing */
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
 		const json_t *value = json_object_get(f->body, table[i].name);

@@ -13,12 +13,14 @@
 #define FIELDS_CHOICES_MAX 8 /* n */
 #define FIELDS_BIAS_MAX 1024
 #define FIELDS_STOPS_MAX 16
+#define FIELDS_VALUES_BYTES (32u << 20) /* most that a body's values may take, beside its text */
 
 enum fields_api { FIELDS_CHAT = 1, FIELDS_TEXT = 2, FIELDS_RESPONSES = 4, FIELDS_ALL = 7 };
 
 /* What was asked for. Strings and values belong to @body. */
 struct fields {
 	json_t *body;
+	size_t held_bytes; /* at most that much is held for it, the prompt that is made of it included */
 	struct steamd_generate g; /* without the prompt */
 	const char *stops[FIELDS_STOPS_MAX];
 	uint32_t *bias_ids; /* owned; with bias_values in the same allocation */
@@ -41,8 +43,14 @@ struct fields {
 int fields_read(struct fields *f, enum fields_api api, const char *text, size_t n,
 		bool ignore_unknown, struct refusal *no);
 void fields_deinit(struct fields *f);
+/* What only made the prompt is let go: messages, tools, prompt. */
+void fields_drop_prompt(struct fields *f);
 
-/* The body alone, which must be an object. *@ret: to be released. */
+/*
+ * The body alone, which must be an object. *@ret: to be released. Before it is
+ * parsed, a linear pass bounds what it becomes: three bytes of text may be a
+ * value of more than two hundred.
+ */
 int fields_parse(const char *text, size_t n, json_t **ret, struct refusal *no);
 
 /* "a string", "null", …: what a value is, for sentences. */

@@ -47,7 +47,7 @@ struct gateway {
 	struct exchange_list unsent; /* streams with something new in this turn */
 	struct peer_list peers;
 	uint64_t n_visitors, last_visit_us;
-	uint64_t body_bytes; /* held, of all exchanges */
+	uint64_t body_bytes; /* held, of all exchanges and replies that wait */
 	struct keys *keys;   /* NULL: only one's own user is served */
 	struct link_list links;
 	struct responses *responses; /* what is known of stored responses */

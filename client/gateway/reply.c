@@ -56,8 +56,16 @@ void reply_rewind(struct reply *r)
 	free_prompts(r);
 }
 
+/* Bodies are let go when they are read; what became of them counts in their place. */
+static void hold_bytes(struct reply *r, size_t bytes)
+{
+	r->g->body_bytes += bytes - r->held_bytes;
+	r->held_bytes = bytes;
+}
+
 static void reply_free(struct reply *r)
 {
+	hold_bytes(r, 0);
 	if (r->format->free)
 		r->format->free(r);
 	sd_event_source_disable_unref(r->timer);
@@ -409,6 +417,23 @@ void reply_cut(struct reply *r, const char *finish)
 
 /* Beginning. */
 
+/* Once all have begun, what they began with is steamd's; Responses may begin again, and an echo is to come. */
+static void shed_input(struct reply *r)
+{
+	if (r->keeps || r->fields.echo)
+		return;
+	for (uint32_t i = 0; i < r->n_choices; i++)
+		if (r->choices[i].state == CHOICE_NEW || r->choices[i].state == CHOICE_QUEUED)
+			return;
+	for (size_t i = 0; i < r->n_prompts; i++) {
+		free(steal(r->prompts[i].messages));
+		free(steal(r->prompts[i].ids));
+		r->prompts[i].text = NULL;
+	}
+	fields_drop_prompt(&r->fields);
+	hold_bytes(r, 0);
+}
+
 static void start_choice(struct link_place *place)
 {
 	struct choice *c = (struct choice *)((char *)place - offsetof(struct choice, place));
@@ -431,8 +456,10 @@ static void start_choice(struct link_place *place)
 	/* several with one seed would be one */
 	g.seed += c->index;
 	c->state = CHOICE_RUNNING;
-	if (steamd_start_generate(r->link->s, &g, &handler, &c->request, &err) == 0)
+	if (steamd_start_generate(r->link->s, &g, &handler, &c->request, &err) == 0) {
+		shed_input(r);
 		return;
+	}
 	c->state = CHOICE_ENDED;
 	link_leave(r->link, place);
 	refusal_of(&no, &err);
@@ -558,6 +585,7 @@ struct reply *reply_new(struct exchange *x, enum fields_api api, const char *id_
 		reply_refuse(r, &no);
 		return NULL;
 	}
+	hold_bytes(r, r->fields.held_bytes);
 	r->model = strdup(r->fields.g.model			? r->fields.g.model
 			  : steamd_info(r->link->s, &info) == 0 ? info.model
 								: "");

@@ -85,6 +85,7 @@ struct reply {
 	struct link *link;
 	const struct reply_format *format;
 	struct fields fields;
+	size_t held_bytes; /* counted with the bodies */
 	struct prompt *prompts;
 	size_t n_prompts;
 	struct choice *choices;

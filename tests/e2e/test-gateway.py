@@ -488,6 +488,37 @@ def what_is_no_proper_request_is_refused():
         assert g.get("/health").status == 200
 
 
+def what_a_peer_makes_the_gateway_hold_is_bounded():
+    with Daemon("air", "MaxRequestsPerConnection=9") as d, Gateway(d, "MaxBodiesSize=1M", "MaxBodySize=1M") as g:
+        # one answer at a time: the others wait, and count with what was made of their bodies
+        running = g.connect()
+        body = {"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": True}
+        running.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+        assert running.getresponse().status == 200
+        waiting = [g.connect() for _ in range(10)]
+        for c in waiting:
+            c.request("POST", "/v1/completions", json.dumps({"prompt": "a", "max_tokens": 1, "user": "x" * 100000}),
+                      {"Content-Type": "application/json"})
+            assert g.get("/health").status == 200  # it was read
+        refused = g.post("/v1/completions", {"prompt": "a", "user": "x" * 100000})
+        assert refused.status == 429 and refused.headers["Retry-After"] == "1", refused.body
+        assert "held" in refused.error()["message"]
+        running.sock.close()
+        running.close()
+        statuses = [c.getresponse().status for c in waiting]
+        assert 3 <= statuses.count(200) <= 6 and statuses.count(429) == 10 - statuses.count(200), statuses
+        for _ in range(20):  # and what was held is let go
+            assert g.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "user": "x" * 100000}).status == 200
+    with Daemon("air") as d, Gateway(d) as g:
+        before = g.memory()
+        for piece in (b"{},", b"[],", b"0,", b'"",', b'{"":', b"[["):
+            got = g.post("/v1/chat/completions", b'{"messages":[' + piece * ((16 << 20) // len(piece)))
+            assert got.status == 400 and got.error()["code"] == "too-long", (piece, got.body)
+        ids = g.post("/v1/completions", {"prompt": [1] * 200000, "max_tokens": 1})
+        assert ids.status == 400 and "context" in ids.error()["message"], ids.body
+        assert SANITIZED or g.memory() < before + 40000, (before, g.memory())
+
+
 def a_client_that_leaves_ends_its_turn():
     def running(d):
         return [t for t in json.loads(d.ctl("ps", "--json"))["turns"] if t["state"] != "ended"]
@@ -619,6 +650,7 @@ run([
     keys_stand_for_labels,
     limits_hold,
     what_is_no_proper_request_is_refused,
+    what_a_peer_makes_the_gateway_hold_is_bounded,
     a_client_that_leaves_ends_its_turn,
     a_stalled_reader_pauses_its_own_stream_only,
     a_slow_reader_gets_every_byte,
