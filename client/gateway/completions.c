@@ -239,6 +239,8 @@ void route_chat(struct exchange *x)
 		return;
 	}
 	ok = conversation_add_chat(messages, r->fields.messages, &no);
+	if (ok == 0)
+		ok = conversation_check_tools(r->fields.tools, &no);
 	if (ok == 0 &&
 	    (reply_add_prompts(r, 1) < 0 ||
 	     conversation_write(messages, r->fields.tools, r->fields.think, NULL,

@@ -291,6 +291,26 @@ int conversation_add_items(json_t *to, const json_t *input, struct refusal *no)
 	return r;
 }
 
+int conversation_check_tools(const json_t *tools, struct refusal *no)
+{
+	char where[48];
+	json_t *tool;
+	size_t i;
+
+	json_array_foreach((json_t *)tools, i, tool) {
+		const char *type = text_at(tool, "type");
+
+		snprintf(where, sizeof(where), "tools[%zu]", i);
+		if (!type || strcmp(type, "function") != 0 ||
+		    !text_at(json_object_get(tool, "function"), "name"))
+			return refusal_of_field(no, where,
+						"%s is of type '%.32s'; {\"type\": \"function\", "
+						"\"function\": {\"name\": …}} is wanted",
+						where, type ? type : "?");
+	}
+	return 0;
+}
+
 int conversation_tools(const json_t *tools, json_t **ret, struct refusal *no)
 {
 	json_t *list = json_array_size(tools) ? json_array() : NULL, *tool;

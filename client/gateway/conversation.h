@@ -13,6 +13,9 @@ int conversation_add_chat(json_t *to, const json_t *messages, struct refusal *no
 /* The same of the items of Responses: a string, or a list of items. */
 int conversation_add_items(json_t *to, const json_t *input, struct refusal *no);
 
+/* The tools of Chat Completions: each must be a function with a name. */
+int conversation_check_tools(const json_t *tools, struct refusal *no);
+
 /* Tools of Responses in the form of Chat Completions; *@ret: NULL if there are none. */
 int conversation_tools(const json_t *tools, json_t **ret, struct refusal *no);
 

@@ -52,15 +52,42 @@ int refusal_set(struct refusal *ret, unsigned status, const char *code, const ch
 	return -EINVAL;
 }
 
+/* What steamd calls by other names than the APIs do, with the message that it is of. */
+static const struct {
+	const char *ours, *theirs;
+} names[] = {
+	{ "generate.bias_ids", "logit_bias" }, { "generate.bias_values", "logit_bias" },
+	{ "generate.ids", "prompt" },	       { "bias_ids", "logit_bias" },
+	{ "bias_values", "logit_bias" },       { "detokenize.ids", "tokens" },
+	{ "ids", "prompt" },
+};
+
+/* Puts @with in the place of the first @n bytes. */
+static void replace(char *text, size_t size, size_t n, const char *with)
+{
+	char rest[1024];
+
+	snprintf(rest, sizeof(rest), "%s", text + n);
+	snprintf(text, size, "%s%s", with, rest);
+}
+
 /* "generate.top_p is 3; …" names our field top_p; "messages[2].role is …" messages[2].role. */
 static void find_param(struct refusal *no)
 {
-	const char *at = no->text, *prefix = "generate.";
 	size_t n;
 
-	if (strncmp(at, prefix, strlen(prefix)) == 0)
-		memmove(no->text, at + strlen(prefix), strlen(at) - strlen(prefix) + 1);
-	else if (strncmp(at, "messages[", 9) != 0 && strncmp(at, "tools ", 6) != 0)
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+		n = strlen(names[i].ours);
+		if (strncmp(no->text, names[i].ours, n) != 0 || no->text[n] != '[')
+			continue;
+		snprintf(no->param, sizeof(no->param), "%s", names[i].theirs);
+		replace(no->text, sizeof(no->text), n, names[i].theirs);
+		return;
+	}
+	n = strlen("generate.");
+	if (strncmp(no->text, "generate.", n) == 0)
+		replace(no->text, sizeof(no->text), n, "");
+	else if (strncmp(no->text, "messages[", 9) != 0 && strncmp(no->text, "tools ", 6) != 0)
 		return;
 	n = strcspn(no->text, " ");
 	if (n < sizeof(no->param)) {

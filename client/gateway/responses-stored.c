@@ -231,19 +231,42 @@ static json_t *items_of(const char *digits, const json_t *turn)
 	return items;
 }
 
-static uint64_t limit_of(struct exchange *x)
-{
-	const char *text = MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, "limit");
-	const unsigned long long n = text ? strtoull(text, NULL, 10) : 0;
+#define LIMIT 20 /* items on a page, unless another number is asked for */
+#define LIMIT_MAX 100
 
-	return n > 0 && n <= 100 ? n : 20;
+static const char *argument_of(const struct exchange *x, const char *name)
+{
+	return MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, name);
+}
+
+static uint64_t limit_of(const struct exchange *x)
+{
+	const char *text = argument_of(x, "limit");
+
+	return text ? strtoull(text, NULL, 10) : LIMIT;
+}
+
+/* Whether they make sense; else the exchange is refused. */
+static bool check_arguments(struct exchange *x)
+{
+	const char *order = argument_of(x, "order"), *limit = argument_of(x, "limit");
+	struct refusal no = { 0 };
+
+	if (limit && (strspn(limit, "0123456789") != strlen(limit) || limit_of(x) < 1 ||
+		      limit_of(x) > LIMIT_MAX))
+		refusal_of_field(&no, "limit", "limit is '%.32s'; 1 to %d is possible", limit,
+				 LIMIT_MAX);
+	else if (order && strcmp(order, "asc") != 0 && strcmp(order, "desc") != 0)
+		refusal_of_field(&no, "order", "order is '%.32s'; asc or desc is wanted", order);
+	if (no.status)
+		exchange_refuse(x, &no);
+	return !no.status;
 }
 
 /* The newest come first, unless asked otherwise; after: the last item of the page before. */
 static void write_items(struct exchange *x, const json_t *items, struct jsontext *t)
 {
-	const char *order = MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, "order"),
-		   *after = MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, "after");
+	const char *order = argument_of(x, "order"), *after = argument_of(x, "after");
 	const bool ascending = order && strcmp(order, "asc") == 0;
 	const size_t n = json_array_size(items);
 	const json_t *first = NULL, *last = NULL;
@@ -302,7 +325,8 @@ static void then_items(struct exchange *x, const struct steamd_result *result,
 
 void route_response_items(struct exchange *x)
 {
-	show_session(x, then_items);
+	if (check_arguments(x))
+		show_session(x, then_items);
 }
 
 /* Removing. */
@@ -358,7 +382,12 @@ static void then_delete(struct exchange *x, const struct steamd_result *result,
 
 void route_response_delete(struct exchange *x)
 {
-	show_session(x, then_delete);
+	struct refusal no;
+
+	if (response_refuse_running(x, x->id, &no))
+		exchange_refuse(x, &no);
+	else
+		show_session(x, then_delete);
 }
 
 /* Cancelling. */

@@ -63,6 +63,17 @@ struct response *responses_running(struct gateway *g, const char *id)
 	return NULL;
 }
 
+bool response_refuse_running(const struct exchange *x, const char *id, struct refusal *no)
+{
+	const struct response *running = responses_running(x->g, id);
+
+	if (!running || !link_is_of(running->r->link, x->label))
+		return false;
+	refusal_set(no, 409, REFUSAL_BUSY, NULL,
+		    "response '%.64s' is being made; it can be cancelled, or waited for", id);
+	return true;
+}
+
 struct responses *responses_free(struct responses *all)
 {
 	free(all);
@@ -714,6 +725,11 @@ static void go_on(struct response *p)
 	if (response_id_parse(p->r->fields.previous, &previous) < 0) {
 		refusal_set(&no, 404, REFUSAL_NOT_FOUND, "previous_response_id",
 			    "there is no response '%.64s'", p->r->fields.previous);
+		reply_refuse(p->r, &no);
+		return;
+	}
+	if (response_refuse_running(p->r->x, p->r->fields.previous, &no)) {
+		snprintf(no.param, sizeof(no.param), "previous_response_id");
 		reply_refuse(p->r, &no);
 		return;
 	}

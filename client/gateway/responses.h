@@ -48,6 +48,9 @@ struct responses {
 /* NULL: none with this id is being made. */
 struct response *responses_running(struct gateway *g, const char *id);
 
+/* Whether one with this id, of the exchange's own, is being made; @no says so. */
+bool response_refuse_running(const struct exchange *x, const char *id, struct refusal *no);
+
 /* What is known of a response, as JSON. */
 struct response_facts {
 	const char *digits;

@@ -19,6 +19,11 @@ static const char detokenize_schema[] =
 	"\"boolean\"},\"model\":{\"type\":\"string\"}},\"additionalProperties\":false}";
 static const char any_schema[] = "{\"type\":\"object\"}";
 
+static const char items_parameters[] =
+	",{\"name\":\"limit\",\"in\":\"query\",\"schema\":{\"type\":\"integer\",\"minimum\":1,"
+	"\"maximum\":100}},{\"name\":\"order\",\"in\":\"query\",\"schema\":{\"enum\":[\"asc\","
+	"\"desc\"]}},{\"name\":\"after\",\"in\":\"query\",\"schema\":{\"type\":\"string\"}}";
+
 static const struct route routes[] = {
 	{ "GET", "/health", false, true, route_health, "the gateway is alive", NULL, 0, NULL },
 	{ "GET", "/ready", false, true, route_ready,
@@ -108,10 +113,14 @@ static void write_route(const struct route *r, struct jsontext *t)
 	for (const char *m = r->method; *m; m++)
 		jsontext_format(t, "%s%c", m == r->method ? "\"" : "", *m - 'A' + 'a');
 	jsontext_format(t, "\":{\"summary\":\"%s\"", r->summary);
-	if (strchr(r->path, '{'))
+	if (strchr(r->path, '{')) {
 		jsontext_put(
 			t, ",\"parameters\":[{\"name\":\"id\",\"in\":\"path\",\"required\":true,"
-			   "\"schema\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":100}}]");
+			   "\"schema\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":100}}");
+		if (r->handle == route_response_items)
+			jsontext_put(t, items_parameters);
+		jsontext_put(t, "]");
+	}
 	if (r->has_body) {
 		jsontext_put(
 			t, ",\"requestBody\":{\"required\":true,\"content\":{\"application/json\":"

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """The Responses API: events, stored conversations that go on, branch, are shown and removed."""
+import threading
+
 from gatewayhttp import *
 from steamd_e2e import *
 
@@ -68,6 +70,22 @@ def what_is_not_to_be_stored_leaves_nothing():
         assert any(b"kept-kept-kept" in f for f in files) and not any(b"gone-gone" in f for f in files)
 
 
+def several_go_on_from_one_at_once():
+    with Daemon("air") as d, Gateway(d) as g:
+        first = create(g, seed=1).json()
+        made = []
+        threads = [threading.Thread(target=lambda i=i: made.append(
+            create(g, f"left {i}", previous_response_id=first["id"], max_output_tokens=100).json())) for i in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert len({m["id"] for m in made}) == 6, made
+        for m in made:
+            assert g.get(f"/v1/responses/{m['id']}").json()["output"] == m["output"]
+        assert sum(m["id"][:21] == first["id"][:21] for m in made) == 1
+
+
 def a_response_branches():
     with Daemon("air") as d, Gateway(d) as g:
         first = create(g, seed=1).json()
@@ -119,6 +137,9 @@ def stored_ones_are_shown_and_removed():
         assert page["has_more"] and page["data"][0]["content"][0]["text"] == "y"
         rest = g.get(f"/v1/responses/{second['id']}/input_items?limit=1&after={page['last_id']}").json()
         assert not rest["has_more"] and rest["data"][0]["content"][0]["text"] == "x"
+        for query, param in (("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order")):
+            got = g.get(f"/v1/responses/{second['id']}/input_items?{query}")
+            assert got.status == 400 and got.error()["param"] == param, got.body
         refused = g.send("DELETE", f"/v1/responses/{first['id']}")
         assert refused.status == 409 and refused.error()["code"] == "moved", refused.body
         for made in (second, first):
@@ -175,6 +196,8 @@ def a_running_one_is_cancelled():
         stream.readline()
         made = json.loads(stream.readline()[6:])["response"]["id"]
         assert g.get(f"/v1/responses/{made}").json()["status"] == "in_progress"
+        for got in (create(g, "on", previous_response_id=made), g.send("DELETE", f"/v1/responses/{made}")):
+            assert got.status == 409 and "being made" in got.error()["message"], got.body
         got = g.post(f"/v1/responses/{made}/cancel", {}).json()
         assert got["id"] == made and got["status"] == "cancelled", got
         last = json.loads([line for line in stream.read().decode().splitlines() if line.startswith("data: ")][-1][6:])
@@ -231,6 +254,7 @@ def what_makes_no_sense_is_named():
 run([
     a_response_goes_on_without_being_sent_again,
     what_is_not_to_be_stored_leaves_nothing,
+    several_go_on_from_one_at_once,
     a_response_branches,
     instructions_are_those_of_the_request,
     stored_ones_are_shown_and_removed,

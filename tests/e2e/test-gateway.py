@@ -270,6 +270,9 @@ def bad_requests_name_the_field():
              ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
               "messages[0].content[0]"),
              ({"messages": [{"role": "user"}]}, "messages[0]"), ({"tools": {}}, "tools"),
+             ({"tools": [1]}, "tools[0]"), ({"tools": TOOLS + [{"type": "web_search"}]}, "tools[1]"),
+             ({"tools": [{"type": "function", "function": {"name": 5}}]}, "tools[0]"),
+             ({"logit_bias": {"99999999": 1}}, "logit_bias"), ({"logit_bias": {"5": 1e308}}, "logit_bias"),
              ({"stream_options": {"include_usage": 3}}, "stream_options.include_usage"),
              ({"seed": 1.5}, "seed"), ({"modalities": ["audio"]}, "modalities")]
     with Daemon("air") as d, Gateway(d) as g:
@@ -278,7 +281,11 @@ def bad_requests_name_the_field():
             error = got.error()
             assert got.status == 400 and error["param"] == param and error["type"] == "invalid_request_error", (
                 fields, got.body)
-            assert error["code"] == "bad-request" and error["message"], error
+            assert error["code"] == "bad-request" and param.rpartition(".")[2] in error["message"], error
+        for path, body, param in (("/v1/completions", {"prompt": [10**9]}, "prompt"),
+                                  ("/detokenize", {"tokens": [10**9]}, "tokens")):
+            error = g.post(path, body).error()
+            assert error["param"] == param and error["message"].startswith(param + "[0] is 1000000000"), error
         for fields in ({"response_format": {"type": "json_object"}}, {"tool_choice": "required"},
                        {"tool_choice": {"type": "function", "function": {"name": "x"}}}):
             got = chat(g, **fields)

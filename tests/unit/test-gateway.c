@@ -242,6 +242,29 @@ static void refusals_have_openais_form(void **state)
 	jsontext_deinit(&t);
 }
 
+static void a_body_is_weighed_before_it_is_parsed(void **state)
+{
+	enum { N = 1 << 20 };
+	char *body = calloc(1, N + 64);
+	struct refusal no = { 0 };
+	json_t *ret = NULL;
+	size_t n;
+
+	(void)state;
+	/* what stands in a string is no list, whatever is escaped in it */
+	n = (size_t)sprintf(body, "{\"a\\\"\\\\\":\"");
+	memset(body + n, '[', N);
+	memcpy(body + n + N, "\"}", 3);
+	assert_int_equal(fields_parse(body, n + N + 2, &ret, &no), 0);
+	json_decref(ret);
+	n = (size_t)sprintf(body, "{\"a\":");
+	memset(body + n, '[', N);
+	assert_int_equal(fields_parse(body, n + N, &ret, &no), -EINVAL);
+	assert_int_equal(no.status, 400);
+	assert_string_equal(no.code, "too-long");
+	free(body);
+}
+
 static void paths_are_matched_whole(void **state)
 {
 	char allowed[ROUTES_ALLOWED_BYTES];
@@ -330,6 +353,7 @@ int main(void)
 		cmocka_unit_test(ids_of_responses_are_read_back),
 		cmocka_unit_test(keys_are_found_whole_and_alone),
 		cmocka_unit_test(refusals_have_openais_form),
+		cmocka_unit_test(a_body_is_weighed_before_it_is_parsed),
 		cmocka_unit_test(paths_are_matched_whole),
 		cmocka_unit_test(items_become_messages),
 		cmocka_unit_test(a_unix_socket_tells_its_user),
