@@ -121,6 +121,22 @@ def every_sampler_reaches_steamd():
                 other = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "logit_bias": {"65": 4},
                                                    **without}).json()["choices"][0]["text"]
                 assert other != want or name in ("frequency_penalty", "presence_penalty"), name
+        # the other routes take the same: a change of each one changes what steamctl says in the same way
+        every = {**flags, "top_k": 5, "top_p": 0.5, "logit_bias": {"65": 4}, "ignore_eos": True}
+        for name, value in [*every.items(), (None, None)]:
+            fields = {k: v for k, v in every.items() if k != name}
+            args = [x for k, v in fields.items() if k not in ("logit_bias", "ignore_eos")
+                    for x in ("--" + k.replace("_", "-"), v)]
+            args += ["--logit-bias", "65=4"] if "logit_bias" in fields else []
+            args += ["--ignore-eos"] if "ignore_eos" in fields else []
+            if name == "seed":
+                continue
+            want = d.lines("ask", "--json", "-n", 24, *args, "Hello there")[-1]["content"]
+            got = [chat(g, max_tokens=24, **fields).json()["choices"][0]["message"]["content"],
+                   chat(g, max_tokens=1, max_completion_tokens=24, **fields).json()["choices"][0]["message"]["content"],
+                   g.post("/v1/responses", {"input": "Hello there", "max_output_tokens": 24, "store": False, **fields}
+                          ).json()["output"][0]["content"][0]["text"]]
+            assert got == [want] * 3, (name, want, got)
         first = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "seed": 3}).json()
         text = first["choices"][0]["text"]
         cut = g.post("/v1/completions", {"prompt": "Once upon", "max_tokens": 24, "seed": 3, "stop": [text[4:8]]}).json()
@@ -175,6 +191,27 @@ def the_second_turn_of_a_client_that_sends_all_again_is_a_hit():
         usage = chat(g, again, reasoning_effort="none").json()["usage"]
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         assert cached >= said["usage"]["prompt_tokens"], (said["usage"], usage)
+        # and it is what the broker counted
+        found = d.status()["kv"]["found_tokens"]
+        usages = [chat(g, again, reasoning_effort="none").json()["usage"],
+                  chunks(g, "/v1/chat/completions", messages=again, max_tokens=2, reasoning_effort="none",
+                         stream_options={"include_usage": True})[-1]["usage"]]
+        told = sum(u["prompt_tokens_details"]["cached_tokens"] for u in usages)
+        assert told == d.status()["kv"]["found_tokens"] - found > 0, (told, usages)
+
+
+def roles_and_parts_are_what_they_say():
+    with Daemon("air", "ChatTemplate=glm47") as d, Gateway(d) as g:
+        def answer(*messages):
+            got = chat(g, list(messages), seed=1, ignore_eos=True).json()
+            return got["choices"][0]["message"], got["usage"]["prompt_tokens"]
+
+        system, user = {"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hello there"}
+        parts = [{"type": "text", "text": "Hello "}, {"type": "text", "text": "there"}]
+        want = answer(system, user)
+        assert answer({"role": "developer", "content": "Be brief"}, user) == want
+        assert answer(system, {"role": "user", "content": parts}) == want != answer(user)
+        assert answer(user, {"role": "assistant", "content": "Yes"}, user)[1] > answer(user, user)[1]
 
 
 def reasoning_is_told_apart():
@@ -427,6 +464,22 @@ def limits_hold():
         statuses = [g.get("/health", connection=c) for _ in range(3)]
         assert [r.headers.get("Connection") for r in statuses] == [None, None, "close"] or \
             statuses[-1].headers["Connection"].lower() == "close"
+        idle = socket.create_connection(("127.0.0.1", g.port), timeout=10)
+        idle.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        begin = time.monotonic()
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200 ") and idle.recv(1) == b""  # closed after KeepAlive=
+        assert 1 < time.monotonic() - begin < 8
+        idle.close()
+        trickle = socket.create_connection(("127.0.0.1", g.port))  # a byte now and then is no headers either
+        begin = time.monotonic()
+        try:
+            while time.monotonic() < begin + 8:
+                trickle.sendall(b"G")
+                time.sleep(0.2)
+            raise AssertionError("slow headers were waited for")
+        except ConnectionError:
+            assert time.monotonic() - begin > 0.9
+        trickle.close()
         slow = socket.create_connection(("127.0.0.1", g.port))
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         slow.settimeout(10)
@@ -568,6 +621,29 @@ def a_stalled_reader_pauses_its_own_stream_only():
         s.close()
 
 
+def a_reader_that_stalls_for_too_long_is_let_go():
+    with Daemon("air") as d, Gateway(d, "StallTimeout=1") as g:
+        for version in ("1.1", "1.0"):
+            data = json.dumps({"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": True}).encode()
+            s = socket.socket()
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(("127.0.0.1", g.port))
+            s.sendall(f"POST /v1/completions HTTP/{version}\r\nHost: localhost\r\n"
+                      f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            wait_for(lambda: b"steamd_gateway_running 1\n" in g.get("/metrics").body, what="its turn")
+            wait_for(lambda: b"steamd_gateway_running 0\n" in g.get("/metrics").body, 60, "its end")
+            s.settimeout(10)
+            try:
+                while s.recv(65536):
+                    pass
+            except ConnectionResetError:
+                pass
+            s.close()
+        assert "steamd_gateway_abandoned_total 2\n" in g.get("/metrics").body.decode()
+        slow = chunks(g, "/v1/completions", prompt="go on", max_tokens=3000, ignore_eos=True)
+        assert slow[-1]["choices"][0]["finish_reason"] == "length"  # whoever reads stays
+
+
 def a_slow_reader_gets_every_byte():
     with Daemon("air") as d, Gateway(d) as g:
         body = {"prompt": "go on", "max_tokens": 4000, "ignore_eos": True, "seed": 3}
@@ -648,6 +724,7 @@ run([
     logprobs_are_those_of_steamctl,
     several_choices_share_one_prompt,
     the_second_turn_of_a_client_that_sends_all_again_is_a_hit,
+    roles_and_parts_are_what_they_say,
     reasoning_is_told_apart,
     tools_are_called_and_answered,
     bad_requests_name_the_field,
@@ -660,6 +737,7 @@ run([
     what_a_peer_makes_the_gateway_hold_is_bounded,
     a_client_that_leaves_ends_its_turn,
     a_stalled_reader_pauses_its_own_stream_only,
+    a_reader_that_stalls_for_too_long_is_let_go,
     a_slow_reader_gets_every_byte,
     requests_beyond_what_a_connection_carries_wait,
     a_wrong_command_line_is_named,
