@@ -123,7 +123,7 @@ def every_sampler_reaches_steamd():
                 assert other != want or name in ("frequency_penalty", "presence_penalty"), name
         # the other routes take the same: a change of each one changes what steamctl says in the same way
         every = {**flags, "top_k": 5, "top_p": 0.5, "logit_bias": {"65": 4}, "ignore_eos": True}
-        for name, value in [*every.items(), (None, None)]:
+        for name in [None] if SANITIZED else [*every, None]:
             fields = {k: v for k, v in every.items() if k != name}
             args = [x for k, v in fields.items() if k not in ("logit_bias", "ignore_eos")
                     for x in ("--" + k.replace("_", "-"), v)]
@@ -608,7 +608,7 @@ def a_stalled_reader_pauses_its_own_stream_only():
             turns = json.loads(d.ctl("ps", "--json"))["turns"]
             return turns and turns[0]["state"] == "paused" and turns[0]["n_completion"]
 
-        n = wait_for(paused, 60, "the pause")
+        n = wait_for(paused, 180 if SANITIZED else 60, "the pause")
         assert n < 20000, n
         assert chat(g).status == 200  # others do not notice
         assert g.memory() < (40000 if SANITIZED else 8000), g.memory()
@@ -623,7 +623,7 @@ def a_stalled_reader_pauses_its_own_stream_only():
 
 def a_reader_that_stalls_for_too_long_is_let_go():
     with Daemon("air") as d, Gateway(d, "StallTimeout=1") as g:
-        for version in ("1.1", "1.0"):
+        for version in ("1.1",) if SANITIZED else ("1.1", "1.0"):
             data = json.dumps({"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": True}).encode()
             s = socket.socket()
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -648,7 +648,8 @@ def a_slow_reader_gets_every_byte():
     with Daemon("air") as d, Gateway(d) as g:
         body = {"prompt": "go on", "max_tokens": 4000, "ignore_eos": True, "seed": 3}
         whole = g.post("/v1/completions", body).json()["choices"][0]["text"]
-        for version, header in (("1.1", ""), ("1.1", "Connection: close\r\n"), ("1.0", "")):
+        kinds = (("1.1", ""), ("1.1", "Connection: close\r\n"), ("1.0", ""))
+        for version, header in kinds[:1] if SANITIZED else kinds:
             data = json.dumps({**body, "stream": True}).encode()
             s = socket.socket()
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -656,8 +657,8 @@ def a_slow_reader_gets_every_byte():
             s.sendall(f"POST /v1/completions HTTP/{version}\r\nHost: localhost\r\n{header}"
                       f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
             # it falls behind, so that chunks are cut where nobody chose to
-            wait_for(lambda: [t for t in json.loads(d.ctl("ps", "--json"))["turns"] if t["state"] == "paused"], 60,
-                     "the pause")
+            wait_for(lambda: [t for t in json.loads(d.ctl("ps", "--json"))["turns"] if t["state"] == "paused"],
+                     180 if SANITIZED else 60, "the pause")
             response = http.client.HTTPResponse(s)
             response.begin()
             assert (response.getheader("Transfer-Encoding") == "chunked") == (version == "1.1")
