@@ -56,9 +56,12 @@ int refusal_set(struct refusal *ret, unsigned status, const char *code, const ch
 static const struct {
 	const char *ours, *theirs;
 } names[] = {
-	{ "generate.bias_ids", "logit_bias" }, { "generate.bias_values", "logit_bias" },
-	{ "generate.ids", "prompt" },	       { "bias_ids", "logit_bias" },
-	{ "bias_values", "logit_bias" },       { "detokenize.ids", "tokens" },
+	{ "generate.bias_ids", "logit_bias" },
+	{ "generate.bias_values", "logit_bias" },
+	{ "generate.ids", "prompt" },
+	{ "bias_ids", "logit_bias" },
+	{ "bias_values", "logit_bias" },
+	{ "detokenize.ids", "tokens" },
 	{ "ids", "prompt" },
 };
 

@@ -114,9 +114,9 @@ static void write_route(const struct route *r, struct jsontext *t)
 		jsontext_format(t, "%s%c", m == r->method ? "\"" : "", *m - 'A' + 'a');
 	jsontext_format(t, "\":{\"summary\":\"%s\"", r->summary);
 	if (strchr(r->path, '{')) {
-		jsontext_put(
-			t, ",\"parameters\":[{\"name\":\"id\",\"in\":\"path\",\"required\":true,"
-			   "\"schema\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":100}}");
+		jsontext_put(t,
+			     ",\"parameters\":[{\"name\":\"id\",\"in\":\"path\",\"required\":true,"
+			     "\"schema\":{\"type\":\"string\",\"minLength\":1,\"maxLength\":100}}");
 		if (r->handle == route_response_items)
 			jsontext_put(t, items_parameters);
 		jsontext_put(t, "]");
