@@ -86,7 +86,9 @@ static struct jsontext *begin_chat_chunk(const struct choice *c)
 
 	jsontext_put(t, "data: ");
 	write_head(t, c->reply, CHAT_CHUNK);
-	jsontext_format(t, "{\"index\":%u,\"delta\":{", c->index);
+	jsontext_put(t, "{\"index\":");
+	jsontext_number(t, c->index);
+	jsontext_put(t, ",\"delta\":{");
 	return t;
 }
 
@@ -119,7 +121,8 @@ static void stream_text(struct choice *c, const struct reply_delta *d)
 		comma = ",";
 	}
 	if (d->content_len) {
-		jsontext_format(t, "%s\"content\":", comma);
+		jsontext_put(t, comma);
+		jsontext_put(t, "\"content\":");
 		jsontext_quote(t, d->content, d->content_len);
 	}
 	if (!c->reply->fields.logprobs || !d->raw->logprobs || d->raw->n_ids == 0) {
@@ -304,7 +307,9 @@ static void write_text_chunk(struct choice *c, const char *text, size_t len,
 
 	jsontext_put(t, "data: ");
 	write_head(t, c->reply, TEXT_OBJECT);
-	jsontext_format(t, "{\"index\":%u,\"text\":", c->index);
+	jsontext_put(t, "{\"index\":");
+	jsontext_number(t, c->index);
+	jsontext_put(t, ",\"text\":");
 	jsontext_quote(t, text, len);
 	jsontext_put(t, ",\"logprobs\":");
 	if (c->reply->fields.logprobs && d) {

@@ -160,14 +160,16 @@ static bool is_in_chunk(const struct exchange *x)
 
 static void open_chunk(struct chunk *c, size_t n)
 {
-	*c = (struct chunk){ .body_n = n, .tail_n = 2 };
-	c->head_n = (size_t)snprintf(c->head, sizeof(c->head), "%zx\r\n", n);
+	*c = (struct chunk){ .body_n = n, .tail_n = 2, .head_at = sizeof(c->head) - 2 };
+	memcpy(c->head + c->head_at, "\r\n", 2);
+	for (; n > 0; n >>= 4)
+		c->head[--c->head_at] = "0123456789abcdef"[n & 15];
 }
 
 static void count_sent(struct exchange *x, size_t n)
 {
 	struct chunk *c = &x->chunk;
-	const size_t head = MIN(n, c->head_n - c->head_at), body = MIN(n - head, c->body_n);
+	const size_t head = MIN(n, sizeof(c->head) - c->head_at), body = MIN(n - head, c->body_n);
 
 	c->head_at += head;
 	c->body_n -= body;
@@ -181,7 +183,7 @@ static bool send_chunk(struct exchange *x)
 {
 	struct chunk *c = &x->chunk;
 	struct iovec parts[] = {
-		{ c->head + c->head_at, c->head_n - c->head_at },
+		{ c->head + c->head_at, sizeof(c->head) - c->head_at },
 		{ x->out.at + x->out_at, c->body_n },
 		{ (char *)"\r\n" + 2 - c->tail_n, c->tail_n },
 	};

@@ -22,8 +22,8 @@ enum exchange_state {
 
 /* A chunk of the body that is being sent: its size, then bytes of what is in out, then an end of line. */
 struct chunk {
-	char head[24];
-	size_t head_n, head_at, body_n, tail_n; /* the last two: not sent yet */
+	char head[24];			  /* the size in hexadecimal at its end, and an end of line */
+	size_t head_at, body_n, tail_n; /* the last two: not sent yet */
 };
 
 struct exchange {

@@ -76,6 +76,17 @@ void jsontext_format(struct jsontext *t, const char *format, ...)
 	t->n += (size_t)n;
 }
 
+void jsontext_number(struct jsontext *t, uint64_t n)
+{
+	char digits[20];
+	size_t at = sizeof(digits);
+
+	do
+		digits[--at] = (char)('0' + n % 10);
+	while (n /= 10);
+	jsontext_add(t, digits + at, sizeof(digits) - at);
+}
+
 static void escape(struct jsontext *t, unsigned char c)
 {
 	static const char short_ones[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";

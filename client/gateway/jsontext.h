@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "client/wire/ownership.h"
 
@@ -20,6 +21,8 @@ void jsontext_clear(struct jsontext *t);
 void jsontext_add(struct jsontext *t, const char *bytes, size_t n);
 void jsontext_put(struct jsontext *t, const char *string);
 void jsontext_format(struct jsontext *t, const char *format, ...) _printf_(2, 3);
+/* What "%llu" gives, for what is written with every token. */
+void jsontext_number(struct jsontext *t, uint64_t n);
 /* A JSON string, quotes included, of UTF-8 that may hold NUL. */
 void jsontext_quote(struct jsontext *t, const char *bytes, size_t n);
 void jsontext_quote_string(struct jsontext *t, const char *string);

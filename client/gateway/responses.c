@@ -233,8 +233,12 @@ static struct jsontext *begin_event(struct response *p, const char *type)
 	if (!p->r->fields.stream)
 		return NULL;
 	t = exchange_out(p->r->x);
-	jsontext_format(t, "event: %s\ndata: {\"type\":\"%s\",\"sequence_number\":%llu", type, type,
-			(unsigned long long)p->n_events++);
+	jsontext_put(t, "event: ");
+	jsontext_put(t, type);
+	jsontext_put(t, "\ndata: {\"type\":\"");
+	jsontext_put(t, type);
+	jsontext_put(t, "\",\"sequence_number\":");
+	jsontext_number(t, p->n_events++);
 	return t;
 }
 
@@ -256,15 +260,16 @@ static void say_state(struct response *p, const char *type, const char *status,
 }
 
 /* An event about the item at the end of the output. */
-static struct jsontext *begin_item_event(struct response *p, const char *type, const json_t *id)
+static struct jsontext *begin_item_event(struct response *p, const char *type, const char *id)
 {
 	struct jsontext *t = begin_event(p, type);
 
 	if (!t)
 		return NULL;
-	jsontext_put(t, ",\"item_id\":");
-	jsontext_value(t, id);
-	jsontext_format(t, ",\"output_index\":%zu", json_array_size(p->output));
+	jsontext_put(t, ",\"item_id\":\"");
+	jsontext_put(t, id);
+	jsontext_put(t, "\",\"output_index\":");
+	jsontext_number(t, json_array_size(p->output));
 	return t;
 }
 
@@ -279,22 +284,30 @@ static void say_item(struct response *p, const char *type, const json_t *item)
 	end_event(t);
 }
 
-static void say_text(struct response *p, const char *type, const json_t *id, const char *key,
-		     const char *text, size_t len, const char *more)
+/* @raw: its logprobs come with it; NULL: it has none */
+static void say_text(struct response *p, const char *type, const char *key, const char *text,
+		     size_t len, const struct steamd_delta *raw)
 {
-	struct jsontext *t = begin_item_event(p, type, id);
+	struct jsontext *t = begin_item_event(p, type, p->open_id);
 
 	if (!t)
 		return;
-	jsontext_format(t, ",\"content_index\":0,\"%s\":", key);
+	jsontext_put(t, ",\"content_index\":0,\"");
+	jsontext_put(t, key);
+	jsontext_put(t, "\":");
 	jsontext_quote(t, text, len);
-	jsontext_put(t, more);
+	if (strcmp(p->open, "message") == 0) {
+		jsontext_put(t, ",\"logprobs\":[");
+		if (raw && p->r->fields.logprobs)
+			reply_write_logprobs(p->r, raw, true, t);
+		jsontext_put(t, "]");
+	}
 	end_event(t);
 }
 
-static void say_part(struct response *p, const char *type, const json_t *id, const json_t *part)
+static void say_part(struct response *p, const char *type, const json_t *part)
 {
-	struct jsontext *t = begin_item_event(p, type, id);
+	struct jsontext *t = begin_item_event(p, type, p->open_id);
 
 	if (!t)
 		return;
@@ -310,20 +323,15 @@ static struct jsontext *text_of(struct response *p, const char *kind)
 	return strcmp(kind, "message") == 0 ? &c->content : &c->reasoning;
 }
 
-static json_t *open_id(const struct response *p)
-{
-	return strcmp(p->open, "message") == 0
-		       ? item_id("msg", p->digits, (uint32_t)json_array_size(p->output))
-		       : item_id("rs", p->digits, 0);
-}
-
 static void open_item(struct response *p, const char *kind)
 {
 	const bool message = strcmp(kind, "message") == 0;
-	json_t *item, *part, *id;
+	json_t *item, *part,
+		*id = message ? item_id("msg", p->digits, (uint32_t)json_array_size(p->output))
+			      : item_id("rs", p->digits, 0);
 
 	p->open = kind;
-	id = open_id(p);
+	snprintf(p->open_id, sizeof(p->open_id), "%s", json_string_value(id));
 	item = message ? json_pack("{s:O, s:s, s:s, s:s, s:[]}", "id", id, "type", "message",
 				   "status", "in_progress", "role", "assistant", "content")
 		       : json_pack("{s:O, s:s, s:s, s:[], s:[]}", "id", id, "type", "reasoning",
@@ -332,7 +340,7 @@ static void open_item(struct response *p, const char *kind)
 				   "annotations", "logprobs")
 		       : json_pack("{s:s, s:s}", "type", "reasoning_text", "text", "");
 	say_item(p, "response.output_item.added", item);
-	say_part(p, "response.content_part.added", id, part);
+	say_part(p, "response.content_part.added", part);
 	json_decref(item);
 	json_decref(part);
 	json_decref(id);
@@ -356,7 +364,7 @@ static void close_item(struct response *p)
 	const bool message = p->open && strcmp(p->open, "message") == 0;
 	const struct jsontext *all;
 	const char *text;
-	json_t *item, *id;
+	json_t *item;
 	size_t len;
 
 	if (!p->open)
@@ -364,17 +372,15 @@ static void close_item(struct response *p)
 	all = text_of(p, p->open);
 	text = all->at ? all->at + p->open_from : "";
 	len = all->n - MIN(p->open_from, all->n);
-	id = open_id(p);
 	item = message ? response_item_message(p->digits, (uint32_t)json_array_size(p->output),
 					       text, len, logprobs_of(&p->r->choices[0]))
 		       : response_item_reasoning(p->digits, text, len);
-	say_text(p, message ? "response.output_text.done" : "response.reasoning_text.done", id,
-		 "text", text, len, message ? ",\"logprobs\":[]" : "");
-	say_part(p, "response.content_part.done", id,
+	say_text(p, message ? "response.output_text.done" : "response.reasoning_text.done", "text",
+		 text, len, NULL);
+	say_part(p, "response.content_part.done",
 		 json_array_get(json_object_get(item, "content"), 0));
 	say_item(p, "response.output_item.done", item);
 	json_array_append_new(p->output, item);
-	json_decref(id);
 	p->open = NULL;
 }
 
@@ -382,10 +388,6 @@ static void close_item(struct response *p)
 static void take_text(struct response *p, const char *kind, const char *text, size_t len,
 		      const struct steamd_delta *raw)
 {
-	const bool message = strcmp(kind, "message") == 0;
-	struct jsontext more = { 0 };
-	json_t *id;
-
 	if (len == 0)
 		return;
 	if (p->open && strcmp(p->open, kind) != 0)
@@ -394,24 +396,16 @@ static void take_text(struct response *p, const char *kind, const char *text, si
 		p->open_from = text_of(p, kind)->n - len;
 		open_item(p, kind);
 	}
-	if (!p->r->fields.stream)
-		return;
-	id = open_id(p);
-	if (message) {
-		jsontext_put(&more, ",\"logprobs\":[");
-		if (p->r->fields.logprobs)
-			reply_write_logprobs(p->r, raw, true, &more);
-		jsontext_put(&more, "]");
-	}
-	say_text(p, message ? "response.output_text.delta" : "response.reasoning_text.delta", id,
-		 "delta", text, len, more.at ? more.at : "");
-	jsontext_deinit(&more);
-	json_decref(id);
+	say_text(p,
+		 strcmp(kind, "message") == 0 ? "response.output_text.delta"
+					      : "response.reasoning_text.delta",
+		 "delta", text, len, raw);
 }
 
 static void say_arguments(struct response *p, const char *type, const json_t *item, const char *key)
 {
-	struct jsontext *t = begin_item_event(p, type, json_object_get(item, "id"));
+	struct jsontext *t = begin_item_event(p, type,
+					      json_string_value(json_object_get(item, "id")));
 
 	if (!t)
 		return;

@@ -34,6 +34,7 @@ struct response {
 	json_t *tools;	  /* as Chat Completions has them */
 	json_t *output;	  /* items that are complete */
 	const char *open;  /* "reasoning", "message" or NULL: the item that is being written */
+	char open_id[64];
 	size_t open_from; /* where its text begins in all there is */
 	uint32_t n_calls;
 	uint64_t n_events;

@@ -56,6 +56,11 @@ static void every_length_of_text_is_kept(void **state)
 	}
 	jsontext_format(&t, "%s", "");
 	assert_int_equal(t.n, 5000);
+	jsontext_clear(&t);
+	jsontext_number(&t, 0);
+	jsontext_number(&t, 10);
+	jsontext_number(&t, UINT64_MAX);
+	assert_string_equal(t.at, "01018446744073709551615");
 	jsontext_deinit(&t);
 }
 
