@@ -624,7 +624,8 @@ def a_stalled_reader_pauses_its_own_stream_only():
 
 def a_reader_that_stalls_for_too_long_is_let_go():
     with Daemon("air") as d, Gateway(d, "StallTimeout=1") as g:
-        for version in ("1.1",) if SANITIZED else ("1.1", "1.0"):
+        versions = ("1.1",) if SANITIZED else ("1.1", "1.0")
+        for version in versions:
             data = json.dumps({"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": True}).encode()
             s = socket.socket()
             s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -640,8 +641,8 @@ def a_reader_that_stalls_for_too_long_is_let_go():
             except ConnectionResetError:
                 pass
             s.close()
-        assert "steamd_gateway_abandoned_total 2\n" in g.get("/metrics").body.decode()
-        slow = chunks(g, "/v1/completions", prompt="go on", max_tokens=3000, ignore_eos=True)
+        assert f"steamd_gateway_abandoned_total {len(versions)}\n" in g.get("/metrics").body.decode()
+        slow = chunks(g, "/v1/completions", prompt="go on", max_tokens=300 if SANITIZED else 3000, ignore_eos=True)
         assert slow[-1]["choices"][0]["finish_reason"] == "length"  # whoever reads stays
 
 
