@@ -107,7 +107,7 @@ settings=$(cd "$root/checks" && python3 -Bc 'import holderchecks; print(*holderc
 for etc in "$root/etc" "$install/usr/local/etc"; do
 	mkdir -p "$etc/steamd"
 	printf '[steamd]\nModel=/run/steamd-test/models/air\n%s\n' "$settings" >"$etc/steamd/steamd.conf"
-	printf 'IdleExit=1\n' >"$etc/steamd/gateway.conf"
+	printf 'IdleExit=1\nMaxConnectionsPerPeer=2\n' >"$etc/steamd/gateway.conf"
 	printf 'alice alice-key-0123456789\n' >"$etc/steamd/gateway-keys"
 done
 
@@ -194,6 +194,11 @@ check "the gateway runs as a user of its own" [ "$(inside ps -o user:16= -C stea
 check "it leaves when idle" wait_for 20 sh -c "[ '$(prop steamd-gateway.service Result)' = success ] &&
 	! nsenter -t $pid1 -m -p systemctl is-active --quiet steamd-gateway.service"
 check "and comes again" gets 200 -H "$alice" "127.0.0.1:$port$chats"
+exec {one}<>"/dev/tcp/127.0.0.1/$port" {two}<>"/dev/tcp/127.0.0.1/$port"
+check "a user has so many connections and no more" gets 429 -H "$alice" "127.0.0.1:$port$chats"
+as='inside setpriv --reuid tester --regid tester --clear-groups' \
+	check "and takes none of another's" gets 200 -H "$alice" "127.0.0.1:$port$chats"
+exec {one}>&- {two}>&-
 [ $failed -eq 0 ] || console
 inside systemctl stop steamd-gateway.socket steamd-gateway.service
 
