@@ -204,10 +204,7 @@ def a_fuzzer_finds_no_fault():
                             "--generation-database", "none", "--seed", "1", "--no-color"],
                            capture_output=True, check=False, cwd=str(d.dir), timeout=300)
         out = p.stdout.decode(errors="replace")
-        # a 503 that says when to come again is an answer
-        failures = [f for f in re.findall(r"\[(5\d\d)\]", out) if f != "503"]
-        assert p.returncode in (0, 1) and not failures, out[-6000:]
-        assert p.returncode == 0 or "503" in out, out[-6000:]
+        assert p.returncode == 0, out[-6000:]
         assert g.get("/health").status == 200
 
 
