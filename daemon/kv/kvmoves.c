@@ -52,8 +52,7 @@ int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
 
 int kvmoves_check(struct kvcache *c, struct prefix_node *node)
 {
-	const struct step_move order = { node->page, node->page, node->n_tokens,
-					 STEP_MOVE_CHECK };
+	const struct step_move order = { node->page, node->page, node->n_tokens, STEP_MOVE_CHECK };
 	struct move *m = push(c, MOVE_CHECK, order, NULL, 0);
 
 	if (!m)

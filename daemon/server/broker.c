@@ -57,11 +57,13 @@ static int read_user_settings(struct settings *ret, struct err *err)
 	const bool named = config && config[0] == '/';
 	int r;
 
-	r = settings_set(ret, "Model=" STEAMD_DATADIR "/models/steamd-tiny", "comes with steamd", err);
+	r = settings_set(ret, "Model=" STEAMD_DATADIR "/models/steamd-tiny", "comes with steamd",
+			 err);
 	if (r < 0)
 		return r;
 	if (!named && (!home || home[0] != '/'))
-		return err_set(err, -EINVAL, "--user wants $XDG_CONFIG_HOME or $HOME, an absolute path");
+		return err_set(err, -EINVAL,
+			       "--user wants $XDG_CONFIG_HOME or $HOME, an absolute path");
 	if (asprintf(&path, "%s%s/steamd/steamd.conf", named ? config : home,
 		     named ? "" : "/.config") < 0 ||
 	    asprintf(&dropins, "%s%s/steamd/conf.d", named ? config : home,

@@ -4,7 +4,16 @@
 #include <errno.h>
 #include <string.h>
 
-enum kind { KIND_SET, KIND_CONFIG, KIND_USER, KIND_INSPECT, KIND_MEMORY, KIND_VRAM, KIND_GPUS, KIND_ACTION };
+enum kind {
+	KIND_SET,
+	KIND_CONFIG,
+	KIND_USER,
+	KIND_INSPECT,
+	KIND_MEMORY,
+	KIND_VRAM,
+	KIND_GPUS,
+	KIND_ACTION
+};
 
 /* name, value's name or NULL, what it is, the setting it stands for or the action, help */
 static const struct option {

@@ -189,9 +189,10 @@ INLINE void add_group(float *out, const int32_t *high, const int32_t *low, const
 		sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8),
 				       _mm512_load_si512(low + t * STRIP_ROWS));
 		sum = _mm512_sub_epi32(sum, _mm512_set1_epi32(group->sum8));
-		_mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
-						    _mm512_mul_ps(scales, _mm512_set1_ps(group->scale)),
-						    _mm512_load_ps(to)));
+		_mm512_store_ps(to,
+				_mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
+						_mm512_mul_ps(scales, _mm512_set1_ps(group->scale)),
+						_mm512_load_ps(to)));
 	}
 }
 

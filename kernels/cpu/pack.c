@@ -56,7 +56,7 @@ static void pack_f32(uint8_t *dst, const struct weight_source *src, uint32_t str
 		for (uint32_t c = 0; c < padded; c++)
 			to[(size_t)c * STRIP_ROWS] = row < src->rows && c < src->cols
 							     ? source_value(src->type, src->data,
-									  row * src->cols + c)
+									    row * src->cols + c)
 							     : 0;
 	}
 }

@@ -87,7 +87,9 @@ LOOP(bf16_avx512, AVX512BF16, __m512i, SET_BF16, ACC16, "vdpbf16ps %[a], %[b], %
 			uint8_t palette, zero[15];                                                 \
 			uint16_t row_bytes[16];                                                    \
 			uint8_t rows[16];                                                          \
-		} config = { 1, { 0 }, { 64, 64, 64, 64, 64, 64, 64, 64 },                         \
+		} config = { 1,                                                                    \
+			     { 0 },                                                                \
+			     { 64, 64, 64, 64, 64, 64, 64, 64 },                                   \
 			     { 16, 16, 16, 16, 16, 16, 16, 16 } };                                 \
                                                                                                    \
 		__asm__ volatile("ldtilecfg %[config]\n\t"                                         \
@@ -95,7 +97,7 @@ LOOP(bf16_avx512, AVX512BF16, __m512i, SET_BF16, ACC16, "vdpbf16ps %[a], %[b], %
 				 "tilezero %%tmm\\r\n\t"                                           \
 				 ".endr\n"                                                         \
 				 "1:\n\t"                                                          \
-				 ".irp r,0,1,2,3,4,5\n\t" product " %%tmm6, %%tmm7, %%tmm\\r\n\t"   \
+				 ".irp r,0,1,2,3,4,5\n\t" product " %%tmm6, %%tmm7, %%tmm\\r\n\t"  \
 				 ".endr\n\t"                                                       \
 				 "dec %[turns]\n\t"                                                \
 				 "jnz 1b\n\t"                                                      \

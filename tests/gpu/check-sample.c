@@ -68,14 +68,14 @@ static void fill(float *logits, uint32_t vocab, enum logits kind)
 	for (uint32_t i = 0; i < vocab; i++) {
 		const float x = even();
 
-		logits[i] = kind == SMOOTH	? 3 * x :
-			    kind == PEAKED	? 25 * x * x * x :
-			    kind == EQUAL	? 1.5f :
-			    kind == FEW_VALUES	? (float)below(3) :
-			    kind == ALL_HOLES	? -INFINITY :
-			    below(3)		? 4 * x :
-			    below(2)		? -INFINITY :
-						  NAN;
+		logits[i] = kind == SMOOTH	 ? 3 * x
+			    : kind == PEAKED	 ? 25 * x * x * x
+			    : kind == EQUAL	 ? 1.5f
+			    : kind == FEW_VALUES ? (float)below(3)
+			    : kind == ALL_HOLES	 ? -INFINITY
+			    : below(3)		 ? 4 * x
+			    : below(2)		 ? -INFINITY
+						 : NAN;
 	}
 	if (kind == WITH_HOLES)
 		logits[below(vocab)] = 1e30f;
@@ -97,32 +97,71 @@ static const struct one cases[] = {
 	{ "peaked", PEAKED, { OFF }, 0, false },
 	{ "the model's defaults", PEAKED, { OFF, .min_p = 0.01 }, 0, false },
 	{ "equals", EQUAL, { OFF }, 0, false },
-	{ "equals, the first half", EQUAL, { .temperature = 1, .top_p = 0.5, .repetition = 1 }, 0, false },
+	{ "equals, the first half",
+	  EQUAL,
+	  { .temperature = 1, .top_p = 0.5, .repetition = 1 },
+	  0,
+	  false },
 	{ "few values", FEW_VALUES, { OFF }, 0, false },
 	{ "few values, top k", FEW_VALUES, { OFF, .top_k = 7 }, 0, false },
 	{ "top k", SMOOTH, { OFF, .top_k = 40 }, 0, false },
 	{ "top k of many", SMOOTH, { OFF, .top_k = 3000 }, 0, false },
 	{ "top 1", SMOOTH, { OFF, .top_k = 1 }, 0, false },
 	{ "top p", SMOOTH, { .temperature = 1, .top_p = 0.9, .repetition = 1 }, 0, false },
-	{ "top p of little", PEAKED, { .temperature = 1, .top_p = 0.3, .repetition = 1 }, 0, false },
+	{ "top p of little",
+	  PEAKED,
+	  { .temperature = 1, .top_p = 0.3, .repetition = 1 },
+	  0,
+	  false },
 	{ "top p of nothing", SMOOTH, { .temperature = 1, .repetition = 1 }, 0, false },
-	{ "hot", SMOOTH, { .temperature = 7, .top_p = 0.97, .repetition = 1, .min_p = 0.2 }, 0, false },
+	{ "hot",
+	  SMOOTH,
+	  { .temperature = 7, .top_p = 0.97, .repetition = 1, .min_p = 0.2 },
+	  0,
+	  false },
 	{ "cold", SMOOTH, { .temperature = 0.05, .top_p = 1, .repetition = 1 }, 0, false },
-	{ "all cuts", SMOOTH,
-	  { .temperature = 0.8, .top_p = 0.95, .repetition = 1, .min_p = 0.05, .top_k = 2000 }, 0, false },
-	{ "penalties", SMOOTH,
-	  { .temperature = 1, .top_p = 1, .repetition = 1.3, .frequency = 0.2, .presence = 0.4,
-	    .n_prompt = 500 }, 1500, false },
-	{ "penalties and cuts", PEAKED,
-	  { .temperature = 0.9, .top_p = 0.9, .repetition = 1.1, .presence = -0.4, .n_prompt = 20,
-	    .top_k = 50 }, 700, false },
+	{ "all cuts",
+	  SMOOTH,
+	  { .temperature = 0.8, .top_p = 0.95, .repetition = 1, .min_p = 0.05, .top_k = 2000 },
+	  0,
+	  false },
+	{ "penalties",
+	  SMOOTH,
+	  { .temperature = 1,
+	    .top_p = 1,
+	    .repetition = 1.3,
+	    .frequency = 0.2,
+	    .presence = 0.4,
+	    .n_prompt = 500 },
+	  1500,
+	  false },
+	{ "penalties and cuts",
+	  PEAKED,
+	  { .temperature = 0.9,
+	    .top_p = 0.9,
+	    .repetition = 1.1,
+	    .presence = -0.4,
+	    .n_prompt = 20,
+	    .top_k = 50 },
+	  700,
+	  false },
 	{ "bias", SMOOTH, { OFF, .min_p = 0.01 }, 0, true },
-	{ "bias, stop ids masked", SMOOTH,
-	  { .temperature = 0, .top_p = 1, .repetition = 1, .min_tokens = 3, .n_stop_ids = 4,
-	    .stop_ids = { 0, 1, 2, 77 } }, 0, true },
+	{ "bias, stop ids masked",
+	  SMOOTH,
+	  { .temperature = 0,
+	    .top_p = 1,
+	    .repetition = 1,
+	    .min_tokens = 3,
+	    .n_stop_ids = 4,
+	    .stop_ids = { 0, 1, 2, 77 } },
+	  0,
+	  true },
 	{ "holes", WITH_HOLES, { OFF }, 0, false },
-	{ "nothing but holes", ALL_HOLES, { OFF, .min_tokens = 1, .n_stop_ids = 2,
-	    .stop_ids = { 0, 1 } }, 0, false },
+	{ "nothing but holes",
+	  ALL_HOLES,
+	  { OFF, .min_tokens = 1, .n_stop_ids = 2, .stop_ids = { 0, 1 } },
+	  0,
+	  false },
 };
 
 /* What the cases share, on the device. */
@@ -158,7 +197,8 @@ static void open_all(uint32_t vocab_max)
 /* The tokens of the sequence so far, to both. */
 static void push(const struct one *one, struct sampler *s, uint32_t vocab)
 {
-	const uint32_t n = one->n_pushed, n_prompt = one->params.n_prompt < n ? one->params.n_prompt : n;
+	const uint32_t n = one->n_pushed,
+		       n_prompt = one->params.n_prompt < n ? one->params.n_prompt : n;
 	struct sample_count *none = calloc(vocab, sizeof(*none));
 	uint32_t pushed[4096];
 	int r;
@@ -207,13 +247,20 @@ static void check(const struct one *one, uint32_t vocab, uint32_t vocab_real)
 	for (uint32_t draw = 0; draw < (small ? 1 : DRAWS); draw++) {
 		for (uint32_t i = 0; i < ROWS; i++) {
 			rows[i] = (struct sample_row){
-				.temperature = params.temperature, .top_p = params.top_p,
-				.min_p = params.min_p, .repetition = params.repetition,
-				.frequency = params.frequency, .presence = params.presence,
-				.seed = params.seed, .position = draw * ROWS + i,
-				.top_k = params.top_k, .vocab_real = vocab_real,
-				.n_masked = params.n_stop_ids, .n_bias = params.n_bias,
-				.masked = on.masked, .bias_ids = on.bias_ids,
+				.temperature = params.temperature,
+				.top_p = params.top_p,
+				.min_p = params.min_p,
+				.repetition = params.repetition,
+				.frequency = params.frequency,
+				.presence = params.presence,
+				.seed = params.seed,
+				.position = draw * ROWS + i,
+				.top_k = params.top_k,
+				.vocab_real = vocab_real,
+				.n_masked = params.n_stop_ids,
+				.n_bias = params.n_bias,
+				.masked = on.masked,
+				.bias_ids = on.bias_ids,
 				.bias_values = on.bias_values,
 				.counts = one->n_pushed ? on.counts : NULL,
 			};
@@ -232,7 +279,8 @@ static void check(const struct one *one, uint32_t vocab, uint32_t vocab_real)
 				continue;
 			if (wrong++ == 0)
 				printf("  %s, %u of %u ids: row %u at position %u is %u, not %u\n",
-				       one->name, vocab_real, vocab, i, draw * ROWS + i, got[i], want[i]);
+				       one->name, vocab_real, vocab, i, draw * ROWS + i, got[i],
+				       want[i]);
 		}
 	}
 	sampler_free(s);

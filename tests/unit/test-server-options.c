@@ -74,11 +74,11 @@ static void a_plan_is_asked_for_with_model_and_memory(void **state)
 
 static void help_names_every_option(void **state)
 {
-	static const char *const names[] = { "--model DIR",	"--socket PATH", "--state DIR",
-					     "--set KEY=VALUE", "--config FILE", "--user", "--check-config",
-					     "--print-config",	"--inspect DIR", "--memory SIZE",
-					     "--plan",		"--vram SIZE",	 "--gpus N",
-					     "--version",	"--help" };
+	static const char *const names[] = { "--model DIR",	"--socket PATH",  "--state DIR",
+					     "--set KEY=VALUE", "--config FILE",  "--user",
+					     "--check-config",	"--print-config", "--inspect DIR",
+					     "--memory SIZE",	"--plan",	  "--vram SIZE",
+					     "--gpus N",	"--version",	  "--help" };
 	char text[8192] = "";
 	FILE *f = fmemopen(text, sizeof(text) - 1, "w");
 

@@ -98,12 +98,14 @@ static void what_is_wrong_is_named_with_its_line(void **state)
 		       "2: KVCacheSize is '4Q'; a size such as 512M or 16G is wanted");
 	assert_refused("[steamd]\nKVCacheSize=99999999999T\n",
 		       "2: KVCacheSize is '99999999999T'; a size such as 512M or 16G is wanted");
-	assert_refused("[steamd]\nIsa=mmx\n",
-		       "2: Isa is 'mmx'; one of "
-		       "auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated|amx is wanted");
-	assert_refused("[steamd]\nIsa=avx\n",
-		       "2: Isa is 'avx'; one of "
-		       "auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated|amx is wanted");
+	assert_refused(
+		"[steamd]\nIsa=mmx\n",
+		"2: Isa is 'mmx'; one of "
+		"auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated|amx is wanted");
+	assert_refused(
+		"[steamd]\nIsa=avx\n",
+		"2: Isa is 'avx'; one of "
+		"auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated|amx is wanted");
 	assert_refused("[steamd]\nTopP=1.5\n", "2: TopP is '1.5'; from 0 to 1 is allowed");
 	assert_refused("[steamd]\nTopP=nan\n", "2: TopP is 'nan'; a number is wanted");
 	assert_refused("[steamd]\nSocketMode=0888\n",
@@ -125,9 +127,10 @@ static void what_is_wrong_is_named_with_its_line(void **state)
 	assert_refused("[steam]\nModel=/x\n",
 		       "2: key 'Model' stands in section 'steam'; [steamd] is wanted");
 	assert_refused("[steamd]\nModel\n", "2: neither a section, a comment nor Key=Value");
-	assert_refused("[steamd]\nModel=/x\n Isa=ref x\n",
-		       "3: Isa is 'ref x'; one of "
-		       "auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated|amx is wanted");
+	assert_refused(
+		"[steamd]\nModel=/x\n Isa=ref x\n",
+		"3: Isa is 'ref x'; one of "
+		"auto|ref|portable|avx2|avx512|avx512bf16|avx512bf16-emulated|amx is wanted");
 }
 
 static void a_line_beyond_the_buffer_is_refused(void **state)
