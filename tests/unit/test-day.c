@@ -7,7 +7,8 @@
  * broker's objects are the real ones, the ladder of sleep, the disk's files and
  * the store of sessions too; none has a thread, so that a seed is a day. What
  * must hold is looked at after every step, and what the store has in every life
- * of the broker. Of the broker only its sockets and what reads them are not here.
+ * of the broker. Of the broker only daemon/server is not here: sockets, the requests that
+ * come by them, and what it counts of a connection.
  *
  * Usage: test-day [FIRST-LAST | N]: the days of these seeds, or of 1 to N.
  */
