@@ -197,9 +197,8 @@ static int open_store(struct sessions *x, const char *dir)
 		log_error("'%s-wal': %llu frames are damaged; what only they had is lost", path,
 			  (unsigned long long)x->counts.n_log_lost);
 	if (x->counts.n_log_torn > 0)
-		log_warning("'%s-wal': the last %llu frames are torn, as after a power cut, or "
-			    "damaged; "
-			    "what was written to them is lost",
+		log_warning("'%s-wal': %llu frames are torn, as after a power cut, or damaged; "
+			    "what was written from there on is lost",
 			    path, (unsigned long long)x->counts.n_log_torn);
 	if (x->counts.n_set_aside > 0)
 		log_error("'%s' could not be read: it is set aside as state.db.damaged-N, and %llu "

@@ -69,8 +69,8 @@ struct store_counts {
 	uint64_t n_set_aside; /* databases, in this life */
 	uint64_t n_kept;      /* rows that were read out of those */
 	uint64_t n_log_mended; /* frames of the log in which one bit was wrong, and is right again */
-	uint64_t n_log_lost;   /* frames that were damaged beyond that, and are no torn end */
-	uint64_t n_log_torn;   /* frames at its end that did not match: a power cut leaves such, or damage */
+	uint64_t n_log_lost;   /* frames in which one bit was wrong, and it is not known which */
+	uint64_t n_log_torn;   /* frames with other damage, as a power cut leaves it: they and what follows them are not read */
 	uint64_t n_unfinished; /* turns that were begun in an earlier life and are gone */
 	uint64_t n_saved;     /* turns committed */
 	uint64_t n_changes;   /* rows written, of all kinds */

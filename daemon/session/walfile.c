@@ -230,49 +230,6 @@ static bool mend_head(struct walfile *w)
 	return false;
 }
 
-/* What can be known of the header from elsewhere; its sum is left, the first frame goes on from it. */
-static void make_head(struct walfile *w, uint32_t page_bytes)
-{
-	w->big_endian = __BYTE_ORDER == __BIG_ENDIAN;
-	put(w->at, MAGIC | w->big_endian);
-	put(w->at + 4, LOG_VERSION);
-	put(w->at + 8, page_bytes);
-	memcpy(w->at + 16, w->at + HEAD_BYTES + 8, 8);
-}
-
-/* Of the database file; 0: that says nothing sensible. */
-static uint32_t read_page_bytes(int db)
-{
-	uint8_t at[2];
-	uint32_t n;
-
-	if (pread(db, at, sizeof(at), 16) != (ssize_t)sizeof(at))
-		return 0;
-	n = (uint32_t)at[0] << 8 | at[1];
-	return n == 1 ? PAGE_BYTES_MAX : n >= PAGE_BYTES_MIN && (n & (n - 1)) == 0 ? n : 0;
-}
-
-/* Where the last transaction that is whole and comes after a damaged one ends; 0: there is none. */
-static size_t find_whole(const struct walfile *w)
-{
-	bool after = false, whole = false;
-	size_t end = 0;
-
-	for (size_t i = 0; i < w->n_frames; i++) {
-		const bool commits = get(frame_at(w, i) + 4) != 0;
-
-		if (w->states[i] != FRAME_WHOLE) {
-			after = true;
-			whole = commits;
-		} else if (commits) {
-			if (after && whole)
-				end = i + 1;
-			whole = true;
-		}
-	}
-	return end;
-}
-
 static int write_frame(const struct walfile *w, const uint8_t *at, size_t bytes, struct err *err)
 {
 	const ssize_t n = pwrite(w->fd, at, bytes, at - w->at);
@@ -287,7 +244,6 @@ static int write_frame(const struct walfile *w, const uint8_t *at, size_t bytes,
 static int follow(struct walfile *w, struct walfile_found *found, struct err *err)
 {
 	struct sum seed = sum_at(w->at + 24);
-	size_t end;
 	int r = 0;
 
 	for (size_t i = 0; i < w->n_frames && r == 0; i++) {
@@ -302,12 +258,10 @@ static int follow(struct walfile *w, struct walfile_found *found, struct err *er
 		}
 		seed = sum_at(frame + 16);
 	}
-	end = find_whole(w);
-	for (size_t i = 0; i < w->n_frames; i++)
-		found->n_lost += w->states[i] == FRAME_FLIPPED ||
-				 (w->states[i] == FRAME_DAMAGED && i < end);
-	for (size_t i = end; i < w->n_frames; i++)
+	for (size_t i = 0; i < w->n_frames; i++) {
+		found->n_lost += w->states[i] == FRAME_FLIPPED;
 		found->n_torn += w->states[i] == FRAME_DAMAGED && has_salts(w, frame_at(w, i));
+	}
 	return r;
 }
 
@@ -319,32 +273,19 @@ static int count_frames(struct walfile *w, struct err *err)
 	return w->states ? 0 : err_set(err, -ENOMEM, "out of memory");
 }
 
-static int look(struct walfile *w, int db, struct walfile_found *found, struct err *err)
+static int look(struct walfile *w, struct walfile_found *found, struct err *err)
 {
-	const uint32_t page_bytes = read_page_bytes(db);
-	bool made = false;
 	int r = 0;
 
 	if (!head_holds(w)) {
-		if (mend_head(w)) {
-			found->n_mended++;
-			r = write_frame(w, w->at, HEAD_BYTES, err);
-		} else if (page_bytes > 0 && w->bytes >= HEAD_BYTES + FRAME_BYTES + page_bytes) {
-			make_head(w, page_bytes);
-			made = true;
-		} else {
-			return 0;
-		}
+		if (!mend_head(w))
+			return 0; /* as SQLite sees it, there is no log */
+		found->n_mended++;
+		r = write_frame(w, w->at, HEAD_BYTES, err);
 	}
 	if (r == 0)
 		r = count_frames(w, err);
-	if (r == 0)
-		r = follow(w, found, err);
-	/* by a header that was made up, what is whole is so after a damaged one */
-	if (made && found->n_lost == 0 && w->n_frames > 1 &&
-	    holds(w, sum_at(frame_at(w, 0) + 16), frame_at(w, 1)))
-		found->n_lost++;
-	return r;
+	return r < 0 ? r : follow(w, found, err);
 }
 
 /* The frames that are whole, one after the other, with sums that go on. */
@@ -421,7 +362,7 @@ int walfile_mend(const char *path, bool drop, struct walfile_found *ret, struct 
 		w.at = NULL;
 		return err_set(err, -ENOMEM, "cannot read '%s': %s", log, strerror(errno));
 	}
-	r = look(&w, db, &found, err);
+	r = look(&w, &found, err);
 	if (r == 0 && found.n_mended > 0 && fdatasync(w.fd) < 0)
 		r = err_set(err, -EIO, "cannot write '%s': %s", log, strerror(errno));
 	if (r == 0 && drop && found.n_lost > 0)
