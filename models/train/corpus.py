@@ -154,7 +154,7 @@ def chore(rng, words):
 class Corpus:
     def __init__(self, forbidden=None):
         self.facts = facts.read_facts()
-        self.draw_oftener({}, 1.0)
+        self.weights = [f.weight for f in self.facts]
         setting = ("setting", "of setting")
         self.of_settings = [f for f in self.facts if f.kind in setting]
         self.hand_following = [f for f in self.facts if f.then and f.kind not in setting]
@@ -175,18 +175,11 @@ class Corpus:
         """What says which questions were kept away from the training."""
         return hashlib.sha256(repr(sorted(self.forbidden)).encode()).hexdigest()[:16]
 
-    def draw_oftener(self, numbers, times):
-        """Draws the ways to ask in @numbers (by title) so many @times as often as the others."""
-        for f in self.facts:
-            chosen = set(numbers.get(f.title, ()))
-            f.chances = [times if i in chosen else 1.0 for i in range(len(f.asks))]
-        self.weights = [f.weight * sum(f.chances) / len(f.chances) for f in self.facts]
-
     def allowed(self, question):
         return not self.forbidden or not (runs_of(question) & self.forbidden)
 
     def of_fact(self, rng, fact):
-        kind, text = rng.choices(fact.asks, fact.chances)[0]
+        kind, text = rng.choice(fact.asks)
         question = vary.vary(rng, vary.ask(rng, kind, text))
         if rng.random() < 0.1:
             question = self.outside.wrapped(rng, question)

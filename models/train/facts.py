@@ -31,7 +31,6 @@ class Fact:
     answers: list = field(default_factory=list)
     asks: list = field(default_factory=list)  # (kind, text)
     then: list = field(default_factory=list)  # (questions, answer)
-    chances: list = field(default_factory=list)  # of each of asks to be drawn
     weight: float = 1.0
     kind: str = ""  # of a table: "setting", "verb", …
     name: str = ""

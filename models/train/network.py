@@ -69,7 +69,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(rows, length, s.heads, s.head_dim).transpose(1, 2)
         k = self.k_proj(x).view(rows, length, s.kv_heads, s.head_dim).transpose(1, 2)
         v = self.v_proj(x).view(rows, length, s.kv_heads, s.head_dim).transpose(1, 2)
-        q, k, v = rotate(q.float(), rotation), rotate(k.float(), rotation), v.float()
+        q, k = rotate(q, rotation), rotate(k, rotation)
         k = k.repeat_interleave(s.heads // s.kv_heads, 1)
         v = v.repeat_interleave(s.heads // s.kv_heads, 1)
         # padding stands behind the text, so that causality alone hides it
@@ -148,7 +148,7 @@ class MoE(nn.Module):
         out = [F.linear(F.silu(F.linear(p, gate[e])) * F.linear(p, up[e]), down[e])
                for e, p in enumerate(pieces)]
         out = torch.cat(out) * weights.flatten()[order, None]
-        return torch.zeros_like(flat).index_add(0, tokens, out.to(flat.dtype))
+        return torch.zeros_like(flat).index_add(0, tokens, out)
 
     def even_out(self, step):
         """Moves the bias towards experts that had less than their share since the last call."""

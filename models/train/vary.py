@@ -267,15 +267,6 @@ def drop_words(rng, text):
     return " ".join(kept) if len(kept) >= 2 else text
 
 
-def blur(rng, text):
-    """Some words gone, some neighbours changed about: what is left must say what is meant."""
-    kept = [w for w in text.split(" ") if rng.random() > 0.15]
-    if rng.random() < 0.4:
-        places = [i + rng.uniform(0, 3) for i in range(len(kept))]
-        kept = [w for _, w in sorted(zip(places, kept))]
-    return " ".join(kept) if len(kept) >= 2 else text
-
-
 def ask(rng, kind, text):
     """A question of this kind about @text, before it is varied."""
     return rng.choice(TEMPLATES[kind]).format(text)
@@ -288,8 +279,6 @@ def vary(rng, question, after=AFTER):
         q = synonyms(rng, q, 0.4)
     if rng.random() < 0.12:
         q = drop_words(rng, q)
-    if rng.random() < 0.25:
-        q = blur(rng, q)
     if rng.random() < 0.12:
         q = rng.choice(BEFORE) + q
     if rng.random() < 0.12:
