@@ -370,14 +370,15 @@ static int check_schema(struct store *s, int64_t format, struct err *err)
 static int find_format(struct store *s, int64_t *ret, struct err *err)
 {
 	int64_t version = 0, written = 0;
+	struct err none = { 0 };
 	int r;
 
 	r = ask_integer(s, "PRAGMA user_version", &version, err);
 	if (r < 0)
 		return r;
-	r = ask_integer(s, "SELECT n FROM format", &written, err);
+	r = ask_integer(s, "SELECT n FROM format", &written, &none);
 	if (r < 0 && r != -EUCLEAN) /* before FORMAT_IN_TABLE there is none */
-		return r;
+		return err_set(err, r, "%s", none.text);
 	*ret = version;
 	if (version > STORE_FORMAT && version == written)
 		return err_set(err, -ENOTSUP,
@@ -388,11 +389,10 @@ static int find_format(struct store *s, int64_t *ret, struct err *err)
 	    written == (version < FORMAT_IN_TABLE ? 0 : version))
 		return 0;
 	for (int64_t format = STORE_FORMAT; format > 0; format--) {
-		r = check_schema(s, format, err);
+		r = check_schema(s, format, &none);
 		if (r == -EUCLEAN)
 			continue;
-		if (r == 0)
-			r = write_format(s, format, err);
+		r = r < 0 ? err_set(err, r, "%s", none.text) : write_format(s, format, err);
 		s->counts.n_damaged++;
 		*ret = format;
 		return r;
@@ -619,6 +619,8 @@ int store_open(const char *path, const char *vfs, struct store **ret, struct err
 		r = mend(s, err);
 	if (r < 0)
 		return r;
+	/* so that damage to the log costs turns of this life at most */
+	store_checkpoint(s, true, NULL);
 	*ret = steal(s);
 	return 0;
 }

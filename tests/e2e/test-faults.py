@@ -54,8 +54,9 @@ def requests_survive_the_executor_s_death_unchanged():
 def a_request_in_flight_at_deaths_in_a_row_is_told_so():
     p = prompt("air", "t33")
     with Daemon("air") as d:
+        # a pipe that nobody reads would be full before the third death
         request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 20000, "--ignore-eos",
-                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         request.stdin.write(json.dumps(p["ids"]).encode())
         request.stdin.close()
         killed = set()
