@@ -61,7 +61,9 @@ def after_reasoning_the_next_turn_computes_its_own_text_only():
 
 def a_client_that_sends_all_again_finds_it_too():
     with Daemon("air", "ChatTemplate=glm45", "TidyOver=1") as d:
-        p = d.popen("chat", "--json", "--ignore-eos", "-n", 100, "--seed", 1, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        call = ids_of(d, "<tool_call>")[0]  # after which nothing is tidied
+        p = d.popen("chat", "--json", "--ignore-eos", "-n", 100, "--seed", 1, "--logit-bias", f"{call}=-100",
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         usages = []
         for text in (b"Hello there\n", b"And now?\n"):
             p.stdin.write(text)
