@@ -26,6 +26,12 @@ def crash(pid, thread):
     return ctypes.CDLL(None).tgkill(pid, thread, int(signal.SIGKILL))
 
 
+def victims(d):
+    """The executor and its other rank, once both are there."""
+    executor = d.executor()
+    return [(executor, rank) for rank in threads(executor, "rank 1")]
+
+
 def ask(d, p, n, *args):
     return d.complete(p["ids"], n, *args)["ids"]
 
@@ -54,8 +60,7 @@ def requests_survive_the_death_of_a_rank_unchanged():
         for i in range(ROUNDS):
             request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", n,
                               "--ignore-eos", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-            victim = d.executor()
-            [rank] = threads(victim, "rank 1")
+            [(victim, rank)] = wait_for(lambda: victims(d), 20, "two ranks")
             request.stdin.write(json.dumps(p["ids"]).encode())
             request.stdin.close()
             time.sleep(rng.uniform(0, 0.1))
