@@ -619,8 +619,6 @@ int store_open(const char *path, const char *vfs, struct store **ret, struct err
 		r = mend(s, err);
 	if (r < 0)
 		return r;
-	/* so that damage to the log costs turns of this life at most */
-	store_checkpoint(s, true, NULL);
 	*ret = steal(s);
 	return 0;
 }
