@@ -32,7 +32,9 @@ typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_
 		       uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens);
 
 /*
- * The same of up to MUL_STRIPS strips of @kind. One token's product waits for memory: two
+ * The same of up to MUL_STRIPS strips of @kind; of one token's any number, and out has 16
+ * elements a strip: what is looked up between two calls waits for the cache behind all that is
+ * under way from memory, so a run is best one call. One token's product waits for memory: two
  * strips side by side ask it for more, unless the processor reads ahead best where it sees
  * one run (dev->in_turn); then they go one after the other. The same bits either way.
  */

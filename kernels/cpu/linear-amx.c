@@ -11,9 +11,9 @@
 
 #define LANES 16
 #include "kernels/cpu/act.h"
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/scales512.h"
 
-#define PREFETCH 2048
 #define TILE_ROWS 16
 #define BLOCK (2 * TILE_ROWS) /* tokens that go through the tiles together */
 
@@ -88,7 +88,7 @@ INLINE void prefetch_group(const uint8_t *w, const int n_lines)
 {
 #pragma GCC unroll 16
 	for (int i = 0; i < n_lines; i++)
-		_mm_prefetch((const char *)w + PREFETCH + 64 * i, _MM_HINT_T0);
+		ask_ahead(w + 64 * i, 1, TILE_ROWS);
 }
 
 /* S strips, and P tiles of tokens. */

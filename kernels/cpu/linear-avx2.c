@@ -9,8 +9,8 @@
 
 #define LANES 8
 #include "kernels/cpu/act.h"
+#include "kernels/cpu/ahead.h"
 
-#define PREFETCH 2048
 #define HALF 8
 #define HALVES (MUL_ROWS / HALF)
 
@@ -57,9 +57,9 @@ INLINE void mul_float_one(float *out, const uint8_t *w, size_t strip_bytes, uint
 			const uint8_t *p = w + h / 2 * strip_bytes + h % 2 * 32;
 
 			if (h % 2 == 0) {
-				_mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
+				ask_ahead(p, H / 2, 1);
 				if (f32)
-					_mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
+					ask_ahead(p + 64, H / 2, 1);
 			}
 			even[h] = _mm256_fmadd_ps(load_columns(p, false, f32), x_even, even[h]);
 			odd[h] = _mm256_fmadd_ps(load_columns(p, true, f32), x_odd, odd[h]);
@@ -285,7 +285,7 @@ INLINE void mul_nibbles_one(float *out, const uint8_t *w, size_t strip_bytes, ui
 				__m256i q = _mm256_and_si256(line, low_nibble);
 
 				if (h % 2 == 0)
-					_mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
+					ask_ahead(p, H / 2, 1);
 				high[h] = _mm256_add_epi16(high[h],
 							   _mm256_maddubs_epi16(q, high_0));
 				low[h] = _mm256_add_epi16(low[h], _mm256_maddubs_epi16(q, low_0));
@@ -366,7 +366,7 @@ INLINE void unpack_panel(struct panel *panel, const uint8_t *w, uint32_t n_group
 			int16_t(*to)[2][2 * HALF] = &panel->pairs[g * GROUP_COLS / 2 + i / 2 * 4];
 
 			if (i % 2 == 0)
-				_mm_prefetch((const char *)w + i * 32 + PREFETCH, _MM_HINT_T0);
+				ask_ahead(w + i * 32, 1, TILE);
 			unpack_bytes(to[0][i % 2], to[1][i % 2],
 				     _mm256_and_si256(line, low_nibble));
 			unpack_bytes(to[2][i % 2], to[3][i % 2],

@@ -11,9 +11,8 @@
 
 #define LANES 16
 #include "kernels/cpu/act.h"
+#include "kernels/cpu/ahead.h"
 #include "kernels/cpu/scales512.h"
-
-#define PREFETCH 2048
 
 INLINE void load_pair_bf16(const uint8_t *p, __m512 *even, __m512 *odd)
 {
@@ -49,9 +48,9 @@ INLINE void mul_float(float *out, const uint8_t *w, size_t strip_bytes, uint32_t
 		for (int s = 0; s < S; s++) {
 			const uint8_t *p = w + s * strip_bytes;
 
-			_mm_prefetch((const char *)p + PREFETCH, _MM_HINT_T0);
+			ask_ahead(p, S, T);
 			if (f32) {
-				_mm_prefetch((const char *)p + PREFETCH + 64, _MM_HINT_T0);
+				ask_ahead(p + 64, S, T);
 				load_pair_f32(p, &w_even[s], &w_odd[s]);
 			} else {
 				load_pair_bf16(p, &w_even[s], &w_odd[s]);
@@ -140,12 +139,12 @@ INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32
 			for (int j = 0; j < 4; j++) {
 				const __m512i line = _mm512_loadu_si512(p + 64 * j);
 
-				_mm_prefetch((const char *)p + PREFETCH + 64 * j, _MM_HINT_T0);
+				ask_ahead(p + 64 * j, S, T);
 				q[2 * j] = _mm512_and_si512(line, low_nibble);
 				q[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(line, 4),
 								low_nibble);
 			}
-			_mm_prefetch((const char *)p + PREFETCH + 256, _MM_HINT_T0);
+			ask_ahead(p + 256, S, T);
 #pragma GCC unroll 8
 			for (int t = 0; t < T; t++) {
 				const int8_t *xt = (const int8_t *)x[t] +

@@ -11,8 +11,7 @@
 
 #define LANES 16
 #include "kernels/cpu/act.h"
-
-#define PREFETCH 2048
+#include "kernels/cpu/ahead.h"
 
 INLINE void mul_tile(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
 		     const uint8_t *const *x, const int S, const int T)
@@ -32,8 +31,7 @@ INLINE void mul_tile(float *out, const uint8_t *w, size_t strip_bytes, uint32_t 
 #pragma GCC unroll 2
 			for (int s = 0; s < S; s++) {
 				q[s] = _mm512_loadu_si512(w + s * strip_bytes);
-				_mm_prefetch((const char *)w + s * strip_bytes + PREFETCH,
-					     _MM_HINT_T0);
+				ask_ahead(w + s * strip_bytes, S, T);
 			}
 #pragma GCC unroll 6
 			for (int t = 0; t < T; t++) {

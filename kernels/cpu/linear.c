@@ -64,10 +64,11 @@ static uint32_t chunks_of(const struct linear_job *job)
 	return (strips_of(job->w->rows) + CHUNK_STRIPS - 1) / CHUNK_STRIPS;
 }
 
-static void store(const struct linear_job *job, const float *out, uint32_t row, uint32_t token,
-		  uint32_t n_tokens)
+/* Up to n_rows rows of the result from @row on; @out has MUL_ROWS, or all of one token. */
+static void store(const struct linear_job *job, const float *out, uint32_t row, uint32_t n_rows,
+		  uint32_t token, uint32_t n_tokens)
 {
-	const uint32_t left = job->w->rows - row, n = left < MUL_ROWS ? left : MUL_ROWS;
+	const uint32_t left = job->w->rows - row, n = left < n_rows ? left : n_rows;
 	const float *bias = job->bias.data;
 
 	for (uint32_t t = 0; t < n_tokens; t++, out += MUL_ROWS) {
@@ -85,12 +86,18 @@ void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, f
 		     const uint8_t *w, uint32_t n_strips, uint32_t cols, const uint8_t *const *x,
 		     uint32_t n_tokens)
 {
-	const uint32_t at_once = n_tokens == 1 && dev->in_turn[kind] ? 1 : n_strips;
+	const uint32_t most = n_tokens == 1 && dev->in_turn[kind] ? 1 : MUL_STRIPS;
+	const uint32_t n_groups = groups_of(cols);
 	const size_t bytes = strip_bytes(kind, cols);
 
-	for (uint32_t s = 0; s < n_strips; s += at_once)
-		mul(out + s * STRIP_ROWS, w + s * bytes, bytes, at_once, groups_of(cols), x,
-		    n_tokens);
+	while (n_strips) {
+		const uint32_t n = n_strips < most ? n_strips : most;
+
+		mul(out, w, bytes, n, n_groups, x, n_tokens);
+		out += n * STRIP_ROWS;
+		w += n * bytes;
+		n_strips -= n;
+	}
 }
 
 static void run_chunk(const struct linears *l, const struct linear_job *job, uint32_t chunk)
@@ -105,13 +112,14 @@ static void run_chunk(const struct linears *l, const struct linear_job *job, uin
 
 	for (uint32_t token = 0; token < l->acts.tokens; token += most) {
 		const uint32_t left = l->acts.tokens - token, n = left < most ? left : most;
+		const uint32_t at_once = n == 1 ? CHUNK_STRIPS : MUL_STRIPS;
 
-		for (uint32_t s = from; s < to; s += MUL_STRIPS) {
+		for (uint32_t s = from; s < to; s += at_once) {
 			multiply_strips(l->dev, w->kind, product->mul, out,
 					(const uint8_t *)w->data + s * bytes,
-					to - s < MUL_STRIPS ? 1 : MUL_STRIPS, w->cols,
+					to - s < at_once ? to - s : at_once, w->cols,
 					l->acts.at[product->act] + token, n);
-			store(job, out, s * STRIP_ROWS, token, n);
+			store(job, out, s * STRIP_ROWS, at_once * STRIP_ROWS, token, n);
 		}
 	}
 }

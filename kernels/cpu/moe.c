@@ -14,9 +14,9 @@
 #include "kernels/cpu/pack.h"
 
 /* Turns that every thread shall have of an operation, and how long a turn may be. */
-#define TURNS 8
-#define UP_PAIRS_MAX 3
-#define DOWN_PAIRS_MAX 4
+#define TURNS 4
+#define UP_PAIRS_MAX 8
+#define DOWN_PAIRS_MAX 8
 #define FEW_TOKENS 16 /* whose sums over DOWN_PAIRS_MAX pairs stay in the first cache */
 
 struct moe {
@@ -43,21 +43,30 @@ static uint32_t pairs_of(uint32_t rows)
 	return (strips_of(rows) + MUL_STRIPS - 1) / MUL_STRIPS;
 }
 
-/* Rows 32 * pair … of @w times n activation rows; an odd last strip leaves zeros behind it. */
-static void multiply_pair(const struct moe *m, mul_fn mul, float *out, const struct weight *w,
-			  uint32_t pair, const uint8_t *const *x, uint32_t n)
+/*
+ * Rows MUL_ROWS * pair … of @w, n_pairs times as many, times n activation rows: n_pairs 1, or
+ * of one row any number. An odd last strip leaves zeros behind it.
+ */
+static void multiply_pairs(const struct moe *m, mul_fn mul, float *out, const struct weight *w,
+			   uint32_t pair, uint32_t n_pairs, const uint8_t *const *x, uint32_t n)
 {
-	const uint32_t strip = pair * MUL_STRIPS;
-	const bool whole = strip + MUL_STRIPS <= strips_of(w->rows);
+	const uint32_t strip = pair * MUL_STRIPS, left = strips_of(w->rows) - strip;
+	const bool whole = left >= n_pairs * MUL_STRIPS;
 
 	if (!whole)
-		memset(out, 0, n * MUL_ROWS * sizeof(*out));
+		memset(out, 0, n_pairs * n * MUL_ROWS * sizeof(*out));
 	multiply_strips(m->dev, w->kind, mul, out,
 			(const uint8_t *)w->data + strip * strip_bytes(w->kind, w->cols),
-			whole ? MUL_STRIPS : 1, w->cols, x, n);
+			whole ? n_pairs * MUL_STRIPS : left, w->cols, x, n);
 }
 
-static void run_up_pair(const struct moe *m, uint32_t part, uint32_t pair)
+/* Pairs of a part that go through one call: all of one token's, see multiply_strips(). */
+static uint32_t pairs_in_call(const struct moe_part *p, uint32_t n_pairs)
+{
+	return p->n == 1 ? n_pairs : 1;
+}
+
+static void run_up_pairs(const struct moe *m, uint32_t part, uint32_t pair, uint32_t n_pairs)
 {
 	const struct moe_part *p = &m->parts[part];
 	const struct hidden *h = &m->hidden[part];
@@ -65,20 +74,24 @@ static void run_up_pair(const struct moe *m, uint32_t part, uint32_t pair)
 	const struct product *by_up = product_of(m->kernels, p->up->kind, p->n);
 	const act_fn take = m->kernels->act[product_of(m->kernels, p->down->kind, p->n)->act];
 	const uint32_t most = tokens_at_once(m->kernels, m->acts.row_bytes[by_gate->act]);
+	const uint32_t at_once = pairs_in_call(p, n_pairs), end = pair + n_pairs;
 	_Alignas(64) float gate[MUL_TOKENS * MUL_ROWS], up[MUL_TOKENS * MUL_ROWS];
 
-	for (uint32_t a = 0; a < p->n; a += most) {
-		const uint32_t n = p->n - a < most ? p->n - a : most;
+	for (; pair < end; pair += at_once)
+		for (uint32_t a = 0; a < p->n; a += most) {
+			const uint32_t n = p->n - a < most ? p->n - a : most;
 
-		multiply_pair(m, by_gate->mul, gate, p->gate, pair, h->x[by_gate->act] + a, n);
-		multiply_pair(m, by_up->mul, up, p->up, pair, h->x[by_up->act] + a, n);
-		for (uint32_t i = 0; i < n; i++) {
-			float *row = gate + i * MUL_ROWS;
-
-			m->kernels->gate(row, row, up + i * MUL_ROWS);
-			take(h->rows + (a + i) * h->row_bytes, pair, groups_of(p->ffn_dim), row, 1);
+			multiply_pairs(m, by_gate->mul, gate, p->gate, pair, at_once,
+				       h->x[by_gate->act] + a, n);
+			multiply_pairs(m, by_up->mul, up, p->up, pair, at_once,
+				       h->x[by_up->act] + a, n);
+			for (uint32_t i = 0; i < n * at_once; i++)
+				m->kernels->gate(gate + i * MUL_ROWS, gate + i * MUL_ROWS,
+						 up + i * MUL_ROWS);
+			for (uint32_t i = 0; i < n; i++)
+				take(h->rows + (a + i) * h->row_bytes, pair,
+				     groups_of(p->ffn_dim), gate + i * MUL_ROWS, at_once);
 		}
-	}
 }
 
 /*
@@ -102,31 +115,40 @@ static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
 	for (uint32_t part = 0; part < m->n_parts; part++) {
 		const uint32_t n_pairs = pairs_of(m->parts[part].ffn_dim);
 
-		while (work_left_take(&m->hidden[part].turns, node, &turn))
-			for (uint32_t i = 0; i < m->up_pairs && turn * m->up_pairs + i < n_pairs;
-			     i++)
-				run_up_pair(m, part, turn * m->up_pairs + i);
+		while (work_left_take(&m->hidden[part].turns, node, &turn)) {
+			const uint32_t pair = turn * m->up_pairs, left = n_pairs - pair;
+
+			run_up_pairs(m, part, pair, left < m->up_pairs ? left : m->up_pairs);
+		}
 	}
 }
 
-static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *sums)
+/* sums [n_pairs][tokens][MUL_ROWS] += what an expert adds to these rows */
+static void add_down(const struct moe *m, uint32_t part, uint32_t pair, uint32_t n_pairs,
+		     float *sums)
 {
 	const struct moe_part *p = &m->parts[part];
 	const mul_fn mul = product_of(m->kernels, p->down->kind, p->n)->mul;
+	const uint32_t at_once = pairs_in_call(p, n_pairs), end = pair + n_pairs;
+	const size_t pair_sums = (size_t)m->tokens * MUL_ROWS;
 	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
 
-	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
-		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
+	for (; pair < end; pair += at_once, sums += at_once * pair_sums)
+		for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
+			const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
 
-		multiply_pair(m, mul, out, p->down, pair, m->hidden[part].at + a, n);
-		for (uint32_t i = 0; i < n; i++) {
-			const float weight = p->weights ? p->weights[a + i] : 1;
-			float *sum = sums + (size_t)p->tokens[a + i] * MUL_ROWS;
+			multiply_pairs(m, mul, out, p->down, pair, at_once,
+				       m->hidden[part].at + a, n);
+			for (uint32_t i = 0; i < n * at_once; i++) {
+				const uint32_t of = a + i % n;
+				const float weight = p->weights ? p->weights[of] : 1;
+				float *sum = sums + i / n * pair_sums +
+					     (size_t)p->tokens[of] * MUL_ROWS;
 
-			for (uint32_t r = 0; r < MUL_ROWS; r++)
-				sum[r] += weight * out[i * MUL_ROWS + r];
+				for (uint32_t r = 0; r < MUL_ROWS; r++)
+					sum[r] += weight * out[i * MUL_ROWS + r];
+			}
 		}
-	}
 }
 
 /* y += the sums of one pair of strips */
@@ -155,8 +177,7 @@ static void run_down(void *userdata, uint32_t thread, uint32_t n_threads)
 
 		memset(sums, 0, n * pair_sums * sizeof(*sums));
 		for (uint32_t part = 0; part < m->n_parts; part++)
-			for (uint32_t i = 0; i < n; i++)
-				add_down(m, part, pair + i, sums + i * pair_sums);
+			add_down(m, part, pair, n, sums);
 		for (uint32_t i = 0; i < n; i++)
 			add_sums(m, pair + i, sums + i * pair_sums);
 	}
