@@ -62,8 +62,16 @@ struct linear_kernels {
 	} kinds[WEIGHT_INT4_F32 + 1];
 	/* 0: 6 and 240 KiB */
 	uint32_t block_tokens; /* rows that a product takes together */
-	size_t block_bytes;    /* of activations that shall stay in the second cache over some strips */
+	size_t block_bytes; /* of activations that shall stay in the second cache over some strips */
 };
+
+/* Of @n_tokens, those of the next tile: as many as the others, so that none is left for a small one. */
+static inline uint32_t tile_of(uint32_t n_tokens, uint32_t most)
+{
+	const uint32_t n_tiles = (n_tokens + most - 1) / most;
+
+	return (n_tokens + n_tiles - 1) / n_tiles;
+}
 
 /* Rows of @row_bytes that are best taken at once. */
 static inline uint32_t tokens_at_once(const struct linear_kernels *kernels, size_t row_bytes)

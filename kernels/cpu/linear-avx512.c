@@ -28,12 +28,15 @@ INLINE void load_pair_f32(const uint8_t *p, __m512 *even, __m512 *odd)
 	*odd = _mm512_loadu_ps(p + 64);
 }
 
+/* Tokens whose sums for two strips stay in registers. */
+#define TILE 6
+
 /* S strips times T tokens of weights in pairs of columns, pair_bytes each. */
 INLINE void mul_float(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
 		      const uint8_t *const *x, const int S, const int T, const bool f32)
 {
 	const size_t pair_bytes = f32 ? 128 : 64;
-	__m512 even[MUL_STRIPS][6], odd[MUL_STRIPS][6];
+	__m512 even[MUL_STRIPS][TILE], odd[MUL_STRIPS][TILE];
 
 #pragma GCC unroll 2
 	for (int s = 0; s < S; s++)
@@ -80,18 +83,18 @@ INLINE void mul_float_any(float *out, const uint8_t *w, size_t strip_bytes, uint
 			  uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
 			  const bool f32)
 {
-	uint32_t t = 0;
-
-	for (; n_strips == 2 && t + 6 <= n_tokens; t += 6)
-		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 6, f32);
-	for (; n_strips == 2 && t + 2 <= n_tokens; t += 2)
-		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 2, f32);
-	for (; n_strips == 2 && t < n_tokens; t++)
-		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 1, f32);
-	for (; t + 6 <= n_tokens; t += 6)
-		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 1, 6, f32);
-	for (; t < n_tokens; t++)
-		mul_float(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 1, 1, f32);
+	for (uint32_t n; n_tokens; n_tokens -= n, x += n, out += n * MUL_ROWS) {
+		n = n_strips == MUL_STRIPS ? tile_of(n_tokens, TILE) : 1;
+		switch (n_strips == MUL_STRIPS ? n : 0) {
+		case 0: mul_float(out, w, strip_bytes, n_groups, x, 1, 1, f32); break;
+		case 1: mul_float(out, w, strip_bytes, n_groups, x, 2, 1, f32); break;
+		case 2: mul_float(out, w, strip_bytes, n_groups, x, 2, 2, f32); break;
+		case 3: mul_float(out, w, strip_bytes, n_groups, x, 2, 3, f32); break;
+		case 4: mul_float(out, w, strip_bytes, n_groups, x, 2, 4, f32); break;
+		case 5: mul_float(out, w, strip_bytes, n_groups, x, 2, 5, f32); break;
+		case 6: mul_float(out, w, strip_bytes, n_groups, x, 2, 6, f32); break;
+		}
+	}
 }
 
 static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
@@ -114,13 +117,16 @@ INLINE __m512i four_columns(const int8_t *x)
 	return _mm512_set1_epi32(word);
 }
 
+/* Tokens whose sums for a strip of int4 stay in registers. */
+#define NIBBLE_TILE 8
+
 INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
 			const uint8_t *const *x, const int S, const int T, const bool f32)
 {
 	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
 	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
 	const __m512i low_nibble = _mm512_set1_epi8(15);
-	__m512 sum[MUL_STRIPS][8];
+	__m512 sum[MUL_STRIPS][NIBBLE_TILE];
 
 #pragma GCC unroll 2
 	for (int s = 0; s < S; s++)
@@ -185,14 +191,21 @@ INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, ui
 		return;
 	}
 	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, out += STRIP_ROWS) {
-		uint32_t t = 0;
+		for (uint32_t t = 0, n; t < n_tokens; t += n) {
+			float *to = out + t * MUL_ROWS;
 
-		for (; t + 8 <= n_tokens; t += 8)
-			mul_nibbles(out + t * MUL_ROWS, w, 0, n_groups, x + t, 1, 8, f32);
-		for (; t + 2 <= n_tokens; t += 2)
-			mul_nibbles(out + t * MUL_ROWS, w, 0, n_groups, x + t, 1, 2, f32);
-		for (; t < n_tokens; t++)
-			mul_nibbles(out + t * MUL_ROWS, w, 0, n_groups, x + t, 1, 1, f32);
+			n = tile_of(n_tokens - t, NIBBLE_TILE);
+			switch (n) {
+			case 1: mul_nibbles(to, w, 0, n_groups, x + t, 1, 1, f32); break;
+			case 2: mul_nibbles(to, w, 0, n_groups, x + t, 1, 2, f32); break;
+			case 3: mul_nibbles(to, w, 0, n_groups, x + t, 1, 3, f32); break;
+			case 4: mul_nibbles(to, w, 0, n_groups, x + t, 1, 4, f32); break;
+			case 5: mul_nibbles(to, w, 0, n_groups, x + t, 1, 5, f32); break;
+			case 6: mul_nibbles(to, w, 0, n_groups, x + t, 1, 6, f32); break;
+			case 7: mul_nibbles(to, w, 0, n_groups, x + t, 1, 7, f32); break;
+			case 8: mul_nibbles(to, w, 0, n_groups, x + t, 1, 8, f32); break;
+			}
+		}
 	}
 }
 

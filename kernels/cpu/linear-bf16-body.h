@@ -13,10 +13,13 @@
 #include "kernels/cpu/act.h"
 #include "kernels/cpu/ahead.h"
 
+/* Tokens whose sums for two strips stay in registers. */
+#define TILE 6
+
 INLINE void mul_tile(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
 		     const uint8_t *const *x, const int S, const int T)
 {
-	__m512 high[MUL_STRIPS][6], low[MUL_STRIPS][6];
+	__m512 high[MUL_STRIPS][TILE], low[MUL_STRIPS][TILE];
 
 #pragma GCC unroll 2
 	for (int s = 0; s < S; s++)
@@ -58,14 +61,18 @@ INLINE void mul_tile(float *out, const uint8_t *w, size_t strip_bytes, uint32_t 
 static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 		     uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens)
 {
-	uint32_t t = 0;
-
-	for (; n_strips == 2 && t + 6 <= n_tokens; t += 6)
-		mul_tile(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 6);
-	for (; n_strips == 2 && t < n_tokens; t++)
-		mul_tile(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 2, 1);
-	for (; t < n_tokens; t++)
-		mul_tile(out + t * MUL_ROWS, w, strip_bytes, n_groups, x + t, 1, 1);
+	for (uint32_t n; n_tokens; n_tokens -= n, x += n, out += n * MUL_ROWS) {
+		n = n_strips == MUL_STRIPS ? tile_of(n_tokens, TILE) : 1;
+		switch (n_strips == MUL_STRIPS ? n : 0) {
+		case 0: mul_tile(out, w, strip_bytes, n_groups, x, 1, 1); break;
+		case 1: mul_tile(out, w, strip_bytes, n_groups, x, 2, 1); break;
+		case 2: mul_tile(out, w, strip_bytes, n_groups, x, 2, 2); break;
+		case 3: mul_tile(out, w, strip_bytes, n_groups, x, 2, 3); break;
+		case 4: mul_tile(out, w, strip_bytes, n_groups, x, 2, 4); break;
+		case 5: mul_tile(out, w, strip_bytes, n_groups, x, 2, 5); break;
+		case 6: mul_tile(out, w, strip_bytes, n_groups, x, 2, 6); break;
+		}
+	}
 }
 
 const struct linear_kernels LINEAR_TABLE = {

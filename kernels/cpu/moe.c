@@ -89,8 +89,8 @@ static void run_up_pairs(const struct moe *m, uint32_t part, uint32_t pair, uint
 				m->kernels->gate(gate + i * MUL_ROWS, gate + i * MUL_ROWS,
 						 up + i * MUL_ROWS);
 			for (uint32_t i = 0; i < n; i++)
-				take(h->rows + (a + i) * h->row_bytes, pair,
-				     groups_of(p->ffn_dim), gate + i * MUL_ROWS, at_once);
+				take(h->rows + (a + i) * h->row_bytes, pair, groups_of(p->ffn_dim),
+				     gate + i * MUL_ROWS, at_once);
 		}
 }
 
@@ -137,8 +137,8 @@ static void add_down(const struct moe *m, uint32_t part, uint32_t pair, uint32_t
 		for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
 			const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
 
-			multiply_pairs(m, mul, out, p->down, pair, at_once,
-				       m->hidden[part].at + a, n);
+			multiply_pairs(m, mul, out, p->down, pair, at_once, m->hidden[part].at + a,
+				       n);
 			for (uint32_t i = 0; i < n * at_once; i++) {
 				const uint32_t of = a + i % n;
 				const float weight = p->weights ? p->weights[of] : 1;
