@@ -86,13 +86,27 @@ INLINE void mul_float_any(float *out, const uint8_t *w, size_t strip_bytes, uint
 	for (uint32_t n; n_tokens; n_tokens -= n, x += n, out += n * MUL_ROWS) {
 		n = n_strips == MUL_STRIPS ? tile_of(n_tokens, TILE) : 1;
 		switch (n_strips == MUL_STRIPS ? n : 0) {
-		case 0: mul_float(out, w, strip_bytes, n_groups, x, 1, 1, f32); break;
-		case 1: mul_float(out, w, strip_bytes, n_groups, x, 2, 1, f32); break;
-		case 2: mul_float(out, w, strip_bytes, n_groups, x, 2, 2, f32); break;
-		case 3: mul_float(out, w, strip_bytes, n_groups, x, 2, 3, f32); break;
-		case 4: mul_float(out, w, strip_bytes, n_groups, x, 2, 4, f32); break;
-		case 5: mul_float(out, w, strip_bytes, n_groups, x, 2, 5, f32); break;
-		case 6: mul_float(out, w, strip_bytes, n_groups, x, 2, 6, f32); break;
+		case 0:
+			mul_float(out, w, strip_bytes, n_groups, x, 1, 1, f32);
+			break;
+		case 1:
+			mul_float(out, w, strip_bytes, n_groups, x, 2, 1, f32);
+			break;
+		case 2:
+			mul_float(out, w, strip_bytes, n_groups, x, 2, 2, f32);
+			break;
+		case 3:
+			mul_float(out, w, strip_bytes, n_groups, x, 2, 3, f32);
+			break;
+		case 4:
+			mul_float(out, w, strip_bytes, n_groups, x, 2, 4, f32);
+			break;
+		case 5:
+			mul_float(out, w, strip_bytes, n_groups, x, 2, 5, f32);
+			break;
+		case 6:
+			mul_float(out, w, strip_bytes, n_groups, x, 2, 6, f32);
+			break;
 		}
 	}
 }
@@ -196,14 +210,30 @@ INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, ui
 
 			n = tile_of(n_tokens - t, NIBBLE_TILE);
 			switch (n) {
-			case 1: mul_nibbles(to, w, 0, n_groups, x + t, 1, 1, f32); break;
-			case 2: mul_nibbles(to, w, 0, n_groups, x + t, 1, 2, f32); break;
-			case 3: mul_nibbles(to, w, 0, n_groups, x + t, 1, 3, f32); break;
-			case 4: mul_nibbles(to, w, 0, n_groups, x + t, 1, 4, f32); break;
-			case 5: mul_nibbles(to, w, 0, n_groups, x + t, 1, 5, f32); break;
-			case 6: mul_nibbles(to, w, 0, n_groups, x + t, 1, 6, f32); break;
-			case 7: mul_nibbles(to, w, 0, n_groups, x + t, 1, 7, f32); break;
-			case 8: mul_nibbles(to, w, 0, n_groups, x + t, 1, 8, f32); break;
+			case 1:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 1, f32);
+				break;
+			case 2:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 2, f32);
+				break;
+			case 3:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 3, f32);
+				break;
+			case 4:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 4, f32);
+				break;
+			case 5:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 5, f32);
+				break;
+			case 6:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 6, f32);
+				break;
+			case 7:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 7, f32);
+				break;
+			case 8:
+				mul_nibbles(to, w, 0, n_groups, x + t, 1, 8, f32);
+				break;
 			}
 		}
 	}

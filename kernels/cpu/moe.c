@@ -17,7 +17,8 @@
 #define TURNS 4
 #define UP_PAIRS_MAX 8
 #define DOWN_PAIRS_MAX 8
-#define FEW_TOKENS 16 /* whose sums over DOWN_PAIRS_MAX pairs stay in the first cache */
+#define FEW_TOKENS 16		  /* whose sums over DOWN_PAIRS_MAX pairs stay in the first cache */
+#define OUT_ROWS (2 * MUL_TOKENS) /* a product may write MUL_TOKENS from wherever it begins */
 
 struct moe {
 	const struct linear_kernels *kernels;
@@ -44,26 +45,34 @@ static uint32_t pairs_of(uint32_t rows)
 }
 
 /*
- * Rows MUL_ROWS * pair … of @w, n_pairs times as many, times n activation rows: n_pairs 1, or
- * of one row any number. An odd last strip leaves zeros behind it.
+ * out [n_pairs][n][MUL_ROWS] = rows MUL_ROWS * pair … of @w times n activation rows. An odd
+ * last strip leaves zeros behind it.
  */
 static void multiply_pairs(const struct moe *m, mul_fn mul, float *out, const struct weight *w,
 			   uint32_t pair, uint32_t n_pairs, const uint8_t *const *x, uint32_t n)
 {
-	const uint32_t strip = pair * MUL_STRIPS, left = strips_of(w->rows) - strip;
-	const bool whole = left >= n_pairs * MUL_STRIPS;
+	const size_t bytes = strip_bytes(w->kind, w->cols);
+	const uint32_t in_call = n == 1 ? n_pairs * MUL_STRIPS : MUL_STRIPS;
+	const uint32_t first = pair * MUL_STRIPS, left = strips_of(w->rows) - first;
+	const uint32_t n_strips = left < n_pairs * MUL_STRIPS ? left : n_pairs * MUL_STRIPS;
 
-	if (!whole)
-		memset(out, 0, n_pairs * n * MUL_ROWS * sizeof(*out));
-	multiply_strips(m->dev, w->kind, mul, out,
-			(const uint8_t *)w->data + strip * strip_bytes(w->kind, w->cols),
-			whole ? n_pairs * MUL_STRIPS : left, w->cols, x, n);
+	for (uint32_t s = 0; s < n_strips; s += in_call)
+		multiply_strips(m->dev, w->kind, mul, out + (size_t)s * n * STRIP_ROWS,
+				(const uint8_t *)w->data + (first + s) * bytes,
+				n_strips - s < in_call ? n_strips - s : in_call, w->cols, x, n);
+	if (n_strips % MUL_STRIPS == 0)
+		return;
+	out += (size_t)(n_pairs - 1) * n * MUL_ROWS;
+	for (uint32_t i = 0; i < n; i++)
+		memset(out + i * MUL_ROWS + STRIP_ROWS, 0, STRIP_ROWS * sizeof(*out));
 }
 
-/* Pairs of a part that go through one call: all of one token's, see multiply_strips(). */
-static uint32_t pairs_in_call(const struct moe_part *p, uint32_t n_pairs)
+/* Pairs that go through a matrix before the next one: few tokens read runs. */
+static uint32_t pairs_in_run(const struct moe_part *p, uint32_t n_pairs)
 {
-	return p->n == 1 ? n_pairs : 1;
+	const uint32_t most = p->n < MUL_TOKENS ? MUL_TOKENS / p->n : 1;
+
+	return n_pairs < most ? n_pairs : most;
 }
 
 static void run_up_pairs(const struct moe *m, uint32_t part, uint32_t pair, uint32_t n_pairs)
@@ -74,24 +83,27 @@ static void run_up_pairs(const struct moe *m, uint32_t part, uint32_t pair, uint
 	const struct product *by_up = product_of(m->kernels, p->up->kind, p->n);
 	const act_fn take = m->kernels->act[product_of(m->kernels, p->down->kind, p->n)->act];
 	const uint32_t most = tokens_at_once(m->kernels, m->acts.row_bytes[by_gate->act]);
-	const uint32_t at_once = pairs_in_call(p, n_pairs), end = pair + n_pairs;
-	_Alignas(64) float gate[MUL_TOKENS * MUL_ROWS], up[MUL_TOKENS * MUL_ROWS];
+	const uint32_t in_run = pairs_in_run(p, n_pairs), end = pair + n_pairs;
+	_Alignas(64) float gate[OUT_ROWS * MUL_ROWS], up[OUT_ROWS * MUL_ROWS];
 
-	for (; pair < end; pair += at_once)
+	for (uint32_t run; pair < end; pair += run) {
+		run = end - pair < in_run ? end - pair : in_run;
 		for (uint32_t a = 0; a < p->n; a += most) {
 			const uint32_t n = p->n - a < most ? p->n - a : most;
 
-			multiply_pairs(m, by_gate->mul, gate, p->gate, pair, at_once,
+			multiply_pairs(m, by_gate->mul, gate, p->gate, pair, run,
 				       h->x[by_gate->act] + a, n);
-			multiply_pairs(m, by_up->mul, up, p->up, pair, at_once,
-				       h->x[by_up->act] + a, n);
-			for (uint32_t i = 0; i < n * at_once; i++)
-				m->kernels->gate(gate + i * MUL_ROWS, gate + i * MUL_ROWS,
-						 up + i * MUL_ROWS);
-			for (uint32_t i = 0; i < n; i++)
-				take(h->rows + (a + i) * h->row_bytes, pair, groups_of(p->ffn_dim),
-				     gate + i * MUL_ROWS, at_once);
+			multiply_pairs(m, by_up->mul, up, p->up, pair, run, h->x[by_up->act] + a,
+				       n);
+			for (uint32_t i = 0; i < n * run; i++) {
+				float *row = gate + i * MUL_ROWS;
+
+				m->kernels->gate(row, row, up + i * MUL_ROWS);
+				take(h->rows + (a + i % n) * h->row_bytes, pair + i / n,
+				     groups_of(p->ffn_dim), row, 1);
+			}
 		}
+	}
 }
 
 /*
@@ -129,17 +141,17 @@ static void add_down(const struct moe *m, uint32_t part, uint32_t pair, uint32_t
 {
 	const struct moe_part *p = &m->parts[part];
 	const mul_fn mul = product_of(m->kernels, p->down->kind, p->n)->mul;
-	const uint32_t at_once = pairs_in_call(p, n_pairs), end = pair + n_pairs;
+	const uint32_t in_run = pairs_in_run(p, n_pairs), end = pair + n_pairs;
 	const size_t pair_sums = (size_t)m->tokens * MUL_ROWS;
-	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
+	_Alignas(64) float out[OUT_ROWS * MUL_ROWS];
 
-	for (; pair < end; pair += at_once, sums += at_once * pair_sums)
+	for (uint32_t run; pair < end; pair += run, sums += run * pair_sums) {
+		run = end - pair < in_run ? end - pair : in_run;
 		for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
 			const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
 
-			multiply_pairs(m, mul, out, p->down, pair, at_once, m->hidden[part].at + a,
-				       n);
-			for (uint32_t i = 0; i < n * at_once; i++) {
+			multiply_pairs(m, mul, out, p->down, pair, run, m->hidden[part].at + a, n);
+			for (uint32_t i = 0; i < n * run; i++) {
 				const uint32_t of = a + i % n;
 				const float weight = p->weights ? p->weights[of] : 1;
 				float *sum = sums + i / n * pair_sums +
@@ -149,6 +161,7 @@ static void add_down(const struct moe *m, uint32_t part, uint32_t pair, uint32_t
 					sum[r] += weight * out[i * MUL_ROWS + r];
 			}
 		}
+	}
 }
 
 /* y += the sums of one pair of strips */
