@@ -8,8 +8,10 @@
 #include "kernels/cpu/pack.h"
 #include "kernels/linear.h"
 
-/* Strips that a thread takes at a time: they stay in its cache over the blocks of tokens. */
+/* Strips that stay in a thread's cache over the blocks of tokens. */
 #define CHUNK_STRIPS 4
+/* Of those a thread takes as many at a time as there is room for of one token's results. */
+#define CHUNKS_MAX (MUL_TOKENS * MUL_ROWS / (CHUNK_STRIPS * STRIP_ROWS))
 
 struct linears {
 	const struct linear_job *jobs;
@@ -100,19 +102,19 @@ void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, f
 	}
 }
 
-static void run_chunk(const struct linears *l, const struct linear_job *job, uint32_t chunk)
+/* Strips [from, to) of a job: for one token in one call, see multiply_strips(). */
+static void run_strips(const struct linears *l, const struct linear_job *job, uint32_t from,
+		       uint32_t to)
 {
 	const struct weight *w = job->w;
 	const struct product *product = product_of(l->kernels, w->kind, l->acts.tokens);
 	const size_t bytes = strip_bytes(w->kind, w->cols);
 	const uint32_t most = tokens_at_once(l->kernels, l->acts.row_bytes[product->act]);
-	const uint32_t from = chunk * CHUNK_STRIPS, n_strips = strips_of(w->rows);
-	const uint32_t to = n_strips - from < CHUNK_STRIPS ? n_strips : from + CHUNK_STRIPS;
 	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
 
 	for (uint32_t token = 0; token < l->acts.tokens; token += most) {
 		const uint32_t left = l->acts.tokens - token, n = left < most ? left : most;
-		const uint32_t at_once = n == 1 ? CHUNK_STRIPS : MUL_STRIPS;
+		const uint32_t at_once = n == 1 ? to - from : MUL_STRIPS;
 
 		for (uint32_t s = from; s < to; s += at_once) {
 			multiply_strips(l->dev, w->kind, product->mul, out,
@@ -128,12 +130,19 @@ static void run_linears(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct linears *l = userdata;
 	const uint32_t node = node_of_thread(l->dev, thread);
-	uint32_t chunk;
+	uint32_t chunk, n;
 
 	(void)n_threads;
 	for (uint32_t i = 0; i < l->n_jobs; i++)
-		while (work_left_take(&l->chunks[i], node, &chunk))
-			run_chunk(l, &l->jobs[i], chunk);
+		while ((n = work_left_take(&l->chunks[i], node, &chunk))) {
+			const uint32_t n_strips = strips_of(l->jobs[i].w->rows);
+			const uint32_t end = (chunk + n) * CHUNK_STRIPS;
+			const uint32_t to = end < n_strips ? end : n_strips;
+			const uint32_t in_run = l->acts.tokens == 1 ? end : CHUNK_STRIPS;
+
+			for (uint32_t s = chunk * CHUNK_STRIPS; s < to; s += in_run)
+				run_strips(l, &l->jobs[i], s, to - s < in_run ? to : s + in_run);
+		}
 }
 
 static int run_exact(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
@@ -171,8 +180,8 @@ int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs
 	l.n_jobs = n_jobs;
 	l.kernels = st->dev->linear;
 	l.dev = st->dev;
-	for (uint32_t i = 0; i < n_jobs; i++)
-		work_left_init(&l.chunks[i], st->dev, chunks_of(&jobs[i]));
+	for (uint32_t i = n_jobs, later = 0; i--; later += chunks_of(&jobs[i]))
+		work_left_init(&l.chunks[i], st->dev, chunks_of(&jobs[i]), later, CHUNKS_MAX);
 	for (uint32_t i = 0; i < n_jobs; i++)
 		forms |= acts_form(st->dev, jobs[i].w->kind, tokens);
 	r = acts_take(st, &l.acts, &at, x->data, tokens, cols, forms);

@@ -1,8 +1,10 @@
 /*
  * op_moe() and op_mlp(). Tokens are sorted by expert; gate and up are computed
  * strip pair by strip pair over all experts, each pair leaving one finished
- * group of hidden columns in the form that the down matrix wants; then down,
- * where a thread owns rows of the output and adds the experts in order.
+ * group of hidden columns in the form that the down matrix wants; then down. A
+ * thread owns rows of the output and adds the experts in order: what each of
+ * them says is kept where the tokens are few, so that a matrix can be read in
+ * long runs, and added at once where they are many.
  */
 #include <errno.h>
 #include <string.h>
@@ -13,11 +15,7 @@
 #include "kernels/cpu/nodes.h"
 #include "kernels/cpu/pack.h"
 
-/* Turns that every thread shall have of an operation, and how long a turn may be. */
-#define TURNS 4
-#define UP_PAIRS_MAX 8
-#define DOWN_PAIRS_MAX 8
-#define FEW_TOKENS 16		  /* whose sums over DOWN_PAIRS_MAX pairs stay in the first cache */
+#define FEW_TOKENS 16
 #define OUT_ROWS (2 * MUL_TOKENS) /* a product may write MUL_TOKENS from wherever it begins */
 
 struct moe {
@@ -28,15 +26,15 @@ struct moe {
 		uint8_t *rows;		  /* [n][row_bytes] in the form of down */
 		const uint8_t **at;	  /* [n] */
 		size_t row_bytes;
-		struct work_left turns; /* of up_pairs each */
-	} * hidden;			/* [n_parts] */
+		float *down;	       /* few tokens: [pairs_of(dim)][n][MUL_ROWS] */
+		struct work_left left; /* pairs of strips of the matrices at hand */
+	} * hidden;		       /* [n_parts] */
 	const struct dev *dev;
 	uint32_t n_parts, tokens, dim;
-	uint32_t up_pairs, down_pairs; /* that a thread takes at a time */
 	struct acts acts;
 	float *y;
-	float *sums;		     /* [n_threads][down_pairs][tokens][MUL_ROWS] */
-	struct work_left down_turns; /* of down_pairs each */
+	float *sums;		/* [n_threads][tokens][MUL_ROWS] */
+	struct work_left pairs; /* many tokens: pairs of strips of y */
 };
 
 static uint32_t pairs_of(uint32_t rows)
@@ -106,61 +104,57 @@ static void run_up_pairs(const struct moe *m, uint32_t part, uint32_t pair, uint
 	}
 }
 
-/*
- * Pairs that one thread takes one after the other, so that what it reads of
- * a matrix is one run: as many as leave every thread some turns.
- */
-static uint32_t pairs_at_once(uint32_t n_pairs, uint32_t n_threads, uint32_t most)
+/* Takes pairs of the matrices of part after part, and gives them to @run. */
+static void run_all(const struct moe *m, uint32_t thread,
+		    void (*run)(const struct moe *m, uint32_t part, uint32_t pair,
+				uint32_t n_pairs))
 {
-	const uint32_t n = n_pairs / (TURNS * n_threads);
+	const uint32_t node = node_of_thread(m->dev, thread);
+	uint32_t pair, n;
 
-	return n < 1 ? 1 : n > most ? most : n;
+	for (uint32_t part = 0; part < m->n_parts; part++)
+		while ((n = work_left_take(&m->hidden[part].left, node, &pair)))
+			run(m, part, pair, n);
 }
 
 static void run_up(void *userdata, uint32_t thread, uint32_t n_threads)
 {
-	struct moe *m = userdata;
-	const uint32_t node = node_of_thread(m->dev, thread);
-	uint32_t turn;
-
 	(void)n_threads;
-	for (uint32_t part = 0; part < m->n_parts; part++) {
-		const uint32_t n_pairs = pairs_of(m->parts[part].ffn_dim);
+	run_all(userdata, thread, run_up_pairs);
+}
 
-		while (work_left_take(&m->hidden[part].turns, node, &turn)) {
-			const uint32_t pair = turn * m->up_pairs, left = n_pairs - pair;
+static void keep_down_pairs(const struct moe *m, uint32_t part, uint32_t pair, uint32_t n_pairs)
+{
+	const struct moe_part *p = &m->parts[part];
+	const struct hidden *h = &m->hidden[part];
+	const mul_fn mul = product_of(m->kernels, p->down->kind, p->n)->mul;
+	const uint32_t in_run = pairs_in_run(p, n_pairs), end = pair + n_pairs;
+	const size_t pair_rows = (size_t)p->n * MUL_ROWS;
+	_Alignas(64) float out[OUT_ROWS * MUL_ROWS];
 
-			run_up_pairs(m, part, pair, left < m->up_pairs ? left : m->up_pairs);
-		}
+	for (uint32_t run; pair < end; pair += run) {
+		run = end - pair < in_run ? end - pair : in_run;
+		multiply_pairs(m, mul, out, p->down, pair, run, h->at, p->n);
+		memcpy(h->down + pair * pair_rows, out, run * pair_rows * sizeof(*out));
 	}
 }
 
-/* sums [n_pairs][tokens][MUL_ROWS] += what an expert adds to these rows */
-static void add_down(const struct moe *m, uint32_t part, uint32_t pair, uint32_t n_pairs,
+static void run_down_of_few(void *userdata, uint32_t thread, uint32_t n_threads)
+{
+	(void)n_threads;
+	run_all(userdata, thread, keep_down_pairs);
+}
+
+/* sums [tokens][MUL_ROWS] += what a part says of these rows for its tokens a … a + n */
+static void add_part(const struct moe_part *p, uint32_t a, uint32_t n, const float *out,
 		     float *sums)
 {
-	const struct moe_part *p = &m->parts[part];
-	const mul_fn mul = product_of(m->kernels, p->down->kind, p->n)->mul;
-	const uint32_t in_run = pairs_in_run(p, n_pairs), end = pair + n_pairs;
-	const size_t pair_sums = (size_t)m->tokens * MUL_ROWS;
-	_Alignas(64) float out[OUT_ROWS * MUL_ROWS];
+	for (uint32_t i = 0; i < n; i++, out += MUL_ROWS) {
+		const float weight = p->weights ? p->weights[a + i] : 1;
+		float *sum = sums + (size_t)p->tokens[a + i] * MUL_ROWS;
 
-	for (uint32_t run; pair < end; pair += run, sums += run * pair_sums) {
-		run = end - pair < in_run ? end - pair : in_run;
-		for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
-			const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
-
-			multiply_pairs(m, mul, out, p->down, pair, run, m->hidden[part].at + a, n);
-			for (uint32_t i = 0; i < n * run; i++) {
-				const uint32_t of = a + i % n;
-				const float weight = p->weights ? p->weights[of] : 1;
-				float *sum = sums + i / n * pair_sums +
-					     (size_t)p->tokens[of] * MUL_ROWS;
-
-				for (uint32_t r = 0; r < MUL_ROWS; r++)
-					sum[r] += weight * out[i * MUL_ROWS + r];
-			}
-		}
+		for (uint32_t r = 0; r < MUL_ROWS; r++)
+			sum[r] += weight * out[r];
 	}
 }
 
@@ -175,24 +169,54 @@ static void add_sums(const struct moe *m, uint32_t pair, const float *sums)
 			m->y[(size_t)t * m->dim + row + r] += sums[(size_t)t * MUL_ROWS + r];
 }
 
-static void run_down(void *userdata, uint32_t thread, uint32_t n_threads)
+static void run_sums_of_few(void *userdata, uint32_t thread, uint32_t n_threads)
+{
+	const struct moe *m = userdata;
+	const size_t n_sums = (size_t)m->tokens * MUL_ROWS;
+	float *sums = m->sums + thread * n_sums;
+	uint32_t pair, end;
+
+	share_of(pairs_of(m->dim), thread, n_threads, &pair, &end);
+	for (; pair < end; pair++) {
+		memset(sums, 0, n_sums * sizeof(*sums));
+		for (uint32_t part = 0; part < m->n_parts; part++) {
+			const struct moe_part *p = &m->parts[part];
+
+			add_part(p, 0, p->n, m->hidden[part].down + (size_t)pair * p->n * MUL_ROWS,
+				 sums);
+		}
+		add_sums(m, pair, sums);
+	}
+}
+
+static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *sums)
+{
+	const struct moe_part *p = &m->parts[part];
+	const mul_fn mul = product_of(m->kernels, p->down->kind, p->n)->mul;
+	_Alignas(64) float out[MUL_TOKENS * MUL_ROWS];
+
+	for (uint32_t a = 0; a < p->n; a += MUL_TOKENS) {
+		const uint32_t n = p->n - a < MUL_TOKENS ? p->n - a : MUL_TOKENS;
+
+		multiply_pairs(m, mul, out, p->down, pair, 1, m->hidden[part].at + a, n);
+		add_part(p, a, n, out, sums);
+	}
+}
+
+static void run_down_of_many(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct moe *m = userdata;
-	const size_t pair_sums = (size_t)m->tokens * MUL_ROWS;
-	float *sums = m->sums + thread * m->down_pairs * pair_sums;
-	const uint32_t node = node_of_thread(m->dev, thread), n_pairs = pairs_of(m->dim);
-	uint32_t turn;
+	const size_t n_sums = (size_t)m->tokens * MUL_ROWS;
+	float *sums = m->sums + thread * n_sums;
+	const uint32_t node = node_of_thread(m->dev, thread);
+	uint32_t pair;
 
 	(void)n_threads;
-	while (work_left_take(&m->down_turns, node, &turn)) {
-		const uint32_t pair = turn * m->down_pairs, left = n_pairs - pair;
-		const uint32_t n = left < m->down_pairs ? left : m->down_pairs;
-
-		memset(sums, 0, n * pair_sums * sizeof(*sums));
+	while (work_left_take(&m->pairs, node, &pair)) {
+		memset(sums, 0, n_sums * sizeof(*sums));
 		for (uint32_t part = 0; part < m->n_parts; part++)
-			add_down(m, part, pair, n, sums);
-		for (uint32_t i = 0; i < n; i++)
-			add_sums(m, pair + i, sums + i * pair_sums);
+			add_down(m, part, pair, sums);
+		add_sums(m, pair, sums);
 	}
 }
 
@@ -208,6 +232,12 @@ static int place_hidden(struct stream *st, size_t *at, const struct moe *m, uint
 	h->at = scratch_take(st, at, p->n * sizeof(*h->at));
 	if (!h->rows || !h->at)
 		return -EINVAL;
+	if (m->tokens <= FEW_TOKENS) {
+		h->down = scratch_take(
+			st, at, (size_t)pairs_of(m->dim) * p->n * MUL_ROWS * sizeof(*h->down));
+		if (!h->down)
+			return -EINVAL;
+	}
 	for (uint32_t a = 0; a < p->n; a++)
 		h->at[a] = h->rows + a * h->row_bytes;
 	for (int form = 0; form < ACT_N; form++) {
@@ -221,6 +251,17 @@ static int place_hidden(struct stream *st, size_t *at, const struct moe *m, uint
 			h->x[form][a] = m->acts.at[form][p->tokens[a]];
 	}
 	return 0;
+}
+
+/* Before the threads go through the gate and up matrices, or the down matrices, of all parts. */
+static void deal_pairs(struct moe *m, bool down)
+{
+	for (uint32_t i = m->n_parts, later = 0; i--;) {
+		const uint32_t n = pairs_of(down ? m->dim : m->parts[i].ffn_dim);
+
+		work_left_init(&m->hidden[i].left, m->dev, n, later, MUL_TOKENS);
+		later += n;
+	}
 }
 
 static int run_parts(struct stream *st, size_t at, float *y, const float *x, uint32_t tokens,
@@ -247,26 +288,26 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 	r = acts_take(st, &m.acts, &at, x, tokens, dim, forms);
 	if (r < 0)
 		return r;
-	m.up_pairs = pairs_at_once(n_parts * pairs_of(parts[0].ffn_dim), st->dev->n_threads,
-				   UP_PAIRS_MAX);
-	m.down_pairs = pairs_at_once(pairs_of(dim), st->dev->n_threads,
-				     tokens <= FEW_TOKENS ? DOWN_PAIRS_MAX : 1);
 	m.hidden = scratch_take(st, &at, n_parts * sizeof(*m.hidden));
 	m.sums = scratch_take(st, &at,
-			      (size_t)st->dev->n_threads * m.down_pairs * tokens * MUL_ROWS *
-				      sizeof(*m.sums));
+			      (size_t)st->dev->n_threads * tokens * MUL_ROWS * sizeof(*m.sums));
 	if (!m.hidden || !m.sums)
 		return -EINVAL;
 	for (uint32_t i = 0; i < n_parts; i++) {
 		r = place_hidden(st, &at, &m, i);
 		if (r < 0)
 			return r;
-		work_left_init(&m.hidden[i].turns, st->dev,
-			       (pairs_of(parts[i].ffn_dim) + m.up_pairs - 1) / m.up_pairs);
 	}
-	work_left_init(&m.down_turns, st->dev, (pairs_of(dim) + m.down_pairs - 1) / m.down_pairs);
+	deal_pairs(&m, false);
 	pool_run(st->dev, run_up, &m);
-	pool_run(st->dev, run_down, &m);
+	if (tokens <= FEW_TOKENS) {
+		deal_pairs(&m, true);
+		pool_run(st->dev, run_down_of_few, &m);
+		pool_run(st->dev, run_sums_of_few, &m);
+	} else {
+		work_left_init(&m.pairs, st->dev, pairs_of(dim), 0, 1);
+		pool_run(st->dev, run_down_of_many, &m);
+	}
 	return 0;
 }
 
@@ -425,8 +466,9 @@ size_t matrix_scratch(const struct dev *dev, const struct op_limits *l)
 	bytes += n * (ffn * element + 64) + (ACT_N + 2) * (n * sizeof(void *) + parts * 128);
 	bytes += n * (sizeof(uint32_t) + sizeof(float)) + parts * 256;
 	bytes += parts * (sizeof(struct moe_part) + sizeof(struct hidden));
-	bytes += (uint64_t)dev->n_threads *
-		 ((l->tokens + FEW_TOKENS * DOWN_PAIRS_MAX) * MUL_ROWS * sizeof(float) + 64);
+	bytes += (l->tokens < FEW_TOKENS ? l->tokens : FEW_TOKENS) * ((uint64_t)l->top_k + 1) *
+		 ((uint64_t)l->dim + MUL_ROWS) * sizeof(float);
+	bytes += (uint64_t)dev->n_threads * (l->tokens * MUL_ROWS * sizeof(float) + 64);
 	bytes += (uint64_t)dev->n_threads * (2 * widest + l->tokens) * sizeof(double);
 	return bytes;
 }

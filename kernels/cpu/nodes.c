@@ -27,9 +27,13 @@ void node_share(const struct dev *dev, uint32_t node, uint32_t n, uint32_t *ret_
 	*ret_to = (uint32_t)((uint64_t)n * to / dev->n_threads);
 }
 
-void work_left_init(struct work_left *w, const struct dev *dev, uint32_t n)
+void work_left_init(struct work_left *w, const struct dev *dev, uint32_t n, uint32_t later,
+		    uint32_t most)
 {
 	w->n_nodes = pool_topology(dev->pool)->n_nodes;
+	w->turns = 2 * dev->n_threads;
+	w->later = later;
+	w->most = most;
 	for (uint32_t node = 0; node < w->n_nodes; node++) {
 		uint32_t from;
 

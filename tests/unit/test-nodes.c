@@ -74,19 +74,48 @@ static void a_node_takes_its_own_first_then_the_others(void **state)
 
 	(void)state;
 	assert_int_equal(dev_open(ISA_PORTABLE, 4, &dev), 0);
-	work_left_init(&w, dev, 7);
+	work_left_init(&w, dev, 7, 0, 1);
 	for (uint32_t i = 3; i < 7; i++) {
-		assert_true(work_left_take(&w, 1, &unit));
+		assert_int_equal(work_left_take(&w, 1, &unit), 1);
 		assert_int_equal(unit, i);
 	}
 	for (uint32_t i = 0; i < 3; i++) {
-		assert_true(work_left_take(&w, 1 - i % 2, &unit));
+		assert_int_equal(work_left_take(&w, 1 - i % 2, &unit), 1);
 		assert_int_equal(unit, i);
 	}
-	assert_false(work_left_take(&w, 0, &unit));
-	assert_false(work_left_take(&w, 1, &unit));
-	work_left_init(&w, dev, 0);
-	assert_false(work_left_take(&w, 0, &unit));
+	assert_int_equal(work_left_take(&w, 0, &unit), 0);
+	assert_int_equal(work_left_take(&w, 1, &unit), 0);
+	work_left_init(&w, dev, 0, 9, 1);
+	assert_int_equal(work_left_take(&w, 0, &unit), 0);
+	dev_close(dev);
+}
+
+/* A thread of each node: half of what is left to it, of this work and of what comes after. */
+static void runs_grow_shorter_to_the_end_of_all_work(void **state)
+{
+	static const uint32_t alone[] = { 20, 10, 5, 2, 1, 1, 1 };
+	static const uint32_t before_others[] = { 25, 12, 3 };
+	struct work_left w;
+	struct dev *dev;
+	uint32_t first, at = 0;
+
+	(void)state;
+	assert_int_equal(dev_open(ISA_PORTABLE, 2, &dev), 0);
+	work_left_init(&w, dev, 80, 0, 100);
+	for (size_t i = 0; i < sizeof(alone) / sizeof(*alone); i++) {
+		assert_int_equal(work_left_take(&w, 0, &first), alone[i]);
+		assert_int_equal(first, at);
+		at += alone[i];
+	}
+	assert_int_equal(at, 40);
+	assert_int_equal(work_left_take(&w, 1, &first), 20);
+	work_left_init(&w, dev, 80, 20, 100);
+	for (size_t i = 0; i < sizeof(before_others) / sizeof(*before_others); i++)
+		assert_int_equal(work_left_take(&w, 0, &first), before_others[i]);
+	work_left_init(&w, dev, 80, 1000, 12);
+	assert_int_equal(work_left_take(&w, 0, &first), 12);
+	work_left_init(&w, dev, 80, 1000, 100);
+	assert_int_equal(work_left_take(&w, 0, &first), 40);
 	dev_close(dev);
 }
 
@@ -99,11 +128,12 @@ struct taking {
 static void take_all(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	struct taking *t = userdata;
-	uint32_t unit;
+	uint32_t unit, n;
 
 	(void)n_threads;
-	while (work_left_take(&t->left, node_of_thread(t->dev, thread), &unit))
-		t->taken[unit]++;
+	while ((n = work_left_take(&t->left, node_of_thread(t->dev, thread), &unit)))
+		while (n--)
+			t->taken[unit + n]++;
 }
 
 static void every_unit_is_taken_once(void **state)
@@ -115,7 +145,7 @@ static void every_unit_is_taken_once(void **state)
 		assert_int_equal(dev_open(ISA_PORTABLE, threads, &t.dev), 0);
 		for (uint32_t n = 0; n <= UNITS_MAX; n += 250) {
 			memset(t.taken, 0, sizeof(t.taken));
-			work_left_init(&t.left, t.dev, n);
+			work_left_init(&t.left, t.dev, n, threads * 7, 1 + n / 3);
 			dev_run(t.dev, take_all, &t);
 			for (uint32_t i = 0; i < UNITS_MAX; i++)
 				assert_int_equal(t.taken[i], i < n);
@@ -174,6 +204,7 @@ int main(void)
 		cmocka_unit_test(threads_and_strips_are_dealt_alike),
 		cmocka_unit_test(one_thread_has_all_strips_whichever_node_it_is_of),
 		cmocka_unit_test(a_node_takes_its_own_first_then_the_others),
+		cmocka_unit_test(runs_grow_shorter_to_the_end_of_all_work),
 		cmocka_unit_test(every_unit_is_taken_once),
 		cmocka_unit_test(memory_is_touched_where_a_part_is_and_nowhere_else),
 		cmocka_unit_test(a_rank_has_the_threads_and_the_memory_of_its_node),
