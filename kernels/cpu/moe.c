@@ -33,7 +33,7 @@ struct moe {
 	uint32_t n_parts, tokens, dim;
 	struct acts acts;
 	float *y;
-	float *sums;		/* [n_threads][tokens][MUL_ROWS] */
+	float *sums; /* few tokens: [pairs_of(dim)][tokens][MUL_ROWS]; many: [n_threads]… */
 	struct work_left pairs; /* many tokens: pairs of strips of y */
 };
 
@@ -145,17 +145,19 @@ static void run_down_of_few(void *userdata, uint32_t thread, uint32_t n_threads)
 	run_all(userdata, thread, keep_down_pairs);
 }
 
+static void add_rows(float *restrict sum, const float *restrict rows, float weight)
+{
+	for (uint32_t r = 0; r < MUL_ROWS; r++)
+		sum[r] += weight * rows[r];
+}
+
 /* sums [tokens][MUL_ROWS] += what a part says of these rows for its tokens a … a + n */
 static void add_part(const struct moe_part *p, uint32_t a, uint32_t n, const float *out,
 		     float *sums)
 {
-	for (uint32_t i = 0; i < n; i++, out += MUL_ROWS) {
-		const float weight = p->weights ? p->weights[a + i] : 1;
-		float *sum = sums + (size_t)p->tokens[a + i] * MUL_ROWS;
-
-		for (uint32_t r = 0; r < MUL_ROWS; r++)
-			sum[r] += weight * out[r];
-	}
+	for (uint32_t i = 0; i < n; i++)
+		add_rows(sums + (size_t)p->tokens[a + i] * MUL_ROWS, out + i * MUL_ROWS,
+			 p->weights ? p->weights[a + i] : 1);
 }
 
 /* y += the sums of one pair of strips */
@@ -164,29 +166,36 @@ static void add_sums(const struct moe *m, uint32_t pair, const float *sums)
 	const uint32_t row = pair * MUL_ROWS;
 	const uint32_t n = m->dim - row < MUL_ROWS ? m->dim - row : MUL_ROWS;
 
-	for (uint32_t t = 0; t < m->tokens; t++)
-		for (uint32_t r = 0; r < n; r++)
-			m->y[(size_t)t * m->dim + row + r] += sums[(size_t)t * MUL_ROWS + r];
+	for (uint32_t t = 0; t < m->tokens; t++, sums += MUL_ROWS) {
+		float *y = m->y + (size_t)t * m->dim + row;
+
+		if (n == MUL_ROWS)
+			add_rows(y, sums, 1);
+		else
+			for (uint32_t r = 0; r < n; r++)
+				y[r] += sums[r];
+	}
 }
 
+/* Part after part, so that what each of them said is read as one run. */
 static void run_sums_of_few(void *userdata, uint32_t thread, uint32_t n_threads)
 {
 	const struct moe *m = userdata;
 	const size_t n_sums = (size_t)m->tokens * MUL_ROWS;
-	float *sums = m->sums + thread * n_sums;
-	uint32_t pair, end;
+	uint32_t from, to;
 
-	share_of(pairs_of(m->dim), thread, n_threads, &pair, &end);
-	for (; pair < end; pair++) {
-		memset(sums, 0, n_sums * sizeof(*sums));
-		for (uint32_t part = 0; part < m->n_parts; part++) {
-			const struct moe_part *p = &m->parts[part];
+	share_of(pairs_of(m->dim), thread, n_threads, &from, &to);
+	memset(m->sums + from * n_sums, 0, (to - from) * n_sums * sizeof(*m->sums));
+	for (uint32_t part = 0; part < m->n_parts; part++) {
+		const struct moe_part *p = &m->parts[part];
+		const size_t pair_rows = (size_t)p->n * MUL_ROWS;
 
-			add_part(p, 0, p->n, m->hidden[part].down + (size_t)pair * p->n * MUL_ROWS,
-				 sums);
-		}
-		add_sums(m, pair, sums);
+		for (uint32_t pair = from; pair < to; pair++)
+			add_part(p, 0, p->n, m->hidden[part].down + pair * pair_rows,
+				 m->sums + pair * n_sums);
 	}
+	for (uint32_t pair = from; pair < to; pair++)
+		add_sums(m, pair, m->sums + pair * n_sums);
 }
 
 static void add_down(const struct moe *m, uint32_t part, uint32_t pair, float *sums)
@@ -290,7 +299,8 @@ static int run_parts(struct stream *st, size_t at, float *y, const float *x, uin
 		return r;
 	m.hidden = scratch_take(st, &at, n_parts * sizeof(*m.hidden));
 	m.sums = scratch_take(st, &at,
-			      (size_t)st->dev->n_threads * tokens * MUL_ROWS * sizeof(*m.sums));
+			      (tokens <= FEW_TOKENS ? pairs_of(dim) : st->dev->n_threads) *
+				      (size_t)tokens * MUL_ROWS * sizeof(*m.sums));
 	if (!m.hidden || !m.sums)
 		return -EINVAL;
 	for (uint32_t i = 0; i < n_parts; i++) {
@@ -466,7 +476,7 @@ size_t matrix_scratch(const struct dev *dev, const struct op_limits *l)
 	bytes += n * (ffn * element + 64) + (ACT_N + 2) * (n * sizeof(void *) + parts * 128);
 	bytes += n * (sizeof(uint32_t) + sizeof(float)) + parts * 256;
 	bytes += parts * (sizeof(struct moe_part) + sizeof(struct hidden));
-	bytes += (l->tokens < FEW_TOKENS ? l->tokens : FEW_TOKENS) * ((uint64_t)l->top_k + 1) *
+	bytes += (l->tokens < FEW_TOKENS ? l->tokens : FEW_TOKENS) * ((uint64_t)l->top_k + 2) *
 		 ((uint64_t)l->dim + MUL_ROWS) * sizeof(float);
 	bytes += (uint64_t)dev->n_threads * (l->tokens * MUL_ROWS * sizeof(float) + 64);
 	bytes += (uint64_t)dev->n_threads * (2 * widest + l->tokens) * sizeof(double);
