@@ -24,7 +24,7 @@ struct dev {
 	struct pool *pool;
 	const struct linear_kernels *linear;
 	struct reservation *reservations;
-	bool in_turn[WEIGHT_INT4_F32 + 1]; /* see multiply_strips() */
+	bool in_turn; /* see multiply_strips() */
 };
 
 struct stream {

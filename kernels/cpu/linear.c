@@ -88,7 +88,7 @@ void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, f
 		     const uint8_t *w, uint32_t n_strips, uint32_t cols, const uint8_t *const *x,
 		     uint32_t n_tokens)
 {
-	const uint32_t most = n_tokens == 1 && dev->in_turn[kind] ? 1 : MUL_STRIPS;
+	const uint32_t most = n_tokens == 1 && dev->in_turn ? 1 : MUL_STRIPS;
 	const uint32_t n_groups = groups_of(cols);
 	const size_t bytes = strip_bytes(kind, cols);
 

@@ -181,8 +181,8 @@ static void a_row_has_the_same_bits_in_every_batch_and_on_every_number_of_thread
 
 				random_state = 4711 + f;
 				/* with two threads in the order of the other processors */
-				for (int kind = 0; kind <= WEIGHT_INT4_F32 && threads == 2; kind++)
-					dev->in_turn[kind] = !dev->in_turn[kind];
+				if (threads == 2)
+					dev->in_turn = !dev->in_turn;
 				m = matrix_new(dev, &forms[f], ROWS, COLS);
 				op_repack(dev, &m.packed, &m.src, NULL);
 				for (uint32_t n = 1; n <= TOKENS; n += n < 18 ? 1 : 16) {
