@@ -210,7 +210,7 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 		refuse_loading(r);
 		return 0;
 	}
-	if (r->fields.stream && r->begun && exchange_out(r->x)->n == 0) {
+	if (r->fields.stream && r->begun && exchange_is_drained(r->x)) {
 		jsontext_put(exchange_out(r->x), ": waiting\n\n");
 		exchange_flush(r->x);
 	}
