@@ -123,7 +123,7 @@ static int start_http(struct gateway *g, struct err *err)
 		0, NULL, NULL, exchange_on_request, g, MHD_OPTION_EXTERNAL_LOGGER, on_http_log,
 		NULL, MHD_OPTION_NOTIFY_COMPLETED, exchange_on_completed, g,
 		MHD_OPTION_NOTIFY_CONNECTION, door_notify, g, MHD_OPTION_CONNECTION_LIMIT,
-		(unsigned)MIN(g->setup->max_connections + 256, 100000u),
+		(unsigned)MIN(g->setup->max_connections + GATEWAY_SPARE_CONNECTIONS, 100000u),
 		MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
 		MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
 	if (!g->http)
@@ -165,7 +165,8 @@ static void raise_descriptors(const struct setup *s)
 
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
 		return;
-	limit.rlim_cur = MIN((rlim_t)s->max_connections + 512, limit.rlim_max);
+	limit.rlim_cur = MIN((rlim_t)s->max_connections + 2 * GATEWAY_SPARE_CONNECTIONS,
+			     limit.rlim_max);
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 

@@ -15,6 +15,7 @@
 #include "client/gateway/setup.h"
 
 #define GATEWAY_DOORS_MAX 16
+#define GATEWAY_SPARE_CONNECTIONS 256 /* that are told that there are too many */
 
 struct door;
 struct keys;
@@ -44,6 +45,7 @@ struct gateway {
 	unsigned n_doors;
 	bool activated; /* systemd holds the sockets */
 	struct visitor_list visitors;
+	struct visitor *arriving;    /* while libmicrohttpd makes its connection */
 	struct exchange_list unsent; /* streams with something new in this turn */
 	struct peer_list peers;
 	uint64_t n_visitors, last_visit_us;
