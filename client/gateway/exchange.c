@@ -8,7 +8,7 @@
 #include "client/gateway/entry.h"
 #include "client/gateway/routes.h"
 
-#define CHUNK_HEAD_BYTES 18 /* most that the size of a chunk takes, and its end of line */
+#define CHUNK_HEAD_BYTES 18   /* most that the size of a chunk takes, and its end of line */
 #define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
 
 /* Answers. */
@@ -32,6 +32,8 @@ static void prepare(struct exchange *x, struct MHD_Response *response, unsigned 
 	if (x->origin) {
 		add_header(response, "Access-Control-Allow-Origin", x->origin);
 		add_header(response, "Vary", "Origin");
+		add_header(response, "Access-Control-Expose-Headers",
+			   "Retry-After, X-Should-Retry");
 	}
 	if (x->retry_s > 0) {
 		snprintf(text, sizeof(text), "%u", x->retry_s);
@@ -371,8 +373,8 @@ static void answer_preflight(struct exchange *x)
 	if (!x->response)
 		return;
 	add_header(x->response, "Access-Control-Allow-Methods", "GET, POST, DELETE");
-	add_header(x->response, "Access-Control-Allow-Headers",
-		   "Authorization, Content-Type, X-Requested-With");
+	/* the star is not for Authorization; OpenAI's own library sends a dozen of others */
+	add_header(x->response, "Access-Control-Allow-Headers", "Authorization, *");
 	add_header(x->response, "Access-Control-Max-Age", "600");
 }
 

@@ -11,8 +11,9 @@ from steamd_e2e import *
 HELLO = [{"role": "user", "content": "Hello there"}]
 
 
-def chat(g, messages=None, **fields):
-    return g.post("/v1/chat/completions", {"messages": messages or HELLO, "max_tokens": 8, **fields})
+def chat(g, messages=None, headers=(), **fields):
+    body = {"messages": messages or HELLO, "max_tokens": 8, **fields}
+    return g.post("/v1/chat/completions", body, headers=headers)
 
 
 def chunks(g, path, **body):
@@ -401,6 +402,10 @@ def a_web_page_may_not_come_in():
                 headers["Origin"] if "good" in headers.get("Origin", "") else None)
         asked = g.send("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://good.example"})
         assert asked.status == 204 and "POST" in asked.headers["Access-Control-Allow-Methods"]
+        # browsers take * for every header but this one
+        assert asked.headers["Access-Control-Allow-Headers"].split(", ") == ["Authorization", "*"]
+        refused = chat(g, headers={"Origin": "http://good.example"}, n=9)
+        assert refused.status == 400 and "Retry-After" in refused.headers["Access-Control-Expose-Headers"]
         assert g.send("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://evil.example"}).status == 403
         assert g.send("OPTIONS", "/v1/chat/completions").status == 405
         c = UnixConnection(g.socket_path)
