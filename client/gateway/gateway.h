@@ -38,6 +38,8 @@ LIST_HEAD(peer_list, peer);
 struct gateway {
 	const struct setup *setup;
 	sd_event *loop;
+	int wait_fd;	   /* an epoll of what is waited for: the loop, and past it the links */
+	bool loop_changed; /* a timer was set, or something is to be done: the loop is to look */
 	struct MHD_Daemon *http;
 	sd_event_source *http_io, *http_again, *sweep;
 	bool in_turn, kicked; /* see gateway_begin_turn() */
@@ -59,6 +61,9 @@ struct gateway {
 
 /* Microseconds of the monotonic clock. */
 uint64_t gateway_now_us(void);
+
+/* Whether link_read() is called when something of @l is there to be read. 0 or a negative errno. */
+int gateway_watch(struct gateway *g, struct link *l, bool wanted);
 
 /*
  * Opens the doors, says that it is ready, and serves until SIGTERM, SIGINT, or
