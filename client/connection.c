@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
@@ -34,9 +35,22 @@ int handle_error_of(struct steamd_error *err, int r, const char *code, const str
 	return handle_error(err, r, code, from->text[0] ? from->text : strerror(-r));
 }
 
+/* How often this process was forked since the library was loaded; asking for its id is a system call a token. */
+static unsigned generation;
+
+static void on_fork(void)
+{
+	generation++;
+}
+
+__attribute__((constructor)) static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, on_fork);
+}
+
 int handle_check(const struct steamd *s, struct steamd_error *err)
 {
-	if (s->owner == getpid())
+	if (s->owner == generation)
 		return 0;
 	return handle_error(err, -ECHILD, STEAMD_CODE_LOCAL,
 			    "this handle belongs to the parent process; open one of one's own");
@@ -92,15 +106,21 @@ static int watch(struct steamd *s, int op, int fd, uint32_t events)
 	return epoll_ctl(s->epoll_fd, op, fd, &e) < 0 ? -errno : 0;
 }
 
+static void init_frames(struct steamd *s)
+{
+	frame_in_init(&s->in, FRAME_BYTES_MAX_DOWN);
+	s->in.no_fds = true;
+	frame_out_init(&s->out);
+}
+
 static void disconnect(struct steamd *s)
 {
 	closep(&s->socket_fd);
 	s->socket_fd = -1;
 	s->writing = false;
 	frame_in_deinit(&s->in);
-	frame_in_init(&s->in, FRAME_BYTES_MAX_DOWN);
 	frame_out_deinit(&s->out);
-	frame_out_init(&s->out);
+	init_frames(s);
 	s->state = HANDLE_DOWN;
 }
 
@@ -563,11 +583,10 @@ int steamd_open(const char *socket_path, const char *name, const char *label, st
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return handle_error(err, -ENOMEM, STEAMD_CODE_LOCAL, "out of memory");
-	s->owner = getpid();
+	s->owner = generation;
 	s->epoll_fd = s->timer_fd = s->socket_fd = -1;
 	s->window = HANDLE_WINDOW_TOKENS;
-	frame_in_init(&s->in, FRAME_BYTES_MAX_DOWN);
-	frame_out_init(&s->out);
+	init_frames(s);
 	s->name = strdup(name ? name : "");
 	s->label = label ? strdup(label) : NULL;
 	r = choose_path(s, socket_path);

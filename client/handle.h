@@ -52,7 +52,7 @@ struct handle_request {
 };
 
 struct steamd {
-	pid_t owner;
+	unsigned owner; /* see handle_check() */
 	enum handle_state state;
 	int epoll_fd, timer_fd, socket_fd; /* socket_fd: -1 while down */
 	char *path, *name, *label;

@@ -15,12 +15,15 @@
 #include <systemd/sd-daemon.h>
 
 #include "client/gateway/exchange.h"
+#include "client/gateway/head.h"
 #include "client/gateway/ident.h"
 #include "client/gateway/keys.h"
 
 #define ACCEPTS_A_TURN 64
 #define BACKLOG 512
 #define SEND_BYTES (64 << 10)
+#define DISCARD_BYTES_MAX (256u << 10) /* of one that is refused; sent on, it is cut off */
+#define KEEP_ALIVE_S 5		       /* between probes of a peer that sends no more */
 
 struct door {
 	struct gateway *g;
@@ -28,7 +31,6 @@ struct door {
 	bool is_unix;
 	char *path; /* to be removed; NULL: it is systemd's, or TCP */
 	sd_event_source *source;
-	struct visitor *arriving; /* while libmicrohttpd makes its connection */
 };
 
 /* Peers. */
@@ -63,31 +65,151 @@ static void peer_drop(struct peer *p)
 
 static void visitor_free(struct visitor *v)
 {
-	if (v->http) {
-		LIST_REMOVE(v, link);
-		v->g->n_visitors--;
-		v->g->last_visit_us = gateway_now_us();
-	}
-	sd_event_source_disable_unref(v->hup);
+	LIST_REMOVE(v, link);
+	v->g->n_visitors--;
+	v->g->last_visit_us = gateway_now_us();
+	sd_event_source_disable_unref(v->io);
+	if (v->stage != VISITOR_SERVED)
+		close(v->fd);
 	peer_drop(v->peer);
 	free(v->no);
 	free(v);
 }
 
-static int on_hup(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+/* Arriving. */
+
+/* From here on libmicrohttpd has the descriptor; it tells door_notify() of its end. */
+static void serve(struct visitor *v)
+{
+	struct gateway *g = v->g;
+	struct sockaddr_storage address = { 0 };
+	socklen_t len = sizeof(address);
+
+	getpeername(v->fd, (struct sockaddr *)&address, &len);
+	v->stage = VISITOR_SERVED;
+	sd_event_source_set_io_events(v->io, EPOLLRDHUP);
+	sd_event_source_set_enabled(v->io, SD_EVENT_ONESHOT);
+	g->arriving = v;
+	MHD_add_connection(g->http, v->fd, (const struct sockaddr *)&address, len);
+	/* it was closed without a word */
+	if (g->arriving)
+		visitor_free(steal(g->arriving));
+	gateway_kick(g);
+}
+
+static void refuse(struct visitor *v, const struct refusal *no)
+{
+	struct jsontext answer = { 0 };
+
+	v->g->counts.n_requests++;
+	v->g->counts.n_status[MIN(no->status / 100, 5u)]++;
+	head_write_refusal(no, &answer);
+	if (!answer.failed)
+		send(v->fd, answer.at, answer.n, MSG_DONTWAIT | MSG_NOSIGNAL);
+	jsontext_deinit(&answer);
+	shutdown(v->fd, SHUT_WR);
+	v->stage = VISITOR_REFUSED;
+}
+
+/* Closed with something unread it might not get our answer; it does not stay for long either way. */
+static void discard(struct visitor *v)
+{
+	static char nowhere[DISCARD_BYTES_MAX / 4];
+	ssize_t n;
+
+	do {
+		n = recv(v->fd, nowhere, sizeof(nowhere), MSG_DONTWAIT);
+		v->n_discarded += n > 0 ? (size_t)n : 0;
+	} while (n > 0 && v->n_discarded < DISCARD_BYTES_MAX);
+	if (n >= 0 || errno != EAGAIN)
+		visitor_free(v);
+}
+
+static void look_at_head(struct visitor *v, bool is_all)
+{
+	static char bytes[HEAD_BYTES_MAX];
+	const ssize_t n = recv(v->fd, bytes, sizeof(bytes), MSG_PEEK | MSG_DONTWAIT);
+	struct refusal no;
+	int r;
+
+	if (n < 0 && errno == EAGAIN && !is_all)
+		return;
+	if (n <= 0) {
+		visitor_free(v);
+		return;
+	}
+	r = head_check(bytes, (size_t)n, &no);
+	if (r > 0) {
+		serve(v);
+	} else if (r < 0) {
+		refuse(v, &no);
+		discard(v);
+	} else if (is_all) {
+		visitor_free(v);
+	}
+}
+
+/* Leaving. */
+
+static uint32_t wanted_events(const struct visitor *v)
+{
+	return (v->sends_no_more ? 0 : EPOLLRDHUP) | (v->wants_room ? EPOLLOUT : 0);
+}
+
+static void has_left(struct visitor *v)
+{
+	v->gone = true;
+	if (v->exchange)
+		exchange_reader_left(v->exchange);
+}
+
+/*
+ * Whether somebody still holds the other end: one that closed its side alone may
+ * wait for an answer, and one that closed both sends nothing else. Of a peer on
+ * another machine nobody can say; what is sent to it, or keep-alive, will find out.
+ */
+static bool is_there(const struct visitor *v)
+{
+	uid_t uid;
+
+	return v->is_unix || !v->is_local || ident_of_tcp(v->fd, &uid) == 0;
+}
+
+static void on_half_closed(struct visitor *v)
+{
+	const int s = KEEP_ALIVE_S;
+
+	v->sends_no_more = true;
+	if (!is_there(v)) {
+		has_left(v);
+		return;
+	}
+	if (!v->is_unix && !v->is_local) {
+		setsockopt(v->fd, IPPROTO_TCP, TCP_KEEPIDLE, &s, sizeof(s));
+		setsockopt(v->fd, IPPROTO_TCP, TCP_KEEPINTVL, &s, sizeof(s));
+	}
+	sd_event_source_set_io_events(v->io, wanted_events(v));
+	sd_event_source_set_enabled(v->io, SD_EVENT_ONESHOT);
+}
+
+static int on_visitor(sd_event_source *source, int fd, uint32_t revents, void *userdata)
 {
 	struct visitor *v = userdata;
 
 	(void)fd;
-	if (!(revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))) {
+	if (v->stage == VISITOR_ARRIVING) {
+		look_at_head(v, revents & (EPOLLRDHUP | EPOLLHUP | EPOLLERR));
+	} else if (v->stage == VISITOR_REFUSED) {
+		discard(v);
+	} else if (revents & (EPOLLHUP | EPOLLERR)) {
+		has_left(v);
+	} else if (revents & EPOLLRDHUP) {
+		on_half_closed(v);
+	} else {
 		sd_event_source_set_enabled(source, SD_EVENT_ONESHOT);
 		if (v->exchange)
 			exchange_send_more(v->exchange);
-		return 0;
 	}
-	v->gone = true;
-	if (v->exchange)
-		exchange_reader_left(v->exchange);
 	return 0;
 }
 
@@ -96,7 +218,7 @@ void door_want_room(struct visitor *v, bool wanted)
 	if (v->wants_room == wanted)
 		return;
 	v->wants_room = wanted;
-	sd_event_source_set_io_events(v->hup, EPOLLRDHUP | (wanted ? EPOLLOUT : 0));
+	sd_event_source_set_io_events(v->io, wanted_events(v));
 }
 
 void door_notify(void *userdata, struct MHD_Connection *http, void **context,
@@ -111,15 +233,11 @@ void door_notify(void *userdata, struct MHD_Connection *http, void **context,
 		*context = NULL;
 		return;
 	}
-	for (unsigned i = 0; i < g->n_doors && !v; i++)
-		v = steal(g->doors[i]->arriving);
+	v = steal(g->arriving);
 	if (!v)
 		return;
 	v->http = http;
-	LIST_INSERT_HEAD(&g->visitors, v, link);
-	g->n_visitors++;
 	*context = v;
-	gateway_sweep_on(g);
 }
 
 static void turn_away(struct visitor *v, unsigned status, const char *code, const char *format, ...)
@@ -161,6 +279,7 @@ static int check_visitor(struct visitor *v, const struct sockaddr_storage *addre
 	uid_t uid;
 
 	name_peer(v, address, name, sizeof(name), &uid);
+	v->is_local = uid != (uid_t)-1;
 	v->peer = peer_take(g, name);
 	if (!v->peer)
 		return -ENOMEM;
@@ -178,12 +297,23 @@ static int check_visitor(struct visitor *v, const struct sockaddr_storage *addre
 	return 0;
 }
 
+static void set_options(int fd)
+{
+	const int on = 1, send_bytes = SEND_BYTES;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	/* the kernel's own would grow to megabytes of tokens that a stalled reader never takes */
+	setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof(send_bytes));
+}
+
 /* Takes @fd over. */
-static void admit(struct door *d, int fd, const struct sockaddr_storage *address, socklen_t len)
+static void admit(struct door *d, int fd, const struct sockaddr_storage *address)
 {
 	struct gateway *g = d->g;
-	struct visitor *v = calloc(1, sizeof(*v));
-	const int on = 1, send_bytes = SEND_BYTES;
+	struct visitor *v = g->n_visitors < g->setup->max_connections + GATEWAY_SPARE_CONNECTIONS
+				    ? calloc(1, sizeof(*v))
+				    : NULL;
 
 	if (!v) {
 		close(fd);
@@ -192,25 +322,23 @@ static void admit(struct door *d, int fd, const struct sockaddr_storage *address
 	*v = (struct visitor){
 		.g = g, .fd = fd, .is_unix = d->is_unix, .since_us = gateway_now_us()
 	};
+	if (!d->is_unix)
+		set_options(fd);
 	if (check_visitor(v, address) < 0 ||
-	    sd_event_add_io(g->loop, &v->hup, fd, EPOLLRDHUP, on_hup, v) < 0 ||
-	    sd_event_source_set_enabled(v->hup, SD_EVENT_ONESHOT) < 0) {
-		visitor_free(v);
+	    /* what has come and is not whole stays in the socket: only what is new is of interest */
+	    sd_event_add_io(g->loop, &v->io, fd, EPOLLIN | EPOLLRDHUP | EPOLLET, on_visitor, v) <
+		    0) {
+		sd_event_source_disable_unref(v->io);
+		peer_drop(v->peer);
+		free(v->no);
+		free(v);
 		close(fd);
 		return;
 	}
-	if (!d->is_unix) {
-		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-		setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-		/* the kernel's own would grow to megabytes of tokens that a stalled reader never takes */
-		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_bytes, sizeof(send_bytes));
-	}
+	LIST_INSERT_HEAD(&g->visitors, v, link);
+	g->n_visitors++;
 	g->counts.n_visitors++;
-	d->arriving = v;
-	/* closes the descriptor, and tells door_notify() of its end, if it comes to that */
-	MHD_add_connection(g->http, fd, (const struct sockaddr *)address, len);
-	if (d->arriving)
-		visitor_free(steal(d->arriving));
+	gateway_sweep_on(g);
 }
 
 static int on_door(sd_event_source *source, int fd, uint32_t revents, void *userdata)
@@ -226,9 +354,8 @@ static int on_door(sd_event_source *source, int fd, uint32_t revents, void *user
 
 		if (peer_fd < 0)
 			break;
-		admit(d, peer_fd, &address, len);
+		admit(d, peer_fd, &address);
 	}
-	gateway_kick(d->g);
 	return 0;
 }
 
@@ -245,7 +372,9 @@ void door_sweep(struct gateway *g)
 							       : s->header_timeout;
 		const uint64_t since = v->exchange ? exchange_since_us(v->exchange) : v->since_us;
 
-		/* libmicrohttpd sees the end of it, and cleans up */
+		if (v->sends_no_more && v->exchange && !is_there(v))
+			has_left(v);
+		/* who owns the descriptor sees the end of it, and cleans up */
 		if (allowed_s > 0 && now - since > allowed_s * 1000000) {
 			shutdown(v->fd, SHUT_RDWR);
 			if (v->exchange)
@@ -440,6 +569,13 @@ int door_open_all(struct gateway *g, struct err *err)
 
 void door_close_all(struct gateway *g)
 {
+	struct visitor *v, *next;
+
+	for (v = LIST_FIRST(&g->visitors); v; v = next) {
+		next = LIST_NEXT(v, link);
+		if (v->stage != VISITOR_SERVED)
+			visitor_free(v);
+	}
 	for (unsigned i = 0; i < g->n_doors; i++) {
 		struct door *d = g->doors[i];
 

@@ -14,20 +14,30 @@ struct peer {
 	unsigned n;    /* connections */
 };
 
-/* One connection. libmicrohttpd owns the descriptor. */
+enum visitor_stage {
+	VISITOR_ARRIVING, /* request line and headers are coming: see head.h */
+	VISITOR_SERVED,	  /* libmicrohttpd has it, and owns the descriptor */
+	VISITOR_REFUSED,  /* it was told that it speaks no HTTP, and may read that before it ends */
+};
+
+/* One connection. */
 struct visitor {
 	LIST_ENTRY(visitor) link;
 	struct gateway *g;
 	struct peer *peer;
 	struct MHD_Connection *http;
 	int fd;
-	bool is_unix; /* no web page reaches it: its Host is not looked at */
-	bool gone;    /* it hung up while its connection was suspended */
+	enum visitor_stage stage;
+	bool is_unix;	    /* no web page reaches it: its Host is not looked at */
+	bool is_local;	    /* of this machine */
+	bool gone;	    /* it hung up while its connection was suspended */
+	bool sends_no_more; /* it closed its side, and may still read */
+	size_t n_discarded; /* bytes of one that is refused */
 	uint32_t n_requests;
 	uint64_t since_us;	   /* when it came, or its last exchange ended */
 	struct exchange *exchange; /* NULL: none is under way */
 	struct refusal *no;	   /* it is told this and nothing else; NULL: it is welcome */
-	sd_event_source *hup;	   /* it hung up, or has room: see door_want_room() */
+	sd_event_source *io; /* something came, it hung up, or has room: see door_want_room() */
 	bool wants_room;
 };
 

@@ -4,11 +4,11 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #include "client/gateway/entry.h"
 #include "client/gateway/routes.h"
 
+#define CHUNK_HEAD_BYTES 18   /* most that the size of a chunk takes, and its end of line */
 #define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
 
 /* Answers. */
@@ -32,6 +32,8 @@ static void prepare(struct exchange *x, struct MHD_Response *response, unsigned 
 	if (x->origin) {
 		add_header(response, "Access-Control-Allow-Origin", x->origin);
 		add_header(response, "Vary", "Origin");
+		add_header(response, "Access-Control-Expose-Headers",
+			   "Retry-After, X-Should-Retry");
 	}
 	if (x->retry_s > 0) {
 		snprintf(text, sizeof(text), "%u", x->retry_s);
@@ -144,54 +146,48 @@ struct jsontext *exchange_out(struct exchange *x)
 	/* what was taken makes room, once it is most of it */
 	if (x->out_at > EXCHANGE_STREAM_LOW && x->out_at > x->out.n / 2) {
 		x->out.n -= x->out_at;
-		memmove(x->out.at, x->out.at + x->out_at, x->out.n);
-		x->out_at = 0;
+		memmove(x->out.at + CHUNK_HEAD_BYTES, x->out.at + x->out_at, x->out.n);
+		x->out.n += CHUNK_HEAD_BYTES;
+		x->out_at = CHUNK_HEAD_BYTES;
+	}
+	if (x->out.n == 0) {
+		jsontext_add(&x->out, (char[CHUNK_HEAD_BYTES]){ 0 }, CHUNK_HEAD_BYTES);
+		x->out_at = x->out.n;
 	}
 	/* the reader stalls from now on, not since it took what there was before */
-	if (x->out.n == x->out_at)
+	if (exchange_is_drained(x))
 		x->since_us = gateway_now_us();
 	return &x->out;
 }
 
 static bool is_in_chunk(const struct exchange *x)
 {
-	return x->chunk.tail_n > 0;
+	return x->chunk_n > 0;
 }
 
-static void open_chunk(struct chunk *c, size_t n)
+/* Its size goes into the room before what is in out, its end of line behind it: one piece for send(). */
+static void open_chunk(struct exchange *x)
 {
-	*c = (struct chunk){ .body_n = n, .tail_n = 2, .head_at = sizeof(c->head) - 2 };
-	memcpy(c->head + c->head_at, "\r\n", 2);
-	for (; n > 0; n >>= 4)
-		c->head[--c->head_at] = "0123456789abcdef"[n & 15];
-}
+	const size_t n = x->out.n - x->out_at;
 
-static void count_sent(struct exchange *x, size_t n)
-{
-	struct chunk *c = &x->chunk;
-	const size_t head = MIN(n, sizeof(c->head) - c->head_at), body = MIN(n - head, c->body_n);
-
-	c->head_at += head;
-	c->body_n -= body;
-	c->tail_n -= n - head - body;
-	if (body > 0)
-		take_out(x, body);
+	jsontext_put(&x->out, "\r\n");
+	x->out_at -= 2;
+	memcpy(x->out.at + x->out_at, "\r\n", 2);
+	for (size_t left = n; left > 0; left >>= 4)
+		x->out.at[--x->out_at] = "0123456789abcdef"[left & 15];
+	x->chunk_n = x->out.n - x->out_at;
 }
 
 /* Returns whether all of the chunk went. */
 static bool send_chunk(struct exchange *x)
 {
-	struct chunk *c = &x->chunk;
-	struct iovec parts[] = {
-		{ c->head + c->head_at, sizeof(c->head) - c->head_at },
-		{ x->out.at + x->out_at, c->body_n },
-		{ (char *)"\r\n" + 2 - c->tail_n, c->tail_n },
-	};
-	const struct msghdr message = { .msg_iov = parts, .msg_iovlen = ARRAY_SIZE(parts) };
-	const ssize_t n = sendmsg(x->visitor->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	const ssize_t n = send(x->visitor->fd, x->out.at + x->out_at, x->chunk_n,
+			       MSG_DONTWAIT | MSG_NOSIGNAL);
 
-	if (n > 0)
-		count_sent(x, (size_t)n);
+	if (n > 0) {
+		x->chunk_n -= (size_t)n;
+		take_out(x, (size_t)n);
+	}
 	/* libmicrohttpd ends it as it would after an error of its own */
 	if (n < 0 && errno != EAGAIN && errno != EINTR)
 		x->out.failed = true;
@@ -207,10 +203,10 @@ static void send_out(struct exchange *x)
 {
 	bool whole = true;
 
-	while (whole && x->suspended && (is_in_chunk(x) || x->out.n > x->out_at)) {
+	while (whole && x->suspended && !exchange_is_drained(x)) {
 		if (!is_in_chunk(x))
-			open_chunk(&x->chunk, x->out.n - x->out_at);
-		whole = send_chunk(x);
+			open_chunk(x);
+		whole = !x->out.failed && send_chunk(x);
 	}
 	door_want_room(x->visitor, !whole && !x->out.failed);
 	if (x->out.failed || (x->state == EXCHANGE_ANSWERED && !is_in_chunk(x)))
@@ -256,6 +252,11 @@ void exchange_flush(struct exchange *x)
 		exchange_send_all(x->g);
 }
 
+bool exchange_is_drained(const struct exchange *x)
+{
+	return x->out.n == x->out_at;
+}
+
 bool exchange_is_full(const struct exchange *x)
 {
 	return x->out.n - x->out_at > EXCHANGE_STREAM_HIGH;
@@ -299,7 +300,7 @@ uint64_t exchange_allowed_s(const struct exchange *x)
 	case EXCHANGE_WAITING:
 		return 0;
 	case EXCHANGE_STREAMING:
-		return x->out.n > x->out_at || is_in_chunk(x) ? x->g->setup->stall_timeout : 0;
+		return exchange_is_drained(x) ? 0 : x->g->setup->stall_timeout;
 	default:
 		return x->g->setup->stall_timeout;
 	}
@@ -372,8 +373,8 @@ static void answer_preflight(struct exchange *x)
 	if (!x->response)
 		return;
 	add_header(x->response, "Access-Control-Allow-Methods", "GET, POST, DELETE");
-	add_header(x->response, "Access-Control-Allow-Headers",
-		   "Authorization, Content-Type, X-Requested-With");
+	/* the star is not for Authorization; OpenAI's own library sends a dozen of others */
+	add_header(x->response, "Access-Control-Allow-Headers", "Authorization, *");
 	add_header(x->response, "Access-Control-Max-Age", "600");
 }
 

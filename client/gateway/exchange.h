@@ -20,12 +20,6 @@ enum exchange_state {
 	EXCHANGE_ANSWERED,  /* all is said */
 };
 
-/* A chunk of the body that is being sent: its size, then bytes of what is in out, then an end of line. */
-struct chunk {
-	char head[24];			  /* the size in hexadecimal at its end, and an end of line */
-	size_t head_at, body_n, tail_n; /* the last two: not sent yet */
-};
-
 struct exchange {
 	LIST_ENTRY(exchange) unsent; /* while is_unsent */
 	struct gateway *g;
@@ -50,7 +44,7 @@ struct exchange {
 	unsigned retry_s;
 	struct jsontext out; /* of a stream: what was not taken yet begins at out_at */
 	size_t out_at;
-	struct chunk chunk;
+	size_t chunk_n; /* of a chunk under way: what was not sent yet, with its size and end of line */
 
 	/*
 	 * The route's part of it, while WAITING or STREAMING.
@@ -85,6 +79,8 @@ void exchange_flush(struct exchange *x);
 void exchange_send_all(struct gateway *g);
 /* The socket has room again. */
 void exchange_send_more(struct exchange *x);
+/* Whether the reader has all that there was. */
+bool exchange_is_drained(const struct exchange *x);
 /* Whether so much was not taken yet that whoever writes should wait for on_room. */
 bool exchange_is_full(const struct exchange *x);
 /* The stream ends when everything was taken. */

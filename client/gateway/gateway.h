@@ -15,6 +15,7 @@
 #include "client/gateway/setup.h"
 
 #define GATEWAY_DOORS_MAX 16
+#define GATEWAY_SPARE_CONNECTIONS 256 /* that are told that there are too many */
 
 struct door;
 struct keys;
@@ -37,6 +38,8 @@ LIST_HEAD(peer_list, peer);
 struct gateway {
 	const struct setup *setup;
 	sd_event *loop;
+	int wait_fd;	   /* an epoll of what is waited for: the loop, and past it the links */
+	bool loop_changed; /* a timer was set, or something is to be done: the loop is to look */
 	struct MHD_Daemon *http;
 	sd_event_source *http_io, *http_again, *sweep;
 	bool in_turn, kicked; /* see gateway_begin_turn() */
@@ -44,6 +47,7 @@ struct gateway {
 	unsigned n_doors;
 	bool activated; /* systemd holds the sockets */
 	struct visitor_list visitors;
+	struct visitor *arriving;    /* while libmicrohttpd makes its connection */
 	struct exchange_list unsent; /* streams with something new in this turn */
 	struct peer_list peers;
 	uint64_t n_visitors, last_visit_us;
@@ -57,6 +61,9 @@ struct gateway {
 
 /* Microseconds of the monotonic clock. */
 uint64_t gateway_now_us(void);
+
+/* Whether link_read() is called when something of @l is there to be read. 0 or a negative errno. */
+int gateway_watch(struct gateway *g, struct link *l, bool wanted);
 
 /*
  * Opens the doors, says that it is ready, and serves until SIGTERM, SIGINT, or

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/epoll.h>
 
 #include "client/gateway/responses.h"
 #include "client/gateway/vocab.h"
@@ -11,15 +10,11 @@
 #define DRAIN_TURNS 20
 #define DRAIN_MS 50
 
-static int on_readable(sd_event_source *source, int fd, uint32_t revents, void *userdata)
+void link_read(struct link *l)
 {
-	struct link *l = userdata;
-
-	(void)source, (void)fd, (void)revents;
 	gateway_begin_turn(l->g);
 	steamd_process(l->s, NULL);
 	gateway_end_turn(l->g);
-	return 0;
 }
 
 /* What was asked and is still open was cancelled before: its end comes soon, if it comes. */
@@ -31,9 +26,10 @@ static void drain(struct link *l)
 
 static void link_free(struct link *l)
 {
-	if (l->s)
+	if (l->s) {
+		gateway_watch(l->g, l, false);
 		drain(l);
-	sd_event_source_disable_unref(l->io);
+	}
 	steamd_close(l->s);
 	vocab_free_all(l->vocab);
 	free(l->label);
@@ -68,7 +64,7 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 		link_free(l);
 		return NULL;
 	}
-	if (sd_event_add_io(g->loop, &l->io, steamd_fd(l->s), EPOLLIN, on_readable, l) < 0) {
+	if (gateway_watch(g, l, true) < 0) {
 		refusal_set(no, 503, "no-memory", NULL, "out of memory");
 		link_free(l);
 		return NULL;

@@ -24,7 +24,6 @@ struct link {
 	struct gateway *g;
 	char *label; /* NULL: none */
 	struct steamd *s;
-	sd_event_source *io;
 	TAILQ_HEAD(, link_place) waiting;
 	unsigned n_waiting, n_running;
 	uint64_t expired_us; /* when old stored responses were looked for; 0: not yet */
@@ -34,6 +33,8 @@ struct link {
 
 /* The link of @label, made if need be; blocks for as long as steamd takes to say hello. NULL: @no says why. */
 struct link *link_get(struct gateway *g, const char *label, struct refusal *no);
+/* Takes what has come. */
+void link_read(struct link *l);
 bool link_is_of(const struct link *l, const char *label);
 void link_close_all(struct gateway *g);
 

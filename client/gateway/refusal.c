@@ -125,6 +125,9 @@ static const char *type_of(unsigned status)
 		return "not_found_error";
 	case 429:
 		return "rate_limit_error";
+	case 501:
+	case 505: /* of HTTP that is not spoken here: the client's doing */
+		return "invalid_request_error";
 	default:
 		return status >= 500 ? "server_error" : "invalid_request_error";
 	}

@@ -210,7 +210,7 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 		refuse_loading(r);
 		return 0;
 	}
-	if (r->fields.stream && r->begun && exchange_out(r->x)->n == 0) {
+	if (r->fields.stream && r->begun && exchange_is_drained(r->x)) {
 		jsontext_put(exchange_out(r->x), ": waiting\n\n");
 		exchange_flush(r->x);
 	}
@@ -223,12 +223,16 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 
 static void set_timer(struct reply *r, uint64_t us)
 {
+	/* the loop's own idea of now is that of its last turn */
+	const uint64_t at_us = gateway_now_us() + us;
+
+	r->g->loop_changed = true;
 	if (r->timer) {
-		sd_event_source_set_time_relative(r->timer, us);
+		sd_event_source_set_time(r->timer, at_us);
 		sd_event_source_set_enabled(r->timer, SD_EVENT_ONESHOT);
 	} else {
-		sd_event_add_time_relative(r->g->loop, &r->timer, CLOCK_MONOTONIC, us, 100000,
-					   on_timer, r);
+		sd_event_add_time(r->g->loop, &r->timer, CLOCK_MONOTONIC, at_us, 100000, on_timer,
+				  r);
 	}
 }
 

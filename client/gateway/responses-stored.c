@@ -10,6 +10,11 @@
 #define EXPIRE_US (3600ull * 1000 * 1000) /* old ones are looked for after so long … */
 #define EXPIRE_EVERY 50			  /* … or so many new ones */
 
+static const char *argument_of(const struct exchange *x, const char *name)
+{
+	return MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, name);
+}
+
 static void refuse_unknown(struct exchange *x)
 {
 	struct refusal no;
@@ -160,8 +165,18 @@ static void then_get(struct exchange *x, const struct steamd_result *result,
 void route_response_get(struct exchange *x)
 {
 	const struct response *running = responses_running(x->g, x->id);
+	const char *stream = argument_of(x, "stream");
 	struct jsontext text = { 0 };
+	struct refusal no;
 
+	if (stream && strcmp(stream, "false") != 0) {
+		refusal_of_field(&no, "stream",
+				 "stream is '%.32s'; what is stored is shown whole, and streamed "
+				 "while it is made alone",
+				 stream);
+		exchange_refuse(x, &no);
+		return;
+	}
 	if (!running || !link_is_of(running->r->link, x->label)) {
 		show_session(x, then_get);
 		return;
@@ -234,11 +249,6 @@ static json_t *items_of(const char *digits, const json_t *turn)
 #define LIMIT 20 /* items on a page, unless another number is asked for */
 #define LIMIT_MAX 100
 
-static const char *argument_of(const struct exchange *x, const char *name)
-{
-	return MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, name);
-}
-
 static uint64_t limit_of(const struct exchange *x)
 {
 	const char *text = argument_of(x, "limit");
@@ -261,6 +271,17 @@ static bool check_arguments(struct exchange *x)
 	if (no.status)
 		exchange_refuse(x, &no);
 	return !no.status;
+}
+
+static bool has_item(const json_t *items, const char *id)
+{
+	json_t *item;
+	size_t i;
+
+	json_array_foreach((json_t *)items, i, item)
+		if (strcmp(json_string_value(json_object_get(item, "id")), id) == 0)
+			return true;
+	return false;
 }
 
 /* The newest come first, unless asked otherwise; after: the last item of the page before. */
@@ -302,8 +323,10 @@ static void then_items(struct exchange *x, const struct steamd_result *result,
 		       const struct steamd_error *err)
 {
 	struct jsontext text = { 0 };
+	const char *after = argument_of(x, "after");
 	json_t *session, *items;
 	const json_t *turn;
+	struct refusal no;
 	uint32_t n;
 
 	if (err) {
@@ -312,14 +335,18 @@ static void then_items(struct exchange *x, const struct steamd_result *result,
 	}
 	session = load(result);
 	turn = turn_of(x, session, &n);
-	if (turn) {
-		items = items_of(x->id + 5, turn);
+	items = turn ? items_of(x->id + 5, turn) : NULL;
+	if (items && after && !has_item(items, after)) {
+		refusal_of_field(&no, "after", "after is '%.64s', which is no item of the response",
+				 after);
+		exchange_refuse(x, &no);
+	} else if (items) {
 		write_items(x, items, &text);
-		json_decref(items);
 		exchange_answer(x, 200, &text);
 	} else {
 		refuse_unknown(x);
 	}
+	json_decref(items);
 	json_decref(session);
 }
 

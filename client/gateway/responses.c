@@ -614,6 +614,15 @@ static json_t *history_of(const json_t *session, uint32_t last)
 	return all;
 }
 
+static void refuse_previous(struct reply *r)
+{
+	struct refusal no;
+
+	refusal_set(&no, 404, REFUSAL_NOT_FOUND, "previous_response_id",
+		    "there is no response '%.64s'", r->fields.previous);
+	reply_refuse(r, &no);
+}
+
 /* A step on the way, while the reply waits: the exchange's work is the reply all the while. */
 struct step {
 	struct response *p;
@@ -637,10 +646,11 @@ static void on_step_end(void *userdata, const struct steamd_result *result,
 		return;
 	}
 	refusal_of(&no, err);
-	if (no.status == 404)
-		refusal_set(&no, 404, REFUSAL_NOT_FOUND, "previous_response_id",
-			    "there is no response '%.64s'", step.p->r->fields.previous);
-	reply_refuse(step.p->r, &no);
+	/* nothing but the id could be wrong: the session is not there, or has fewer turns */
+	if (no.status == 404 || no.status == 400)
+		refuse_previous(step.p->r);
+	else
+		reply_refuse(step.p->r, &no);
 }
 
 static void take_step(struct response *p, enum steamd_session_verb verb,
@@ -668,13 +678,10 @@ static void then_shown(struct response *p, const struct steamd_result *result)
 {
 	json_t *session = json_loadb(result->json, result->json_len, JSON_ALLOW_NUL, NULL);
 	struct response_id previous;
-	struct refusal no;
 
 	if (response_id_parse(p->r->fields.previous, &previous) < 0 ||
 	    json_array_size(json_object_get(session, "turn")) < previous.turn) {
-		refusal_set(&no, 404, REFUSAL_NOT_FOUND, "previous_response_id",
-			    "there is no response '%.64s'", p->r->fields.previous);
-		reply_refuse(p->r, &no);
+		refuse_previous(p->r);
 	} else {
 		begin_anew(p, history_of(session, previous.turn));
 	}
@@ -694,7 +701,13 @@ static bool on_refused(struct reply *r, const struct steamd_error *err)
 	struct steamd_session q;
 	struct response_id previous;
 
-	if (strcmp(err->code, "moved") != 0 || !r->x || r->begun || p->forked)
+	if (!r->x || r->begun || p->forked || !r->fields.previous)
+		return false;
+	if (strcmp(err->code, "no-such") == 0 && strncmp(err->text, "no session", 10) == 0) {
+		refuse_previous(r);
+		return true;
+	}
+	if (strcmp(err->code, "moved") != 0)
 		return false;
 	if (response_id_parse(r->fields.previous, &previous) < 0)
 		return false;
@@ -717,9 +730,7 @@ static void go_on(struct response *p)
 	struct refusal no;
 
 	if (response_id_parse(p->r->fields.previous, &previous) < 0) {
-		refusal_set(&no, 404, REFUSAL_NOT_FOUND, "previous_response_id",
-			    "there is no response '%.64s'", p->r->fields.previous);
-		reply_refuse(p->r, &no);
+		refuse_previous(p->r);
 		return;
 	}
 	if (response_refuse_running(p->r->x, p->r->fields.previous, &no)) {

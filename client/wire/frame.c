@@ -96,33 +96,47 @@ static int collect_fds(struct frame_in *in, struct msghdr *header)
 	return -EMFILE;
 }
 
-ssize_t frame_in_read(struct frame_in *in, int fd)
+static ssize_t receive_with_fds(struct frame_in *in, int fd, size_t max)
 {
 	char control[CMSG_SPACE(FRAME_FDS_MAX * sizeof(int))] __attribute__((aligned(8)));
-	struct iovec iov;
+	struct iovec iov = { .iov_base = in->data + in->len, .iov_len = max };
 	struct msghdr header = {
 		.msg_iov = &iov,
 		.msg_iovlen = 1,
 		.msg_control = control,
 		.msg_controllen = sizeof(control),
 	};
+	const ssize_t n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	int r;
+
+	if (n < 0)
+		return -errno;
+	r = collect_fds(in, &header);
+	return r < 0 ? r : n;
+}
+
+static ssize_t receive(struct frame_in *in, int fd, size_t max)
+{
+	const ssize_t n = recv(fd, in->data + in->len, max, MSG_DONTWAIT);
+
+	return n < 0 ? -errno : n;
+}
+
+ssize_t frame_in_read(struct frame_in *in, int fd)
+{
+	size_t max;
 	ssize_t n;
 	int r;
 
 	r = make_room(in);
 	if (r < 0)
 		return r;
-	iov.iov_base = in->data + in->len;
-	iov.iov_len = MIN(in->cap - in->len, FRAME_READ_BYTES);
+	max = MIN(in->cap - in->len, FRAME_READ_BYTES);
 	do {
-		n = recvmsg(fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	} while (n < 0 && errno == EINTR);
-	if (n < 0)
-		return -errno;
-	r = collect_fds(in, &header);
-	if (r < 0)
-		return r;
-	in->len += n;
+		n = in->no_fds ? receive(in, fd, max) : receive_with_fds(in, fd, max);
+	} while (n == -EINTR);
+	if (n > 0)
+		in->len += (size_t)n;
 	return n;
 }
 

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -23,6 +24,7 @@ struct frame_in {
 	uint32_t max_bytes; /* largest payload accepted */
 	int fds[FRAME_FDS_MAX];
 	uint32_t n_fds;
+	bool no_fds; /* set it where none is wanted: the kernel closes those that come, and reading is cheaper */
 };
 
 void frame_in_init(struct frame_in *in, uint32_t max_bytes);
@@ -34,7 +36,7 @@ void frame_in_deinit(struct frame_in *in); /* closes unclaimed descriptors */
  * Returns the bytes read; 0 at the end of the stream; -EAGAIN if nothing was
  * there; -EMFILE if more descriptors came than are allowed or some were cut
  * off (all are closed); -ENOBUFS if whole frames wait in a full buffer, see
- * frame_in_next(); -ENOMEM; or recvmsg's error.
+ * frame_in_next(); -ENOMEM; or the system's error.
  */
 ssize_t frame_in_read(struct frame_in *in, int fd);
 

@@ -137,9 +137,13 @@ def stored_ones_are_shown_and_removed():
         assert page["has_more"] and page["data"][0]["content"][0]["text"] == "y"
         rest = g.get(f"/v1/responses/{second['id']}/input_items?limit=1&after={page['last_id']}").json()
         assert not rest["has_more"] and rest["data"][0]["content"][0]["text"] == "x"
-        for query, param in (("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order")):
+        for query, param in (("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order"),
+                             ("after=msg_x", "after")):
             got = g.get(f"/v1/responses/{second['id']}/input_items?{query}")
             assert got.status == 400 and got.error()["param"] == param, got.body
+        got = g.get(f"/v1/responses/{second['id']}?stream=true")
+        assert got.status == 400 and got.error()["param"] == "stream", got.body
+        assert g.get(f"/v1/responses/{second['id']}?stream=false").status == 200
         refused = g.send("DELETE", f"/v1/responses/{first['id']}")
         assert refused.status == 409 and refused.error()["code"] == "moved", refused.body
         for made in (second, first):
@@ -147,6 +151,9 @@ def stored_ones_are_shown_and_removed():
                 "id": made["id"], "object": "response", "deleted": True}
             assert g.get(f"/v1/responses/{made['id']}").status == 404
             assert g.send("DELETE", f"/v1/responses/{made['id']}").status == 404
+            got = create(g, previous_response_id=made["id"])
+            assert got.status == 404 and got.error()["param"] == "previous_response_id", got.body
+            assert got.error()["message"] == f"there is no response '{made['id']}'"
         assert sessions(d) == []
         for wrong in ("resp_x", "resp_" + "0" * 29, "x" * 34, "resp_" + "f" * 29):
             assert g.get(f"/v1/responses/{wrong}").status == 404

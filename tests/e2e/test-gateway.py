@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """The gateway as programs see it: routes, answers, streams, refusals, limits, who may."""
+import itertools
+import random
 import re
 import threading
 
@@ -9,8 +11,9 @@ from steamd_e2e import *
 HELLO = [{"role": "user", "content": "Hello there"}]
 
 
-def chat(g, messages=None, **fields):
-    return g.post("/v1/chat/completions", {"messages": messages or HELLO, "max_tokens": 8, **fields})
+def chat(g, messages=None, headers=(), **fields):
+    body = {"messages": messages or HELLO, "max_tokens": 8, **fields}
+    return g.post("/v1/chat/completions", body, headers=headers)
 
 
 def chunks(g, path, **body):
@@ -46,7 +49,7 @@ def the_plain_routes_answer():
 
 def metrics_count_what_was_done():
     with Daemon("air") as d, Gateway(d) as g:
-        usage = chat(g).json()["usage"]
+        usage = chat(g, ignore_eos=True).json()["usage"]
         chat(g, bad=1)
         lines = dict(line.rsplit(" ", 1) for line in g.get("/metrics").body.decode().splitlines()
                      if not line.startswith("#"))
@@ -155,7 +158,8 @@ def logprobs_are_those_of_steamctl():
         assert [len(lists[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [6] * 4
         assert all(abs(a - b) < 1e-5 for a, b in zip(lists["token_logprobs"], logprobs)), (lists, logprobs)
         assert abs(max(lists["top_logprobs"][0].values()) - tops[0][0][1]) < 1e-5
-        streamed = chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=6, logprobs=True, top_logprobs=2)
+        # with this seed none of the random model's tokens is a special one, of which there is no text
+        streamed = chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=6, logprobs=True, top_logprobs=2, seed=7)
         entries = [e for c in streamed for e in ((c["choices"][0]["logprobs"] or {}).get("content") or [])]
         assert len(entries) == 6 and all(len(e["top_logprobs"]) == 2 for e in entries)
         raw = bytes(b for e in entries for b in e["bytes"])
@@ -399,6 +403,10 @@ def a_web_page_may_not_come_in():
                 headers["Origin"] if "good" in headers.get("Origin", "") else None)
         asked = g.send("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://good.example"})
         assert asked.status == 204 and "POST" in asked.headers["Access-Control-Allow-Methods"]
+        # browsers take * for every header but this one
+        assert asked.headers["Access-Control-Allow-Headers"].split(", ") == ["Authorization", "*"]
+        refused = chat(g, headers={"Origin": "http://good.example"}, n=9)
+        assert refused.status == 400 and "Retry-After" in refused.headers["Access-Control-Expose-Headers"]
         assert g.send("OPTIONS", "/v1/chat/completions", headers={"Origin": "http://evil.example"}).status == 403
         assert g.send("OPTIONS", "/v1/chat/completions").status == 405
         c = UnixConnection(g.socket_path)
@@ -514,12 +522,16 @@ def what_is_no_proper_request_is_refused():
         (post(host, close, length, chunked, content=pieces), 400),
         (post(host, close, length, b"Content-Encoding: gzip\r\n"), 415),
         (post(host, close, length, b"Content-Type: application/jsonx\r\n"), 415),
-        (post(host, close, b"Content-Length: 9999999999\r\n"), 413)]
-    http_errors = [  # libmicrohttpd understood so little of it that it answers by itself
+        (post(host, close, b"Content-Length: 9999999999\r\n"), 413),
         (post(host, b"Content-Length: -1\r\n"), 400), (post(host, b"Content-Length: 12abc\r\n"), 400),
-        (post(host, chunked, content=b"zz\r\n"), 400), (b"GET /health\r\n\r\n", 400),
+        (b"GET /health\r\n\r\n", 400), (b"hello, who is there?\r\n", 400), (b"\x16\x03\x01" + b"A" * 200, 400),
+        (post(host, b"no colon\r\n"), 400), (post(host, b" folded\r\n"), 400),
+        (post(host, b"Transfer-Encoding: gzip\r\n"), 501), (get(b"/health HTTP/1.1 x", host), 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505), (get(b"/" + b"x" * 60000, host), 414),
+        (get(b"/health", host, b"X: " + b"y" * 60000 + b"\r\n"), 431),
         (get(b"/health", host, *[b"X-%d: y\r\n" % i for i in range(3000)]), 431)]
+    # of a body libmicrohttpd understood so little that it answers by itself
+    http_errors = [(post(host, chunked, content=b"zz\r\n"), 400)]
     fine = [get(b"http://localhost/v1/models", host), get(b"http://LOCALHOST:80/health", host),
             post(host, close, length), post(host, close, chunked, content=pieces),
             post(host, close, length, b"Expect: 100-continue\r\n"), post(host, length, version=b"1.0"),
@@ -538,15 +550,86 @@ def what_is_no_proper_request_is_refused():
         assert g.raw(several).count(b"HTTP/1.1 200 OK\r\n") == 3
         assert g.send("POST", "/v1/models", {}).headers["Allow"] == "GET"
         assert g.send("PUT", "/v1/responses/x", {}).headers["Allow"] == "GET, DELETE"
-        for data in (b"\x16\x03\x01" + b"A" * 200, b"GET /hea", post(host, chunked, content=b"ffffffffffffffff\r\nabc"),
+        for data in (b"GET /hea", b"GET / HTTP/1.1\r\nHost: local", b"", post(host, chunked, content=b"ffffffffffffffff\r\nabc"),
                      post(host, b"Content-Length: 1000\r\n")):
             assert b" 200 " not in g.raw(data), data
-        # who closes his side has left: it cannot be told from one who closed both
-        assert g.raw(post(host, length), half_close=True) == b""
         for text in (b'"\xff"', b"NaN", b"-1e999", b"[" * 5000, b'"\\ud800"', b"99999999999999999999"):
             got = g.post("/v1/chat/completions", b'{"temperature":' + text + b"}")
             assert got.status == 400 and got.error()["message"], got.body
         assert g.get("/health").status == 200
+
+
+def a_head_as_long_as_can_be_is_understood():
+    with Daemon("air") as d, Gateway(d) as g:
+        line, host = b"GET /health HTTP/1.1\r\n", b"Host: localhost\r\nConnection: close\r\n"
+        room = 8192 - len(line + host) - 2
+        one = b"X: " + b"y" * (room - 5) + b"\r\n"
+        many = [b"X-%02d: " % i + b"y" * (room // 98 - 8) + b"\r\n" for i in range(98)]
+        address = b"GET /health?" + b"x" * (room - 1) + b" HTTP/1.1\r\n"
+        for head in (line + host + one, line + host + b"".join(many), line + b"X:\r\n" * 98 + host, address + host):
+            assert g.raw(head + b"\r\n").startswith(b"HTTP/1.1 200 OK\r\n"), head
+        # however it is cut
+        head = line + host + b"\r\n"
+        for at in range(1, len(head), 7):
+            with socket.create_connection(("127.0.0.1", g.port), timeout=30) as s:
+                s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                s.sendall(head[:at])
+                g.get("/health")  # it has been looked at
+                s.sendall(head[at:])
+                assert s.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n"), at
+
+
+def random_bytes_do_no_harm():
+    random.seed(8)
+    body = json.dumps({"messages": HELLO, "max_tokens": 1}).encode()
+    whole = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+             b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    pieces = (b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+              b"8\r\n{\"prompt\r\n8;x=y\r\n\": \"abc\"\r\n1\r\n}\r\n0\r\nA: b\r\n\r\n")
+    unit = [b"\r\n", b"\n", b"\r", b"\0", b" ", b":", b"HTTP/1.1", b"GET ", b"\x16\x03", b"\xff", b"Host: localhost\r\n",
+            b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"ffffffff\r\n"]
+
+    def mutated(data):
+        data = bytearray(data)
+        for _ in range(random.randint(1, 4)):
+            at, what = random.randrange(len(data)), random.randrange(4)
+            if what == 0:
+                data[at] ^= 1 << random.randrange(8)
+            elif what == 1:
+                data[at:at] = random.choice(unit)
+            elif what == 2:
+                del data[at:at + random.randint(1, 20)]
+            else:
+                data[at:] = bytes(random.randrange(256) for _ in range(random.randint(1, 60)))
+            if not data:
+                data = bytearray(b"x")
+        return bytes(data)
+
+    with Daemon("air") as d, Gateway(d, "HeaderTimeout=1", "BodyTimeout=1", "KeepAlive=1") as g:
+        seen = set()
+
+        def throw(inputs):
+            for data in inputs:
+                got = g.raw(data, half_close=True)
+                if not got.startswith(b"HTTP/1.1 "):
+                    assert got == b"", (data, got)  # it ended in mid-request
+                    continue
+                status, head, rest = int(got[9:12]), *got.split(b"\r\n\r\n", 1)
+                seen.add(status)
+                assert status < 500 or status in (501, 505), (data, got)
+                if status >= 400 and b"application/json" in head:
+                    assert json.loads(rest[:rest.index(b"}}") + 2])["error"]["message"], (data, got)
+
+        inputs = [mutated(random.choice((whole, pieces))) for _ in range(600)]
+        inputs += [bytes(random.randrange(256) for _ in range(random.randint(1, 300))) for _ in range(200)]
+        threads = [threading.Thread(target=throw, args=(inputs[i::16],)) for i in range(16)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(120)
+            assert not t.is_alive(), "one hangs"
+        assert {200, 400} <= seen, seen
+        wait_for(lambda: b"steamd_gateway_connections 1\n" in g.get("/metrics").body, what="the end of all")
 
 
 def what_a_peer_makes_the_gateway_hold_is_bounded():
@@ -594,6 +677,42 @@ def a_client_that_leaves_ends_its_turn():
             c.close()
             wait_for(lambda: not running(d), what="its end")
         assert "steamd_gateway_abandoned_total 2\n" in g.get("/metrics").body.decode()
+
+
+def a_client_that_says_no_more_gets_its_whole_answer():
+    with Daemon("air") as d, Gateway(d) as g:
+        for stream, version, unix in itertools.product((False, True), (b"1.0", b"1.1"), (False, True)):
+            body = {"prompt": "go on", "max_tokens": 600, "ignore_eos": True, "stream": stream}
+            body = json.dumps(body).encode()
+            request = (b"POST /v1/completions HTTP/%s\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                       b"Content-Length: %d\r\n\r\n%s" % (version, len(body), body))
+            if unix:
+                s = socket.socket(socket.AF_UNIX)
+                s.connect(str(g.socket_path))
+            else:
+                s = socket.create_connection(("127.0.0.1", g.port), timeout=60)
+            with s:
+                s.sendall(request)
+                s.shutdown(socket.SHUT_WR)
+                got = b""
+                while piece := s.recv(65536):
+                    got += piece
+            assert got.startswith(b"HTTP/1.1 200 OK\r\n"), (stream, version, unix, got)
+            assert got.count(b'"finish_reason":"length"') == 1, (stream, version, unix, got)
+            assert (b"data: [DONE]\n\n" in got) == stream
+        # and may leave altogether while it waits
+        for stream, unix in itertools.product((False, True), (False, True)):
+            body = {"prompt": "go on", "max_tokens": 60000, "ignore_eos": True, "stream": stream}
+            c = UnixConnection(g.socket_path) if unix else g.connect()
+            c.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            c.sock.shutdown(socket.SHUT_WR)
+            wait_for(lambda: [t for t in json.loads(d.ctl("ps", "--json"))["turns"] if t["state"] != "ended"],
+                     what="a turn")
+            c.sock.close()
+            c.close()
+            wait_for(lambda: not [t for t in json.loads(d.ctl("ps", "--json"))["turns"] if t["state"] != "ended"],
+                     what="its end")
+        assert "steamd_gateway_abandoned_total 4\n" in g.get("/metrics").body.decode()
 
 
 def a_stalled_reader_pauses_its_own_stream_only():
@@ -746,8 +865,11 @@ run([
     keys_stand_for_labels,
     limits_hold,
     what_is_no_proper_request_is_refused,
+    a_head_as_long_as_can_be_is_understood,
+    random_bytes_do_no_harm,
     what_a_peer_makes_the_gateway_hold_is_bounded,
     a_client_that_leaves_ends_its_turn,
+    a_client_that_says_no_more_gets_its_whole_answer,
     a_stalled_reader_pauses_its_own_stream_only,
     a_reader_that_stalls_for_too_long_is_let_go,
     a_slow_reader_gets_every_byte,

@@ -202,6 +202,28 @@ static void a_descriptor_comes_with_its_frame_and_close_on_exec(void **state)
 	assert_int_equal(frame_in_take_fd(&p->in), -1);
 }
 
+static void a_descriptor_that_is_not_wanted_is_closed(void **state)
+{
+	struct pair *p = *state;
+	struct span got;
+	int pipe_fds[2];
+	char byte;
+
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK), 0);
+	p->in.no_fds = true;
+	/* the queue closes what it has sent */
+	assert_int_equal(frame_out_push(&p->out, make_frame(5), 9, pipe_fds[1]), 0);
+	assert_int_equal(frame_out_flush(&p->out, p->a, SIZE_MAX), 1);
+	assert_int_equal(frame_in_read(&p->in, p->b), 9);
+	assert_int_equal(frame_in_next(&p->in, &got, NULL), 1);
+	assert_int_equal(got.len, 5);
+	assert_int_equal(frame_in_take_fd(&p->in), -1);
+	close(pipe_fds[1]);
+	assert_int_equal(read(pipe_fds[0], &byte, 1), 0);
+	assert_int_equal(frame_in_read(&p->in, p->b), -EAGAIN);
+	close(pipe_fds[0]);
+}
+
 static void queue_small(struct frame_out *out, uint32_t n)
 {
 	_cleanup_(freep) char *frame = make_frame(n);
@@ -351,6 +373,7 @@ int main(void)
 		TEST(a_kernel_without_memory_is_asked_again),
 		TEST(a_full_socket_keeps_the_rest_in_order),
 		TEST(a_descriptor_comes_with_its_frame_and_close_on_exec),
+		TEST(a_descriptor_that_is_not_wanted_is_closed),
 		TEST(small_frames_leave_with_one_call),
 		TEST(the_memory_of_small_frames_is_used_again),
 		TEST(frames_of_all_kinds_keep_their_order),

@@ -1,4 +1,4 @@
-/* The gateway's parts that need no connection: fields, keys, ids, refusals, routes, text. */
+/* The gateway's parts that need no connection: heads, fields, keys, ids, refusals, routes, text. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,11 +7,15 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <math.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/ptrace.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "client/gateway/conversation.h"
 #include "client/gateway/fields.h"
+#include "client/gateway/head.h"
 #include "client/gateway/ident.h"
 #include "client/gateway/keys.h"
 #include "client/gateway/responses.h"
@@ -347,6 +351,151 @@ static void a_unix_socket_tells_its_user(void **state)
 	close(pair[1]);
 }
 
+/* Of a process that looks @key up and ends; 0: processes cannot be traced here. */
+static unsigned long instructions_of(const struct keys *k, const char *key)
+{
+	static char same_place[64];
+	unsigned long n = 0;
+	int status;
+	pid_t pid;
+
+	snprintf(same_place, sizeof(same_place), "%s", key);
+	pid = fork();
+	if (pid == 0) {
+		if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) < 0)
+			_exit(2);
+		raise(SIGSTOP);
+		_exit(keys_label(k, same_place) ? 1 : 0);
+	}
+	while (waitpid(pid, &status, 0) == pid && WIFSTOPPED(status)) {
+		n++;
+		ptrace(PTRACE_SINGLESTEP, pid, NULL, NULL);
+	}
+	return WIFEXITED(status) && WEXITSTATUS(status) < 2 ? n : 0;
+}
+
+static void a_key_takes_as_long_however_much_of_it_is_right(void **state)
+{
+	static const char *const wrong[] = { "zzzzzzzzzzzzzzzz", "0zzzzzzzzzzzzzzz",
+					     "0123456789abcdez", "a123456789abcdez",
+					     "b12345678zzzzzzz" };
+	static const char *const right[] = { "0123456789abcdef", "a123456789abcdef",
+					     "b123456789abcdef" };
+	static const char file[] = "x 0123456789abcdef\ny a123456789abcdef\nz b123456789abcdef\n";
+	char path[] = "/tmp/test-gateway-XXXXXX";
+	const int fd = mkstemp(path);
+	struct keys *k = NULL;
+	unsigned long n;
+
+	(void)state;
+	assert_int_equal(write(fd, file, sizeof(file) - 1), sizeof(file) - 1);
+	close(fd);
+	assert_int_equal(keys_read(path, &k, NULL), 0);
+	unlink(path);
+	n = instructions_of(k, wrong[0]);
+	if (n < 2) {
+		keys_free(k);
+		skip();
+	}
+	/* all bytes of all keys, as they are laid out */
+	assert_true(n > 3 * KEYS_BYTES_MAX);
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++)
+		assert_int_equal(instructions_of(k, wrong[i]), n);
+	/* taking the label down is all that there is more */
+	for (size_t i = 0; i < ARRAY_SIZE(right); i++)
+		assert_in_range(instructions_of(k, right[i]), n - 8, n + 8);
+	keys_free(k);
+}
+
+static int head_of(const char *text, struct refusal *no)
+{
+	memset(no, 0, sizeof(*no));
+	return head_check(text, strlen(text), no);
+}
+
+static void a_head_is_whole_or_wrong_or_more_is_to_come(void **state)
+{
+	static const struct {
+		const char *text;
+		unsigned status;
+	} refused[] = {
+		{ "\x16\x03\x01", 400 },
+		{ " GET / HTTP/1.1", 400 },
+		{ "GET/", 400 },
+		{ "hello\r\n", 400 },
+		{ "GET /health\r\n", 400 },
+		{ "GET  HTTP/1.1\r\n", 400 },
+		{ "GET /a\tb HTTP/1.1\r\n", 400 },
+		{ "GET / HTTP/1.1 \r\n", 400 },
+		{ "GET / http/1.1\r\n", 400 },
+		{ "GET / HTTP/11\r\n", 400 },
+		{ "GET / HTTP/2.0\r\n", 505 },
+		{ "\r\n\r\n\r\n\r\n\r\n", 400 },
+		{ "ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFG", 400 },
+		{ "GET / HTTP/1.1\r\nno colon\r\n", 400 },
+		{ "GET / HTTP/1.1\r\n: x\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nHost : x\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nA: b\r\n c\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nA: b\x01\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nA: b\rX: y\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nContent-Length:\r\n", 400 },
+		{ "GET / HTTP/1.1\r\ncontent-length: -1\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nContent-Length: 1,1\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nContent-Length: 12345678901234567890\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n", 501 },
+	};
+	static const char fine[] = "\r\nPOST http://localhost/v1 HTTP/1.1\r\nHost: localhost\r\n"
+				   "X-Empty:\r\nX-Latin: \xe9\tx\r\nContent-Length: 5 \r\n\r\n";
+	struct refusal no;
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+		assert_int_equal(head_of(refused[i].text, &no), -EINVAL);
+		assert_int_equal(no.status, refused[i].status);
+		assert_true(no.text[0] != '\0');
+	}
+	for (size_t n = 0; n < sizeof(fine) - 1; n++)
+		assert_int_equal(head_check(fine, n, &no), 0);
+	assert_int_equal(head_check(fine, sizeof(fine) - 1, &no), 1);
+	assert_int_equal(head_of("GET / HTTP/1.0\n\n", &no), 1);
+	assert_int_equal(
+		head_of("DELETE / HTTP/1.1\r\nTransfer-Encoding: Chunked\r\n\r\nbody", &no), 1);
+}
+
+static void a_head_has_room_for_so_much_and_no_more(void **state)
+{
+	static char text[HEAD_BYTES_MAX + 100];
+	static const char line[] = "GET / HTTP/1.1\r\n";
+	struct jsontext many = { 0 };
+	struct refusal no;
+
+	(void)state;
+	memset(text, 'x', sizeof(text));
+	memcpy(text, "GET /", 5);
+	assert_int_equal(head_check(text, HEAD_BYTES_MAX - 1, &no), 0);
+	assert_int_equal(head_check(text, HEAD_BYTES_MAX, &no), -EINVAL);
+	assert_int_equal(no.status, 414);
+	memcpy(text, line, sizeof(line) - 1);
+	memcpy(text + sizeof(line) - 1, "A: ", 3);
+	assert_int_equal(head_check(text, HEAD_BYTES_MAX - 1, &no), 0);
+	assert_int_equal(head_check(text, sizeof(text), &no), -EINVAL);
+	assert_int_equal(no.status, 431);
+	memcpy(text + HEAD_BYTES_MAX - 4, "\r\n\r\n", 4);
+	assert_int_equal(head_check(text, HEAD_BYTES_MAX, &no), 1);
+	jsontext_put(&many, line);
+	for (int i = 0; i < HEAD_FIELDS_MAX; i++)
+		jsontext_put(&many, "A:\r\n");
+	assert_int_equal(head_check(many.at, many.n, &no), 0);
+	jsontext_put(&many, "A:\r\n");
+	assert_int_equal(head_check(many.at, many.n, &no), -EINVAL);
+	assert_int_equal(no.status, 431);
+	jsontext_clear(&many);
+	head_write_refusal(&no, &many);
+	assert_int_equal(strncmp(many.at, "HTTP/1.1 431 Request Header Fields Too Large\r\n", 46),
+			 0);
+	jsontext_deinit(&many);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -357,6 +506,9 @@ int main(void)
 		cmocka_unit_test(every_beginning_of_a_body_is_refused),
 		cmocka_unit_test(ids_of_responses_are_read_back),
 		cmocka_unit_test(keys_are_found_whole_and_alone),
+		cmocka_unit_test(a_key_takes_as_long_however_much_of_it_is_right),
+		cmocka_unit_test(a_head_is_whole_or_wrong_or_more_is_to_come),
+		cmocka_unit_test(a_head_has_room_for_so_much_and_no_more),
 		cmocka_unit_test(refusals_have_openais_form),
 		cmocka_unit_test(a_body_is_weighed_before_it_is_parsed),
 		cmocka_unit_test(paths_are_matched_whole),
