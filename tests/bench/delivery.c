@@ -264,9 +264,14 @@ static void percentiles(struct delivery *d, size_t at, double *ret_p50, double *
 static double cpu_of_token(const struct delivery *d, uint64_t first)
 {
 	const struct stepper_step *from = NULL, *to = NULL;
+	const uint64_t last = d->stepper.last_id;
 	uint32_t n_tokens = 0;
+	uint64_t id = first + WARM;
 
-	for (uint64_t id = first + WARM; id <= d->stepper.last_id; id++) {
+	if (last - first >=
+	    STEPPER_IDS) /* a busy machine took one by one: those before are forgotten */
+		id = MAX(id, last - STEPPER_IDS + 1);
+	for (; id <= last; id++) {
 		const struct stepper_step *step = &d->stepper.steps[id % STEPPER_IDS];
 
 		if (step->n_rows != d->n_clients)
