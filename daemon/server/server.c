@@ -663,7 +663,7 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = warm_new(s, &s->warm);
 	if (r >= 0)
-		r = sessions_new(s, options->state_dir, &s->sessions);
+		r = sessions_new(s, &s->sessions);
 	if (r >= 0)
 		r = health_new(s, &s->health);
 	if (r < 0)
