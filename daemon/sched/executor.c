@@ -62,6 +62,11 @@ const char *executor_state_name(enum executor_state state)
 	return (size_t)state < ARRAY_SIZE(state_names) ? state_names[state] : "off";
 }
 
+uint32_t executor_backoff_s(uint32_t n_failures)
+{
+	return backoff_s[MIN(n_failures, ARRAY_SIZE(backoff_s) - 1)];
+}
+
 static void unpark(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(parked_names); i++)
@@ -335,21 +340,14 @@ static void on_death(struct executor *e, const char *why)
 		snprintf(e->text, sizeof(e->text), "%s", why);
 	end(e);
 	e->deaths++;
-	back_off(e, backoff_s[MIN(e->deaths, ARRAY_SIZE(backoff_s) - 1)]);
-}
-
-/* Whether what is wanted may be had later: a model that was served is not refused for that. */
-static bool may_pass(const struct executor *e, int error)
-{
-	return executor_known(e) &&
-	       (error == -ENOMEM || error == -EAGAIN || error == -EMFILE || error == -ENFILE);
+	back_off(e, executor_backoff_s(e->deaths));
 }
 
 static void on_refused(struct executor *e, const struct control_refused *refused)
 {
 	snprintf(e->text, sizeof(e->text), "%.*s",
 		 (int)strnlen(refused->text, sizeof(refused->text)), refused->text);
-	if (may_pass(e, refused->error)) {
+	if (err_may_pass(refused->error)) {
 		on_death(e, e->text);
 		return;
 	}

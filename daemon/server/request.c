@@ -170,10 +170,9 @@ void request_error(struct request *q, int r, const struct err *err)
 {
 	uint32_t retry_after_ms = 0;
 
-	if (r == -EHOSTDOWN && q->server->engine)
-		retry_after_ms =
-			(uint32_t)MIN(executor_retry_us(q->server->engine->executor) / US_PER_MS,
-				      (uint64_t)UINT32_MAX);
+	if (r == -EHOSTDOWN)
+		retry_after_ms = (uint32_t)MIN(server_retry_us(q->server) / US_PER_MS,
+					       (uint64_t)UINT32_MAX);
 	if (q->peer)
 		peer_send_error(q->peer, q->id, r, err, retry_after_ms);
 	q->server->n_served++;

@@ -268,6 +268,18 @@ def without_its_directory_it_still_answers():
         assert "no KV cache on disk: " in d.log(), d.log()
         got, hit = exact(d, ids)
         assert hit == 129 and got == want
+        # it is tried again: when the model wakes up, and at a reload
+        for how in (("sleep",), ("reload",)):
+            assert d.status()["kv_disk"]["text"], d.status()["kv_disk"]
+            (d.dir / "state" / "kv").unlink()
+            d.ctl(*how)
+            got, hit = exact(d, ids)
+            assert hit == 129 and got == want
+            wait_for(lambda: kv(d)["written_pages"] > 0 and not d.status()["kv_disk"]["text"], 20, "pages on disk")
+            if how == ("sleep",):
+                restart(d, block)
+                got, hit = exact(d, ids)
+                assert hit == 0 and got == want
 
 
 def damaged_files_are_computed_again_and_counted():

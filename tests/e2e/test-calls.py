@@ -9,8 +9,10 @@ over all kinds of calls; ROUNDS=all: each call once. KINDS=write:half,sync: of t
 """
 import contextlib
 import errno
+import functools
 import itertools
 import random
+import sqlite3
 
 from calls import *
 from kvpages import Recomputed
@@ -33,6 +35,25 @@ FAILURES = [("write", "EIO"), ("write", "ENOSPC"), ("sync", "EIO"), ("rename", "
             ("unlink", "EIO")]
 
 
+@functools.cache
+def damaged_database():
+    """One with a session "old" of two turns, of which a page of an index is no page: it is mended."""
+    with Daemon("air", *SETS) as d:
+        for k in (1, 2):
+            d.ctl("ask", "--no-think", "--session", "old", "--ignore-eos", "-n", N, "--seed", k, f"Before {k}")
+        d.process.terminate()
+        assert d.process.wait(20) == 0
+        path = d.dir / "state" / "state.db"
+        db = sqlite3.connect(path)
+        page, = db.execute("SELECT rootpage FROM sqlite_schema WHERE type='index' AND tbl_name='turn'").fetchone()
+        db.close()
+        data = bytearray(path.read_bytes())
+        data[(page - 1) * 4096:page * 4096] = b"\xa5" * 4096
+        os.truncate(d.log_path, 0)
+        d.__enter__()
+        return bytes(data)
+
+
 class World:
     """The daemon of one run of the scenario; it is started again whenever it dies of what was ordered."""
 
@@ -43,8 +64,7 @@ class World:
         self.deaths = []
         self.unsaved = False  # an answer said that its turn is not saved
         (self.d.dir / "state").mkdir()
-        for name in ("state.db", "state.db-wal"):  # no database: it is set aside
-            (self.d.dir / "state" / name).write_bytes(b"nothing that can be read" * 100)
+        (self.d.dir / "state" / "state.db").write_bytes(damaged_database())
 
     def died(self):
         """It may have, once, and if it was not killed it has said why."""
@@ -94,15 +114,11 @@ class World:
                 return out
             # lost, or refused, with a sentence; 64: done already, for the client has asked again by itself
             assert self.calls.done() and err.splitlines()[-1].startswith("steamctl: "), (args, code, err)
-            no_memory = code == 78 and "refused: cannot make " in err and not self.kills
-            assert code in (66, 69, 70, 71, 75) or no_memory or code == 64 and done(), (args, code, err)
+            assert code in (66, 69, 70, 71, 75) or code == 64 and done(), (args, code, err)
             if "the model is being opened" in err:
                 wait_for(lambda: "kv" in self.d.status(), 20, "the model")
-            if no_memory:
-                assert self.command("reload")[0] == 0
-            if "sessions are not kept: " in err and not self.kills:  # it lives without them, until it is restarted
-                self.stop()
-                self.up()
+            if "sessions are not kept: " in err and not self.kills:
+                wait_for(lambda: self.command("session", "list")[0] == 0, 20, "sessions")
             there = done()
             if there:
                 return there
@@ -168,9 +184,13 @@ class World:
         self.d.forget()
         self.up()
         said += [self.complete(TEXT + TEXT), self.ask("c", 4), self.ask("b", 3, OTHER)]
-        for name, uid in (("b", OTHER), ("c", None)):
+        for name, uid in (("b", OTHER), ("c", None), ("old", None)):
             said += [[(t["request"]["messages"], t["answer"]["content"], t["finish"]) for t in self.turns(name, uid)]]
         said += [sorted(self.names())]
+        assert len(said[-2]) == 2, said[-2]
+        aside = sorted(p.name for p in (self.d.dir / "state").glob("state.db*.*") if not p.name.endswith("-wal"))
+        assert aside == ["state.db.damaged-1"], aside  # once, and nothing else is left behind
+        assert "is refused" not in self.d.log(), self.d.log()
         return said
 
     def check(self, again):
@@ -257,6 +277,51 @@ def a_call_that_fails_loses_nothing():
     disturbed(FAILURES, False)
 
 
+def a_call_that_fails_while_it_starts_is_made_again():
+    """Nobody has to reload or restart for it."""
+    need_library()
+    print(f"SEED={SEED}")
+
+    def start(order=None):
+        d = Stored("air", *SETS)
+        calls = Calls(d)
+        if order:
+            calls.order(order[0], "fail", order[2], getattr(errno, order[1]))
+        try:
+            d.launch()
+            wait_for(lambda: d.ready.is_set() or d.process.poll() is not None, 60, "READY=1")
+            if d.process.poll() is not None:  # it has said why, and the manager would start it again
+                assert order and d.log().splitlines()[-1].startswith("steamd: "), d.log()
+                return None
+            seen = {wait_for(lambda: d.status()["state"], 5)}
+            end = time.monotonic() + 20
+            while "ready" not in seen:
+                assert time.monotonic() < end, (seen, d.log())
+                seen.add(d.status()["state"])
+            assert "model-refused" not in seen and "is refused" not in d.log(), (seen, d.log())
+            wait_for(lambda: d.popen("ask", "--no-think", "--session", "a", "-n", 3, "x", stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.DEVNULL).wait(60) == 0, 20, f"an answer: {d.log()}")
+            return calls.counts()
+        except Exception:
+            print(f"order: {order}\n{d.log()}")
+            raise
+        finally:
+            d.kill()
+            d.forget()
+            d.leave()
+            shutil.rmtree(d.dir, ignore_errors=True)
+    counts = start()
+    failures = [("write", "ENOSPC"), ("truncate", "ENOSPC"), ("memfd", "EMFILE"), ("memfd", "ENOMEM"),
+                ("write", "EIO")]
+    end, n, n_ended = time.monotonic() + SECONDS, 0, 0
+    for kind, how, at in plan(failures, counts, random.Random(SEED)):
+        if not ROUNDS and time.monotonic() > end and n >= len(failures):
+            break
+        n_ended += start((kind, how, at)) is None
+        n += 1
+    print(f"{n} calls failed of {counts}; {n_ended} ended the broker")
+
+
 if __name__ == "__main__":
     run([a_kill_at_any_call_loses_nothing, an_executor_killed_at_any_call_loses_nothing,
-         a_call_that_fails_loses_nothing])
+         a_call_that_fails_loses_nothing, a_call_that_fails_while_it_starts_is_made_again])
