@@ -25,7 +25,7 @@ def is_followed(d, victim):
 
 def requests_survive_the_executor_s_death_unchanged():
     p = prompt("air", "t33")
-    n = 60 if SANITIZED else 200
+    n = 100 if SANITIZED else 800
     print(f"SEED={SEED} ROUNDS={ROUNDS}")
     rng = random.Random(SEED)
     n_during = n_compared = 0
@@ -38,7 +38,8 @@ def requests_survive_the_executor_s_death_unchanged():
             victim = d.executor()
             request.stdin.write(json.dumps(p["ids"]).encode())
             request.stdin.close()
-            time.sleep(rng.uniform(0, 0.1))
+            for _ in range(rng.randrange(8)):  # so many pieces of it have come
+                assert request.stdout.readline()
             n_during += request.poll() is None
             os.kill(victim, signal.SIGKILL)
             out = request.stdout.read()
@@ -48,7 +49,7 @@ def requests_survive_the_executor_s_death_unchanged():
             wait_for(lambda: is_followed(d, victim), 20, "a new executor")
             n_compared += again.compare(d, n // 16)
         print(f"{n_during} of {ROUNDS} deaths while it was asked; none changed an answer, or one of {n_compared} pages")
-        assert n_during > ROUNDS // 4, n_during
+        assert n_during > ROUNDS // 2, n_during
 
 
 def a_request_in_flight_at_deaths_in_a_row_is_told_so():
