@@ -10,7 +10,6 @@
 #include "daemon/session/store-parts.h"
 #include "daemon/session/walfile.h"
 
-
 /* Format n comes of format n - 1 by formats[n - 1]. What was released once never changes. */
 static const char *const formats[STORE_FORMAT] = {
 	"CREATE TABLE session(id INTEGER PRIMARY KEY, uid INTEGER NOT NULL, label TEXT NOT NULL,"
