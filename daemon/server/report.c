@@ -216,6 +216,7 @@ static json_t *describe_disk(const struct engine *e)
 	put(o, "waiting", integer(n.n_waiting));
 	put(o, "damaged", integer(n.store.n_damaged));
 	put(o, "failed_segments", integer(n.store.n_failed));
+	put(o, "evicted_segments", integer(n.store.n_evicted));
 	put(o, "refused", integer(n.store.n_refused));
 	put(o, "foreign_bytes", integer(n.store.foreign_bytes));
 	put(o, "direct", json_boolean(n.store.direct));
