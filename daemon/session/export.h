@@ -34,8 +34,8 @@
  *
  * What is left of the ids fills no page, and its KV is in no file: with the next turn it
  * would be another page's beginning, each of its strips as long as there are tokens; and
- * page_tokens - 1 tokens at most are soon computed. The
- * next turn after an import computes those and what is new.
+ * page_tokens - 1 tokens at most are soon computed. The next turn after an import
+ * computes those and what is new.
  *
  * A session is whole without kvhd and kvpg. A reader passes over kinds and
  * versions that it does not know, and says so.

@@ -56,8 +56,9 @@ def a_request_in_flight_at_deaths_in_a_row_is_told_so():
     p = prompt("air", "t33")
     with Daemon("air") as d:
         # a pipe that nobody reads would be full before the third death
+        out = open(d.dir / "out", "w+b")
         request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 20000, "--ignore-eos",
-                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                          stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE)
         request.stdin.write(json.dumps(p["ids"]).encode())
         request.stdin.close()
         killed = set()
@@ -72,6 +73,14 @@ def a_request_in_flight_at_deaths_in_a_row_is_told_so():
             time.sleep(0.02)
         assert request.poll() == 70, (request.poll(), request.stderr.read())
         assert b"executor" in request.stderr.read()
+        # what it cost until then is told
+        with out:
+            out.seek(0)
+            lines = [json.loads(line) for line in out]
+        last = lines[-1]
+        assert last["finish"] == "error" and last["error"]["code"] == "exec-fault", last["error"]
+        assert last["usage"]["prompt_tokens"] == len(p["ids"]), last["usage"]
+        assert last["usage"]["completion_tokens"] == len(last["ids"]) > 0, last["usage"]
         # and the next one is served as ever, after the third death's back-off
         wait_for(lambda: d.status()["state"] == "ready", 20, "an executor")
         assert len(d.complete(p["ids"], 4)["ids"]) == 4
