@@ -15,7 +15,7 @@ import random
 import sqlite3
 
 from calls import *
-from kvpages import Recomputed
+from kvpages import *
 from stored import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
@@ -322,6 +322,68 @@ def a_call_that_fails_while_it_starts_is_made_again():
     print(f"{n} calls failed of {counts}; {n_ended} ended the broker")
 
 
+def rows_of_sealed(d, tokens):
+    """All rows of K and V in sealed pages of these tokens, those behind the tokens too."""
+    directory, arena = memfd(d.process.pid, "steamd-kvdir"), memfd(d.process.pid, "steamd-arena")
+    _, _, n_pages, page_tokens, entry_bytes, _, _ = HEAD.unpack_from(directory)
+    page_bytes = (len(arena) - TAIL_BYTES) // n_pages
+    row = page_bytes // groups(d.model) // page_tokens
+    found = set()
+    for i in range(n_pages):
+        at = HEAD_BYTES + i * entry_bytes
+        state, *_, n_tokens, _, _, _, _, _, _ = ENTRY.unpack_from(directory, at)
+        if state == SEALED and struct.unpack_from("<I", directory, at + ENTRY.size)[0] in tokens:
+            found.update(arena[k:k + row] for k in range(i * page_bytes, (i + 1) * page_bytes, row))
+    return found - {bytes(row)}
+
+
+def a_page_of_anothers_is_cleared_though_who_granted_it_dies():
+    """The broker dies at each bell of the request, before the executor has heard of it; and every other time that one does."""
+    need_library()
+    if OTHER is None:
+        raise Skip("several uids need root")
+    hers, his = [3 + i % 200 for i in range(1000)], [210 + i * i % 200 for i in range(900)]
+    n_killed = n_taken = 0
+    end = time.monotonic() + SECONDS
+    for at in itertools.count(1):
+        # more pages than one step clears
+        d = Stored("air", "PageTokens=8", "Context=1024", "BatchTokens=1024", "KVCacheSize=1M", "DiskCache=no",
+                   socket_mode="0666")
+        calls = Calls(d)
+        with d:
+            wait_for(lambda: d.status()["state"] == "ready", 20, "the model")
+            d.complete(hers, 2)
+            wait_for(lambda: d.status()["kv"]["held_pages"] == 0, 20, "pages that nobody holds")
+            before = rows_of_sealed(d, hers)
+            assert len(before) > 1000, len(before)
+            executor = d.executor()
+            calls.order("bell", "before", calls.counts()["bell"] + at)
+            p = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 20, "--ignore-eos",
+                        uid=OTHER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            p.stdin.write(json.dumps(his).encode())
+            p.stdin.close()
+            wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 20, "an end")
+            calls.order("none", "nothing", 0)
+            killed = d.process.poll() is not None or calls.done() and d.process.wait(20)
+            if killed:
+                n_killed += 1
+                if at % 2:
+                    os.kill(executor, signal.SIGKILL)
+                d.again()
+            said = json.loads(p.stdout.read().splitlines()[-1])
+            assert p.wait(60) == 0 and len(said["ids"]) == 20, said
+            wait_for(lambda: d.status().get("kv", {}).get("held_pages") == 0, 20, "pages that nobody holds")
+            after = rows_of_sealed(d, his)
+            assert len(after) > 900, len(after)
+            n_taken += len(rows_of_sealed(d, hers)) < len(before)
+            assert not after & before, f"bell {at}: {len(after & before)} rows of another's"
+        if not killed or time.monotonic() > end:
+            break
+    print(f"{n_killed} brokers died while pages changed hands, at {at} bells; {n_taken} times some did")
+    assert n_killed >= 3 and n_taken == at, (n_killed, n_taken)
+
+
 if __name__ == "__main__":
     run([a_kill_at_any_call_loses_nothing, an_executor_killed_at_any_call_loses_nothing,
-         a_call_that_fails_loses_nothing, a_call_that_fails_while_it_starts_is_made_again])
+         a_call_that_fails_loses_nothing, a_call_that_fails_while_it_starts_is_made_again,
+         a_page_of_anothers_is_cleared_though_who_granted_it_dies])
