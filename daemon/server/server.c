@@ -335,7 +335,7 @@ static int start_engine(struct server *s, struct sharedprompts **shared, struct 
 		log_warning("%s", s->engine->plan.warning);
 	if (shared && *shared)
 		share_prompts(s, steal(*shared)); /* before turns go on */
-	power_set_executor(s->power, s->engine->executor);
+	sleep_set_engine(s, s->engine);
 	sessions_settle(s);
 	if (s->engine->adopted)
 		stream_adopt_all(s);
@@ -484,7 +484,7 @@ static void unload(struct server *s)
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
 		stream_abandon(st, -EHOSTDOWN, &err);
-	power_set_executor(s->power, NULL);
+	sleep_set_engine(s, NULL);
 	s->engine = engine_free(s->engine, true);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
@@ -800,7 +800,7 @@ struct server *server_free(struct server *s)
 	s->tidy = tidy_free(s->tidy);
 	s->warm = warm_free(s->warm);
 	s->power = power_free(s->power);
-	tiers_flush_withdraw(&s->flush);
+	sleeper_leave(&s->sleeper);
 	s->sessions = sessions_free(s->sessions);
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))

@@ -11,6 +11,7 @@
 #include "daemon/base/settings.h"
 #include "daemon/base/worker.h"
 #include "daemon/kv/tiers.h"
+#include "daemon/power/sleeper.h"
 #include "daemon/server/engine.h"
 #include "daemon/server/textmodel.h"
 
@@ -82,8 +83,7 @@ struct server {
 	uint32_t deaths_told;	 /* of the executor, in a row */
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
-	struct tiers_flush flush; /* before the executor sleeps, see sleep.c */
-	bool flushing, flushed;
+	struct sleeper sleeper; /* of the engine: see sleep_set_engine() */
 	char boot_id[33];
 	uint64_t started_us;
 	gid_t admin_gid;	 /* (gid_t)-1: there is no such group */
