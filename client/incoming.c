@@ -365,30 +365,29 @@ static int on_connection_error(struct steamd *s, const struct msg_error *m, stru
 	return err_set(err, s->refused.error, "%s", s->refused.text);
 }
 
+/* What a turn cost that was not done: of @m, an error or a cancelled. */
+#define COST_OF(q, m)                                                                              \
+	{                                                                                          \
+		.stop_id = STEAMD_UNSET, .n_prompt = (m)->n_prompt,                                \
+		.n_completion = (m)->has_n_completion ? (m)->n_completion : (q)->next_index,       \
+		.n_cached = (m)->n_cached, .n_cached_disk = (m)->n_cached_disk,                    \
+		.n_recomputed = (m)->n_recomputed, .prefill_us = (m)->prefill_us,                  \
+		.decode_us = (m)->decode_us, .turn = (q)->turn, .seed = (q)->seed, .session = "",  \
+		.not_saved = "",                                                                   \
+	}
+
 static void on_error(struct steamd *s, struct handle_request *q, const struct msg_error *m)
 {
+	const struct steamd_result result = COST_OF(q, m);
 	struct steamd_error e;
 
 	read_error(m, &e);
-	handle_end(s, q, NULL, &e);
+	handle_end(s, q, &result, &e);
 }
 
 static void on_cancelled(struct steamd *s, struct handle_request *q, const struct msg_cancelled *m)
 {
-	const struct steamd_result result = {
-		.stop_id = STEAMD_UNSET,
-		.n_prompt = m->n_prompt,
-		.n_completion = m->has_n_completion ? m->n_completion : q->next_index,
-		.n_cached = m->n_cached,
-		.n_cached_disk = m->n_cached_disk,
-		.n_recomputed = m->n_recomputed,
-		.prefill_us = m->prefill_us,
-		.decode_us = m->decode_us,
-		.turn = q->turn,
-		.seed = q->seed,
-		.session = "",
-		.not_saved = "",
-	};
+	const struct steamd_result result = COST_OF(q, m);
 	struct steamd_error e;
 
 	handle_error(&e, -ECANCELED, STEAMD_CODE_CANCELLED, "the request was cancelled");

@@ -215,7 +215,8 @@ static json_t *turn_json(const struct steamd_result *r)
 }
 
 /* The last line says everything about the answer, so that a script may read it alone. */
-static bool print_last(struct run *run, const struct steamd_result *r, const char *finish)
+static bool print_last(struct run *run, const struct steamd_result *r, const char *finish,
+		       const struct steamd_error *err)
 {
 	json_t *line = json_object();
 
@@ -229,6 +230,9 @@ static bool print_last(struct run *run, const struct steamd_result *r, const cha
 	if (run->text.tool_calls)
 		json_object_set(line, "tool_calls", run->text.tool_calls);
 	json_object_set_new(line, "finish", json_string(finish));
+	if (err)
+		json_object_set_new(line, "error",
+				    json_pack("{s:s, s:s}", "code", err->code, "text", err->text));
 	if (r->stop_string)
 		json_object_set_new(line, "stop_string", json_string(r->stop_string));
 	json_object_set_new(line, "usage", usage_json(r));
@@ -243,15 +247,22 @@ static bool print_last(struct run *run, const struct steamd_result *r, const cha
 	return print_json(line);
 }
 
-/* A cancelled answer has a last line too: what there is of it was computed, and was paid for. */
+/*
+ * An answer that was accepted and then cancelled, or ended by an error, has a last
+ * line too: what there is of it was computed, and was paid for.
+ */
 static bool print_end(struct run *run, const struct steamd_result *r,
 		      const struct steamd_error *err)
 {
-	const char *finish = r->finish ? r->finish : "stop";
+	const bool cancelled = err && err->error == -ECANCELED;
+	const char *finish = cancelled	 ? "cancelled"
+			     : err	 ? "error"
+			     : r->finish ? r->finish
+					 : "stop";
 
-	if (!run->c->json || (err && err->error != -ECANCELED))
+	if (!run->c->json || (err && !cancelled && r->n_prompt == 0))
 		return true;
-	return print_last(run, r, err ? "cancelled" : finish) && fflush(stdout) == 0;
+	return print_last(run, r, finish, cancelled ? NULL : err) && fflush(stdout) == 0;
 }
 
 static void on_end(void *userdata, const struct steamd_result *r, const struct steamd_error *err)

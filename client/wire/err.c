@@ -7,6 +7,25 @@
 
 #include "client/wire/utf8.h"
 
+bool err_may_pass(int code)
+{
+	switch (-code) {
+	case ENOMEM:
+	case EAGAIN:
+	case EINTR:
+	case EMFILE:
+	case ENFILE:
+	case ENOBUFS:
+	case ENOSPC:
+	case EDQUOT:
+	case EIO:
+	case EBUSY:
+		return true;
+	default:
+		return false;
+	}
+}
+
 static void make_printable(char *text)
 {
 	unsigned char *s = (unsigned char *)text;

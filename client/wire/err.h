@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <stdbool.h>
+
 #include "client/wire/ownership.h"
 
 #define ERR_TEXT_MAX 1024
@@ -25,3 +27,10 @@ int err_set(struct err *err, int code, const char *format, ...) _printf_(3, 4);
  * adds strerror(-code) behind it. Returns @code.
  */
 int err_wrap(struct err *err, int code, const char *format, ...) _printf_(3, 4);
+
+/*
+ * Whether what failed with @code may go well another time though nothing of it is
+ * changed: memory, descriptors or room were wanting, a device failed, something is
+ * in use. All else is for whoever asked to mend.
+ */
+bool err_may_pass(int code);

@@ -33,13 +33,26 @@ uint32_t kvcache_users(const struct kvcache *c, uid_t uid)
 	return n;
 }
 
+static uint32_t marked_pages(const struct kvcache *c)
+{
+	for (uint32_t i = 0; i < c->n_owners; i++) {
+		if (c->owners[i].uid == CHAIN_SHARED_UID)
+			return c->owners[i].n_pages;
+	}
+	return 0;
+}
+
 /* What @uid leaves each other that has pages; nobody in particular leaves nothing. */
 static uint32_t left_to_others(const struct kvcache *c, uid_t uid)
 {
+	uint32_t room = c->room_pages;
+
 	if (uid == KVCACHE_NOBODY)
 		return 0;
-	return shares_of(c->options.n_pages, kvcache_users(c, uid), c->room_pages, c->min_percent,
-			 100)
+	/* what others are left may continue these, and then they cannot go either */
+	if (room > 0)
+		room = MIN(room + marked_pages(c), c->options.n_pages);
+	return shares_of(c->options.n_pages, kvcache_users(c, uid), room, c->min_percent, 100)
 		.min_pages;
 }
 

@@ -89,6 +89,11 @@ int kvcache_set_disk(struct kvcache *c, struct kvdisk *disk, void (*on_moved)(vo
 		     void *userdata);
 /* Its files have been looked into, or it failed: what is in the arena and not on it is written now, if it can be. */
 void kvcache_disk_ready(struct kvcache *c);
+/*
+ * What is in the arena alone is written to the disk now, as far as the disk takes
+ * it. Returns whether any is on its way; kvcache_is_moving() tells when it is over.
+ */
+bool kvcache_save(struct kvcache *c);
 /* Whether all that there is can be found: not while files of the disk are looked into. */
 bool kvcache_is_ready(const struct kvcache *c);
 
@@ -155,8 +160,8 @@ uint32_t kvcache_available(const struct kvcache *c, uid_t uid);
  */
 void kvcache_set_least(struct kvcache *c, uint32_t percent);
 /*
- * As much less of it that @n_pages can be had by whoever holds all that is held,
- * marked prompts included; until kvcache_set_least().
+ * As much less of it that one can have @n_pages, with what it holds and marked
+ * prompts included; until kvcache_set_least().
  */
 void kvcache_set_room(struct kvcache *c, uint32_t n_pages);
 /* How many users have sealed pages, with @uid, who need not. */

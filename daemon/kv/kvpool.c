@@ -81,6 +81,7 @@ int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, stru
 				   .page_tokens = page_tokens };
 	_cleanup_(closep) int memfd = -1;
 	uint64_t bytes;
+	ssize_t n;
 	int r;
 
 	if (n_pages == 0 || n_pages >= KV_PAGE_NONE || page_tokens == 0 ||
@@ -93,9 +94,11 @@ int kvpool_new(uint32_t n_pages, uint64_t page_bytes, uint32_t page_tokens, stru
 	if (memfd < 0)
 		return err_wrap(err, memfd, "cannot make a KV arena of %llu bytes",
 				(unsigned long long)bytes);
-	if (pwrite(memfd, &tail, sizeof(tail), (off_t)bytes) != (ssize_t)sizeof(tail))
-		return err_set(err, -ENOMEM, "cannot write to a KV arena of %llu bytes",
-			       (unsigned long long)bytes);
+	n = pwrite(memfd, &tail, sizeof(tail), (off_t)bytes);
+	if (n != (ssize_t)sizeof(tail))
+		return err_wrap(err, n < 0 ? -errno : -ENOMEM,
+				"cannot write to a KV arena of %llu bytes",
+				(unsigned long long)bytes);
 
 	r = book_new(memfd, n_pages, page_bytes, page_tokens, ret, err);
 	if (r < 0)

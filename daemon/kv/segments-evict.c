@@ -53,11 +53,7 @@ static double worth(const struct segments_file *f)
 	return value_part(sum, (double)MIN(f->bytes, f->next * f->layout.stride) + 1, HALF_LIFE_US);
 }
 
-/*
- * What others leave of a uid's: whole files, so that what is less than one
- * protects nobody, and there is always room for one more.
- */
-static uint64_t left_to_others(const struct segments *s)
+uint64_t segments_left_to_others(const struct segments *s)
 {
 	const struct segments_limits *limits = &s->opts.limits;
 	const uint64_t file_bytes = segfile_bytes(&s->layout);
@@ -80,7 +76,7 @@ static bool may_take(struct segments *s, const struct segments_file *f, uint32_t
 	if (whose == WHOSE_OWN)
 		return false;
 	return f->state == SEGMENT_FOREIGN ||
-	       segments_user_of(s, f->uid)->bytes >= f->bytes + left_to_others(s);
+	       segments_user_of(s, f->uid)->bytes >= f->bytes + segments_left_to_others(s);
 }
 
 static struct segments_file *worth_least(struct segments *s, uint32_t uid,

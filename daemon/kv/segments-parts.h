@@ -170,6 +170,11 @@ enum segments_whose {
 	WHOSE_SHARED, /* and what is nobody's any more, and what others have above their minimum */
 	WHOSE_ANY,
 };
+/*
+ * What others leave of a uid's: whole files, so that what is less than one
+ * protects nobody, and there is always room for one more.
+ */
+uint64_t segments_left_to_others(const struct segments *s);
 /* Room for a file of @bytes of @u: -EDQUOT or -ENOSPC if there is none. */
 int segments_make_room(struct segments *s, struct segments_user *u, uint64_t bytes,
 		       struct err *err);

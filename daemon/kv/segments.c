@@ -345,6 +345,7 @@ void segments_stats(const struct segments *s, struct segments_stats *ret)
 {
 	*ret = s->stats;
 	ret->direct = s->direct;
+	ret->least_bytes = MIN(segments_left_to_others(s), s->opts.limits.user_bytes);
 	for (uint32_t i = 0; i < s->n_files; i++)
 		count(ret, s->files[i]);
 	for (uint32_t i = 0; i < s->n_users; i++)

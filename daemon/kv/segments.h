@@ -82,6 +82,7 @@ struct segments_options {
 struct segments_stats {
 	uint64_t bytes;		/* of all files, those of other models included */
 	uint64_t foreign_bytes; /* of them: files of another model, layout or format, or without a sound header */
+	uint64_t least_bytes;	/* that others leave of one uid's: whole files */
 	uint32_t n_segments, n_records;
 	uint32_t n_foreign;	/* files counted in foreign_bytes */
 	/* since the store was opened */

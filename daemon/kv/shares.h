@@ -10,10 +10,13 @@
  * its only turn after those of users that have several.
  *
  * A turn that could not be computed so is computed when nobody else's runs, and
- * takes then what it lacks; but leaves each other user min_pages. All of those
- * together leave room for one request of the whole context, so that each one
- * that was accepted comes to its end, and none is refused for them. Where the
- * arena holds no more than one context, min_pages is 0.
+ * takes then what it lacks and no more: what it does not need is divided between
+ * the others, as min_pages is for a request of @room_pages. So each one that was
+ * accepted comes to its end, and none is refused for the others' sake. What they
+ * lose to it is brought to the disk first, and comes back from there: with a disk
+ * tier nobody has to compute again what is within kept_pages. Without one, or where
+ * it takes nothing (quota, a full disk), min_pages with the whole context for room
+ * is all that is sure; where the arena holds no more than one context that is 0.
  *
  * A user that has less keeps what it has. Memory that the machine wants back is
  * everybody's.
@@ -29,7 +32,7 @@ struct kv_shares {
 };
 
 /*
- * @n_users that want pages now; 0 counts as 1. @room_pages: of one context, at
+ * @n_users that want pages now; 0 counts as 1. @room_pages: of one request, at
  * most the arena. Percents are from 0 to 100.
  */
 static inline struct kv_shares shares_of(uint32_t n_pages, uint32_t n_users, uint32_t room_pages,

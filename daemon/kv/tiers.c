@@ -151,6 +151,13 @@ void kvcache_disk_ready(struct kvcache *c)
 	tiers_moved(c);
 }
 
+bool kvcache_save(struct kvcache *c)
+{
+	if (c->disk)
+		kvcache_disk_ready(c);
+	return c->n_transfers > 0;
+}
+
 /* Page @i of a text. */
 static struct kvdisk_key next_key(const struct kvcache *c, const struct prefix_whose *whose,
 				  uint32_t i, struct kv_hash parent, const uint32_t *ids)

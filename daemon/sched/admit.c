@@ -212,8 +212,11 @@ bool sched_settle(struct sched *s)
 	return any;
 }
 
-/* What others are left is less for a turn that could not be computed at all else, but not nothing: see shares.h. */
-static bool take_what_there_is(struct sched *s, const struct turn *t)
+/*
+ * What others are left is less for a turn that could not be computed at all else,
+ * but no less than it takes, @n_pages; and what it takes is on the disk first: see shares.h.
+ */
+static bool take_what_there_is(struct sched *s, struct turn *t, uint64_t n_pages)
 {
 	if (t->rec->tidy)
 		return false;
@@ -223,7 +226,13 @@ static bool take_what_there_is(struct sched *s, const struct turn *t)
 	}
 	if (kvcache_is_moving(s->cache))
 		return false;
-	kvcache_set_room(s->cache, sched_pages(s, turns_max_context(s->turns)));
+	/* asked for once: a disk that takes nothing is not waited for again and again */
+	if (!t->saved_others) {
+		t->saved_others = true;
+		if (kvcache_save(s->cache))
+			return false;
+	}
+	kvcache_set_room(s->cache, (uint32_t)MIN(n_pages, (uint64_t)kvpool_pages(s->kv)));
 	return true;
 }
 
@@ -262,7 +271,8 @@ void sched_admit(struct sched *s)
 		if (t->waits)
 			continue;
 		missing = missing_pages(s, t, &found);
-		if (slot != TURN_NO_SLOT && missing > 0 && take_what_there_is(s, t))
+		if (slot != TURN_NO_SLOT && missing > 0 &&
+		    take_what_there_is(s, t, wanted_pages(s, t)))
 			missing = missing_pages(s, t, &found);
 		if (slot != TURN_NO_SLOT && missing == 0)
 			place(t, slot);
@@ -289,7 +299,7 @@ bool sched_grow(struct turn *t, uint64_t n_tokens)
 	while (kvcache_takeable(s->cache, rec->uid) < n || choose_exceeds(t, n)) {
 		struct turn *loser;
 
-		if (!choose_exceeds(t, n) && take_what_there_is(s, t) &&
+		if (!choose_exceeds(t, n) && take_what_there_is(s, t, wanted) &&
 		    kvcache_takeable(s->cache, rec->uid) >= n)
 			break;
 

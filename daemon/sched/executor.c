@@ -1,9 +1,8 @@
-/* The executor's life: start, control packets, sleep, death, back-off, parking and adoption. */
-#include "daemon/sched/executor.h"
+/* The executor's life: start, control packets, sleep, death, back-off and parking. */
+#include "daemon/sched/executor-parts.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -13,28 +12,6 @@
 #include "daemon/sched/child.h"
 #include "daemon/sched/contact.h"
 #include "daemon/sched/execrecord.h"
-
-struct executor {
-	sd_event *loop;
-	struct executor_options options;
-	enum executor_state state;
-	int control_fd;
-	struct ring ring;
-	struct child *child; /* NULL: a unit's, or none */
-	pid_t pid;
-	uint32_t generation, deaths;
-	bool adopted, dying;
-	bool lacks_gpu;			/* it left for want of one, and waits */
-	bool wake_wanted, leave_wanted; /* once it is parked, or gone */
-	int record_fd;
-	struct execrecord record;
-	uint64_t began_us; /* the load under way; 0: not known */
-	int refusal;
-	struct control_progress progress;
-	char text[ERR_TEXT_MAX];
-	uint64_t retry_at_us;
-	sd_event_source *control, *bell, *retry, *tell;
-};
 
 static const char *const state_names[] = {
 	[EXECUTOR_OFF] = "off",
@@ -60,6 +37,11 @@ static const char *const parked_names[] = { "exec-ctl", "ring", "ring-down", "ri
 const char *executor_state_name(enum executor_state state)
 {
 	return (size_t)state < ARRAY_SIZE(state_names) ? state_names[state] : "off";
+}
+
+uint32_t executor_backoff_s(uint32_t n_failures)
+{
+	return backoff_s[MIN(n_failures, ARRAY_SIZE(backoff_s) - 1)];
 }
 
 static void unpark(void)
@@ -111,8 +93,7 @@ static int on_tell(sd_event_source *source, void *userdata)
 	return 0;
 }
 
-/* States are told from the loop, never from inside a caller's call. */
-static void tell(struct executor *e)
+void executor_tell(struct executor *e)
 {
 	sd_event_source_set_enabled(e->tell, SD_EVENT_ONESHOT);
 }
@@ -153,8 +134,7 @@ static void detach(struct executor *e)
 	e->pid = 0;
 }
 
-/* Ends it wherever it is: all duplicates of the socket are at their end, a parked one too. */
-static void end(struct executor *e)
+void executor_end(struct executor *e)
 {
 	if (e->control_fd >= 0) {
 		shutdown(e->control_fd, SHUT_RDWR);
@@ -218,7 +198,7 @@ static int on_control(sd_event_source *source, int fd, uint32_t revents, void *u
 static int on_bell(sd_event_source *source, int fd, uint32_t revents, void *userdata);
 static void on_death(struct executor *e, const char *why);
 
-static int watch(struct executor *e)
+int executor_watch(struct executor *e)
 {
 	const int on = 1;
 	int r;
@@ -253,7 +233,7 @@ static int start(struct executor *e, struct err *err)
 		e->control_fd = -1;
 		return r;
 	}
-	r = watch(e);
+	r = executor_watch(e);
 	if (r < 0)
 		return err_wrap(err, r, "cannot watch the executor");
 	r = send_configure(e, err);
@@ -263,7 +243,7 @@ static int start(struct executor *e, struct err *err)
 	e->adopted = e->lacks_gpu = false;
 	begin_loading(e);
 	park(e);
-	tell(e);
+	executor_tell(e);
 	return 0;
 }
 
@@ -292,14 +272,14 @@ static void go(struct executor *e)
 {
 	const bool wake = e->wake_wanted;
 
-	end(e);
+	executor_end(e);
 	e->state = EXECUTOR_GONE;
 	set_record(e, EXECRECORD_GONE);
 	execrecord_park(e->record_fd);
 	if (wake)
 		start_or_die(e);
 	else
-		tell(e);
+		executor_tell(e);
 }
 
 static bool is_going_to_sleep(const struct executor *e)
@@ -317,7 +297,7 @@ static void back_off(struct executor *e, uint32_t wait_s)
 	if (sd_event_add_time_relative(e->loop, &e->retry, CLOCK_BOOTTIME, wait_s * US_PER_S, 0,
 				       on_retry, e) < 0)
 		e->state = EXECUTOR_OFF;
-	tell(e);
+	executor_tell(e);
 }
 
 static void on_death(struct executor *e, const char *why)
@@ -333,27 +313,20 @@ static void on_death(struct executor *e, const char *why)
 	}
 	if (why != e->text)
 		snprintf(e->text, sizeof(e->text), "%s", why);
-	end(e);
+	executor_end(e);
 	e->deaths++;
-	back_off(e, backoff_s[MIN(e->deaths, ARRAY_SIZE(backoff_s) - 1)]);
-}
-
-/* Whether what is wanted may be had later: a model that was served is not refused for that. */
-static bool may_pass(const struct executor *e, int error)
-{
-	return executor_known(e) &&
-	       (error == -ENOMEM || error == -EAGAIN || error == -EMFILE || error == -ENFILE);
+	back_off(e, executor_backoff_s(e->deaths));
 }
 
 static void on_refused(struct executor *e, const struct control_refused *refused)
 {
 	snprintf(e->text, sizeof(e->text), "%.*s",
 		 (int)strnlen(refused->text, sizeof(refused->text)), refused->text);
-	if (may_pass(e, refused->error)) {
+	if (err_may_pass(refused->error)) {
 		on_death(e, e->text);
 		return;
 	}
-	end(e);
+	executor_end(e);
 	/* a GPU may come: drivers are loaded late, and lost cards are reset */
 	if (refused->error == -ENODEV) {
 		e->lacks_gpu = true;
@@ -362,7 +335,7 @@ static void on_refused(struct executor *e, const struct control_refused *refused
 	}
 	e->refusal = refused->error < 0 ? refused->error : -EBADMSG;
 	e->state = EXECUTOR_REFUSED;
-	tell(e);
+	executor_tell(e);
 }
 
 /* Before it is taken off the socket: a broker that dies in between finds both. */
@@ -389,10 +362,10 @@ static void on_ready(struct executor *e)
 	e->text[0] = '\0';
 	e->began_us = 0;
 	e->state = EXECUTOR_READY;
-	tell(e);
+	executor_tell(e);
 }
 
-static void give_order(struct executor *e, enum control_kind kind)
+void executor_order(struct executor *e, enum control_kind kind)
 {
 	const struct control_order order = { .kind = kind };
 
@@ -409,8 +382,8 @@ static void order_wake(struct executor *e)
 	e->wake_wanted = false;
 	set_record(e, EXECRECORD_WAKING);
 	begin_loading(e);
-	tell(e);
-	give_order(e, CONTROL_WAKE);
+	executor_tell(e);
+	executor_order(e, CONTROL_WAKE);
 }
 
 static void on_parked(struct executor *e, const struct control_parked *parked)
@@ -429,7 +402,7 @@ static void on_parked(struct executor *e, const struct control_parked *parked)
 	else if (e->wake_wanted)
 		order_wake(e);
 	else
-		tell(e);
+		executor_tell(e);
 }
 
 int executor_park(struct executor *e)
@@ -438,8 +411,8 @@ int executor_park(struct executor *e)
 		return -EAGAIN;
 	e->state = EXECUTOR_PARKING;
 	set_record(e, EXECRECORD_PARKING);
-	tell(e);
-	give_order(e, CONTROL_PARK);
+	executor_tell(e);
+	executor_order(e, CONTROL_PARK);
 	return 0;
 }
 
@@ -455,7 +428,7 @@ int executor_leave(struct executor *e)
 	switch (e->state) {
 	case EXECUTOR_READY:
 		e->state = EXECUTOR_LEAVING;
-		tell(e);
+		executor_tell(e);
 		leave_when_drained(e);
 		return 0;
 	case EXECUTOR_PARKING:
@@ -555,7 +528,7 @@ static bool handle_packet(struct executor *e)
 	if ((size_t)n == sizeof(packet.progress) && packet.kind == CONTROL_PROGRESS) {
 		e->progress = packet.progress;
 		e->progress.percent = MIN(packet.progress.percent, 100u);
-		tell(e);
+		executor_tell(e);
 		return true;
 	}
 	if ((size_t)n == sizeof(packet.ready) && packet.kind == CONTROL_READY) {
@@ -611,7 +584,7 @@ static int on_bell(sd_event_source *source, int fd, uint32_t revents, void *user
 int executor_start(struct executor *e, const struct executor_options *options, struct err *err)
 {
 	(void)err;
-	end(e);
+	executor_end(e);
 	if (options)
 		e->options = *options;
 	e->deaths = 0;
@@ -622,110 +595,8 @@ int executor_start(struct executor *e, const struct executor_options *options, s
 
 void executor_stop(struct executor *e)
 {
-	end(e);
-	tell(e);
-}
-
-static bool has_ended(int control_fd)
-{
-	struct pollfd p = { .fd = control_fd, .events = POLLIN };
-
-	return poll(&p, 1, 0) > 0 && (p.revents & (POLLHUP | POLLERR | POLLNVAL));
-}
-
-int executor_recall(struct executor *e, int record_fd)
-{
-	closep(&e->record_fd);
-	e->record_fd = -1;
-	if (record_fd < 0)
-		return -ENOENT;
-	if (execrecord_read(record_fd, &e->record) < 0) {
-		close(record_fd);
-		return -EBADMSG;
-	}
-	e->record_fd = record_fd;
-	return 0;
-}
-
-/* What can tell of its end, and carries whole packets. */
-static bool is_control(int fd)
-{
-	int type = 0;
-	socklen_t size = sizeof(type);
-
-	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_SEQPACKET;
-}
-
-/* Where it is by the record. An order that may not have been sent is sent again. */
-static void adopt_state(struct executor *e)
-{
-	e->pid = e->record.pid;
-	switch (e->record.state) {
-	case EXECRECORD_READY:
-		e->state = EXECUTOR_READY;
-		break;
-	case EXECRECORD_PARKED:
-		e->state = EXECUTOR_PARKED;
-		break;
-	case EXECRECORD_PARKING:
-		e->state = EXECUTOR_PARKING;
-		give_order(e, CONTROL_PARK);
-		break;
-	case EXECRECORD_WAKING:
-		e->state = EXECUTOR_LOADING;
-		give_order(e, CONTROL_WAKE);
-		break;
-	default:
-		e->state = EXECUTOR_LOADING;
-		break;
-	}
-}
-
-int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err)
-{
-	int r;
-
-	end(e);
-	e->control_fd = control_fd;
-	e->ring = *ring;
-	*ring = (struct ring){ .memfd = -1, .down_fd = -1, .up_fd = -1 };
-	if (!is_control(control_fd)) {
-		end(e);
-		return err_set(err, -EBADMSG, "what was stored is no executor's socket");
-	}
-	fcntl(control_fd, F_SETFL, O_NONBLOCK);
-	if (has_ended(control_fd)) {
-		end(e);
-		return err_set(err, -EPIPE, "the executor is gone");
-	}
-	if (e->record_fd < 0) {
-		/* it would be waited for without end: it may have said long ago that it is ready */
-		end(e);
-		return err_set(err, -EBADMSG,
-			       "there is no record of it that this version of steamd can read");
-	}
-	r = watch(e);
-	if (r < 0) {
-		end(e);
-		return err_wrap(err, r, "cannot watch the executor");
-	}
-	e->generation++;
-	e->adopted = true;
-	e->deaths = 0;
-	e->progress = (struct control_progress){ .kind = CONTROL_PROGRESS };
-	adopt_state(e);
-	ring_wake(&e->ring);
-	tell(e);
-	return 0;
-}
-
-int executor_adopt_gone(struct executor *e)
-{
-	if (e->record_fd < 0 || e->record.state != EXECRECORD_GONE)
-		return -ENOENT;
-	e->state = EXECUTOR_GONE;
-	tell(e);
-	return 0;
+	executor_end(e);
+	executor_tell(e);
 }
 
 void executor_fail(struct executor *e, const char *why)

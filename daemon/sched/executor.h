@@ -6,7 +6,7 @@
  *
  * Once it was ready, the model it had is the only one it may come back with:
  * one that changed on disk meanwhile is refused (-ESTALE) until a new object is
- * made. What may pass, such as a want of memory, is a death instead.
+ * made. What may pass (err_may_pass()), such as a want of memory, is a death instead.
  */
 #pragma once
 
@@ -93,6 +93,7 @@ void executor_wake(struct executor *e);
 void executor_fail(struct executor *e, const char *why);
 
 enum executor_state executor_state(const struct executor *e);
+uint32_t executor_backoff_s(uint32_t n_failures);	    /* in a row, before the next start */
 const char *executor_state_name(enum executor_state state); /* "off", "loading", "ready", "waiting", "model-refused", … */
 struct ring *executor_ring(struct executor *e);		    /* NULL unless READY, PARKING or LEAVING */
 const struct control_ready *executor_ready(const struct executor *e); /* NULL unless READY */

@@ -56,6 +56,7 @@ struct turn {
 	uint64_t last_pushed;	    /* id of the newest of them */
 	uint32_t cleared_at;	    /* a suspect (rec->n_faults) until it has so many ids */
 	bool waits;		    /* queued: another computes what it wants, or its user has pages enough */
+	bool saved_others; /* what others may lose to it was brought to the disk, as far as possible */
 	bool paused, sampling;	    /* sampling: all that is known was fed, CONT rows follow */
 	bool replaying, untold;	    /* fed again after its KV was lost; on_state is still to be called */
 };

@@ -284,7 +284,7 @@ static void open_request(struct peer *p, const struct msg *m, struct span payloa
 	}
 	r = request_new(p, m, payload, handlers[i].hold, &q, &err);
 	if (r < 0) {
-		peer_send_error(p, m->id, r, &err, 0);
+		peer_send_error(p, &(struct msg){ .id = m->id }, r, &err, 0);
 		return;
 	}
 	if (fd >= 0) {

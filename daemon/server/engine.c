@@ -120,21 +120,16 @@ static void on_disk_ready(void *userdata)
 	on_page_moved(e);
 }
 
-void engine_reload(struct engine *e)
-{
-	const struct segments_limits limits = disk_limits(e->options.settings);
-
-	if (e->disk)
-		kvdisk_limit(e->disk, &limits);
-}
-
 static void close_disk(struct engine *e)
 {
 	kvcache_set_disk(e->kv, NULL, NULL, NULL);
 	e->disk = kvdisk_free(e->disk);
 }
 
-/* The store of the model that is served; without one all works, but for a reboot. */
+/*
+ * The store of the model that is served; without one all works, but for a reboot.
+ * One that failed is tried again whenever the model becomes ready, and at a reload.
+ */
 static void open_disk(struct engine *e, const uint64_t model[2])
 {
 	struct segments_options options = {
@@ -147,11 +142,12 @@ static void open_disk(struct engine *e, const uint64_t model[2])
 	int r;
 
 	if (!e->options.state_dir || !e->options.settings->disk_cache ||
-	    (e->disk && memcmp(e->disk_model, model, sizeof(e->disk_model)) == 0))
+	    (e->disk && !kvdisk_text(e->disk)[0] &&
+	     memcmp(e->disk_model, model, sizeof(e->disk_model)) == 0))
 		return;
 	if (e->disk)
 		close_disk(e);
-	memcpy(e->disk_model, model, sizeof(e->disk_model));
+	memmove(e->disk_model, model, sizeof(e->disk_model));
 	memcpy(options.fingerprint, model, sizeof(options.fingerprint));
 	r = asprintf(&dir, "%s/kv", e->options.state_dir);
 	options.dir = dir;
@@ -161,6 +157,16 @@ static void open_disk(struct engine *e, const uint64_t model[2])
 		r = kvcache_set_disk(e->kv, e->disk, on_page_moved, e);
 	if (r < 0)
 		log_warning("no KV cache on disk: %s", strerror(r == -1 ? ENOMEM : -r));
+}
+
+void engine_reload(struct engine *e)
+{
+	const struct segments_limits limits = disk_limits(e->options.settings);
+
+	if (e->disk && kvdisk_text(e->disk)[0] && kvdisk_is_ready(e->disk))
+		open_disk(e, e->disk_model);
+	else if (e->disk)
+		kvdisk_limit(e->disk, &limits);
 }
 
 static void on_executor_state(struct executor *executor, void *userdata)

@@ -36,14 +36,21 @@ static const struct user *find_user(const struct server *s, uid_t uid)
 	return NULL;
 }
 
+static bool has_disk(const struct engine *e)
+{
+	return e->disk && !kvdisk_text(e->disk)[0];
+}
+
+/* At least: of what need not be computed again, see shares.h. */
 static void put_cache(json_t *o, const struct engine *e, uid_t uid)
 {
 	const struct kv_shares shares = sched_user_shares(e->sched, uid);
+	const uint32_t least = has_disk(e) ? shares.kept_pages : shares.min_pages;
 
 	put(o, "cache_pages",
 	    json_pack("{s:o, s:o, s:o}", "used",
-		      integer(kvpool_user_pages(kvcache_pool(e->kv), uid)), "least",
-		      integer(shares.min_pages), "limit", integer(shares.max_pages)));
+		      integer(kvpool_user_pages(kvcache_pool(e->kv), uid)), "least", integer(least),
+		      "limit", integer(shares.max_pages)));
 }
 
 static void put_time(json_t *o, const struct server *s, uid_t uid)
@@ -70,12 +77,15 @@ static void put_disk(json_t *o, const struct server *s, uid_t uid)
 {
 	const uint64_t limit = s->settings->user_disk_quota ? s->settings->user_disk_quota
 							    : s->settings->disk_cache_size;
-	const uint64_t used = kvdisk_user_bytes(s->engine->disk, uid);
+	struct kvdisk_counts n;
+	json_t *disk;
 
+	kvdisk_count(s->engine->disk, &n);
+	disk = json_pack("{s:o, s:o}", "used", integer(kvdisk_user_bytes(s->engine->disk, uid)),
+			 "least", integer(n.store.least_bytes));
 	if (limit > 0)
-		put_limit(o, "disk_bytes", used, limit);
-	else
-		put(o, "disk_bytes", json_pack("{s:o}", "used", integer(used)));
+		put(disk, "limit", integer(limit));
+	put(o, "disk_bytes", disk);
 }
 
 static json_t *describe_user(const struct server *s, uid_t uid, const struct store_usage *usage,

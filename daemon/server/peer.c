@@ -186,20 +186,19 @@ void peer_release(struct server *s)
 	}
 }
 
-static void send_error(struct peer *p, uint64_t id, const char *code, const char *text,
+static void send_error(struct peer *p, struct msg *m, const char *code, const char *text,
 		       bool retryable, uint32_t retry_after_ms)
 {
-	struct msg m = { .type = MSG_ERROR, .id = id };
-
-	MSG_SET(&m.error, code, span_of(code));
-	MSG_SET(&m.error, text, span_of(text));
-	MSG_SET(&m.error, retryable, retryable);
+	m->type = MSG_ERROR;
+	MSG_SET(&m->error, code, span_of(code));
+	MSG_SET(&m->error, text, span_of(text));
+	MSG_SET(&m->error, retryable, retryable);
 	if (retry_after_ms > 0)
-		MSG_SET(&m.error, retry_after_ms, retry_after_ms);
-	peer_send(p, &m);
+		MSG_SET(&m->error, retry_after_ms, retry_after_ms);
+	peer_send(p, m);
 }
 
-void peer_send_error(struct peer *p, uint64_t id, int r, const struct err *err,
+void peer_send_error(struct peer *p, struct msg *m, int r, const struct err *err,
 		     uint32_t retry_after_ms)
 {
 	bool retryable;
@@ -207,20 +206,21 @@ void peer_send_error(struct peer *p, uint64_t id, int r, const struct err *err,
 
 	if (retryable && retry_after_ms == 0)
 		retry_after_ms = 1000;
-	send_error(p, id, code, err && err->text[0] ? err->text : strerror(-r), retryable,
+	send_error(p, m, code, err && err->text[0] ? err->text : strerror(-r), retryable,
 		   retry_after_ms);
 }
 
 void peer_refuse(struct peer *p, uint64_t id, const char *code, const char *text)
 {
 	static struct log_limit limit;
+	struct msg m = { .id = id };
 
 	if (p->closing || p->dead)
 		return;
 	if (log_allowed(&limit, 10))
 		log_info("uid %u, pid %d: %s: %s", p->uid, p->pid, code, text);
 	p->closing = true;
-	send_error(p, id, code, text, false, 0);
+	send_error(p, &m, code, text, false, 0);
 	if (!p->dead)
 		set_deadline(p, PEER_LINGER_US);
 }

@@ -57,8 +57,11 @@ bool peer_is_full(const struct peer *p);
 /* Root, the daemon's own uid, or a member of AdminGroup=. */
 bool peer_is_admin(const struct peer *p);
 
-/* Sends an ERROR frame: the code and whether a retry helps follow from @r. */
-void peer_send_error(struct peer *p, uint64_t id, int r, const struct err *err,
+/*
+ * Makes an ERROR frame of @m, which has an id and the counts that are known, and
+ * sends it: the code and whether a retry helps follow from @r.
+ */
+void peer_send_error(struct peer *p, struct msg *m, int r, const struct err *err,
 		     uint32_t retry_after_ms);
 /* The stable code string of an errno. */
 const char *peer_error_code(int r);

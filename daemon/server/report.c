@@ -216,6 +216,7 @@ static json_t *describe_disk(const struct engine *e)
 	put(o, "waiting", integer(n.n_waiting));
 	put(o, "damaged", integer(n.store.n_damaged));
 	put(o, "failed_segments", integer(n.store.n_failed));
+	put(o, "evicted_segments", integer(n.store.n_evicted));
 	put(o, "refused", integer(n.store.n_refused));
 	put(o, "foreign_bytes", integer(n.store.foreign_bytes));
 	put(o, "direct", json_boolean(n.store.direct));
@@ -278,7 +279,7 @@ char *report_status(const struct server *s, const struct peer *p)
 	json_t *o = json_object();
 
 	put(o, "state", json_string(server_state_name(server_state(s))));
-	put(o, "text", json_string(s->refusal.text));
+	put(o, "text", json_string(s->refusal.code ? s->refusal.text : s->hindrance.text));
 	put(o, "version", json_string(STEAMD_VERSION));
 	put(o, "boot_id", json_string(s->boot_id));
 	put(o, "pid", json_integer(getpid()));

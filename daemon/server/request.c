@@ -166,18 +166,23 @@ void request_done(struct request *q, struct msg *m)
 	request_free(q);
 }
 
-void request_error(struct request *q, int r, const struct err *err)
+void request_fail(struct request *q, struct msg *m, int r, const struct err *err)
 {
 	uint32_t retry_after_ms = 0;
 
-	if (r == -EHOSTDOWN && q->server->engine)
-		retry_after_ms =
-			(uint32_t)MIN(executor_retry_us(q->server->engine->executor) / US_PER_MS,
-				      (uint64_t)UINT32_MAX);
+	m->id = q->id;
+	if (r == -EHOSTDOWN)
+		retry_after_ms = (uint32_t)MIN(server_retry_us(q->server) / US_PER_MS,
+					       (uint64_t)UINT32_MAX);
 	if (q->peer)
-		peer_send_error(q->peer, q->id, r, err, retry_after_ms);
+		peer_send_error(q->peer, m, r, err, retry_after_ms);
 	q->server->n_served++;
 	request_free(q);
+}
+
+void request_error(struct request *q, int r, const struct err *err)
+{
+	request_fail(q, &(struct msg){ 0 }, r, err);
 }
 
 void request_cancel(struct request *q)

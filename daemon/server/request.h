@@ -69,6 +69,8 @@ void request_progress(struct request *q, const char *state, uint32_t done, uint3
 /* The terminal frame; the request is gone afterwards. */
 void request_done(struct request *q, struct msg *m);
 void request_error(struct request *q, int r, const struct err *err);
+/* The same with the counts that are in @m's error. */
+void request_fail(struct request *q, struct msg *m, int r, const struct err *err);
 
 /* A client's CANCEL, in any state. */
 void request_cancel(struct request *q);

@@ -107,7 +107,7 @@ enum server_state server_state(const struct server *s)
 	if (s->refusal.code)
 		return SERVER_REFUSED;
 	if (!s->engine)
-		return SERVER_LOADING;
+		return s->again ? SERVER_WAITING : SERVER_LOADING;
 	switch (executor_state(s->engine->executor)) {
 	case EXECUTOR_READY:
 		return SERVER_READY;
@@ -133,6 +133,15 @@ const char *server_state_name(enum server_state state)
 	return names[state];
 }
 
+uint64_t server_retry_us(const struct server *s)
+{
+	const uint64_t now = clock_us();
+
+	if (s->engine)
+		return executor_retry_us(s->engine->executor);
+	return s->again && s->again_at_us > now ? s->again_at_us - now : 0;
+}
+
 int server_refuses(const struct server *s, struct err *err)
 {
 	const struct executor *e = s->engine ? s->engine->executor : NULL;
@@ -145,6 +154,11 @@ int server_refuses(const struct server *s, struct err *err)
 			s->refusal.text);
 	if (s->refusal.code)
 		return err_set(err, -ENOEXEC, "the model is refused: %s", s->refusal.text);
+	if (!e && server_retry_us(s) > 0)
+		return err_set(err, -EHOSTDOWN,
+			       "the model cannot be opened: %s; it is tried again in %llu s",
+			       s->hindrance.text,
+			       (unsigned long long)(server_retry_us(s) / US_PER_S));
 	if (e && executor_lacks_gpu(e))
 		return err_set(err, -EHOSTDOWN, "%s; it is looked for again in %llu s",
 			       executor_text(e),
@@ -196,6 +210,7 @@ static void became_ready(struct server *s)
 		s->options.on_ready(s->options.userdata);
 	s->was_ready = true;
 	s->waking = s->without_gpu = false;
+	s->n_hindered = 0;
 }
 
 static void show_loading(struct server *s)
@@ -228,6 +243,17 @@ static void tell_no_gpu(struct server *s)
 	request_resume_waiting(s);
 }
 
+/* Once each; those that wait see it in their progress, or are told by server_refuses(). */
+static void tell_death(struct server *s)
+{
+	const struct executor *e = s->engine->executor;
+
+	if (executor_deaths(e) != s->deaths_told)
+		log_warning("%s; it is started again in %llu s", executor_text(e),
+			    (unsigned long long)(executor_retry_us(e) / US_PER_S));
+	s->deaths_told = executor_deaths(e);
+}
+
 /* May come while the executor is being made; then there is no engine to look at yet. */
 static void on_engine_state(void *userdata)
 {
@@ -246,6 +272,7 @@ static void on_engine_state(void *userdata)
 		break;
 	case SERVER_WAITING:
 		s->waking = false;
+		tell_death(s);
 		health_status(s->health, "Waiting to start the executor again: %s",
 			      executor_text(s->engine->executor));
 		break;
@@ -308,7 +335,7 @@ static int start_engine(struct server *s, struct sharedprompts **shared, struct 
 		log_warning("%s", s->engine->plan.warning);
 	if (shared && *shared)
 		share_prompts(s, steal(*shared)); /* before turns go on */
-	power_set_executor(s->power, s->engine->executor);
+	sleep_set_engine(s, s->engine);
 	sessions_settle(s);
 	if (s->engine->adopted)
 		stream_adopt_all(s);
@@ -372,6 +399,57 @@ static void opening_free(struct opening *o)
 	free(o);
 }
 
+static void retire_nothing(void *userdata)
+{
+	(void)userdata;
+}
+
+static void retire_model(void *userdata)
+{
+	textmodel_free(userdata);
+}
+
+/* Jobs under way may still read it; it goes when those before it are done. */
+static void drop_model(struct server *s)
+{
+	if (s->model && worker_push(s->worker, retire_nothing, retire_model, s->model) < 0)
+		log_warning("out of memory: the old model's tokenizer stays");
+	s->model = NULL;
+}
+
+static void hinder(struct server *s, int code, const char *text);
+
+static int on_again(sd_event_source *source, uint64_t usec, void *userdata)
+{
+	struct server *s = userdata;
+	struct err err = { 0 };
+
+	(void)source, (void)usec;
+	if (server_load(s, &err) < 0)
+		hinder(s, err.code, err.text);
+	return 0;
+}
+
+/* What failed may pass: the model is opened again, at once or after a while; then whoever waits is told. */
+static void hinder(struct server *s, int code, const char *text)
+{
+	const uint64_t wait_us = executor_backoff_s(++s->n_hindered) * US_PER_S;
+
+	err_set(&s->hindrance, code, "%s", text);
+	log_warning("model '%s' cannot be opened now: %s", s->settings->model, text);
+	drop_model(s);
+	if (sd_event_add_time_relative(s->loop, &s->again, CLOCK_BOOTTIME, wait_us, 0, on_again,
+				       s) < 0) {
+		refuse(s, code, text);
+		return;
+	}
+	s->again_at_us = clock_us() + wait_us;
+	health_status(s->health, "Waiting to open the model again: %s", text);
+	if (wait_us > 0)
+		request_resume_waiting(s);
+	server_busy_changed(s);
+}
+
 static void opening_done(void *userdata)
 {
 	struct opening *o = userdata;
@@ -386,7 +464,8 @@ static void opening_done(void *userdata)
 	if (s->leaving) {
 		/* what is parked is for the next broker: it is neither adopted nor judged */
 	} else if (r < 0) {
-		refuse(s, r, o->err.text[0] ? o->err.text : strerror(-r));
+		(err_may_pass(r) ? hinder : refuse)(s, r,
+						    o->err.text[0] ? o->err.text : strerror(-r));
 	} else if (s->engine) {
 		on_engine_state(s);
 		request_resume_waiting(s);
@@ -395,17 +474,6 @@ static void opening_done(void *userdata)
 	opening_free(o);
 }
 
-static void retire_nothing(void *userdata)
-{
-	(void)userdata;
-}
-
-static void retire_model(void *userdata)
-{
-	textmodel_free(userdata);
-}
-
-/* Jobs under way may still read the old model; it goes when those before it are done. */
 static void unload(struct server *s)
 {
 	struct err err = { 0 };
@@ -416,13 +484,11 @@ static void unload(struct server *s)
 	err_set(&err, -EHOSTDOWN, "the model is being loaded again");
 	TAILQ_FOREACH(st, &s->streams, link)
 		stream_abandon(st, -EHOSTDOWN, &err);
-	power_set_executor(s->power, NULL);
+	sleep_set_engine(s, NULL);
 	s->engine = engine_free(s->engine, true);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
-	if (s->model && worker_push(s->worker, retire_nothing, retire_model, s->model) < 0)
-		log_warning("out of memory: the old model's tokenizer stays");
-	s->model = NULL;
+	drop_model(s);
 }
 
 int server_load(struct server *s, struct err *err)
@@ -431,7 +497,8 @@ int server_load(struct server *s, struct err *err)
 	int r;
 
 	unload(s);
-	s->refusal = (struct err){ 0 };
+	s->again = sd_event_source_disable_unref(s->again);
+	s->refusal = s->hindrance = (struct err){ 0 };
 	o = calloc(1, sizeof(*o));
 	if (!o)
 		return err_set(err, -ENOMEM, "out of memory");
@@ -542,7 +609,7 @@ int server_reload(struct server *s, char **ret, struct err *err)
 		json_decref(kept);
 		return err_wrap(err, -EINVAL, "nothing was changed");
 	}
-	if (s->options.reread && s->refusal.code) {
+	if (s->options.reread && (s->refusal.code || s->again)) {
 		/* nothing is in service that the old values belong to */
 		settings_deinit(s->settings);
 		*s->settings = next;
@@ -555,7 +622,7 @@ int server_reload(struct server *s, char **ret, struct err *err)
 	if (s->engine)
 		engine_reload(s->engine);
 	power_look(s->power);
-	if (s->refusal.code || changed_asleep(s))
+	if (s->refusal.code || s->again || changed_asleep(s))
 		r = server_load(s, err);
 	else if (s->engine)
 		r = reread_prompts(s, err);
@@ -663,7 +730,7 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = warm_new(s, &s->warm);
 	if (r >= 0)
-		r = sessions_new(s, options->state_dir, &s->sessions);
+		r = sessions_new(s, &s->sessions);
 	if (r >= 0)
 		r = health_new(s, &s->health);
 	if (r < 0)
@@ -733,7 +800,7 @@ struct server *server_free(struct server *s)
 	s->tidy = tidy_free(s->tidy);
 	s->warm = warm_free(s->warm);
 	s->power = power_free(s->power);
-	tiers_flush_withdraw(&s->flush);
+	sleeper_leave(&s->sleeper);
 	s->sessions = sessions_free(s->sessions);
 	s->engine = engine_free(s->engine, false);
 	while ((st = TAILQ_FIRST(&s->streams)))
@@ -746,6 +813,7 @@ struct server *server_free(struct server *s)
 	sd_event_source_disable_unref(s->reaper);
 	sd_event_source_disable_unref(s->listener);
 	sd_event_source_disable_unref(s->accept_again);
+	sd_event_source_disable_unref(s->again);
 	closep(&s->listen_fd);
 	if (s->socket_path)
 		unlink(s->socket_path);

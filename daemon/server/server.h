@@ -11,6 +11,7 @@
 #include "daemon/base/settings.h"
 #include "daemon/base/worker.h"
 #include "daemon/kv/tiers.h"
+#include "daemon/power/sleeper.h"
 #include "daemon/server/engine.h"
 #include "daemon/server/textmodel.h"
 
@@ -72,13 +73,17 @@ struct server {
 	struct engine *engine;	 /* NULL until then, too */
 	struct sharedprompts *shared; /* as last read; NULL: not yet */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
+	struct err hindrance; /* why it could not be opened last, and may pass; code 0: it could */
+	uint32_t n_hindered;  /* times in a row */
+	sd_event_source *again; /* armed: it is opened again at @again_at_us */
+	uint64_t again_at_us;
 	bool opening, was_ready, stopping, leaving;
 	struct tiers_flush last_flush; /* when it stops */
 	bool without_gpu;	 /* it was said that there is none */
+	uint32_t deaths_told;	 /* of the executor, in a row */
 	bool waking;		 /* it loads because it slept, not because something died */
 	struct power *power;
-	struct tiers_flush flush; /* before the executor sleeps, see sleep.c */
-	bool flushing, flushed;
+	struct sleeper sleeper; /* of the engine: see sleep_set_engine() */
 	char boot_id[33];
 	uint64_t started_us;
 	gid_t admin_gid;	 /* (gid_t)-1: there is no such group */
@@ -113,7 +118,11 @@ void server_stop(struct server *s);
 /* Closes every connection; turns go on in a parked executor, if there is one. */
 struct server *server_free(struct server *s);
 
-/* Opens the model named in the settings on the worker, then starts or adopts the executor. */
+/*
+ * Opens the model named in the settings on the worker, then starts or adopts the
+ * executor. What fails on the way and may pass is tried again, as an executor that
+ * dies is; all else is a refusal, until server_reload().
+ */
 int server_load(struct server *s, struct err *err);
 
 /*
@@ -128,8 +137,8 @@ int server_add(struct server *s, int fd);
 
 /*
  * Reads the settings again and applies what can change. Where the model was
- * refused, it is tried again with the new settings; where it sleeps and its
- * files changed, it is loaded as they are now.
+ * refused, or could not be opened, it is tried again with the new settings;
+ * where it sleeps and its files changed, it is loaded as they are now.
  *
  * *@ret: malloc'd JSON object {"applied":n,"kept":[{"key":…,"needs":…}]}.
  */
@@ -137,6 +146,9 @@ int server_reload(struct server *s, char **ret, struct err *err);
 
 enum server_state server_state(const struct server *s);
 const char *server_state_name(enum server_state state); /* loading, ready, waiting, model-refused, asleep, no-gpu */
+
+/* Until what died, or could not be opened, is tried again; 0: nothing is waited for. */
+uint64_t server_retry_us(const struct server *s);
 
 /* Why nothing is computed now: the code for codes.h in *@ret_code, 0: it is, or a wait will do. */
 int server_refuses(const struct server *s, struct err *err);

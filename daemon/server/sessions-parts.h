@@ -9,6 +9,7 @@ struct sessions {
 	struct worker *thread;
 	struct store *store;	    /* the thread's once it runs; NULL: see off */
 	struct err off;		    /* why there is none */
+	uint64_t again_at_us;	    /* it is not tried again before */
 	struct store_counts counts; /* as they were when the last job came home */
 	bool settled;
 	bool recalling; /* what sessions said: see sessions_recall() */

@@ -28,11 +28,24 @@ struct store_who job_who(const struct job *job)
 	return (struct store_who){ job->uid, job->label };
 }
 
+/* At the start: what is checked. */
+static int run_check(struct job *job)
+{
+	const int r = store_check(job->x->store, &job->err);
+
+	/* so that damage to the log costs turns of this life at most */
+	if (r >= 0)
+		store_checkpoint(job->x->store, true, NULL);
+	return r;
+}
+
 static void on_job_run(void *userdata)
 {
 	struct job *job = userdata;
 
 	job->err = (struct err){ 0 };
+	if (!store_is_checked(job->x->store) && job->run != run_check)
+		store_check(job->x->store, NULL); /* it failed at the start */
 	job->result = job->run(job);
 	if (job->result == -ENOMEM && !job->err.text[0])
 		err_set(&job->err, -ENOMEM, "out of memory");
@@ -42,6 +55,13 @@ static void on_job_run(void *userdata)
 
 static void arm_checkpoint(struct sessions *x);
 
+static void tell_set_aside(const struct store_counts *counts)
+{
+	log_error("the session database was damaged: it is set aside as state.db.damaged-N, and "
+		  "%llu rows of it are kept",
+		  (unsigned long long)counts->n_kept);
+}
+
 static void on_job_home(void *userdata)
 {
 	struct job *job = userdata;
@@ -50,6 +70,8 @@ static void on_job_home(void *userdata)
 	if (job->counts.n_damaged > job->x->counts.n_damaged)
 		log_warning("sessions: %llu rows do not match their sums",
 			    (unsigned long long)(job->counts.n_damaged - job->x->counts.n_damaged));
+	if (job->counts.n_set_aside > job->x->counts.n_set_aside)
+		tell_set_aside(&job->counts);
 	if (job->result != -ECANCELED) {
 		if (job->counts.n_changes != job->x->counts.n_changes)
 			arm_checkpoint(job->x);
@@ -78,15 +100,33 @@ int job_push(struct job *job)
 	return 0;
 }
 
+static int open_store(struct sessions *x);
+
+/* What failed when it was opened and may pass: whoever needs it has it tried again. */
+static bool has_store(struct sessions *x)
+{
+	const uint64_t now = clock_us();
+
+	if (x->store || !err_may_pass(x->off.code) || now < x->again_at_us)
+		return x->store;
+	x->again_at_us = now + SESSIONS_AGAIN_US;
+	if (open_store(x) < 0)
+		return false;
+	log_info("sessions are kept again");
+	if (x->server->engine)
+		sessions_settle(x->server);
+	return true;
+}
+
 int job_new(struct server *s, struct request *q, int (*run)(struct job *),
 	    void (*home)(struct job *), struct job **ret, struct err *err)
 {
 	struct sessions *x = s->sessions;
 	struct job *job;
 
-	if (!x || !x->store)
-		return err_set(err, -ENODEV, "sessions are not kept: %s",
-			       x ? x->off.text : "steamd is ending");
+	if (!x || !has_store(x))
+		return err_set(err, x && err_may_pass(x->off.code) ? -EHOSTDOWN : -ENODEV,
+			       "sessions are not kept: %s", x ? x->off.text : "steamd is ending");
 	job = calloc(1, sizeof(*job));
 	if (!job)
 		return err_set(err, -ENOMEM, "out of memory");
@@ -159,33 +199,15 @@ static void arm_checkpoint(struct sessions *x)
 				       US_PER_S, on_idle, x) < 0)
 		log_warning("sessions: no timer: the database's log grows until the next write");
 }
-/* At the start: what is checked. */
 
-static int run_check(struct job *job)
+static int open_store(struct sessions *x)
 {
-	const int r = store_check(job->x->store, &job->err);
-
-	/* so that damage to the log costs turns of this life at most */
-	if (r >= 0)
-		store_checkpoint(job->x->store, true, NULL);
-	return r;
-}
-
-static void checked(struct job *job)
-{
-	job_log_failure(job);
-	if (job->result > 0)
-		log_error(
-			"the session database was damaged: it is set aside as state.db.damaged-N, "
-			"and %llu rows of it are kept",
-			(unsigned long long)job->counts.n_kept);
-}
-
-static int open_store(struct sessions *x, const char *dir)
-{
+	const char *dir = x->server->options.state_dir;
 	_cleanup_(freep) char *path = NULL;
 	struct job *job;
 	int r;
+
+	x->off = (struct err){ 0 };
 
 	if (!dir)
 		return err_set(&x->off, -ENODEV, "there is no state directory");
@@ -193,7 +215,7 @@ static int open_store(struct sessions *x, const char *dir)
 		return path = NULL, err_set(&x->off, -ENOMEM, "out of memory");
 	r = store_open(path, NULL, &x->store, &x->off);
 	if (r < 0)
-		return r;
+		return log_error("sessions are not kept: %s", x->off.text), r;
 	store_count(x->store, &x->counts);
 	if (x->counts.n_log_mended > 0)
 		log_warning("'%s-wal': one bit was wrong in %llu frames; nothing is lost by it",
@@ -206,16 +228,14 @@ static int open_store(struct sessions *x, const char *dir)
 			    "what was written from there on is lost",
 			    path, (unsigned long long)x->counts.n_log_torn);
 	if (x->counts.n_set_aside > 0)
-		log_error("'%s' could not be read: it is set aside as state.db.damaged-N, and %llu "
-			  "rows of it are kept",
-			  path, (unsigned long long)x->counts.n_kept);
-	r = job_new(x->server, NULL, run_check, checked, &job, &x->off);
+		tell_set_aside(&x->counts);
+	r = job_new(x->server, NULL, run_check, job_log_failure, &job, &x->off);
 	if (r >= 0)
 		job_push_own(job, "the session database is not checked");
 	return 0;
 }
 
-int sessions_new(struct server *s, const char *dir, struct sessions **ret)
+int sessions_new(struct server *s, struct sessions **ret)
 {
 	_cleanup_(sessions_freep) struct sessions *x = calloc(1, sizeof(*x));
 	int r;
@@ -227,9 +247,8 @@ int sessions_new(struct server *s, const char *dir, struct sessions **ret)
 	if (r < 0)
 		return r;
 	s->sessions = x; /* jobs find it there */
-	r = open_store(x, dir);
-	if (r < 0 && dir)
-		log_error("sessions are not kept: %s", x->off.text);
+	x->again_at_us = clock_us() + SESSIONS_AGAIN_US;
+	open_store(x);
 	*ret = steal(x);
 	return 0;
 }

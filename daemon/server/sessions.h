@@ -16,6 +16,7 @@
 #include "daemon/server/request.h"
 
 #define SESSIONS_IDLE_US (2 * 1000000ull) /* after the last write: the log goes into the database */
+#define SESSIONS_AGAIN_US (1 * 1000000ull)
 #define SESSIONS_FILE_MAX ((size_t)128 << 20) /* as messages.def bounds the answer */
 #define SESSIONS_JSON_MAX ((size_t)64 << 20)
 
@@ -23,10 +24,11 @@ struct sessions;
 struct stream;
 
 /*
- * Opens DIR/state.db. A store that cannot be had is no failure: sessions are
- * refused with the reason, all else is served. @dir NULL: none is kept.
+ * Opens state.db in the server's state directory. A store that cannot be had is no
+ * failure: sessions are refused with the reason, all else is served, and if the
+ * reason may pass it is tried again when one is asked for, every SESSIONS_AGAIN_US.
  */
-int sessions_new(struct server *s, const char *dir, struct sessions **ret);
+int sessions_new(struct server *s, struct sessions **ret);
 /* Waits until what was to be written is written. */
 struct sessions *sessions_free(struct sessions *x);
 

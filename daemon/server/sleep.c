@@ -2,6 +2,7 @@
 #include "daemon/server/sleep.h"
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -22,103 +23,10 @@ struct nap {
 	uint32_t n_running, n_queued; /* as they were told last */
 };
 
-static bool has_work(void *userdata)
-{
-	const struct server *s = userdata;
-
-	if (!s->engine)
-		return false;
-	/* what moves while it is made safe is no reason not to sleep */
-	return sched_work(s->engine->sched) > 0 ||
-	       (!sched_is_resting(s->engine->sched) && kvcache_is_moving(s->engine->kv));
-}
-
-static uint64_t yield_pages(uint64_t bytes, void *userdata)
-{
-	const struct server *s = userdata;
-
-	return s->engine ? kvcache_yield(s->engine->kv, bytes) : 0;
-}
-
-/* Computed again, or read at the rate at which weights were when the executor last came back. */
-static void price_pages(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata)
-{
-	const struct server *s = userdata;
-	struct kvcache_unheld n = { 0 };
-	struct power_view view;
-	double us;
-
-	*ret_bytes = *ret_return_us = 0;
-	if (!s->engine)
-		return;
-	kvcache_count_unheld(s->engine->kv, &n);
-	*ret_bytes = (uint64_t)n.n_pages * s->engine->plan.page_bytes;
-	power_look_at(s->power, &view);
-	us = (double)(n.n_pages - n.n_empty - n.n_disk) *
-	     sched_prompt_us(s->engine->sched, 0, s->engine->plan.page_tokens);
-	if (view.prices[POWER_GONE].freed_bytes > 0)
-		us += (double)n.n_disk * (double)s->engine->plan.page_bytes *
-		      (double)view.prices[POWER_GONE].return_us /
-		      (double)view.prices[POWER_GONE].freed_bytes;
-	*ret_return_us = (uint64_t)us;
-}
-
-static void on_flushed(struct tiers_flush *f)
-{
-	struct server *s = f->userdata;
-
-	s->flushed = true;
-	if (f->n_left > 0)
-		log_info("%u pages of the KV cache are not on disk%s", f->n_left,
-			 f->late ? ": there was no time for more" : "");
-	power_look(s->power);
-}
-
-/* Turns give up their places, sealed; then all goes to disk, for not every machine wakes up. */
-static bool seal(enum power_rung rung, uint64_t timeout_us, void *userdata)
-{
-	struct server *s = userdata;
-
-	(void)rung;
-	if (!s->engine)
-		return true;
-	sched_rest(s->engine->sched, false);
-	if (!sched_is_at_rest(s->engine->sched))
-		return false;
-	if (!s->flushing) {
-		s->flush = (struct tiers_flush){ .on_flushed = on_flushed, .userdata = s };
-		s->flushing = true;
-		s->flushed = tiers_flush(s->engine->kv, s->loop, timeout_us, &s->flush) < 0;
-	}
-	return s->flushed;
-}
-
-static void unseal(void *userdata)
-{
-	struct server *s = userdata;
-
-	tiers_flush_withdraw(&s->flush);
-	s->flushing = s->flushed = false;
-	if (!s->engine)
-		return;
-	sched_go_on(s->engine->sched);
-	executor_set_halted(s->engine->executor, false);
-}
-
-static void halt(void *userdata)
-{
-	const struct server *s = userdata;
-
-	if (!s->engine)
-		return;
-	sched_rest(s->engine->sched, true);
-	executor_set_halted(s->engine->executor, true);
-}
-
 /* For `systemctl status`; while it loads or is refused, others say so. */
 static void on_change(void *userdata)
 {
-	struct server *s = userdata;
+	struct server *s = (struct server *)((char *)userdata - offsetof(struct server, sleeper));
 	struct power_view view;
 
 	if (server_state(s) != SERVER_ASLEEP)
@@ -132,19 +40,25 @@ static void on_change(void *userdata)
 
 int sleep_open(struct server *s, struct err *err)
 {
-	const struct power_options options = {
-		.settings = s->settings,
-		.has_work = has_work,
-		.yield_pages = yield_pages,
-		.price_pages = price_pages,
-		.seal = seal,
-		.unseal = unseal,
-		.halt = halt,
-		.on_change = on_change,
-		.userdata = s,
-	};
+	struct power_options options = { .settings = s->settings, .on_change = on_change };
+	int r;
 
-	return power_new(s->loop, &options, &s->power, err);
+	s->sleeper.loop = s->loop;
+	sleeper_options(&s->sleeper, &options);
+	r = power_new(s->loop, &options, &s->power, err);
+	s->sleeper.power = s->power;
+	return r;
+}
+
+void sleep_set_engine(struct server *s, struct engine *e)
+{
+	sleeper_leave(&s->sleeper);
+	s->sleeper.sched = e ? e->sched : NULL;
+	s->sleeper.kv = e ? e->kv : NULL;
+	s->sleeper.executor = e ? e->executor : NULL;
+	s->sleeper.page_bytes = e ? e->plan.page_bytes : 0;
+	s->sleeper.page_tokens = e ? e->plan.page_tokens : 0;
+	power_set_executor(s->power, s->sleeper.executor);
 }
 
 void sleep_adopted(struct server *s)
@@ -221,7 +135,7 @@ static void on_progress(struct power_wish *w)
 		tell_held(n);
 		return;
 	}
-	if (w->kind != POWER_WISH_WAKE && has_work((void *)s)) {
+	if (w->kind != POWER_WISH_WAKE && sleeper_has_work(&s->sleeper)) {
 		tell_busy(n);
 		return;
 	}

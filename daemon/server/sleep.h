@@ -8,6 +8,9 @@
 /* The ladder of @s, made with it. 0 or a negative errno. */
 int sleep_open(struct server *s, struct err *err);
 
+/* What it looks after from now on; NULL: nothing, and the engine may go. */
+void sleep_set_engine(struct server *s, struct engine *e);
+
 /* The engine was taken over: what an earlier broker had paused for good stays so. */
 void sleep_adopted(struct server *s);
 

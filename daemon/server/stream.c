@@ -227,7 +227,7 @@ static void fill_session(const struct stream *st, struct msg_done *d, char id[17
 		MSG_SET(d, not_saved, span_of(st->not_saved.text));
 }
 
-/* What it cost, however it ended: @m is a done or a cancelled. */
+/* What it cost, however it ended: @m is a done, a cancelled or an error. */
 #define FILL_USAGE(m, rec)                                                                         \
 	do {                                                                                       \
 		MSG_SET(m, n_prompt, (rec)->n_prompt);                                             \
@@ -247,6 +247,19 @@ static void fill_cancelled(const struct stream *st, struct msg_cancelled *c)
 
 	FILL_USAGE(c, rec);
 	MSG_SET(c, n_completion, rec->score ? 0 : st->n_read);
+}
+
+static void tell_error(struct stream *st, int r, const struct err *err)
+{
+	const struct turn_record *rec = st->turn.rec;
+	struct request *q = st->request;
+	struct msg m = { .type = MSG_ERROR };
+
+	FILL_USAGE(&m.error, rec);
+	MSG_SET(&m.error, n_completion, rec->score ? 0 : st->n_read);
+	set_reader(st, NULL);
+	q->stream = NULL;
+	request_fail(q, &m, r, err);
 }
 
 static void fill_done(struct stream *st, struct msg_done *d)
@@ -293,9 +306,7 @@ static void tell_end(struct stream *st)
 		r = err_set(&err, -ETIME, "the deadline passed before the first token");
 
 	if (r < 0) {
-		set_reader(st, NULL);
-		q->stream = NULL;
-		request_error(q, r, &err);
+		tell_error(st, r, &err);
 	} else {
 		if (st->cancelled || (!st->stopped && rec->finish == FINISH_CANCELLED)) {
 			m.type = MSG_CANCELLED;
@@ -612,16 +623,11 @@ void stream_fail(struct stream *st, int r, const struct err *err)
 
 void stream_abandon(struct stream *st, int r, const struct err *err)
 {
-	struct request *q = st->request;
-
 	st->dropped = true;
 	if (st->turn.rec->session && !st->ended)
 		sessions_abort(st->server, st->turn.rec->session, st->turn.rec->session_turn);
-	if (!q)
-		return;
-	set_reader(st, NULL);
-	q->stream = NULL;
-	request_error(q, r, err);
+	if (st->request)
+		tell_error(st, r, err);
 }
 
 struct stream *stream_find(struct server *s, uint64_t turn)

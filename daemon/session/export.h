@@ -30,8 +30,12 @@
  *	kvpg	a page of the KV of the last turn's ids, prompt and answer: struct
  *		export_page, u32 ids[n_tokens], then page_bytes as they lie in the
  *		arena. As many as kvhd says, from the first on; one without payload was
- *		given up while the file was written, and so are all behind it. What
- *		is left of the ids fills no page, and is computed again
+ *		given up while the file was written, and so are all behind it
+ *
+ * What is left of the ids fills no page, and its KV is in no file: with the next turn it
+ * would be another page's beginning, each of its strips as long as there are tokens; and
+ * page_tokens - 1 tokens at most are soon computed. The next turn after an import
+ * computes those and what is new.
  *
  * A session is whole without kvhd and kvpg. A reader passes over kinds and
  * versions that it does not know, and says so.

@@ -11,7 +11,7 @@
 struct store {
 	sqlite3 *db;
 	char *path, *vfs;
-	bool full_sync;
+	bool full_sync, checked;
 	struct store_counts counts;
 	struct store_live *running; /* begun in this life, or going on from an earlier one */
 	size_t n_running, cap_running;
@@ -56,10 +56,17 @@ int store_exec(struct store *s, const char *sql, struct err *err);
 int store_prepare(struct store *s, const char *sql, sqlite3_stmt **ret, struct err *err);
 /* 1: a row, 0: the end. */
 int store_step(struct store *s, sqlite3_stmt *stmt, struct err *err);
+/* The first column of the only row. */
+int store_ask(struct store *s, const char *sql, int64_t *ret, struct err *err);
 /* Begins one; @durable: its commit waits for the disk. */
 int store_transaction(struct store *s, bool durable, struct err *err);
 /* Ends it as @result says: commits if it is not negative, else undoes. Returns it, or why the commit failed. */
 int store_finish(struct store *s, int result, struct err *err);
+
+/* SQLite's code for what became of it. */
+int store_connect(const char *path, const char *vfs, sqlite3 **ret);
+/* Has @s use the database there, brought up to date. -EUCLEAN: it is damaged. */
+int store_open_file(struct store *s, const char *path, struct err *err);
 
 void bind_span(sqlite3_stmt *stmt, int at, struct span s);
 struct span column_span(sqlite3_stmt *stmt, int at);
@@ -70,6 +77,15 @@ int turn_row_read(struct store *s, sqlite3_stmt *stmt, struct turn_row *ret);
 /* Inserts or replaces it. */
 int session_row_write(struct store *s, const struct session_row *row, struct err *err);
 int turn_row_write(struct store *s, const struct turn_row *row, struct err *err);
+
+/* store-mend.c */
+
+/* Puts what can be read of the database into its place. 1; or a failure, and all can be tried again. */
+int store_mend(struct store *s, struct err *err);
+/* Before it is opened: an earlier life may not have come to the end of that. */
+int store_go_on_mending(struct store *s, struct err *err);
+/* Rows of one that has just taken a damaged one's place. */
+int store_count_kept(struct store *s, struct err *err);
 
 /* store-sessions.c */
 

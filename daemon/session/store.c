@@ -10,8 +10,6 @@
 #include "daemon/session/store-parts.h"
 #include "daemon/session/walfile.h"
 
-#define SET_ASIDE_MAX 1000
-
 /* Format n comes of format n - 1 by formats[n - 1]. What was released once never changes. */
 static const char *const formats[STORE_FORMAT] = {
 	"CREATE TABLE session(id INTEGER PRIMARY KEY, uid INTEGER NOT NULL, label TEXT NOT NULL,"
@@ -81,8 +79,7 @@ int store_step(struct store *s, sqlite3_stmt *stmt, struct err *err)
 	}
 }
 
-/* The first column of the only row. */
-static int ask_integer(struct store *s, const char *sql, int64_t *ret, struct err *err)
+int store_ask(struct store *s, const char *sql, int64_t *ret, struct err *err)
 {
 	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
 	int r;
@@ -317,45 +314,52 @@ static int sum_sessions(struct store *s, struct err *err)
 }
 
 /* All that the schema says, as one text. */
-static char *read_schema(sqlite3 *db)
+static int read_schema(struct store *s, char **ret, struct err *err)
 {
-	sqlite3_stmt *stmt = NULL;
-	char *text = NULL;
-
-	if (sqlite3_prepare_v2(db,
-			       "SELECT group_concat(type || name || tbl_name || ifnull(sql, ''))"
-			       " FROM (SELECT * FROM sqlite_schema ORDER BY name)",
-			       -1, &stmt, NULL) == SQLITE_OK &&
-	    sqlite3_step(stmt) == SQLITE_ROW && sqlite3_column_text(stmt, 0))
-		text = strdup((const char *)sqlite3_column_text(stmt, 0));
-	sqlite3_finalize(stmt);
-	return text;
-}
-
-/* What read_schema() says of a fresh database of @format; NULL: no memory. */
-static char *schema_of(int64_t format)
-{
-	sqlite3 *fresh = NULL;
-	char *text = NULL;
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+	const char *text;
 	int r;
 
-	r = sqlite3_open(":memory:", &fresh);
-	for (int64_t i = 0; i < format && r == SQLITE_OK; i++)
-		r = sqlite3_exec(fresh, formats[i], NULL, NULL, NULL);
-	if (r == SQLITE_OK)
-		text = read_schema(fresh);
-	sqlite3_close(fresh);
-	return text;
+	r = store_prepare(s,
+			  "SELECT group_concat(type || name || tbl_name || ifnull(sql, ''))"
+			  " FROM (SELECT * FROM sqlite_schema ORDER BY name)",
+			  &stmt, err);
+	if (r == 0)
+		r = store_step(s, stmt, err);
+	if (r < 0)
+		return r;
+	text = (const char *)sqlite3_column_text(stmt, 0);
+	*ret = strdup(text ? text : "");
+	return *ret ? 0 : err_set(err, -ENOMEM, "out of memory");
+}
+
+/* What read_schema() says of a fresh database of @format. */
+static int schema_of(int64_t format, char **ret, struct err *err)
+{
+	struct store fresh = { .path = ":memory:" };
+	int r;
+
+	r = sqlite3_open(fresh.path, &fresh.db) == SQLITE_OK ? 0 : store_fault(&fresh, err);
+	for (int64_t i = 0; i < format && r == 0; i++)
+		r = store_exec(&fresh, formats[i], err);
+	if (r == 0)
+		r = read_schema(&fresh, ret, err);
+	sqlite3_close(fresh.db);
+	return r;
 }
 
 /* No sum covers the schema, and a bit of it can mean another table: it is compared with a fresh one. */
 static int check_schema(struct store *s, int64_t format, struct err *err)
 {
-	_cleanup_(freep) char *found = read_schema(s->db), *wanted = schema_of(format);
+	_cleanup_(freep) char *found = NULL, *wanted = NULL;
+	int r;
 
-	if (!wanted)
-		return err_set(err, -ENOMEM, "out of memory");
-	if (!found || strcmp(found, wanted) != 0)
+	r = schema_of(format, &wanted, err);
+	if (r == 0)
+		r = read_schema(s, &found, err);
+	if (r < 0)
+		return r;
+	if (strcmp(found, wanted) != 0)
 		return err_set(err, -EUCLEAN,
 			       "the session database '%s' is damaged: its tables are not those of "
 			       "format %lld",
@@ -373,10 +377,10 @@ static int find_format(struct store *s, int64_t *ret, struct err *err)
 	struct err none = { 0 };
 	int r;
 
-	r = ask_integer(s, "PRAGMA user_version", &version, err);
+	r = store_ask(s, "PRAGMA user_version", &version, err);
 	if (r < 0)
 		return r;
-	r = ask_integer(s, "SELECT n FROM format", &written, &none);
+	r = store_ask(s, "SELECT n FROM format", &written, &none);
 	if (r < 0 && r != -EUCLEAN) /* before FORMAT_IN_TABLE there is none */
 		return err_set(err, r, "%s", none.text);
 	*ret = version;
@@ -423,7 +427,7 @@ static int bring_up_to_date(struct store *s, struct err *err)
 	return r;
 }
 
-static int connect(const char *path, const char *vfs, sqlite3 **ret)
+int store_connect(const char *path, const char *vfs, sqlite3 **ret)
 {
 	/* made by us, so that nobody else can read it for a moment */
 	_cleanup_(closep) int fd = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
@@ -442,43 +446,15 @@ static int connect(const char *path, const char *vfs, sqlite3 **ret)
 	return r;
 }
 
-static int open_file(struct store *s, struct err *err)
+int store_open_file(struct store *s, const char *path, struct err *err)
 {
 	int r;
 
 	s->full_sync = false;
-	if (connect(s->path, s->vfs, &s->db) != SQLITE_OK)
+	if (store_connect(path, s->vfs, &s->db) != SQLITE_OK)
 		return store_fault(s, err);
 	r = bring_up_to_date(s, err);
 	return r < 0 ? r : check_schema(s, STORE_FORMAT, err);
-}
-
-/* A database and its log go aside together; @ret is where the database is now. */
-static int set_aside(struct store *s, char **ret, struct err *err)
-{
-	_cleanup_(freep) char *log = NULL, *to = NULL, *log_to = NULL;
-
-	sqlite3_close(s->db);
-	s->db = NULL;
-	for (int n = 1; n <= SET_ASIDE_MAX; n++) {
-		free(steal(to));
-		if (asprintf(&to, "%s.damaged-%d", s->path, n) < 0)
-			return to = NULL, -ENOMEM;
-		if (access(to, F_OK) < 0)
-			break;
-	}
-	if (asprintf(&log, "%s-wal", s->path) < 0)
-		return log = NULL, -ENOMEM;
-	if (asprintf(&log_to, "%s-wal", to) < 0)
-		return log_to = NULL, -ENOMEM;
-	/* the log first: a database without its log is older, a log without its database is nothing */
-	if (rename(log, log_to) < 0 && errno != ENOENT)
-		return err_set(err, -errno, "cannot set '%s' aside: %s", log, strerror(errno));
-	if (rename(s->path, to) < 0)
-		return err_set(err, -errno, "cannot set '%s' aside: %s", s->path, strerror(errno));
-	s->counts.n_set_aside++;
-	*ret = steal(to);
-	return 0;
 }
 
 struct store *store_free(struct store *s)
@@ -518,105 +494,33 @@ int store_checkpoint(struct store *s, bool now, struct err *err)
 	return 0;
 }
 
-/* Reading out a damaged database: forward to the first page that fails, then backward to the last. */
-
-typedef int (*keep_fn)(struct store *s, sqlite3_stmt *stmt, struct err *err);
-
-static int keep_session(struct store *s, sqlite3_stmt *stmt, struct err *err)
+static int open_or_mend(struct store *s, struct err *err)
 {
-	struct session_row row;
-
-	return session_row_read(s, stmt, &row) < 0 ? 0 : session_row_write(s, &row, err);
-}
-
-static int keep_turn(struct store *s, sqlite3_stmt *stmt, struct err *err)
-{
-	struct turn_row row;
-
-	return turn_row_read(s, stmt, &row) < 0 ? 0 : turn_row_write(s, &row, err);
-}
-
-static int keep_rows(struct store *s, sqlite3 *old, const char *sql, keep_fn keep, struct err *err)
-{
-	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
-
-	if (sqlite3_prepare_v2(old, sql, -1, &stmt, NULL) != SQLITE_OK)
-		return 0;
-	while (sqlite3_step(stmt) == SQLITE_ROW) {
-		const int r = keep(s, stmt, err);
-
-		/* an index of the old one may have let a name in twice */
-		if (r < 0 && r != -EEXIST)
-			return r;
-		s->counts.n_kept += r >= 0;
-	}
-	return 0;
-}
-
-static int keep_all(struct store *s, sqlite3 *old, struct err *err)
-{
-	static const struct {
-		const char *sql;
-		keep_fn keep;
-	} scans[] = {
-		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid",
-		  keep_session },
-		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid DESC",
-		  keep_session },
-		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid", keep_turn },
-		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid DESC", keep_turn },
-	};
-	int r = 0;
-
-	for (size_t i = 0; i < ARRAY_SIZE(scans) && r >= 0; i++)
-		r = keep_rows(s, old, scans[i].sql, scans[i].keep, err);
-	/* turns of a session that is gone lead nowhere */
-	return r < 0 ? r
-		     : store_exec(s,
-				  "DELETE FROM turn WHERE session NOT IN (SELECT id FROM session)",
-				  err);
-}
-
-static int mend(struct store *s, struct err *err)
-{
-	_cleanup_(freep) char *aside = NULL;
 	struct walfile_found found;
-	sqlite3 *old = NULL;
 	int r;
 
-	r = set_aside(s, &aside, err);
+	r = store_go_on_mending(s, err);
 	if (r == 0)
-		r = walfile_mend(aside, true, &found, err);
-	if (r == 0)
-		r = open_file(s, err);
+		r = walfile_mend(s->path, false, &found, err);
 	if (r < 0)
 		return r;
-	if (connect(aside, s->vfs, &old) == SQLITE_OK) {
-		r = store_transaction(s, true, err);
-		if (r >= 0)
-			r = store_finish(s, keep_all(s, old, err), err);
-	}
-	sqlite3_close(old);
-	return r < 0 ? r : 1;
+	s->counts.n_log_mended += found.n_mended;
+	s->counts.n_log_lost += found.n_lost;
+	s->counts.n_log_torn += found.n_torn;
+	r = found.n_lost > 0 ? -EUCLEAN : store_open_file(s, s->path, err);
+	if (r == 0 && s->counts.n_set_aside > 0)
+		r = store_count_kept(s, err);
+	return r == -EUCLEAN ? store_mend(s, err) : r;
 }
 
 int store_open(const char *path, const char *vfs, struct store **ret, struct err *err)
 {
 	_cleanup_(store_freep) struct store *s = calloc(1, sizeof(*s));
-	struct walfile_found found;
 	int r;
 
 	if (!s || !(s->path = strdup(path)) || (vfs && !(s->vfs = strdup(vfs))))
 		return err_set(err, -ENOMEM, "out of memory");
-	r = walfile_mend(path, false, &found, err);
-	if (r < 0)
-		return r;
-	s->counts.n_log_mended = found.n_mended;
-	s->counts.n_log_lost = found.n_lost;
-	s->counts.n_log_torn = found.n_torn;
-	r = found.n_lost > 0 ? -EUCLEAN : open_file(s, err);
-	if (r == -EUCLEAN)
-		r = mend(s, err);
+	r = open_or_mend(s, err);
 	if (r < 0)
 		return r;
 	*ret = steal(s);
@@ -641,21 +545,44 @@ static int check_rows(struct store *s, struct err *err)
 	return r;
 }
 
-int store_check(struct store *s, struct err *err)
+/* Whether the pages fit together: 1 or 0; or what the check failed with. */
+static int pages_fit(struct store *s, struct err *err)
 {
-	sqlite3_stmt *stmt = NULL;
-	bool fits = false;
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
 	int r;
 
 	r = store_prepare(s, "PRAGMA integrity_check(1)", &stmt, err);
-	if (r == 0 && store_step(s, stmt, err) > 0)
-		fits = span_is(column_span(stmt, 0), "ok");
-	sqlite3_finalize(stmt);
-	if (fits)
-		r = check_rows(s, err);
-	if (fits && r == 0)
-		return 0;
-	if (r == -ENOMEM || r == -EIO)
+	if (r == 0)
+		r = store_step(s, stmt, err);
+	return r > 0 ? span_is(column_span(stmt, 0), "ok") : r;
+}
+
+static int check(struct store *s, struct err *err)
+{
+	int r = s->db ? 0 : open_or_mend(s, err);
+
+	if (r != 0)
 		return r;
-	return mend(s, err);
+	r = pages_fit(s, err);
+	/* again: what could not be read once tells this as damage, and is none */
+	if (r == 0)
+		r = pages_fit(s, err);
+	if (r > 0)
+		r = check_rows(s, err);
+	else if (r == 0)
+		r = -EUCLEAN;
+	return r == -EUCLEAN ? store_mend(s, err) : r;
+}
+
+int store_check(struct store *s, struct err *err)
+{
+	const int r = check(s, err);
+
+	s->checked = r >= 0;
+	return r;
+}
+
+bool store_is_checked(const struct store *s)
+{
+	return s->checked;
 }

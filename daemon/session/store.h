@@ -8,9 +8,10 @@
  *
  * What damage does: a wrong bit in the log is put right where it can be, see walfile.h; a row
  * that is damaged is passed over and said to be; where the pages of the file do
- * not fit together, or more than a bit of the log is wrong, the file goes aside
- * as PATH.damaged-N and every row that can be read and matches its sum goes
- * into a new one. What was removed since the last checkpoint may then be there
+ * not fit together, or more than a bit of the log is wrong, every row that can
+ * be read and matches its sum goes into a new file, and when that is whole the old
+ * one goes aside as PATH.damaged-N. Only damage does that: what a disk fails to
+ * read or write once, or has no room for, leaves all as it was. What was removed since the last checkpoint may then be there
  * again. A number of the format that one flipped bit made is told from that of
  * a newer steamd: it is written twice, in PRAGMA user_version and in the table
  * format. All of it is counted; nothing of it refuses to open.
@@ -55,10 +56,11 @@ int store_open(const char *path, const char *vfs, struct store **ret, struct err
 struct store *store_free(struct store *s);
 
 /*
- * Reads the whole database. Where its pages do not fit together the file is
- * set aside as PATH.damaged-N, and every row that can be read and matches its
- * sum goes into a new one. Returns 0 or 1: it was set aside.
+ * Reads the whole database, and mends it where its pages do not fit together.
+ * Returns 0 or 1: the old one was set aside. If it fails it is to be called again:
+ * until it succeeds other calls may fail with -EUCLEAN or -EIO.
  */
+bool store_is_checked(const struct store *s); /* it has succeeded */
 int store_check(struct store *s, struct err *err);
 
 /* Writes what the log holds into the database. @now: even if it is short of STORE_WAL_BYTES_MAX. */

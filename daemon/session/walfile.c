@@ -307,27 +307,15 @@ static size_t leave_out(struct walfile *w)
 	return (size_t)(to - w->at);
 }
 
-static int write_other(struct walfile *w, const char *log, struct err *err)
+static int write_other(struct walfile *w, struct err *err)
 {
-	_cleanup_(freep) char *as_found = NULL, *made = NULL;
-	_cleanup_(closep) int fd = -1;
 	const size_t bytes = leave_out(w);
+	const int r = write_frame(w, w->at, bytes, err);
 
-	if (asprintf(&as_found, "%s.as-found", log) < 0)
-		return as_found = NULL, err_set(err, -ENOMEM, "out of memory");
-	if (asprintf(&made, "%s.new", log) < 0)
-		return made = NULL, err_set(err, -ENOMEM, "out of memory");
-	fd = open(made, O_CREAT | O_TRUNC | O_RDWR | O_CLOEXEC, 0600);
-	for (size_t at = 0; fd >= 0 && at < bytes;) {
-		const ssize_t n = write(fd, w->at + at, bytes - at);
-
-		if (n <= 0)
-			return err_set(err, -EIO, "cannot write '%s': %s", made, strerror(errno));
-		at += (size_t)n;
-	}
-	if (fd < 0 || fdatasync(fd) < 0 || rename(log, as_found) < 0 || rename(made, log) < 0)
-		return err_set(err, -EIO, "cannot write '%s': %s", made, strerror(errno));
-	return 0;
+	if (r == 0 && ftruncate(w->fd, (off_t)bytes) < 0)
+		return err_set(err, -EIO, "cannot mend the session database's log: %s",
+			       strerror(errno));
+	return r;
 }
 
 static bool lock(int db)
@@ -366,7 +354,7 @@ int walfile_mend(const char *path, bool drop, struct walfile_found *ret, struct 
 	if (r == 0 && found.n_mended > 0 && fdatasync(w.fd) < 0)
 		r = err_set(err, -EIO, "cannot write '%s': %s", log, strerror(errno));
 	if (r == 0 && drop && found.n_lost > 0)
-		r = write_other(&w, log, err);
+		r = write_other(&w, err);
 	if (r == 0)
 		*ret = found;
 	return r;

@@ -27,9 +27,9 @@ struct walfile_found {
  * a bit is counted and left to SQLite, which takes it for a torn end: a power cut
  * looks like that, also in the midst of frames that nobody waited for.
  *
- * drop	makes a log without the frames that are lost, so that SQLite reads
- *	those after them: the database is then not to be trusted beyond the
- *	sums of its rows. The log as it was becomes PATH-wal.as-found.
+ * drop	of a copy: leaves the frames that are lost out, so that SQLite reads
+ *	those after them. The database is then not to be trusted beyond the
+ *	sums of its rows.
  *
  * Nothing is looked at while another process has the database open. Returns 0,
  * -ENOMEM or -EIO.

@@ -220,6 +220,24 @@ def a_restart_with_the_descriptor_store_finds_the_arena():
             again.compare(d, 10)
 
 
+def after_a_restart_the_next_turn_computes_only_what_is_new():
+    """The page that is not full is found, too, if it was sealed before the broker died."""
+    with Stored("air", *SETS) as d, Recomputed("air", *SETS) as again:
+        text = ids_of(130)
+        for turn, how in enumerate((signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, None)):
+            got, hit = exact(d, text)
+            assert hit == (0 if turn == 0 else fed), (turn, hit)
+            fed = len(text) + N - 1
+            assert fed % PAGE != 0
+            text = text + got["ids"] + ids_of(9, 200 + turn)
+            if how:
+                wait_for(lambda: kv(d)["held_pages"] == 0, 20, "its sum")  # which the executor is asked for at the end
+                os.kill(d.process.pid, how)
+                d.again()
+        assert kv(d)["read_pages"] == kv(d)["damaged_pages"] == 0, kv(d)
+        again.compare(d, 10)
+
+
 def a_killed_executor_is_not_noticed_in_the_answer():
     ids, n = ids_of(130), 400
     with Daemon("air", *SETS) as d, Recomputed("air", *SETS) as again:
@@ -268,6 +286,18 @@ def without_its_directory_it_still_answers():
         assert "no KV cache on disk: " in d.log(), d.log()
         got, hit = exact(d, ids)
         assert hit == 129 and got == want
+        # it is tried again: when the model wakes up, and at a reload
+        for how in (("sleep",), ("reload",)):
+            assert d.status()["kv_disk"]["text"], d.status()["kv_disk"]
+            (d.dir / "state" / "kv").unlink()
+            d.ctl(*how)
+            got, hit = exact(d, ids)
+            assert hit == 129 and got == want
+            wait_for(lambda: kv(d)["written_pages"] > 0 and not d.status()["kv_disk"]["text"], 20, "pages on disk")
+            if how == ("sleep",):
+                restart(d, block)
+                got, hit = exact(d, ids)
+                assert hit == 0 and got == want
 
 
 def damaged_files_are_computed_again_and_counted():

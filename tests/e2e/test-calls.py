@@ -9,11 +9,13 @@ over all kinds of calls; ROUNDS=all: each call once. KINDS=write:half,sync: of t
 """
 import contextlib
 import errno
+import functools
 import itertools
 import random
+import sqlite3
 
 from calls import *
-from kvpages import Recomputed
+from kvpages import *
 from stored import *
 
 SEED = int(os.environ.get("SEED", random.randrange(1 << 32)))
@@ -33,6 +35,25 @@ FAILURES = [("write", "EIO"), ("write", "ENOSPC"), ("sync", "EIO"), ("rename", "
             ("unlink", "EIO")]
 
 
+@functools.cache
+def damaged_database():
+    """One with a session "old" of two turns, of which a page of an index is no page: it is mended."""
+    with Daemon("air", *SETS) as d:
+        for k in (1, 2):
+            d.ctl("ask", "--no-think", "--session", "old", "--ignore-eos", "-n", N, "--seed", k, f"Before {k}")
+        d.process.terminate()
+        assert d.process.wait(20) == 0
+        path = d.dir / "state" / "state.db"
+        db = sqlite3.connect(path)
+        page, = db.execute("SELECT rootpage FROM sqlite_schema WHERE type='index' AND tbl_name='turn'").fetchone()
+        db.close()
+        data = bytearray(path.read_bytes())
+        data[(page - 1) * 4096:page * 4096] = b"\xa5" * 4096
+        os.truncate(d.log_path, 0)
+        d.__enter__()
+        return bytes(data)
+
+
 class World:
     """The daemon of one run of the scenario; it is started again whenever it dies of what was ordered."""
 
@@ -43,8 +64,7 @@ class World:
         self.deaths = []
         self.unsaved = False  # an answer said that its turn is not saved
         (self.d.dir / "state").mkdir()
-        for name in ("state.db", "state.db-wal"):  # no database: it is set aside
-            (self.d.dir / "state" / name).write_bytes(b"nothing that can be read" * 100)
+        (self.d.dir / "state" / "state.db").write_bytes(damaged_database())
 
     def died(self):
         """It may have, once, and if it was not killed it has said why."""
@@ -94,15 +114,11 @@ class World:
                 return out
             # lost, or refused, with a sentence; 64: done already, for the client has asked again by itself
             assert self.calls.done() and err.splitlines()[-1].startswith("steamctl: "), (args, code, err)
-            no_memory = code == 78 and "refused: cannot make " in err and not self.kills
-            assert code in (66, 69, 70, 71, 75) or no_memory or code == 64 and done(), (args, code, err)
+            assert code in (66, 69, 70, 71, 75) or code == 64 and done(), (args, code, err)
             if "the model is being opened" in err:
                 wait_for(lambda: "kv" in self.d.status(), 20, "the model")
-            if no_memory:
-                assert self.command("reload")[0] == 0
-            if "sessions are not kept: " in err and not self.kills:  # it lives without them, until it is restarted
-                self.stop()
-                self.up()
+            if "sessions are not kept: " in err and not self.kills:
+                wait_for(lambda: self.command("session", "list")[0] == 0, 20, "sessions")
             there = done()
             if there:
                 return there
@@ -168,9 +184,13 @@ class World:
         self.d.forget()
         self.up()
         said += [self.complete(TEXT + TEXT), self.ask("c", 4), self.ask("b", 3, OTHER)]
-        for name, uid in (("b", OTHER), ("c", None)):
+        for name, uid in (("b", OTHER), ("c", None), ("old", None)):
             said += [[(t["request"]["messages"], t["answer"]["content"], t["finish"]) for t in self.turns(name, uid)]]
         said += [sorted(self.names())]
+        assert len(said[-2]) == 2, said[-2]
+        aside = sorted(p.name for p in (self.d.dir / "state").glob("state.db*.*") if not p.name.endswith("-wal"))
+        assert aside == ["state.db.damaged-1"], aside  # once, and nothing else is left behind
+        assert "is refused" not in self.d.log(), self.d.log()
         return said
 
     def check(self, again):
@@ -257,6 +277,113 @@ def a_call_that_fails_loses_nothing():
     disturbed(FAILURES, False)
 
 
+def a_call_that_fails_while_it_starts_is_made_again():
+    """Nobody has to reload or restart for it."""
+    need_library()
+    print(f"SEED={SEED}")
+
+    def start(order=None):
+        d = Stored("air", *SETS)
+        calls = Calls(d)
+        if order:
+            calls.order(order[0], "fail", order[2], getattr(errno, order[1]))
+        try:
+            d.launch()
+            wait_for(lambda: d.ready.is_set() or d.process.poll() is not None, 60, "READY=1")
+            if d.process.poll() is not None:  # it has said why, and the manager would start it again
+                assert order and d.log().splitlines()[-1].startswith("steamd: "), d.log()
+                return None
+            seen = {wait_for(lambda: d.status()["state"], 5)}
+            end = time.monotonic() + 20
+            while "ready" not in seen:
+                assert time.monotonic() < end, (seen, d.log())
+                seen.add(d.status()["state"])
+            assert "model-refused" not in seen and "is refused" not in d.log(), (seen, d.log())
+            wait_for(lambda: d.popen("ask", "--no-think", "--session", "a", "-n", 3, "x", stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.DEVNULL).wait(60) == 0, 20, f"an answer: {d.log()}")
+            return calls.counts()
+        except Exception:
+            print(f"order: {order}\n{d.log()}")
+            raise
+        finally:
+            d.kill()
+            d.forget()
+            d.leave()
+            shutil.rmtree(d.dir, ignore_errors=True)
+    counts = start()
+    failures = [("write", "ENOSPC"), ("truncate", "ENOSPC"), ("memfd", "EMFILE"), ("memfd", "ENOMEM"),
+                ("write", "EIO")]
+    end, n, n_ended = time.monotonic() + SECONDS, 0, 0
+    for kind, how, at in plan(failures, counts, random.Random(SEED)):
+        if not ROUNDS and time.monotonic() > end and n >= len(failures):
+            break
+        n_ended += start((kind, how, at)) is None
+        n += 1
+    print(f"{n} calls failed of {counts}; {n_ended} ended the broker")
+
+
+def rows_of_sealed(d, tokens):
+    """All rows of K and V in sealed pages of these tokens, those behind the tokens too."""
+    directory, arena = memfd(d.process.pid, "steamd-kvdir"), memfd(d.process.pid, "steamd-arena")
+    _, _, n_pages, page_tokens, entry_bytes, _, _ = HEAD.unpack_from(directory)
+    page_bytes = (len(arena) - TAIL_BYTES) // n_pages
+    row = page_bytes // groups(d.model) // page_tokens
+    found = set()
+    for i in range(n_pages):
+        at = HEAD_BYTES + i * entry_bytes
+        state, *_, n_tokens, _, _, _, _, _, _ = ENTRY.unpack_from(directory, at)
+        if state == SEALED and struct.unpack_from("<I", directory, at + ENTRY.size)[0] in tokens:
+            found.update(arena[k:k + row] for k in range(i * page_bytes, (i + 1) * page_bytes, row))
+    return found - {bytes(row)}
+
+
+def a_page_of_anothers_is_cleared_though_who_granted_it_dies():
+    """The broker dies at each bell of the request, before the executor has heard of it; and every other time that one does."""
+    need_library()
+    if OTHER is None:
+        raise Skip("several uids need root")
+    hers, his = [3 + i % 200 for i in range(1000)], [210 + i * i % 200 for i in range(900)]
+    n_killed = n_taken = 0
+    end = time.monotonic() + SECONDS
+    for at in itertools.count(1):
+        # more pages than one step clears
+        d = Stored("air", "PageTokens=8", "Context=1024", "BatchTokens=1024", "KVCacheSize=1M", "DiskCache=no",
+                   socket_mode="0666")
+        calls = Calls(d)
+        with d:
+            wait_for(lambda: d.status()["state"] == "ready", 20, "the model")
+            d.complete(hers, 2)
+            wait_for(lambda: d.status()["kv"]["held_pages"] == 0, 20, "pages that nobody holds")
+            before = rows_of_sealed(d, hers)
+            assert len(before) > 1000, len(before)
+            executor = d.executor()
+            calls.order("bell", "before", calls.counts()["bell"] + at)
+            p = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 20, "--ignore-eos",
+                        uid=OTHER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            p.stdin.write(json.dumps(his).encode())
+            p.stdin.close()
+            wait_for(lambda: p.poll() is not None or d.process.poll() is not None, 20, "an end")
+            calls.order("none", "nothing", 0)
+            killed = d.process.poll() is not None or calls.done() and d.process.wait(20)
+            if killed:
+                n_killed += 1
+                if at % 2:
+                    os.kill(executor, signal.SIGKILL)
+                d.again()
+            said = json.loads(p.stdout.read().splitlines()[-1])
+            assert p.wait(60) == 0 and len(said["ids"]) == 20, said
+            wait_for(lambda: d.status().get("kv", {}).get("held_pages") == 0, 20, "pages that nobody holds")
+            after = rows_of_sealed(d, his)
+            assert len(after) > 900, len(after)
+            n_taken += len(rows_of_sealed(d, hers)) < len(before)
+            assert not after & before, f"bell {at}: {len(after & before)} rows of another's"
+        if not killed or time.monotonic() > end:
+            break
+    print(f"{n_killed} brokers died while pages changed hands, at {at} bells; {n_taken} times some did")
+    assert n_killed >= 3 and n_taken == at, (n_killed, n_taken)
+
+
 if __name__ == "__main__":
     run([a_kill_at_any_call_loses_nothing, an_executor_killed_at_any_call_loses_nothing,
-         a_call_that_fails_loses_nothing])
+         a_call_that_fails_loses_nothing, a_call_that_fails_while_it_starts_is_made_again,
+         a_page_of_anothers_is_cleared_though_who_granted_it_dies])

@@ -25,7 +25,7 @@ def is_followed(d, victim):
 
 def requests_survive_the_executor_s_death_unchanged():
     p = prompt("air", "t33")
-    n = 60 if SANITIZED else 200
+    n = 100 if SANITIZED else 800
     print(f"SEED={SEED} ROUNDS={ROUNDS}")
     rng = random.Random(SEED)
     n_during = n_compared = 0
@@ -38,7 +38,8 @@ def requests_survive_the_executor_s_death_unchanged():
             victim = d.executor()
             request.stdin.write(json.dumps(p["ids"]).encode())
             request.stdin.close()
-            time.sleep(rng.uniform(0, 0.1))
+            for _ in range(rng.randrange(8)):  # so many pieces of it have come
+                assert request.stdout.readline()
             n_during += request.poll() is None
             os.kill(victim, signal.SIGKILL)
             out = request.stdout.read()
@@ -48,15 +49,16 @@ def requests_survive_the_executor_s_death_unchanged():
             wait_for(lambda: is_followed(d, victim), 20, "a new executor")
             n_compared += again.compare(d, n // 16)
         print(f"{n_during} of {ROUNDS} deaths while it was asked; none changed an answer, or one of {n_compared} pages")
-        assert n_during > ROUNDS // 4, n_during
+        assert n_during > ROUNDS // 2, n_during
 
 
 def a_request_in_flight_at_deaths_in_a_row_is_told_so():
     p = prompt("air", "t33")
     with Daemon("air") as d:
         # a pipe that nobody reads would be full before the third death
+        out = open(d.dir / "out", "w+b")
         request = d.popen("complete", "--ids", "--json", "--temperature", "0", "--max-tokens", 20000, "--ignore-eos",
-                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                          stdin=subprocess.PIPE, stdout=out, stderr=subprocess.PIPE)
         request.stdin.write(json.dumps(p["ids"]).encode())
         request.stdin.close()
         killed = set()
@@ -71,6 +73,14 @@ def a_request_in_flight_at_deaths_in_a_row_is_told_so():
             time.sleep(0.02)
         assert request.poll() == 70, (request.poll(), request.stderr.read())
         assert b"executor" in request.stderr.read()
+        # what it cost until then is told
+        with out:
+            out.seek(0)
+            lines = [json.loads(line) for line in out]
+        last = lines[-1]
+        assert last["finish"] == "error" and last["error"]["code"] == "exec-fault", last["error"]
+        assert last["usage"]["prompt_tokens"] == len(p["ids"]), last["usage"]
+        assert last["usage"]["completion_tokens"] == len(last["ids"]) > 0, last["usage"]
         # and the next one is served as ever, after the third death's back-off
         wait_for(lambda: d.status()["state"] == "ready", 20, "an executor")
         assert len(d.complete(p["ids"], 4)["ids"]) == 4

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
 """Under a service manager: readiness, status, the watchdog, refusal and reload. The manager is this test."""
+import re
+import resource
 import socket
 import threading
 
@@ -62,6 +64,32 @@ def a_refused_model_leaves_the_broker_up_until_reload():
             config.write_text(good)
             d.ctl("reload")
             wait_for(lambda: d.status()["state"] == "ready", 60, "the model")
+            assert d.complete([5, 6], 3)["finish"] == "length"
+
+
+def a_want_that_lasts_is_waited_out_and_told():
+    with tempfile.TemporaryDirectory() as dir:
+        model = pathlib.Path(dir, "m")
+        shutil.copytree(GOLDEN / "bf16", model)
+        config = model / "config.json"
+        good = config.read_text()
+        config.write_text("{}")
+        with Managed(str(model)) as d:
+            wait_for(lambda: d.status()["state"] == "model-refused", 60, "the refusal")
+            pid = d.process.pid
+            limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            highest = max(int(fd) for fd in os.listdir(f"/proc/{pid}/fd"))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 3, limits[1]))
+            config.write_text(good)
+            d.ctl("reload")
+            status = wait_for(lambda: (s := d.status())["state"] == "waiting" and s, 20, "waiting")
+            assert "Too many open files" in status["text"], status["text"]
+            wait_for(lambda: d.log().count("cannot be opened now") >= 3, 20, "the third try")
+            d.ctl("ask", "x", code=75)
+            assert re.search(r"the model cannot be opened: .*Too many open files; it is tried again in \d s",
+                             d.last_stderr), d.last_stderr
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+            wait_for(lambda: d.status()["state"] == "ready", 20, "the model, by itself")
             assert d.complete([5, 6], 3)["finish"] == "length"
 
 

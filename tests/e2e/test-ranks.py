@@ -51,7 +51,7 @@ def two_ranks_say_what_one_says_greedily_and_by_seed():
 
 def requests_survive_the_death_of_a_rank_unchanged():
     p = prompt("air", "t33")
-    n = 60 if SANITIZED else 200
+    n = 100 if SANITIZED else 800
     print(f"SEED={SEED} ROUNDS={ROUNDS}")
     rng = random.Random(SEED)
     n_during = 0
@@ -63,7 +63,8 @@ def requests_survive_the_death_of_a_rank_unchanged():
             [(victim, rank)] = wait_for(lambda: victims(d), 20, "two ranks")
             request.stdin.write(json.dumps(p["ids"]).encode())
             request.stdin.close()
-            time.sleep(rng.uniform(0, 0.1))
+            for _ in range(rng.randrange(8)):  # so many pieces of it have come
+                assert request.stdout.readline()
             n_during += request.poll() is None
             assert crash(victim, rank) == 0
             out = request.stdout.read()
@@ -71,7 +72,7 @@ def requests_survive_the_death_of_a_rank_unchanged():
             assert json.loads(out.splitlines()[-1])["ids"] == want, i
             wait_for(lambda: children(d.process.pid) and victim not in children(d.process.pid), 20, "a new executor")
         print(f"{n_during} of {ROUNDS} deaths while it was asked; none changed an answer")
-        assert n_during > ROUNDS // 4, n_during
+        assert n_during > ROUNDS // 2, n_during
         assert d.status()["executor"]["starts"] == ROUNDS + 1
 
 

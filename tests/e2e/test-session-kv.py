@@ -63,6 +63,8 @@ def goes_on_as_if_at_home(*sets):
         again = ask(d, "it", "And now?", 12)
         cached = again["usage"]["cached_tokens"]
         assert cached == 16 * n, (again["usage"], n)
+        # computed again is what filled no page, the token that was sampled last, and nothing else of the session's
+        assert 0 <= first["usage"]["prompt_tokens"] + 30 - 1 - cached < 16, (first["usage"], cached)
         assert again["ids"] == second["ids"] and again["content"] == second["content"]
         # the same session again: what is there is not taken twice
         said = take(d, data, "twice")

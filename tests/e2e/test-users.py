@@ -37,19 +37,51 @@ def end_of(w):
 def sessions_and_bytes_on_disk_are_told_beside_their_limits():
     need_root()
     with Daemon("air", "ChatTemplate=glm47", "PageTokens=16", "DiskQuotaPerUser=64M", "MaxSessionsPerUser=5",
-                socket_mode="0666") as d:
+                "DiskCacheSize=128M", "MinCachePerUser=30", socket_mode="0666") as d:
         for name, label in (("one", "a"), ("two", "b")):  # of all labels together
             d.ctl("ask", "--session", name, "--label", label, "--no-think", "-n", 40, "--ignore-eos", "word " * 40,
                   uid=ALICE)
         own = wait_for(lambda: [u for u in limits(d, uid=ALICE) if u["disk_bytes"]["used"] > 0], 20, "pages on disk")[0]
         assert own["sessions"] == {"used": 2, "limit": 5}, own
-        assert own["disk_bytes"]["limit"] == 64 << 20, own
+        # files are of 16 MiB: a quarter of what one may have; two of them are within 30 % of all
+        assert own["disk_bytes"]["limit"] == 64 << 20 and 30 << 20 < own["disk_bytes"]["least"] <= (128 << 20) * 3 // 10, own
+        text = [line.split() for line in d.ctl("status", "--limits", uid=ALICE).decode().splitlines()]
+        assert ["disk_bytes", *(str(own["disk_bytes"][k]) for k in ("used", "least", "limit"))] in text, text
+        # within what is its by right nothing has to be computed again, and that is 30 % of the arena
+        assert own["cache_pages"]["least"] == d.status()["kv"]["pages"] * 3 // 10, own
         folder = d.dir / "state" / "kv" / str(ALICE)
         wait_for(lambda: limits(d, uid=ALICE)[0]["disk_bytes"]["used"] == sum(
             f.stat().st_blocks * 512 for f in folder.iterdir()) or limits(d, uid=ALICE)[0]["disk_bytes"]["used"] == sum(
             f.stat().st_size for f in folder.iterdir()), 20, "the bytes of its files")
         other = limits(d, uid=BOB)[0]
         assert other["sessions"]["used"] == 0 and other["disk_bytes"]["used"] == 0, other
+
+
+def who_is_over_its_disk_quota_loses_pages_of_its_own():
+    need_root()
+    with Daemon("air", "PageTokens=16", "Context=512", "KVCacheSize=1M", "DiskQuotaPerUser=1M", socket_mode="0666") as d:
+        def used(uid):
+            return limits(d, uid=uid)[0]["disk_bytes"]["used"]
+
+        def cached(uid, seed):
+            ids = [3 + (i * i * seed) % 400 for i in range(200)]
+            return d.complete(ids, 1, uid=uid)["usage"]["cached_tokens"]
+        cached(BOB, 1)
+        wait_for(lambda: d.status()["kv_disk"]["pages"] == 13 and d.status()["kv_disk"]["waiting"] == 0, 20, "its pages")
+        before = used(BOB)
+        for seed in range(2, 12):  # each is 200 KiB
+            cached(ALICE, seed)
+            wait_for(lambda: d.status()["kv_disk"]["waiting"] == 0, 20, "the disk")
+            own = limits(d, uid=ALICE)[0]["disk_bytes"]
+            assert own["used"] <= own["limit"] == 1 << 20, own
+        assert d.status()["kv_disk"]["evicted_segments"] > 0, d.status()["kv_disk"]
+        assert used(BOB) == before
+        lease = d.popen("yield", "1G", stdout=subprocess.PIPE)  # nothing is in the arena any more
+        wait_for(lambda: d.status()["kv"]["kept_pages"] == 0, 20, "an empty arena")
+        lease.kill()
+        lease.wait()
+        assert cached(BOB, 1) == 192
+        assert min(cached(ALICE, seed) for seed in range(2, 12)) < 16
 
 
 def each_sees_its_own_limits_and_administrators_see_all():

@@ -210,6 +210,11 @@ def a_deadline_ends_a_turn_with_what_there_is():
         kind, ids, fields = w.until_end()
         assert kind == DONE and fields["finish"] == "deadline" and 0 < len(ids) < 60000, (kind, fields)
         assert 0.6 < time.monotonic() - begin < 5
+        # with nothing of it: an error, which says what it cost
+        w.send(GENERATE, 2, request({"ids": [5 + i % 300 for i in range(8000)]}, 10, deadline_ms=1))
+        kind, ids, fields = w.until_end()
+        assert kind == ERROR and fields["code"] == "deadline" and not ids, (kind, fields)
+        assert fields["n_prompt"] == 8000 and fields["n_completion"] == 0 and fields["n_cached"] == 0, fields
 
 
 def a_turn_that_is_cancelled_while_it_begins_leaves_its_session_free():

@@ -61,7 +61,7 @@ static bool fails(void)
 {
 	if (is_dark())
 		return true;
-	if (++shim.n != shim.at || shim.fault == SHIM_NONE)
+	if (shim.fault == SHIM_READ || ++shim.n != shim.at || shim.fault == SHIM_NONE)
 		return false;
 	shim.hit = true;
 	return true;
@@ -146,6 +146,10 @@ static int on_close(sqlite3_file *file)
 
 static int on_read(sqlite3_file *file, void *to, int n, sqlite3_int64 at)
 {
+	if (shim.fault == SHIM_READ && ++shim.n == shim.at) {
+		shim.hit = true;
+		return SQLITE_IOERR_READ;
+	}
 	return is_dark() ? SQLITE_IOERR_READ : CALL(file, xRead, to, n, at);
 }
 

@@ -12,6 +12,7 @@
 enum shim_fault {
 	SHIM_NONE,
 	SHIM_FAIL, /* the Nth operation fails, those after it work again */
+	SHIM_READ, /* the Nth read fails, and nothing else; reads alone are counted */
 	SHIM_CUT,  /* nothing works from the Nth operation on */
 };
 

@@ -20,7 +20,7 @@
 #include "daemon/base/log.h"
 #include "daemon/kv/kvcache-parts.h"
 #include "daemon/kv/tiers.h"
-#include "daemon/power/power.h"
+#include "daemon/power/sleeper.h"
 #include "daemon/sched/fair.h"
 #include "tests/unit/daybook.h"
 #include "tests/unit/world.h"
@@ -78,8 +78,8 @@ static struct day {
 	struct daybook book; /* their sessions, talk for talk */
 	struct power *power;
 	struct power_wish wishes[WISHES];
-	struct tiers_flush flush;
-	bool flushing, flushed;
+	struct sleeper sleeper;
+	uint64_t (*yield_pages)(uint64_t bytes, void *userdata); /* the sleeper's */
 	enum executor_state was;
 	uint32_t seen;			    /* of what the ladder looks at */
 	uint64_t begun_us, at_us[REQUESTS]; /* when each is asked, since then */
@@ -473,90 +473,32 @@ static void all_read(struct world *w)
 
 /* The ladder, with what the server gives it. */
 
-static bool has_work(void *userdata)
+static uint64_t count_yield(uint64_t bytes, void *userdata)
 {
-	const struct world *w = userdata;
-
-	return sched_work(w->sched) > 0 ||
-	       (!sched_is_resting(w->sched) && kvcache_is_moving(w->cache));
-}
-
-static uint64_t yield_pages(uint64_t bytes, void *userdata)
-{
-	const struct world *w = userdata;
-
 	day.n.yields++;
-	return kvcache_yield(w->cache, bytes);
-}
-
-static void price_pages(uint64_t *ret_bytes, uint64_t *ret_return_us, void *userdata)
-{
-	const struct world *w = userdata;
-	struct kvcache_unheld n;
-
-	kvcache_count_unheld(w->cache, &n);
-	*ret_bytes = (uint64_t)n.n_pages * WORLD_PAGE_TOKENS * 4;
-	*ret_return_us = (uint64_t)((n.n_pages - n.n_empty - n.n_disk) *
-				    sched_prompt_us(w->sched, 0, WORLD_PAGE_TOKENS));
-}
-
-static void on_flushed(struct tiers_flush *f)
-{
-	day.flushed = true;
-	assert_false(f->late);
-	power_look(day.power);
-}
-
-static bool seal(enum power_rung rung, uint64_t timeout_us, void *userdata)
-{
-	const struct world *w = userdata;
-
-	(void)rung;
-	sched_rest(w->sched, false);
-	if (!sched_is_at_rest(w->sched))
-		return false;
-	if (!day.flushing) {
-		day.flush = (struct tiers_flush){ .on_flushed = on_flushed };
-		day.flushing = true;
-		day.flushed = tiers_flush(w->cache, w->loop, timeout_us, &day.flush) < 0;
-	}
-	return day.flushed;
-}
-
-static void forget_flush(void)
-{
-	tiers_flush_withdraw(&day.flush);
-	day.flushing = day.flushed = false;
-}
-
-static void unseal(void *userdata)
-{
-	const struct world *w = userdata;
-
-	forget_flush();
-	sched_go_on(w->sched);
-}
-
-static void halt(void *userdata)
-{
-	sched_rest(((const struct world *)userdata)->sched, true);
+	return day.yield_pages(bytes, userdata);
 }
 
 static void open_power(struct world *w)
 {
-	const struct power_options options = { .settings = &w->settings,
-					       .has_work = has_work,
-					       .yield_pages = yield_pages,
-					       .price_pages = price_pages,
-					       .seal = seal,
-					       .unseal = unseal,
-					       .halt = halt,
-					       .userdata = w,
-					       .no_pressure = true,
-					       .no_suspend = true };
+	struct power_options options = { .settings = &w->settings,
+					 .no_pressure = true,
+					 .no_suspend = true };
 
+	day.sleeper = (struct sleeper){ .loop = w->loop,
+					.sched = w->sched,
+					.kv = w->cache,
+					.executor = w->executor,
+					.page_bytes = WORLD_PAGE_TOKENS * 4,
+					.page_tokens = WORLD_PAGE_TOKENS };
+	sleeper_options(&day.sleeper, &options);
+	day.yield_pages = options.yield_pages;
+	options.yield_pages = count_yield;
 	assert_int_equal(power_new(w->loop, &options, &day.power, NULL), 0);
+	day.sleeper.power = day.power;
 	power_set_executor(day.power, w->executor);
+	if (executor_record(w->executor)->halted)
+		power_halt(day.power);
 	day.was = executor_state(w->executor);
 	day.seen = UINT32_MAX; /* nothing */
 }
@@ -564,8 +506,8 @@ static void open_power(struct world *w)
 /* Before what it looks after goes. */
 static void close_power(void)
 {
-	forget_flush();
 	day.power = power_free(day.power);
+	sleeper_leave(&day.sleeper);
 	for (uint32_t i = 0; i < WISHES; i++)
 		assert_null(day.wishes[i].power);
 }
@@ -893,7 +835,7 @@ static void close_day(void)
 
 	for (uint32_t i = 0; i < WISHES; i++)
 		power_withdraw(&day.wishes[i]);
-	while (day.u.n_open > 0 || day.u.n_unsaved > 0 || has_work(w)) {
+	while (day.u.n_open > 0 || day.u.n_unsaved > 0 || sleeper_has_work(&day.sleeper)) {
 		all_read(w);
 		wish(POWER_WISH_WAKE);
 		live(w, clock_us() + US_PER_S);

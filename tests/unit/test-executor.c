@@ -63,6 +63,12 @@ static int be_executor(const char *mood)
 		send(CONTROL_FD, &refused, sizeof(refused), 0);
 		return 78;
 	}
+	if (strcmp(mood, "lacks") == 0) {
+		refused.error = -ENOSPC;
+		snprintf(refused.text, sizeof(refused.text), "no room for 900 bytes");
+		send(CONTROL_FD, &refused, sizeof(refused), 0);
+		return 71;
+	}
 	if (strcmp(mood, "babbles") == 0)
 		send(CONTROL_FD, "?", 1, 0);
 	send(CONTROL_FD, &progress, sizeof(progress), 0);
@@ -207,6 +213,20 @@ static void a_refusal_is_told_and_final(void **state)
 	assert_string_equal(executor_text(w.executor), "config.json: no such key");
 	assert_int_equal(executor_retry_us(w.executor), 0);
 	assert_string_equal(executor_state_name(executor_state(w.executor)), "model-refused");
+	finish(&w);
+}
+
+/* Of a model that was never served, too. */
+static void what_may_pass_is_no_refusal(void **state)
+{
+	struct watch w;
+
+	(void)state;
+	begin(&w, "lacks", NULL, NULL);
+	run_until(&w, EXECUTOR_BACKOFF, 3);
+	assert_string_equal(executor_text(w.executor), "no room for 900 bytes");
+	setenv(MOOD, "serves", 1); /* there is some now */
+	run_until(&w, EXECUTOR_READY, 3);
 	finish(&w);
 }
 
@@ -375,6 +395,7 @@ int main(void)
 		cmocka_unit_test(a_killed_executor_is_started_again_at_once),
 		cmocka_unit_test(one_that_dies_again_and_again_is_given_time),
 		cmocka_unit_test(a_refusal_is_told_and_final),
+		cmocka_unit_test(what_may_pass_is_no_refusal),
 		cmocka_unit_test(a_packet_of_no_kind_is_a_death),
 		cmocka_unit_test(a_program_that_is_not_there_is_named),
 		cmocka_unit_test(a_unit_that_is_not_there_is_named),

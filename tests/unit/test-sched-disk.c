@@ -1,4 +1,5 @@
 /* Pages that the arena has lost come back from disk: to their own uid, whole, and right or not at all. */
+#include "daemon/kv/kvcache-parts.h"
 #include "daemon/kv/tiers.h"
 #include "tests/unit/world.h"
 
@@ -92,6 +93,50 @@ static void after_a_reboot_whole_pages_are_found_on_disk(void **state)
 		world_assert_all_free(&w);
 	}
 	world_close(&w);
+}
+
+/*
+ * An arena of one context, of which a request needs all: others' pages go, though
+ * they are no more than each is left; but to the disk, which had no room for them
+ * when they were sealed. Where it needs less than all, it takes no more.
+ */
+static void what_one_takes_beyond_the_others_minimum_is_on_disk_first(void **state)
+{
+	const struct segments_limits none = { .total_bytes = 1 << 28, .user_bytes = 1 },
+				     plenty = { .total_bytes = 1 << 28 };
+
+	(void)state;
+	for (uint32_t n = 330; n <= 480; n += 150) {
+		uint32_t ids[3][IDS_MAX], n_left = 0;
+		struct world w;
+
+		world_open_context(&w, 512, 32, 4, 512);
+		w.settings.min_user_cache = 33; /* 10 pages */
+		world_open_disk(&w);
+		kvdisk_limit(w.disk, &none);
+		first_turn(&w, 1, 120, ids[1]);
+		first_turn(&w, 2, 120, ids[2]);
+		assert_int_equal(counts(&w).n_written, 0);
+		kvdisk_limit(w.disk, &plenty);
+
+		world_submit(&w, 3, n, 20);
+		world_run_all(&w);
+		world_assert_text(&w, &w.t[2], 20);
+		for (uint32_t uid = 1; uid <= 2; uid++)
+			n_left += evict_owner(w.cache, uid) ? evict_owner(w.cache, uid)->n_pages
+							    : 0;
+		assert_int_equal(n_left, n == 480 ? 0 : MIN(18, 32 - (n + 20 + 15) / 16));
+		for (uint32_t uid = 1; uid <= 2; uid++) {
+			struct turn *t = say(&w, uid, ids[uid], 140, 150, 1);
+
+			world_run_all(&w);
+			assert_int_equal(t->rec->n_cached, 139);
+			world_assert_text(&w, t, 1);
+		}
+		assert_int_equal(counts(&w).n_damaged, 0);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
 }
 
 /* Whatever the length, nothing that was computed is computed again; and once a turn is what a part is written. */
@@ -585,6 +630,7 @@ int main(void)
 		cmocka_unit_test(evicted_pages_come_back_from_disk),
 		cmocka_unit_test(after_a_reboot_whole_pages_are_found_on_disk),
 		cmocka_unit_test(after_a_reboot_the_next_turn_computes_only_what_is_new),
+		cmocka_unit_test(what_one_takes_beyond_the_others_minimum_is_on_disk_first),
 		cmocka_unit_test(the_longer_part_is_taken),
 		cmocka_unit_test(a_flush_ends_when_all_is_on_disk),
 		cmocka_unit_test(a_flush_ends_when_its_time_is_over),

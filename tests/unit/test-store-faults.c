@@ -393,6 +393,52 @@ static uint32_t live_on_log(struct folder *f, const struct killed *k, size_t at,
 	return n;
 }
 
+/* What cannot be read once is no damage: nothing goes aside for it. */
+static void a_disk_that_fails_once_at_any_read_sets_nothing_aside(void **state)
+{
+	uint32_t n_failed = 0;
+	struct killed k;
+	struct folder f;
+	bool hit = true;
+	char path[128];
+
+	(void)state;
+	leave_log(&f, &k);
+	snprintf(path, sizeof(path), "%s-wal", f.db);
+	for (uint64_t at = 1; hit; at++) {
+		struct store *s = NULL;
+		struct store_counts n;
+		struct err err = { 0 };
+		int r;
+
+		assert_true(at < OPERATIONS_MAX);
+		folder_empty(&f);
+		write_all(f.db, k.db, k.db_len);
+		write_all(path, k.log, k.log_len);
+		shim_reset(SHIM_READ, at);
+		for (int i = 0; i < 2; i++) {
+			if (!s)
+				r = store_open(f.db, SHIM_VFS, &s, &err);
+			if (s)
+				r = store_check(s, &err);
+			n_failed += r < 0;
+			if (r < 0 && (i > 0 || !err_may_pass(r)))
+				fail_msg("read %d: %s", (int)at, err.text);
+		}
+		hit = shim_was_hit();
+		store_count(s, &n);
+		if (n.n_set_aside + n.n_damaged + n.n_log_lost > 0)
+			fail_msg("read %d: %d set aside, %d damaged", (int)at, (int)n.n_set_aside,
+				 (int)n.n_damaged);
+		assert_int_equal(count_whole(s, "a"), 5);
+		store_free(s);
+	}
+	assert_true(n_failed > 5);
+	free(k.db);
+	free(k.log);
+	folder_close(&f);
+}
+
 /* One wrong bit in every byte of the headers, and in some of the pages. */
 static void a_flipped_bit_of_the_log_is_put_right_or_told(void **state)
 {
@@ -551,6 +597,7 @@ int main(void)
 		cmocka_unit_test(what_was_not_synced_is_lost_in_a_power_cut),
 		cmocka_unit_test(a_flipped_bit_is_found_and_costs_one_turn_at_most),
 		cmocka_unit_test(a_flipped_bit_of_the_log_is_put_right_or_told),
+		cmocka_unit_test(a_disk_that_fails_once_at_any_read_sets_nothing_aside),
 		cmocka_unit_test(whatever_the_log_is_the_database_opens),
 		cmocka_unit_test(more_damage_to_the_log_is_told_and_takes_what_came_after),
 		cmocka_unit_test(a_damaged_turn_is_named_and_rewinding_goes_on_without_it),

@@ -1,0 +1,36 @@
+/* What executor.c and -adopt share. Nobody else includes this. */
+#pragma once
+
+#include "client/wire/ownership.h"
+#include "daemon/sched/child.h"
+#include "daemon/sched/executor.h"
+
+struct executor {
+	sd_event *loop;
+	struct executor_options options;
+	enum executor_state state;
+	int control_fd;
+	struct ring ring;
+	struct child *child; /* NULL: a unit's, or none */
+	pid_t pid;
+	uint32_t generation, deaths;
+	bool adopted, dying;
+	bool lacks_gpu;			/* it left for want of one, and waits */
+	bool wake_wanted, leave_wanted; /* once it is parked, or gone */
+	int record_fd;
+	struct execrecord record;
+	uint64_t began_us; /* the load under way; 0: not known */
+	int refusal;
+	struct control_progress progress;
+	char text[ERR_TEXT_MAX];
+	uint64_t retry_at_us;
+	sd_event_source *control, *bell, *retry, *tell;
+};
+
+/* Has its socket and bell wake the loop. */
+int executor_watch(struct executor *e);
+/* Ends it wherever it is: all duplicates of the socket are at their end, a parked one too. */
+void executor_end(struct executor *e);
+void executor_order(struct executor *e, enum control_kind kind);
+/* States are told from the loop, never from inside a caller's call. */
+void executor_tell(struct executor *e);
