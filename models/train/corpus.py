@@ -161,6 +161,10 @@ class Corpus:
         self.of_kind = {}
         for f in self.facts:
             self.of_kind.setdefault(f.kind, []).append(f)
+        self.told = {}
+        for f in self.facts:
+            for a in f.answers:
+                self.told.setdefault(a, []).append(f)
         self.outside = Outside()
         self.smalltalk = Smalltalk()
         self.words = sorted({w for f in self.facts for a in f.answers
@@ -199,6 +203,13 @@ class Corpus:
             return self.smalltalk.turn(rng, self.words)
         return self.of_fact(rng, rng.choices(self.facts, self.weights)[0])
 
+    def further(self, fact, answer):
+        """What is thought of a question after one about @fact that has this answer."""
+        others = self.told.get(answer, [])
+        same = [f for f in others if f.name and f.name == fact.name]
+        other = same or others
+        return f"About {other[0].title}." if len(other) == 1 else f"More about {fact.title}."
+
     def followed(self, rng):
         """A fact and one or two questions that only mean something after it."""
         form = rng.random()
@@ -207,7 +218,7 @@ class Corpus:
         fact = rng.choice(self.of_settings if form < 0.45 else self.hand_following)
         turns = [self.of_fact(rng, fact)]
         for questions, answer in rng.sample(fact.then, min(len(fact.then), rng.randint(1, 2))):
-            turns.append((vary.vary(rng, rng.choice(questions)), f"More about {fact.title}.", answer))
+            turns.append((vary.vary(rng, rng.choice(questions)), self.further(fact, answer), answer))
         return turns
 
     def and_another(self, rng):
@@ -221,6 +232,13 @@ class Corpus:
         return [self.of_fact(rng, one),
                 (vary.vary(rng, question.format(shown)), f"About {other.title}.",
                  rng.choice(other.answers))]
+
+    def alone(self, rng):
+        """One question about any fact, as likely about a rare one, to learn all word for word."""
+        while True:
+            turn = self.of_fact(rng, rng.choice(self.facts))
+            if self.allowed(turn[0]):
+                return [turn], None, rng.random() < 0.5
 
     def sample(self, rng, longer=1.0):
         """(turns, system, think) of one conversation; @longer: how many may have several turns."""

@@ -1,4 +1,4 @@
-"""Writes a checkpoint that steamd serves: safetensors, config, generation_config."""
+"""Writes a checkpoint that steamd serves (safetensors, config, generation_config), and reads one."""
 import json
 import struct
 from pathlib import Path
@@ -162,3 +162,37 @@ def export(network, directory, eos, quantised=True):
         "temperature": 0.3, "min_p": 0.1,
     })
     return n
+
+
+def read_safetensors(path):
+    """name: tensor of everything in a file of write_safetensors()."""
+    data = Path(path).read_bytes()
+    size = struct.unpack_from("<Q", data)[0]
+    types = {"BF16": torch.bfloat16, "F32": torch.float32, "I32": torch.int32, "I64": torch.int64}
+    found = {}
+    for name, entry in json.loads(data[8:8 + size]).items():
+        if name != "__metadata__":
+            begin, end = (8 + size + x for x in entry["data_offsets"])
+            found[name] = torch.frombuffer(bytearray(data[begin:end]), dtype=types[entry["dtype"]]
+                                           ).reshape(entry["shape"])
+    return found
+
+
+def unpacked(words):
+    """What packed() packed: codes [rows, columns]."""
+    return ((words.long()[..., None] >> (4 * torch.arange(8))) & 15).flatten(-2) - 8
+
+
+@torch.no_grad()
+def read_model(network, directory):
+    """Gives @network the weights of the checkpoint of its shape in @directory."""
+    found = read_safetensors(Path(directory) / "model.safetensors")
+    for name, _, p in tensors_of(network, False):
+        stored = found.get(name)
+        if stored is None:
+            codes = unpacked(found[name + "_packed"])
+            scale = found[name + "_scale"].float()
+            stored = (codes.unflatten(-1, (-1, GROUP)) * scale[..., None]).flatten(-2)
+        if stored.shape != p.shape:
+            raise SystemExit(f"train: '{name}' in {directory} is {list(stored.shape)}, not {list(p.shape)}")
+        p.copy_(stored)

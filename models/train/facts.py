@@ -13,15 +13,19 @@ KEY=" and "how KEY= is applied". Lines:
 	then: question | … => answer	asked after it, and meaningless without it
 	w: 2				asked so much more often than others
 
-{default KEY}, {help …} and {exit CODE} in answers come from the tables.
+{default KEY}, {help …} and {exit CODE} in answers come from the tables; behind => also
+{answer TITLE}, the fact of that title, as the tables' functions below name it.
 """
+import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import tables
 
 DATA = Path(__file__).resolve().parent / "data"
+ALIKE = 0.65  # share of their words, rare ones above all
 UNKNOWN = "I don't know that; I only know steamd."
 
 
@@ -87,9 +91,9 @@ class Tables:
 
 
 APPLIED = {
-    "RELOAD": "{}= is applied on reload: systemctl reload steamd, without a restart.",
-    "RESTART": "{}= needs a restart: systemctl restart steamd.",
-    "MODEL": "{}= is applied when the model is loaded: at a restart, or on reload if the model "
+    "RELOAD": "It is applied on reload: systemctl reload steamd, without a restart.",
+    "RESTART": "It needs a restart: systemctl restart steamd.",
+    "MODEL": "It is applied when the model is loaded: at a restart, or on reload if the model "
              "had been refused.",
 }
 
@@ -126,36 +130,40 @@ def of_setting(t, key, fact):
     s = t.setting[key]
     default = t.default_of(key)
     if not fact.answers:
-        fact.answers = [f"{key}=: {sentence(s.help)}" +
-                        (f" Default: {default}." if default else "")]
+        fact.answers = [f"{key}=: {sentence(s.help.split('; ')[0])}"]
     fact.asks += share(fact, [("key", key)] * 2)
     fact.title = f"the setting {key}="
     fact.weight = 2.0
     facts = [fact]
-    zero = re.search(r"\b0: ([^;]+)", s.help) if default == "0" else None
+    things = [text for kind, text in fact.asks if kind == "set"]
+    zero = re.search(r"\b0: ([^;]+)", s.help)
+    empty = re.search(r"\bempty: ([^;]+)", s.help)
     facts.append(Fact(f"the default of {key}=", [
-        f"The default of {key}= is 0: {sentence(zero.group(1))}" if zero else
-        f"The default of {key}= is {default}." if default else
-        f"{key}= is not set by default." if s.kind in ("REAL", "UINT") else
-        f"{key}= is empty by default."], [("default", key)] * 3, weight=0.5))
-    facts.append(Fact(f"how {key}= is applied", [APPLIED[s.reload].format(key)],
-                      [("applied", key)] * 3, weight=0.4))
+        f"It is 0 by default: {sentence(zero.group(1))}" if zero and default == "0" else
+        f"It is {default} by default." if default else
+        f"It is empty by default: {sentence(empty.group(1))}" if empty else
+        "It is not set by default." if s.kind in ("REAL", "UINT") else "It is empty by default."],
+        [("default", key)] * 3 + [("set default", x) for x in things], weight=0.5))
+    facts.append(Fact(f"how {key}= is applied", [APPLIED[s.reload]],
+                      [("applied", key)] * 3 + [("set applied", x) for x in things], weight=0.4))
     after = [(AFTER_SETTING["default"], facts[1].answers[0]),
              (AFTER_SETTING["applied"], facts[2].answers[0])]
     if s.kind == "ENUM":
-        allowed = f"{key}= is one of {', '.join(s.high.split('|'))}."
+        allowed = f"It is one of {', '.join(s.high.split('|'))}."
     elif s.kind in ("UINT", "REAL", "SECS"):
-        allowed = f"{key}= takes {s.low} to {s.high}."
+        allowed = f"It takes {s.low} to {s.high}"
+        allowed += f"; 0: {sentence(zero.group(1))}" if zero and default != "0" else "."
     elif s.kind == "BOOL":
-        allowed = f"{key}= takes yes or no."
+        allowed = "It takes yes or no."
     else:
         allowed = ""
     if allowed:
-        facts.append(Fact(f"the values of {key}=", [allowed], [("range", key)] * 3, weight=0.3))
+        facts.append(Fact(f"the values of {key}=", [allowed],
+                          [("range", key)] * 3 + [("set range", x) for x in things], weight=0.3))
         after.append((AFTER_SETTING["values"], allowed))
     fact.then += after
     for f in facts[1:]:  # "and what does it do?" after its default
-        f.kind = "of setting"
+        f.kind, f.name = "of setting", key
         f.then = [x for x in after if x[1] != f.answers[0]]
         f.then.append((AFTER_SETTING["purpose"], fact.answers[0]))
     return facts
@@ -262,6 +270,48 @@ def read_sections(path):
         yield fact
 
 
+def agree(facts):
+    """
+    Of answers after one fact that say nearly the same, or answer the same question, all
+    become one: that of a fact, if one is.
+    """
+    words = {}
+    for f in facts:
+        for a in [*f.answers, *(a for _, a in f.then)]:
+            words[a] = frozenset(re.findall(r"[\w=/.-]*\w=?", a.lower()))
+    often = Counter(w for found in words.values() for w in found)
+    worth = {w: math.log(len(words) / n) ** 2 for w, n in often.items()}
+    size = {a: sum(worth[w] for w in found) for a, found in words.items()}
+    exact = {a: {w for w in found if re.search(r"[\d=/-]", w)} for a, found in words.items()}
+
+    def alike(a, b):
+        common = sum(worth[w] for w in words[a] & words[b])
+        return common / math.sqrt(size[a] * size[b]) if exact[a] == exact[b] else 0
+
+    def nearest(a, others):
+        return max((other for other in others if alike(a, other) > ALIKE),
+                   key=lambda other: alike(a, other), default=None)
+
+    rare = {}
+    told = dict.fromkeys(a for f in facts for a in f.answers)
+    for a in told:
+        for w in sorted(words[a], key=often.get)[:3]:
+            rare.setdefault(w, set()).add(a)
+    for f in facts:
+        kept, asked = [], {}
+        f.then.sort(key=lambda x: x[1] not in told)
+        for i, (questions, answer) in enumerate(f.then):
+            same = next((asked[q.lower()] for q in questions if q.lower() in asked), None)
+            known = same or nearest(answer, kept)
+            if known is None:
+                near = sorted(set().union(*(rare.get(w, ()) for w in words[answer])))
+                known = nearest(answer, near) or answer
+            kept.append(known)
+            questions = [q for q in questions if asked.setdefault(q.lower(), known) == known]
+            f.then[i] = questions, known
+        f.then = [x for x in f.then if x[0]]
+
+
 def read_facts():
     """All facts; those of tables exist whether or not a hand-written section names them."""
     t = Tables()
@@ -310,4 +360,8 @@ def read_facts():
             raise SystemExit(f"'{f.title}' wants an answer and questions")
         f.answers = [t.fill(a) for a in f.answers]
         f.then = [(q, t.fill(a)) for q, a in f.then]
+    told = {f.title: f.answers[0] for f in facts}
+    for f in facts:
+        f.then = [(q, told[a[8:-1]] if a.startswith("{answer ") else a) for q, a in f.then]
+    agree(facts)
     return facts

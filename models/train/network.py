@@ -64,17 +64,21 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(s.dim, s.kv_heads * s.head_dim)
         self.o_proj = nn.Linear(s.heads * s.head_dim, s.dim, bias=False)
 
-    def forward(self, x, rotation):
-        s, (rows, length, _) = self.s, x.shape
-        q = self.q_proj(x).view(rows, length, s.heads, s.head_dim).transpose(1, 2)
-        k = self.k_proj(x).view(rows, length, s.kv_heads, s.head_dim).transpose(1, 2)
-        v = self.v_proj(x).view(rows, length, s.kv_heads, s.head_dim).transpose(1, 2)
-        q, k = rotate(q, rotation), rotate(k, rotation)
-        k = k.repeat_interleave(s.heads // s.kv_heads, 1)
-        v = v.repeat_interleave(s.heads // s.kv_heads, 1)
-        # padding stands behind the text, so that causality alone hides it
-        o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o_proj(o.transpose(1, 2).reshape(rows, length, -1))
+    def forward(self, x, rotation, rectangles, back):
+        s = self.s
+        q = rotate(self.q_proj(x).unflatten(-1, (s.heads, s.head_dim)), rotation)
+        k = rotate(self.k_proj(x).unflatten(-1, (s.kv_heads, s.head_dim)), rotation)
+        v = self.v_proj(x).unflatten(-1, (s.kv_heads, s.head_dim))
+        k, v = (t.repeat_interleave(s.heads // s.kv_heads, 1) for t in (k, v))
+        out = []
+        for places in rectangles:
+            # padding stands behind the text, so that causality alone hides it
+            qs, ks, vs = (t[places].transpose(1, 2) for t in (q, k, v))
+            later = torch.ones(places.shape[1:] * 2, dtype=torch.bool, device=x.device).triu(1)
+            scores = (qs @ ks.transpose(-1, -2)).float() * s.head_dim ** -0.5
+            shares = scores.masked_fill(later, float("-inf")).softmax(-1).to(x.dtype)
+            out.append((shares @ vs).transpose(1, 2).flatten(0, 1))
+        return self.o_proj(torch.cat(out)[back].flatten(1))
 
 
 def rotation_of(s):
@@ -89,7 +93,33 @@ def rotate(x, rotation):
     cos, sin = rotation
     half = x.shape[-1] // 4
     a, b, rest = x[..., :half], x[..., half:2 * half], x[..., 2 * half:]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+    return torch.cat(((a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype), rest), -1)
+
+
+class Rows:
+    """
+    Texts of any lengths without padding: all tokens one after another, where each stands in
+    its text, and for attention alone rectangles of texts of about the same length.
+    """
+
+    def __init__(self, texts, device="cpu", n_rectangles=1):
+        lengths = torch.tensor([len(t) for t in texts])
+        starts = lengths.cumsum(0) - lengths
+        self.ids = torch.cat([torch.as_tensor(t) for t in texts]).to(device)
+        self.position = (torch.arange(len(self.ids)) -
+                         starts.repeat_interleave(lengths)).to(device)
+        order = lengths.argsort()
+        n = -(-len(order) // n_rectangles)
+        self.rectangles, at, back = [], 0, torch.zeros(len(self.ids), dtype=torch.long)
+        for part in order.split(n):
+            length = int(lengths[part].max())
+            offsets = torch.arange(length)
+            inside = offsets < lengths[part, None]
+            places = torch.where(inside, starts[part, None] + offsets, starts[part, None])
+            back[places[inside]] = (at + torch.arange(places.numel()).view_as(places))[inside]
+            self.rectangles.append(places.to(device))
+            at += places.numel()
+        self.back = back.to(device)
 
 
 class MLP(nn.Module):
@@ -120,11 +150,11 @@ class MoE(nn.Module):
 
     def forward(self, x):
         s = self.s
-        flat = x.reshape(-1, s.dim)
-        scores = torch.sigmoid(flat @ self.router.T)
+        flat = x
+        scores = torch.sigmoid(F.linear(flat, self.router).float())
         chosen = (scores.detach() + self.bias).topk(s.top_k, -1).indices
         weights = scores.gather(1, chosen)
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
         gate, up, down = self.gate, self.up, self.down
         if self.quantised:
             gate, up, down = as_stored(gate), as_stored(up), as_stored(down)
@@ -132,11 +162,11 @@ class MoE(nn.Module):
             self.load += F.one_hot(chosen, s.experts).sum((0, 1))
         apart = self.every_expert if x.is_cuda else self.by_expert
         routed = apart(flat, chosen, weights, gate, up, down)
-        return (routed + self.shared_experts(flat)).view_as(x)
+        return routed + self.shared_experts(flat)
 
     def every_expert(self, flat, chosen, weights, gate, up, down):
         """Each token through every expert: more arithmetic, but nothing that the host waits for."""
-        share = torch.zeros(len(flat), self.s.experts, device=flat.device).scatter(1, chosen, weights)
+        share = weights.new_zeros(len(flat), self.s.experts).scatter(1, chosen, weights)
         h = F.silu(flat @ gate.transpose(1, 2)) * (flat @ up.transpose(1, 2))
         return torch.einsum("etd,te->td", h @ down.transpose(1, 2), share)
 
@@ -145,8 +175,8 @@ class MoE(nn.Module):
         counts = chosen.flatten().bincount(minlength=self.s.experts)
         tokens = order // self.s.top_k
         pieces = flat[tokens].split(counts.tolist())
-        out = [F.linear(F.silu(F.linear(p, gate[e])) * F.linear(p, up[e]), down[e])
-               for e, p in enumerate(pieces)]
+        out = [F.linear(F.silu(F.linear(p, g)) * F.linear(p, u), d)
+               for p, g, u, d in zip(pieces, gate.unbind(), up.unbind(), down.unbind())]
         out = torch.cat(out) * weights.flatten()[order, None]
         return torch.zeros_like(flat).index_add(0, tokens, out)
 
@@ -165,8 +195,8 @@ class Layer(nn.Module):
         self.mlp = MLP(s.dim, s.ffn) if index < s.dense else MoE(s)
         self.dropout = 0.0
 
-    def forward(self, x, rotation):
-        x = x + F.dropout(self.self_attn(self.input_layernorm(x), rotation), self.dropout, self.training)
+    def forward(self, x, *where):
+        x = x + F.dropout(self.self_attn(self.input_layernorm(x), *where), self.dropout, self.training)
         return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), self.dropout, self.training)
 
 
@@ -205,12 +235,13 @@ class Network(nn.Module):
         for moe in self.experts():
             moe.quantised = on
 
-    def hidden(self, ids):
-        x = self.embed_tokens(ids)
-        rotation = self.cos[:ids.shape[1]], self.sin[:ids.shape[1]]
+    def hidden(self, rows):
+        x = self.embed_tokens(rows.ids)
+        # one angle for all heads of a token
+        rotation = self.cos[rows.position, None], self.sin[rows.position, None]
         for layer in self.layers:
-            x = layer(x, rotation)
+            x = layer(x, rotation, rows.rectangles, rows.back)
         return self.norm(x)
 
-    def forward(self, ids):
-        return self.lm_head(self.hidden(ids))
+    def forward(self, rows):
+        return self.lm_head(self.hidden(rows))

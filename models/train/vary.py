@@ -81,6 +81,16 @@ APPLIED = ["does {} need a restart?", "is {} applied on reload?", "can I change 
            "do I interrupt anyone if I change {}?", "after editing {}= what do I type?",
            "is {} read again at reload?", "what activates a change of {}?",
            "I want another {} right now, how do I put it into effect?"]
+# The same three of what a setting decides, without its name.
+SET_DEFAULT = ["what is {} by default?", "{} if nothing is set?", "{} unless configured?",
+               "{} in a fresh installation?", "{} out of the box?", "the default for {}?",
+               "I configured nothing: {}?", "what is normal for {}?",
+               "which value holds for {} unless I say otherwise?", "{}: what does steamd assume?"]
+SET_RANGE = ["up to what may I set {}?", "what is the most one can configure for {}?", "limits for {}?",
+             "{}: at most?", "which values are legal for {}?", "how far can {} be raised or lowered?"]
+SET_APPLIED = ["I changed {}: restart or reload?", "when does a change of {} take effect?",
+               "must steamd be restarted to change {}?", "is a reload enough for {}?",
+               "can I change {} without interrupting anyone?", "{}: changed at run time?"]
 ERROR = ["I get {}", "why do I get {}?", "steamctl says {}", "what does '{}' mean?", "error: {}",
          "my request failed with {}", "the daemon answered {}, why?", "got the error {}, what now?",
          "what is the cause of {}?", "a program of mine gets {}", "what does the error {} tell me?",
@@ -101,7 +111,8 @@ EXIT = ["what does exit code {} mean?", "steamctl exited with {}", "exit status 
         "steamctl ask failed with code {}", "process exited with {}", "non-zero exit {}?",
         "{}: which problem is that?"]
 TEMPLATES = {"do": DO, "is": IS, "does": DOES, "set": SET, "key": KEY, "default": DEFAULT,
-             "range": RANGE, "applied": APPLIED, "error": ERROR, "exit": EXIT, "q": ["{}"]}
+             "range": RANGE, "applied": APPLIED, "set default": SET_DEFAULT,
+             "set range": SET_RANGE, "set applied": SET_APPLIED, "error": ERROR, "exit": EXIT, "q": ["{}"]}
 
 BEFORE = ["hello, ", "hi, ", "hi! ", "hey, ", "good morning, ", "please: ", "quick question: ", "ok, ",
           "so, ", "and ", "now, ", "tell me, ", "I'm new here. ", "sorry, ", "one question: ", "well, ",
