@@ -19,7 +19,6 @@
 #include "kernels/norm.h"
 
 #define BUFFER_ALIGN 256
-#define LOGITS_ROWS 128 /* rows whose logits are on the device at once */
 #define REPLAY_ROWS 128 /* the most that is recorded */
 #define REPLAYS_MAX 64
 
@@ -58,7 +57,7 @@ struct model {
 
 	bool is_host;
 	bool speaks_aside; /* logits come to ret by way of the buffer below */
-	float *logits;	   /* [LOGITS_ROWS][vocab of this rank], if so */
+	float *logits;	   /* [MODEL_SPOKEN_ROWS][vocab of this rank], if so */
 	uint32_t n_logits; /* rows in it, the first of normed */
 
 	struct recorded recorded[REPLAYS_MAX];
@@ -112,7 +111,7 @@ static size_t carve_all(struct model *m)
 	m->experts = carve(m, &used, tokens * c->top_k);
 	m->expert_weights = carve(m, &used, tokens * c->top_k);
 	if (m->speaks_aside)
-		m->logits = carve(m, &used, (size_t)MIN(tokens, LOGITS_ROWS) * s->vocab);
+		m->logits = carve(m, &used, (size_t)MIN(tokens, MODEL_SPOKEN_ROWS) * s->vocab);
 	return used;
 }
 
@@ -539,7 +538,7 @@ static int compute(struct stream *st, void *userdata)
 	if (r < 0)
 		return r;
 	show(m, TAP_FINAL_NORM, c->layers, p->n_out, c->dim, m->normed);
-	return m->is_host || p->n_out > LOGITS_ROWS ? 0 : speak(m, 0, p->n_out, m->logits);
+	return m->is_host || p->n_out > MODEL_SPOKEN_ROWS ? 0 : speak(m, 0, p->n_out, m->logits);
 }
 
 /* Whether a pass is one of those that come again and again. */
@@ -639,7 +638,7 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
 		return r;
 	}
 	m->n_out = n_out;
-	m->n_logits = m->is_host || n_out > LOGITS_ROWS ? 0 : n_out;
+	m->n_logits = m->is_host || n_out > MODEL_SPOKEN_ROWS ? 0 : n_out;
 	return logits ? model_logits(m, 0, n_out, logits) : 0;
 }
 
@@ -668,7 +667,7 @@ static int read_logits(struct model *m, uint32_t first, uint32_t n, float *logit
 		return hand_over(m, first, n, logits);
 	m->n_logits = 0;
 	for (uint32_t done = 0; done < n; done += some) {
-		some = MIN(n - done, MIN(m->max_tokens, LOGITS_ROWS));
+		some = MIN(n - done, MIN(m->max_tokens, MODEL_SPOKEN_ROWS));
 		r = speak(m, first + done, some, m->logits);
 		if (r == 0)
 			r = hand_over(m, 0, some, logits + done * vocab);
@@ -685,6 +684,14 @@ int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
 	if (n == 0)
 		return 0;
 	return m->speaks_aside ? read_logits(m, first, n, logits) : speak(m, first, n, logits);
+}
+
+bool model_spoken(const struct model *m, struct tensor *ret)
+{
+	if (m->comm || m->n_logits == 0)
+		return false;
+	*ret = rows(m->logits, m->n_logits, m->w->config.vocab);
+	return true;
 }
 
 struct stream *model_stream(struct model *m)

@@ -10,6 +10,8 @@
 
 struct model;
 
+#define MODEL_SPOKEN_ROWS 128 /* whose logits are in the device's memory at once */
+
 /*
  * @max_tokens	rows of one batch;  @max_context	positions of one slot
  * @w, @dev	outlive the model;  @kv	copied; its memory outlives the model
@@ -53,6 +55,13 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
  * last forward pass listed fewer rows, or -EIO.
  */
 int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits);
+
+/*
+ * Where the device has the logits of all rows that the last model_forward()
+ * listed, F32 [1, n_out, vocab], at most MODEL_SPOKEN_ROWS of them. False: they
+ * are nowhere until model_logits() is called, as on CPUs, or with several ranks.
+ */
+bool model_spoken(const struct model *m, struct tensor *ret);
 
 /* The stream that it queues on, for copies that are to keep its order. */
 struct stream *model_stream(struct model *m);
