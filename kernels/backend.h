@@ -65,6 +65,11 @@ struct dev *dev_close(struct dev *dev);
 enum isa dev_isa(const struct dev *dev);
 /* Why the last dev_open() of this thread failed: "this processor cannot", "no CUDA-capable device is detected". */
 const char *dev_why(void);
+/*
+ * Why no device of this process can be used any more: what the driver said first
+ * that cannot be mended. NULL: they can; always so on CPUs. From any thread.
+ */
+const char *dev_lost(void);
 /* What computes, for people: "avx512", "cuda sm_90"; and the name of the GPU, NULL on CPUs. Both live as long as it. */
 const char *dev_name(const struct dev *dev);
 const char *dev_product(const struct dev *dev);

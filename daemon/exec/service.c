@@ -301,6 +301,17 @@ static int prepare(struct service *s, struct err *err)
 			err);
 }
 
+/*
+ * What failed with @r, failed for the GPU's sake: then there is none that can be
+ * used, which may pass, and is nothing to say of the model.
+ */
+static int blame_gpu(int r, struct err *err)
+{
+	if (r < 0 && r != -ENODEV && dev_lost())
+		return err_set(err, -ENODEV, "the GPU failed: %s", dev_lost());
+	return r;
+}
+
 /* Name of the processor, for people. */
 static void read_device_name(char *ret, size_t size)
 {
@@ -378,6 +389,7 @@ static int tell_ready(struct service *s, struct err *err)
 		.load_us = load_us,
 		.huge_bytes = read_kib("/proc/self/smaps_rollup", "AnonHugePages:"),
 		.resident_bytes = resident_bytes(),
+		.in_arena = dev_is_host(dev),
 	};
 	int r = 0;
 
@@ -502,12 +514,16 @@ static int run(struct service *s, struct err *err)
 			return exit_code(r);
 		do {
 			r = exec_run(s->exec, &s->ring, &s->order, err);
-			if (r < 0)
+			if (r < 0) {
+				blame_gpu(
+					r,
+					err); /* the next one finds out whether it is still there */
 				return SERVICE_EXIT_FAULT;
+			}
 		} while (atomic_load(&s->order) == 0);
 		if (atomic_exchange(&s->order, 0) != CONTROL_PARK)
 			continue; /* to wake up what is awake: it is told so */
-		r = stay_parked(s, err);
+		r = blame_gpu(stay_parked(s, err), err);
 		if (r < 0) {
 			tell_refused(s, err, r);
 			return exit_code(r);
@@ -527,7 +543,7 @@ static int serve(struct service *s, struct err *err)
 	if (r == 0)
 		r = start_watching(s, err);
 	if (r == 0)
-		r = prepare(s, err);
+		r = blame_gpu(prepare(s, err), err);
 	if (r < 0) {
 		tell_refused(s, err, r);
 		return exit_code(r);

@@ -32,6 +32,11 @@ const char *dev_why(void)
 	return why;
 }
 
+const char *dev_lost(void)
+{
+	return calls_lost() ? calls_why() : NULL;
+}
+
 static int attribute(const struct dev *dev, cudaDeviceAttr which, int *ret)
 {
 	return CUDA_CALL(cudaDeviceGetAttribute(ret, which, dev->ordinal));
