@@ -102,6 +102,17 @@ void memory_host_waited(void);
 void memory_pin(void *at, size_t bytes);
 bool memory_unpin(void *at);
 
+/*
+ * trouble.cc: what the file says that $CUEMU_TROUBLE names
+ *
+ * HANG		what is queued from now on never ends
+ * LOST		it fails for good, and no new process finds a device
+ * ECC		a new process finds one that it cannot use
+ * FAIL		one that fails at the first thing that is queued
+ */
+enum trouble { TROUBLE_NONE, TROUBLE_HANG, TROUBLE_LOST, TROUBLE_ECC, TROUBLE_FAIL, TROUBLES };
+enum trouble trouble_now(void);
+
 /* shadow.cc: shared memory */
 bool shadow_covers(const void *at);
 void shadow_launch(void);

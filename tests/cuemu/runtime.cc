@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <vector>
 
 #include <cuda_runtime.h>
@@ -51,6 +52,12 @@ static cudaError_t queue(cudaStream_t stream, work w)
 		stream->capture->list.push_back(w);
 		return cudaSuccess;
 	}
+	enum trouble trouble;
+
+	while ((trouble = trouble_now()) == TROUBLE_HANG)
+		usleep(10000);
+	if (trouble == TROUBLE_LOST || trouble == TROUBLE_FAIL)
+		fault_note("the device is lost");
 	if (fault_happened())
 		return say(cudaErrorIllegalAddress);
 	return say(w());
@@ -411,12 +418,14 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
 
 cudaError_t cudaGetDeviceCount(int *ret)
 {
-	*ret = 1;
-	return cudaSuccess;
+	*ret = trouble_now() != TROUBLE_LOST;
+	return *ret ? cudaSuccess : cudaErrorNoDevice;
 }
 
 cudaError_t cudaSetDevice(int device)
 {
+	if (trouble_now() == TROUBLE_ECC)
+		return say(cudaErrorECCUncorrectable);
 	return device == 0 ? state() : say(cudaErrorInvalidDevice);
 }
 
