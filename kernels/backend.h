@@ -44,8 +44,8 @@ struct stream;
  * on the processors of one NUMA node, with denormals flushed; the calling
  * thread is the first worker and is set up likewise. Workers spin at most 20 us
  * for the next operation, then sleep on a futex.
- * With ISA_CUDA it is the first GPU that the process may see, and the threads
- * are those of dev_run() alone.
+ * With ISA_CUDA it is the first GPU that the process may see, or the one of its
+ * rank's number, and the threads are those of dev_run() alone.
  *
  * Returns 0, -ENOTSUP if the processor lacks @isa, -ENODEV if there is no GPU
  * that can be used, -ENOMEM, -EAGAIN; dev_why() says it in words.

@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
-#include "daemon/exec/mirror.h"
 #include "daemon/exec/moves.h"
 #include "daemon/exec/order.h"
 #include "daemon/exec/sample/devsampler.h"
@@ -35,12 +34,10 @@ struct wanted {
 };
 
 struct exec {
-	struct dev *dev;
-	struct team *team; /* that computes, with models of its own, or */
-	struct model *model;
+	struct team *team; /* that computes */
+	struct dev *dev;   /* of rank 0 */
 	struct kv_cache arena;
-	struct mirror
-		*mirror; /* of the arena, on the device; NULL: the device computes in the arena */
+	bool pinned;
 	struct devsampler *devsampler; /* NULL: the host samples */
 	struct order_limits limits;
 	uint32_t max_batch_tokens;
@@ -104,9 +101,30 @@ static int allocate(struct exec *e, struct err *err)
 	return 0;
 }
 
-/* With all but what computes. */
-static int make(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
-		const struct exec_limits *limits, struct exec **ret, struct err *err)
+/*
+ * Of a device that is not the host: it samples where it has whole rows of logits,
+ * and reaches what is copied often.
+ */
+static int make_aside(struct exec *e, struct err *err)
+{
+	int r;
+
+	e->pinned = dev_pin(e->dev, e->arena.base, e->arena.n_pages * kv_page_bytes(&e->arena)) ==
+		    0;
+	if (team_ranks(e->team) > 1)
+		return 0;
+	r = devsampler_new(model_stream(team_model(e->team, 0)), e->limits.n_slots, e->limits.vocab,
+			   e->limits.max_context, &e->devsampler);
+	if (r < 0 && r != -ENOTSUP)
+		return err_set(err, r, "no memory on the device for the samplers of %u slots",
+			       e->limits.n_slots);
+	if (e->devsampler)
+		dev_pin(e->dev, e->slot_memory, slots_bytes(e));
+	return 0;
+}
+
+int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
+	     struct exec **ret, struct err *err)
 {
 	_cleanup_(exec_freep) struct exec *e = NULL;
 	int r;
@@ -119,7 +137,8 @@ static int make(struct dev *dev, const struct weights *w, const struct kv_cache 
 	e = calloc(1, sizeof(*e));
 	if (!e)
 		return err_wrap(err, -ENOMEM, "cannot allocate the executor");
-	e->dev = dev;
+	e->team = team;
+	e->dev = team_dev(team, 0);
 	e->arena = *kv;
 	e->max_batch_tokens = limits->max_batch_tokens;
 	e->limits = (struct order_limits){
@@ -127,57 +146,15 @@ static int make(struct dev *dev, const struct weights *w, const struct kv_cache 
 		.max_context = limits->max_context,
 		.page_tokens = kv->page_tokens,
 		.n_pages = kv->n_pages,
-		.vocab = w->config.vocab,
+		.vocab = team_weights(team, 0)->config.vocab,
 	};
 	r = allocate(e, err);
-	if (r < 0)
-		return r;
-	*ret = steal(e);
-	return 0;
-}
-
-int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
-	     const struct exec_limits *limits, struct exec **ret, struct err *err)
-{
-	_cleanup_(exec_freep) struct exec *e = NULL;
-	struct kv_cache of_device = *kv;
-	int r;
-
-	r = make(dev, w, kv, limits, &e, err);
-	if (r < 0)
-		return r;
-	if (!dev_is_host(dev)) {
-		r = mirror_new(dev, &e->arena, &e->mirror, &of_device, err);
-		if (r < 0)
-			return r;
-	}
-	r = model_new(dev, w, &of_device, limits->max_batch_tokens, limits->max_context, &e->model,
-		      err);
-	if (r < 0)
-		return r;
-	r = devsampler_new(model_stream(e->model), limits->n_slots, e->limits.vocab,
-			   limits->max_context, &e->devsampler);
-	if (r < 0 && r != -ENOTSUP)
-		return err_set(err, r, "no memory on the device for the samplers of %u slots",
-			       limits->n_slots);
-	if (e->devsampler) /* or copies of its tokens are slower */
-		dev_pin(dev, e->slot_memory, slots_bytes(e));
-	*ret = steal(e);
-	return 0;
-}
-
-int exec_new_team(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
-		  struct exec **ret, struct err *err)
-{
-	_cleanup_(exec_freep) struct exec *e = NULL;
-	int r;
-
-	r = make(team_dev(team, 0), team_weights(team, 0), kv, limits, &e, err);
 	if (r == 0)
 		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context, err);
+	if (r == 0 && !dev_is_host(e->dev))
+		r = make_aside(e, err);
 	if (r < 0)
 		return r;
-	e->team = team;
 	*ret = steal(e);
 	return 0;
 }
@@ -192,8 +169,8 @@ struct exec *exec_free(struct exec *e)
 	if (e->devsampler)
 		dev_unpin(e->dev, e->slot_memory);
 	devsampler_free(e->devsampler);
-	model_free(e->model);
-	mirror_free(e->mirror);
+	if (e->pinned)
+		dev_unpin(e->dev, e->arena.base);
 	free(e->slots);
 	free(e->slot_memory);
 	free(e->payload);
@@ -461,7 +438,7 @@ static int sample_on_device(struct exec *e)
 	uint32_t n = 0;
 
 	memset(e->sampled, 0, sizeof(e->sampled));
-	if (!e->devsampler || !model_spoken(e->model, &logits))
+	if (!e->devsampler || !model_spoken(team_model(e->team, 0), &logits))
 		return 0;
 	for (uint32_t j = 0; j < e->n_wanted; j++) {
 		const struct wanted *w = &e->wanted[j];
@@ -500,12 +477,6 @@ static void look(struct exec *e, uint32_t j, const float *logits, char *room)
 		write_logprobs(e, w.row, 0, logits, s->sample, room);
 }
 
-static int read_logits(struct exec *e, uint32_t first, uint32_t n)
-{
-	return e->team ? team_logits(e->team, first, n, e->logits)
-		       : model_logits(e->model, first, n, e->logits);
-}
-
 /* The head is read once for every LOGITS_ROWS rows, whichever slots they are of; or is there already. */
 static int finish(struct exec *e, char *room)
 {
@@ -524,21 +495,13 @@ static int finish(struct exec *e, char *room)
 		n = 1;
 		while (n < LOGITS_ROWS && first + n < e->n_wanted && !is_done(e, first + n))
 			n++;
-		r = read_logits(e, first, n);
+		r = team_logits(e->team, first, n, e->logits);
 		if (r < 0)
 			return r;
 		for (uint32_t j = 0; j < n; j++)
 			look(e, first + j, e->logits + (size_t)j * e->limits.vocab, room);
 	}
 	return 0;
-}
-
-static int forward(struct exec *e)
-{
-	return e->team ? team_forward(e->team, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
-				      e->n_wanted, NULL)
-		       : model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
-				       e->n_wanted, NULL);
 }
 
 static int compute(struct exec *e, uint32_t n_rows, char *room)
@@ -551,13 +514,9 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 		if (r < 0)
 			return r;
 	}
-	for (uint32_t i = 0; e->mirror && i < e->n_seqs; i++) {
-		r = mirror_use(e->mirror, model_stream(e->model), &e->seqs[i]);
-		if (r < 0)
-			return r;
-	}
 	if (e->n_tokens > 0) {
-		r = forward(e);
+		r = team_forward(e->team, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
+				 e->n_wanted, NULL);
 		if (r < 0)
 			return r;
 		r = finish(e, room);
@@ -582,9 +541,8 @@ static int run_moves(struct exec *e, const struct step *step, void *room, size_t
 	r = order_read_moves(step, e->payload, &e->limits, err);
 	if (r < 0)
 		return r;
-	if (e->mirror) {
-		r = mirror_move(e->mirror, model_stream(e->model),
-				(const struct step_move *)e->payload, step->n_rows);
+	if (team_has_mirrors(e->team)) {
+		r = team_move(e->team, (const struct step_move *)e->payload, step->n_rows);
 		if (r < 0)
 			return err_wrap(err, r, "cannot do the moves of step %llu",
 					(unsigned long long)step->id);

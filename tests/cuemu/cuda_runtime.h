@@ -349,6 +349,7 @@ enum cudaError_t {
 	cudaErrorNoDevice = 100,
 	cudaErrorInvalidDevice = 101,
 	cudaErrorECCUncorrectable = 214,
+	cudaErrorInvalidResourceHandle = 400,
 	cudaErrorSymbolNotFound = 500,
 	cudaErrorNotReady = 600,
 	cudaErrorIllegalAddress = 700,

@@ -12,7 +12,9 @@
 
 static std::mutex lock; /* guards the maps */
 static std::map<CUmemGenericAllocationHandle, size_t> handles;
+static std::map<CUmemGenericAllocationHandle, int> owners; /* devices */
 static std::map<CUdeviceptr, size_t> reserved, mapped;
+static std::map<CUdeviceptr, int> mapped_of; /* device */
 static CUmemGenericAllocationHandle next_handle = 1;
 
 static bool lies_in(const std::map<CUdeviceptr, size_t> &ranges, CUdeviceptr at, size_t bytes)
@@ -51,8 +53,8 @@ static CUresult unreserve(CUdeviceptr at, size_t bytes)
 	return CUDA_SUCCESS;
 }
 
-static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes, const CUmemAllocationProp *,
-		       unsigned long long)
+static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes,
+		       const CUmemAllocationProp *prop, unsigned long long)
 {
 	std::lock_guard<std::mutex> hold(lock);
 
@@ -62,6 +64,7 @@ static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes, const CU
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	*ret = next_handle++;
 	handles[*ret] = bytes;
+	owners[*ret] = prop->location.id;
 	return CUDA_SUCCESS;
 }
 
@@ -88,6 +91,7 @@ static CUresult map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAll
 		return CUDA_ERROR_INVALID_VALUE;
 	memory_map((void *)at, bytes);
 	mapped[at] = bytes;
+	mapped_of[at] = owners[handle];
 	return CUDA_SUCCESS;
 }
 
@@ -100,6 +104,7 @@ static CUresult unmap(CUdeviceptr at, size_t bytes)
 		return CUDA_ERROR_INVALID_VALUE;
 	memory_give((void *)at);
 	mapped.erase(it);
+	mapped_of.erase(at);
 	return CUDA_SUCCESS;
 }
 
@@ -109,9 +114,23 @@ static CUresult set_access(CUdeviceptr at, size_t bytes, const CUmemAccessDesc *
 
 	if (n != 1)
 		return CUDA_ERROR_INVALID_VALUE;
+	for (auto it = mapped_of.lower_bound(at); it != mapped_of.end() && it->first < at + bytes; ++it)
+		if (it->second != access->location.id)
+			return CUDA_ERROR_INVALID_VALUE;
 	return memory_protect((void *)at, bytes, access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) ?
 		       CUDA_SUCCESS :
 		       CUDA_ERROR_INVALID_VALUE;
+}
+
+int memory_owner(const void *at)
+{
+	std::lock_guard<std::mutex> hold(lock);
+	auto it = mapped_of.upper_bound((CUdeviceptr)at);
+
+	if (it == mapped_of.begin())
+		return -1;
+	--it;
+	return (CUdeviceptr)at < it->first + mapped[it->first] ? it->second : -1;
 }
 
 static CUresult granularity(size_t *ret, const CUmemAllocationProp *, CUmemAllocationGranularity_flags)

@@ -102,6 +102,9 @@ void memory_host_waited(void);
 void memory_pin(void *at, size_t bytes);
 bool memory_unpin(void *at);
 
+/* driver.cc: the device that has the memory behind these addresses; -1: none is known */
+int memory_owner(const void *at);
+
 /*
  * trouble.cc: what the file says that $CUEMU_TROUBLE names
  *

@@ -22,6 +22,7 @@ struct CUgraph_st {
 };
 struct CUstream_st {
 	CUgraph_st *capture;
+	int device;
 };
 struct CUevent_st {
 	struct timespec at;
@@ -31,6 +32,15 @@ static std::recursive_mutex lock; /* one kernel at a time; and guards what follo
 static std::map<const void *, int> shared_allowed;
 static std::map<void *, size_t> sizes;
 static cudaError_t last_error;
+static thread_local int current; /* the thread's device */
+
+/* There is one, or as many as the environment says; they share the memory, and are one at faults. */
+static int devices(void)
+{
+	const char *n = getenv("CUEMU_DEVICES");
+
+	return n ? atoi(n) : 1;
+}
 
 static cudaError_t say(cudaError_t error)
 {
@@ -47,6 +57,9 @@ static cudaError_t state(void)
 static cudaError_t queue(cudaStream_t stream, work w)
 {
 	std::lock_guard<std::recursive_mutex> hold(lock);
+
+	if (stream && stream->device != current)
+		return say(cudaErrorInvalidResourceHandle);
 
 	if (stream && stream->capture) {
 		stream->capture->list.push_back(w);
@@ -183,6 +196,14 @@ cudaError_t cudaHostUnregister(void *at)
 	return memory_unpin(at) ? state() : say(cudaErrorHostMemoryNotRegistered);
 }
 
+/* Memory of another device is out of the thread's device's reach. */
+static bool is_within_reach(const void *at)
+{
+	const int owner = memory_owner(at);
+
+	return owner < 0 || owner == current;
+}
+
 static bool direction_fits(const void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)
 {
 	const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
@@ -203,7 +224,8 @@ static cudaError_t copy_rows(void *to, size_t to_pitch, const void *from, size_t
 		char *to_row = (char *)to + i * to_pitch;
 		const char *from_row = (const char *)from + i * from_pitch;
 
-		if (!direction_fits(to_row, from_row, width, kind)) {
+		if (!direction_fits(to_row, from_row, width, kind) || !is_within_reach(to_row) ||
+		    !is_within_reach(from_row)) {
 			fault_note("a copy of %zu bytes from %p to %p is not of the kind %d", width,
 				   (const void *)from_row, (void *)to_row, kind);
 			return cudaErrorInvalidValue;
@@ -244,7 +266,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpy
 cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stream)
 {
 	return queue(stream, [=]() {
-		if (!memory_is_device(at, bytes)) {
+		if (!memory_is_device(at, bytes) || !is_within_reach(at)) {
 			fault_note("%zu bytes at %p are not memory of the device", bytes, at);
 			return cudaErrorInvalidValue;
 		}
@@ -261,6 +283,7 @@ cudaError_t cudaMemset(void *at, int value, size_t bytes)
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned)
 {
 	*ret = new CUstream_st();
+	(*ret)->device = current;
 	return state();
 }
 
@@ -418,7 +441,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
 
 cudaError_t cudaGetDeviceCount(int *ret)
 {
-	*ret = trouble_now() != TROUBLE_LOST;
+	*ret = trouble_now() != TROUBLE_LOST ? devices() : 0;
 	return *ret ? cudaSuccess : cudaErrorNoDevice;
 }
 
@@ -426,12 +449,15 @@ cudaError_t cudaSetDevice(int device)
 {
 	if (trouble_now() == TROUBLE_ECC)
 		return say(cudaErrorECCUncorrectable);
-	return device == 0 ? state() : say(cudaErrorInvalidDevice);
+	if (device < 0 || device >= devices())
+		return say(cudaErrorInvalidDevice);
+	current = device;
+	return state();
 }
 
 cudaError_t cudaGetDevice(int *ret)
 {
-	*ret = 0;
+	*ret = current;
 	return state();
 }
 
@@ -452,7 +478,7 @@ cudaError_t cudaDeviceReset(void)
 
 cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int device)
 {
-	if (device != 0)
+	if (device < 0 || device >= devices())
 		return say(cudaErrorInvalidDevice);
 	switch (attribute) {
 	case cudaDevAttrMaxThreadsPerBlock: *ret = THREADS_MAX; break;
@@ -471,7 +497,7 @@ cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int 
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device)
 {
-	if (device != 0)
+	if (device < 0 || device >= devices())
 		return say(cudaErrorInvalidDevice);
 	*ret = {};
 	strcpy(ret->name, "emulated");

@@ -4,7 +4,7 @@
  * are one reservation, backed when the model is made.
  *
  * Where the device is not the host, steps of one token a row are recorded once
- * for each number of rows and replayed, and the head's logits stand in the
+ * for each number of rows and replayed (with one rank: what NCCL queues is not), and the head's logits stand in the
  * device's memory until they are read.
  *
  * Of several ranks each has the same residual stream, to the bit: what attention
@@ -544,7 +544,7 @@ static int compute(struct stream *st, void *userdata)
 /* Whether a pass is one of those that come again and again. */
 static bool is_decode(const struct model *m, const struct pass *p)
 {
-	return !m->is_host && !m->tap && p->n_tokens == p->n_seqs && p->n_tokens <= REPLAY_ROWS &&
+	return !m->is_host && !m->comm && !m->tap && p->n_tokens == p->n_seqs && p->n_tokens <= REPLAY_ROWS &&
 	       (p->n_out == p->n_tokens || p->n_out == 0);
 }
 
