@@ -119,6 +119,9 @@ struct seq;
 int st_batch(struct stream *st, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 	     uint32_t n_seqs, const uint32_t *rows, uint32_t n_rows);
 
+/* Takes the memory that batches of up to so many need, so that st_batch() takes none. 0, -ENOMEM or -EIO. */
+int st_batch_room(struct stream *st, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_pages);
+
 /* Waits for all that is queued, and copies the device's memory to the host's. 0 or -EIO. */
 int st_read(struct stream *st, void *to, const void *from, size_t bytes);
 /*
@@ -164,7 +167,8 @@ void dev_settle(const struct dev *dev, uint32_t index);
 /* Upper bound of the scratch needed by any operation of a model of these sizes at @tokens rows a batch. */
 struct op_limits {
 	uint32_t tokens, dim, heads, kv_heads, head_dim, ffn_dim, experts, top_k, vocab, max_context;
-	/* ffn_dim: the widest of dense, routed and shared MLP */
+	/* ffn_dim: the widest of dense, routed and shared MLP; moe_ffn_dim: of routed and shared experts, 0: as wide */
+	uint32_t moe_ffn_dim;
 };
 size_t op_scratch(const struct dev *dev, const struct op_limits *limits);
 

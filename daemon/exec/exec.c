@@ -113,6 +113,9 @@ static int make_aside(struct exec *e, struct err *err)
 		    0;
 	if (team_ranks(e->team) > 1)
 		return 0;
+	r = model_prepare(team_model(e->team, 0), MIN(e->limits.n_slots, e->max_batch_tokens));
+	if (r < 0)
+		return err_set(err, r, "cannot record steps of %u rows", e->limits.n_slots);
 	r = devsampler_new(model_stream(team_model(e->team, 0)), e->limits.n_slots, e->limits.vocab,
 			   e->limits.max_context, &e->devsampler);
 	if (r < 0 && r != -ENOTSUP)

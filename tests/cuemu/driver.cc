@@ -29,6 +29,7 @@ static bool lies_in(const std::map<CUdeviceptr, size_t> &ranges, CUdeviceptr at,
 
 static CUresult reserve(CUdeviceptr *ret, size_t bytes, size_t alignment, CUdeviceptr, unsigned long long)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	void *at;
 
@@ -56,6 +57,7 @@ static CUresult unreserve(CUdeviceptr at, size_t bytes)
 static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes,
 		       const CUmemAllocationProp *prop, unsigned long long)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 
 	if (bytes == 0 || bytes % GRANULE)
@@ -70,6 +72,7 @@ static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes,
 
 static CUresult release(CUmemGenericAllocationHandle handle)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	auto it = handles.find(handle);
 
@@ -83,6 +86,7 @@ static CUresult release(CUmemGenericAllocationHandle handle)
 static CUresult map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
 		    unsigned long long)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	auto it = handles.find(handle);
 
@@ -97,6 +101,7 @@ static CUresult map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAll
 
 static CUresult unmap(CUdeviceptr at, size_t bytes)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	auto it = mapped.find(at);
 

@@ -1,4 +1,5 @@
 /* The runtime's calls. Errors stick, as on a device, until cuemu_forget(). */
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <stdlib.h>
@@ -40,6 +41,19 @@ static int devices(void)
 	const char *n = getenv("CUEMU_DEVICES");
 
 	return n ? atoi(n) : 1;
+}
+
+static std::atomic<uint64_t> n_launches, n_allocations;
+
+void allocation_count(void)
+{
+	n_allocations++;
+}
+
+void cuemu_calls(uint64_t *ret_launches, uint64_t *ret_allocations)
+{
+	*ret_launches = n_launches;
+	*ret_allocations = n_allocations;
 }
 
 static cudaError_t say(cudaError_t error)
@@ -115,6 +129,7 @@ cudaError_t cuemu_launch(const cudaLaunchConfig_t *config, const void *kernel,
 			pdl = config->attrs[i].val.programmaticStreamSerializationAllowed;
 
 	return queue(config->stream, [=]() mutable {
+		n_launches++;
 		return blocks_run_all(grid, dim, shared_bytes, pdl, run_body, &body, sizeof(body)) ?
 			       cudaSuccess :
 			       cudaErrorIllegalAddress;
@@ -123,6 +138,7 @@ cudaError_t cuemu_launch(const cudaLaunchConfig_t *config, const void *kernel,
 
 cudaError_t cuemu_malloc(void **ret, size_t bytes)
 {
+	allocation_count();
 	std::lock_guard<std::recursive_mutex> hold(lock);
 	void *at;
 
@@ -145,6 +161,7 @@ cudaError_t cuemu_malloc(void **ret, size_t bytes)
 
 cudaError_t cudaFree(void *at)
 {
+	allocation_count();
 	std::lock_guard<std::recursive_mutex> hold(lock);
 	auto it = sizes.find(at);
 
@@ -166,6 +183,7 @@ cudaError_t cudaFreeAsync(void *at, cudaStream_t)
 
 cudaError_t cuemu_malloc_host(void **ret, size_t bytes)
 {
+	allocation_count();
 	void *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
 
 	if (!at)
@@ -177,6 +195,7 @@ cudaError_t cuemu_malloc_host(void **ret, size_t bytes)
 
 cudaError_t cudaFreeHost(void *at)
 {
+	allocation_count();
 	if (!at)
 		return cudaSuccess;
 	if (!memory_unpin(at))
@@ -187,6 +206,7 @@ cudaError_t cudaFreeHost(void *at)
 
 cudaError_t cudaHostRegister(void *at, size_t bytes, unsigned)
 {
+	allocation_count();
 	memory_pin(at, bytes);
 	return state();
 }
@@ -270,7 +290,10 @@ cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stre
 			fault_note("%zu bytes at %p are not memory of the device", bytes, at);
 			return cudaErrorInvalidValue;
 		}
-		memset(at, value, bytes);
+		if (value == 0)
+			memory_zero(at, bytes);
+		else
+			memset(at, value, bytes);
 		return cudaSuccess;
 	});
 }
@@ -401,6 +424,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ret, cudaGraph_t graph, unsigned long long)
 {
+	allocation_count();
 	*ret = new CUgraph_st(*graph);
 	return state();
 }

@@ -14,6 +14,7 @@
 #include "client/wire/control.h"
 #include "daemon/exec/exec.h"
 #include "daemon/exec/service.h"
+#include "daemon/exec/weights/memplan.h"
 #include "tests/fidelity/rig.h"
 
 #define N_SLOTS 4
@@ -67,6 +68,11 @@ static int setup_ranks(void **state, const char *model, uint32_t n_ranks)
 static int setup(void **state)
 {
 	return setup_ranks(state, "w4all", 1);
+}
+
+static int setup_air(void **state)
+{
+	return setup_ranks(state, "air", 1);
 }
 
 static int setup_two(void **state)
@@ -868,6 +874,48 @@ static void rows_that_want_log_probabilities_stand_beside_others(void **state)
 	assert_true(b->rows[1].logprobs_off > 0 && b->rows[2].logprobs_off > 0);
 }
 
+/* Of an emulated GPU, tests/cuemu/cuemu.h; else there is none of them. */
+extern const char *comm_nccl_library __attribute__((weak)); /* kernels/cuda/comm-nccl.h */
+void cuemu_calls(uint64_t *ret_launches, uint64_t *ret_allocations) __attribute__((weak));
+
+static void steps_take_no_memory_of_the_device(void **state)
+{
+	struct bench *b = *state;
+	const struct step_move moves[] = { { 0, 0, 16, 0 }, { STEP_NO_PAGE, 20, 1, 0 } };
+	uint64_t launches, before, after;
+	uint32_t ids[10];
+
+	cuemu_calls(&launches, &before);
+	for (size_t i = 0; i < ARRAY_SIZE(samplings); i++)
+		sample_some(b, &samplings[i], i % N_SLOTS, i % 2 ? ROW_LOGPROBS : 0, 4, ids);
+	for (uint32_t n = 2; n <= N_SLOTS; n++) { /* steps of so many rows, for the first time */
+		begin(b);
+		for (uint32_t slot = 0; slot < n; slot++)
+			add(b, ROW_CONT, slot, ROW_SAMPLE);
+		run(b);
+	}
+	move(b, moves, 2);
+	cuemu_calls(&launches, &after);
+	assert_int_equal(after, before);
+}
+
+/* What a plan of a card's memory reckons with for recorded steps. */
+static void a_step_of_one_row_is_few_kernels(void **state)
+{
+	struct bench *b = *state;
+	const struct step_sampler s = greedy(b);
+	const uint32_t layers = b->rig.weights->config.layers;
+	uint64_t before, after, allocations;
+
+	open_slot(b, 0, &s, ROW_SAMPLE);
+	go_on(b, 0);
+	cuemu_calls(&before, &allocations);
+	go_on(b, 0);
+	cuemu_calls(&after, &allocations);
+	print_message("%llu kernels of %u layers\n", (unsigned long long)(after - before), layers);
+	assert_true(after - before <= layers * MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
+}
+
 #define TESTS(TEST)                                                                                \
 	TEST(a_slot_goes_on_from_what_it_sampled)                                                  \
 	TEST(two_steps_in_flight_give_two_tokens)                                                  \
@@ -893,12 +941,15 @@ static void rows_that_want_log_probabilities_stand_beside_others(void **state)
 #define ON_ONE(test) cmocka_unit_test_setup_teardown(test, setup, teardown),
 #define ON_TWO(test) { #test "_on_two_ranks", test, setup_two, teardown, NULL },
 
-extern const char *comm_nccl_library __attribute__((weak)); /* kernels/cuda/comm-nccl.h */
-
 int main(void)
 {
 	const struct CMUnitTest one[] = { TESTS(ON_ONE) }, two[] = { TESTS(ON_TWO) };
 	const struct CMUnitTest host[] = { TESTS_ON_HOST(ON_ONE) TESTS_ON_HOST(ON_TWO) };
+	const struct CMUnitTest device[] = {
+		ON_ONE(steps_take_no_memory_of_the_device)
+			ON_TWO(steps_take_no_memory_of_the_device) cmocka_unit_test_setup_teardown(
+				a_step_of_one_row_is_few_kernels, setup_air, teardown)
+	};
 	int n_failed;
 
 	setenv("CUEMU_DEVICES", "2",
@@ -907,6 +958,8 @@ int main(void)
 		comm_nccl_library = "tests/cuemu/.libs/fake-nccl.so";
 	n_failed = cmocka_run_group_tests(one, NULL, NULL);
 	n_failed += cmocka_run_group_tests(two, NULL, NULL);
+	if (cuemu_calls)
+		n_failed += cmocka_run_group_tests(device, NULL, NULL);
 	if (isa_best() != ISA_CUDA)
 		n_failed += cmocka_run_group_tests(host, NULL, NULL);
 	return n_failed;

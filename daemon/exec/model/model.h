@@ -32,6 +32,13 @@ int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
 struct model *model_free(struct model *m);
 
 /*
+ * Records steps of 1 … @n_rows rows of one token each, all of which are wanted,
+ * where the device records: so that none is recorded while they are waited for,
+ * and the memory of all is taken. 0, -ENOMEM or -EIO.
+ */
+int model_prepare(struct model *m, uint32_t n_rows);
+
+/*
  * Computes @n_tokens rows: their KV goes to the pages of their sequences, and
  * for each of the @n_out rows listed in @out (rising indices into the batch)
  * the logits to logits[i * vocab …], F32, all vocab rows, unmasked. With
