@@ -15,6 +15,8 @@
 #include "daemon/exec/model/model.h"
 #include "daemon/exec/sample/devsampler.h"
 #include "daemon/exec/weights/memplan.h"
+#include "kernels/cuda/vram.h"
+#include "tests/fidelity/rig.h"
 
 int cudaMemGetInfo(size_t *ret_free, size_t *ret_total);
 
@@ -123,10 +125,37 @@ static void what_is_taken_is_what_was_planned(void **state)
 	}
 }
 
+/* A small checkpoint: where it is padded is all that it can differ in. */
+static void weights_take_what_was_planned(void **state)
+{
+	struct memplan_limits l = { .n_gpus = 1,
+				    .card_bytes = (uint64_t)1 << 30,
+				    .context_tokens = 1024,
+				    .page_tokens = 64,
+				    .max_rows = 4,
+				    .batch_tokens = 16 };
+	struct memplan_model m;
+	struct memplan plan;
+	struct rig rig;
+	uint64_t loaded;
+
+	(void)state;
+	assert_int_equal(rig_open("air", ISA_CUDA, 1, 16, 4, &rig), 0);
+	m = (struct memplan_model){ .name = "air",
+				    .config = rig.weights->config,
+				    .checkpoint = rig.checkpoint };
+	assert_int_equal(memplan_make(&m, &l, &plan, NULL), 0);
+	loaded = vram_round(rig.weights->bytes);
+	assert_true(loaded <= plan.weights_bytes && plan.weights_bytes - loaded <= VRAM_GRANULE);
+	rig_close(&rig);
+	assert_int_equal(taken(), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_taken_is_what_was_planned),
+		cmocka_unit_test(weights_take_what_was_planned),
 	};
 
 	setenv("CUEMU_DEVICES", "4", 1);
