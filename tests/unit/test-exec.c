@@ -916,6 +916,91 @@ static void a_step_of_one_row_is_few_kernels(void **state)
 	assert_true(after - before <= layers * MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
 }
 
+void failing_call(uint64_t nth, bool for_want_of_memory) __attribute__((weak));
+uint64_t failing_made(void) __attribute__((weak));
+
+#define FAILURES 24 /* spread over all calls of a life */
+
+/* Loads, computes a prompt, a token more, and sums a page; as far as nothing fails. */
+static int live(struct bench *b)
+{
+	const struct step_move sum = { 0, 0, 16, 0 };
+	const struct step moves = { .kind = STEP_MOVE, .n_rows = 1, .payload_bytes = sizeof(sum) };
+	const struct step_sampler s = greedy(b);
+	int r;
+
+	r = rig_open_team("air", isa_best(), 1, 1, BATCH, N_PAGES, &b->rig);
+	if (r == 0)
+		r = make_exec(b);
+	if (r < 0)
+		return r;
+	assert_int_equal(ring_new(&b->ring, NULL), 0);
+	begin(b);
+	open_with(b, feed(b, 0, 0, prompt, N_PROMPT, ROW_SAMPLE), &s);
+	push(b);
+	r = exec_drain(b->exec, &b->ring, NULL);
+	if (r > 0) {
+		take(b);
+		begin(b);
+		add(b, ROW_CONT, 0, ROW_SAMPLE);
+		push(b);
+		r = exec_drain(b->exec, &b->ring, NULL);
+	}
+	if (r > 0) {
+		take(b);
+		memcpy(ring_stage(&b->ring), &sum, sizeof(sum));
+		ring_push(&b->ring, &moves);
+		r = exec_drain(b->exec, &b->ring, NULL);
+	}
+	return MIN(r, 0);
+}
+
+static void die(struct bench *b)
+{
+	exec_free(b->exec);
+	ring_deinit(&b->ring);
+	rig_close(&b->rig);
+	free(b->room);
+	*b = (struct bench){ .real = 496 };
+	b->room = malloc(STEP_RESULT_BYTES);
+}
+
+/* A failing call ends what is under way with an error, of a device that is lost or of memory, and never in another way. */
+static void any_call_of_the_driver_may_fail(void **state)
+{
+	struct bench b = { 0 };
+	uint64_t n_calls;
+	int n_told = 0;
+
+	(void)state;
+	die(&b);
+	failing_call(0, false);
+	assert_int_equal(live(&b), 0);
+	n_calls = failing_made();
+	assert_true(n_calls > 100);
+	for (int memory = 0; memory < 2; memory++) {
+		for (uint64_t i = 0; i < FAILURES; i++) {
+			int r;
+
+			die(&b);
+			failing_call(1 + i * (n_calls - 1) / (FAILURES - 1), memory);
+			r = live(&b);
+			n_told += r < 0;
+			if (r < 0 && r != -ENOMEM && r != -EIO && r != -ENODEV)
+				fail_msg("a call that fails is %s", strerror(-r));
+			if (!memory)
+				assert_true((dev_lost() != NULL) == (r < 0));
+		}
+	}
+	/* all but what is only quicker if it succeeds */
+	assert_true(n_told >= 2 * FAILURES - 6);
+	die(&b);
+	failing_call(0, false);
+	assert_int_equal(live(&b), 0);
+	die(&b);
+	free(b.room);
+}
+
 #define TESTS(TEST)                                                                                \
 	TEST(a_slot_goes_on_from_what_it_sampled)                                                  \
 	TEST(two_steps_in_flight_give_two_tokens)                                                  \
@@ -950,6 +1035,7 @@ int main(void)
 			ON_TWO(steps_take_no_memory_of_the_device) cmocka_unit_test_setup_teardown(
 				a_step_of_one_row_is_few_kernels, setup_air, teardown)
 	};
+	const struct CMUnitTest failing[] = { cmocka_unit_test(any_call_of_the_driver_may_fail) };
 	int n_failed;
 
 	setenv("CUEMU_DEVICES", "2",
@@ -958,6 +1044,8 @@ int main(void)
 		comm_nccl_library = "tests/cuemu/.libs/fake-nccl.so";
 	n_failed = cmocka_run_group_tests(one, NULL, NULL);
 	n_failed += cmocka_run_group_tests(two, NULL, NULL);
+	if (failing_call)
+		n_failed += cmocka_run_group_tests(failing, NULL, NULL);
 	if (cuemu_calls)
 		n_failed += cmocka_run_group_tests(device, NULL, NULL);
 	if (isa_best() != ISA_CUDA)
