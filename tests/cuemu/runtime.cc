@@ -322,6 +322,8 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned flags, int)
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
+	if (stream)
+		delete stream->capture; /* that nobody ended */
 	delete stream;
 	return cudaSuccess;
 }
