@@ -44,8 +44,8 @@ struct stream;
  * on the processors of one NUMA node, with denormals flushed; the calling
  * thread is the first worker and is set up likewise. Workers spin at most 20 us
  * for the next operation, then sleep on a futex.
- * With ISA_CUDA it is the first GPU that the process may see, and the threads
- * are those of dev_run() alone.
+ * With ISA_CUDA it is the first GPU that the process may see, or the one of its
+ * rank's number, and the threads are those of dev_run() alone.
  *
  * Returns 0, -ENOTSUP if the processor lacks @isa, -ENODEV if there is no GPU
  * that can be used, -ENOMEM, -EAGAIN; dev_why() says it in words.
@@ -65,6 +65,11 @@ struct dev *dev_close(struct dev *dev);
 enum isa dev_isa(const struct dev *dev);
 /* Why the last dev_open() of this thread failed: "this processor cannot", "no CUDA-capable device is detected". */
 const char *dev_why(void);
+/*
+ * Why no device of this process can be used any more: what the driver said first
+ * that cannot be mended. NULL: they can; always so on CPUs. From any thread.
+ */
+const char *dev_lost(void);
 /* What computes, for people: "avx512", "cuda sm_90"; and the name of the GPU, NULL on CPUs. Both live as long as it. */
 const char *dev_name(const struct dev *dev);
 const char *dev_product(const struct dev *dev);
@@ -114,6 +119,9 @@ struct seq;
 int st_batch(struct stream *st, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 	     uint32_t n_seqs, const uint32_t *rows, uint32_t n_rows);
 
+/* Takes the memory that batches of up to so many need, so that st_batch() takes none. 0, -ENOMEM or -EIO. */
+int st_batch_room(struct stream *st, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_pages);
+
 /* Waits for all that is queued, and copies the device's memory to the host's. 0 or -EIO. */
 int st_read(struct stream *st, void *to, const void *from, size_t bytes);
 /*
@@ -159,7 +167,8 @@ void dev_settle(const struct dev *dev, uint32_t index);
 /* Upper bound of the scratch needed by any operation of a model of these sizes at @tokens rows a batch. */
 struct op_limits {
 	uint32_t tokens, dim, heads, kv_heads, head_dim, ffn_dim, experts, top_k, vocab, max_context;
-	/* ffn_dim: the widest of dense, routed and shared MLP */
+	/* ffn_dim: the widest of dense, routed and shared MLP; moe_ffn_dim: of routed and shared experts, 0: as wide */
+	uint32_t moe_ffn_dim;
 };
 size_t op_scratch(const struct dev *dev, const struct op_limits *limits);
 

@@ -1,10 +1,14 @@
 /*
  * From logits to tokens, on a device that is not the host. On CPUs the executor
- * samples itself (daemon/exec/sample/sampler.h): this is that, to the token.
+ * samples itself (daemon/exec/sample/sampler.h): this is that, to the token. There
+ * op_samples() is false, and the others return -ENOTSUP.
  */
 #pragma once
 
 #include "kernels/backend.h"
+
+/* Whether this device samples from so many logits. */
+bool op_samples(const struct dev *dev, uint32_t vocab);
 
 /* How often a token is among a sequence's. */
 struct sample_count {

@@ -26,7 +26,7 @@
 
 #include <stdint.h>
 
-#define CONTROL_VERSION 4
+#define CONTROL_VERSION 5
 #define CONTROL_FD 3
 #define CONTROL_PATH_MAX 4096
 
@@ -69,6 +69,9 @@ struct control_ready {
 	uint64_t load_us;
 	uint64_t huge_bytes;	   /* of the executor that are in huge pages */
 	uint64_t resident_bytes;   /* of the executor's own memory, weights included; not the arena */
+	/* 1: KV is computed in the arena. 0: elsewhere, and the arena has of a page what was summed, no more */
+	uint32_t in_arena;
+	uint32_t n_ranks;
 	uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES]; /* of the checkpoint as it was loaded */
 	char isa[32];		   /* the one in use */
 	char device[64];	   /* processor's name */

@@ -7,12 +7,13 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
-#include "daemon/exec/mirror.h"
 #include "daemon/exec/moves.h"
 #include "daemon/exec/order.h"
+#include "daemon/exec/sample/devsampler.h"
 #include "daemon/exec/sample/sampler.h"
 
 #define LOGITS_ROWS STEP_ROWS_MAX /* rows whose logits are in memory at once */
+_Static_assert(MODEL_SPOKEN_ROWS <= DEVSAMPLER_ROWS_MAX, "logits of a step are sampled at once");
 
 struct slot {
 	uint32_t length; /* tokens whose KV is computed */
@@ -33,12 +34,11 @@ struct wanted {
 };
 
 struct exec {
-	struct dev *dev;
-	struct team *team; /* that computes, with models of its own, or */
-	struct model *model;
+	struct team *team; /* that computes */
+	struct dev *dev;   /* of rank 0 */
 	struct kv_cache arena;
-	struct mirror
-		*mirror; /* of the arena, on the device; NULL: the device computes in the arena */
+	bool pinned;
+	struct devsampler *devsampler; /* NULL: the host samples */
 	struct order_limits limits;
 	uint32_t max_batch_tokens;
 	struct slot *slots;
@@ -51,9 +51,11 @@ struct exec {
 	struct row_result results[STEP_ROWS_MAX];
 	struct seq seqs[STEP_ROWS_MAX];
 	uint32_t n_seqs, n_tokens, n_wanted;
-	uint32_t *ids, *out;   /* [max_batch_tokens] */
-	struct wanted *wanted; /* [max_batch_tokens] */
-	float *logits;	       /* [LOGITS_ROWS][vocab] */
+	uint32_t *ids, *out;		 /* [max_batch_tokens] */
+	struct wanted *wanted;		 /* [max_batch_tokens] */
+	bool sampled[MODEL_SPOKEN_ROWS]; /* of wanted: by the device, to */
+	uint32_t sampled_ids[MODEL_SPOKEN_ROWS];
+	float *logits; /* [LOGITS_ROWS][vocab] */
 	float top[STEP_TOP_MAX];
 	uint32_t top_ids[STEP_TOP_MAX];
 };
@@ -63,13 +65,23 @@ static uint32_t table_pages(const struct exec *e)
 	return (e->limits.max_context + e->limits.page_tokens - 1) / e->limits.page_tokens;
 }
 
+/* In slot_memory of each, in u32. */
+static size_t slot_words(const struct exec *e)
+{
+	return (size_t)e->limits.max_context + table_pages(e);
+}
+
+static size_t slots_bytes(const struct exec *e)
+{
+	return e->limits.n_slots * slot_words(e) * sizeof(uint32_t);
+}
+
 static int allocate(struct exec *e, struct err *err)
 {
-	const size_t per_slot = (size_t)e->limits.max_context + table_pages(e);
 	const size_t batch = e->max_batch_tokens;
 
 	e->slots = calloc(e->limits.n_slots, sizeof(*e->slots));
-	e->slot_memory = calloc(e->limits.n_slots, per_slot * sizeof(uint32_t));
+	e->slot_memory = calloc(1, slots_bytes(e));
 	e->payload = malloc(STEP_PAYLOAD_BYTES);
 	e->ids = calloc(batch, sizeof(*e->ids));
 	e->out = calloc(batch, sizeof(*e->out));
@@ -83,15 +95,39 @@ static int allocate(struct exec *e, struct err *err)
 		MIN(batch, LOGITS_ROWS) * e->limits.vocab * sizeof(float)); /* or it is slower */
 
 	for (uint32_t i = 0; i < e->limits.n_slots; i++) {
-		e->slots[i].tokens = e->slot_memory + i * per_slot;
+		e->slots[i].tokens = e->slot_memory + i * slot_words(e);
 		e->slots[i].pages = e->slots[i].tokens + e->limits.max_context;
 	}
 	return 0;
 }
 
-/* With all but what computes. */
-static int make(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
-		const struct exec_limits *limits, struct exec **ret, struct err *err)
+/*
+ * Of a device that is not the host: it samples where it has whole rows of logits,
+ * and reaches what is copied often.
+ */
+static int make_aside(struct exec *e, struct err *err)
+{
+	int r;
+
+	e->pinned = dev_pin(e->dev, e->arena.base, e->arena.n_pages * kv_page_bytes(&e->arena)) ==
+		    0;
+	if (team_ranks(e->team) > 1)
+		return 0;
+	r = model_prepare(team_model(e->team, 0), MIN(e->limits.n_slots, e->max_batch_tokens));
+	if (r < 0)
+		return err_set(err, r, "cannot record steps of %u rows", e->limits.n_slots);
+	r = devsampler_new(model_stream(team_model(e->team, 0)), e->limits.n_slots, e->limits.vocab,
+			   e->limits.max_context, &e->devsampler);
+	if (r < 0 && r != -ENOTSUP)
+		return err_set(err, r, "no memory on the device for the samplers of %u slots",
+			       e->limits.n_slots);
+	if (e->devsampler)
+		dev_pin(e->dev, e->slot_memory, slots_bytes(e));
+	return 0;
+}
+
+int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
+	     struct exec **ret, struct err *err)
 {
 	_cleanup_(exec_freep) struct exec *e = NULL;
 	int r;
@@ -104,7 +140,8 @@ static int make(struct dev *dev, const struct weights *w, const struct kv_cache 
 	e = calloc(1, sizeof(*e));
 	if (!e)
 		return err_wrap(err, -ENOMEM, "cannot allocate the executor");
-	e->dev = dev;
+	e->team = team;
+	e->dev = team_dev(team, 0);
 	e->arena = *kv;
 	e->max_batch_tokens = limits->max_batch_tokens;
 	e->limits = (struct order_limits){
@@ -112,50 +149,15 @@ static int make(struct dev *dev, const struct weights *w, const struct kv_cache 
 		.max_context = limits->max_context,
 		.page_tokens = kv->page_tokens,
 		.n_pages = kv->n_pages,
-		.vocab = w->config.vocab,
+		.vocab = team_weights(team, 0)->config.vocab,
 	};
 	r = allocate(e, err);
-	if (r < 0)
-		return r;
-	*ret = steal(e);
-	return 0;
-}
-
-int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
-	     const struct exec_limits *limits, struct exec **ret, struct err *err)
-{
-	_cleanup_(exec_freep) struct exec *e = NULL;
-	struct kv_cache of_device = *kv;
-	int r;
-
-	r = make(dev, w, kv, limits, &e, err);
-	if (r < 0)
-		return r;
-	if (!dev_is_host(dev)) {
-		r = mirror_new(dev, &e->arena, &e->mirror, &of_device, err);
-		if (r < 0)
-			return r;
-	}
-	r = model_new(dev, w, &of_device, limits->max_batch_tokens, limits->max_context, &e->model,
-		      err);
-	if (r < 0)
-		return r;
-	*ret = steal(e);
-	return 0;
-}
-
-int exec_new_team(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
-		  struct exec **ret, struct err *err)
-{
-	_cleanup_(exec_freep) struct exec *e = NULL;
-	int r;
-
-	r = make(team_dev(team, 0), team_weights(team, 0), kv, limits, &e, err);
 	if (r == 0)
 		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context, err);
+	if (r == 0 && !dev_is_host(e->dev))
+		r = make_aside(e, err);
 	if (r < 0)
 		return r;
-	e->team = team;
 	*ret = steal(e);
 	return 0;
 }
@@ -167,8 +169,11 @@ struct exec *exec_free(struct exec *e)
 	if (e->slots)
 		for (uint32_t i = 0; i < e->limits.n_slots; i++)
 			sampler_free(e->slots[i].sampler);
-	model_free(e->model);
-	mirror_free(e->mirror);
+	if (e->devsampler)
+		dev_unpin(e->dev, e->slot_memory);
+	devsampler_free(e->devsampler);
+	if (e->pinned)
+		dev_unpin(e->dev, e->arena.base);
 	free(e->slots);
 	free(e->slot_memory);
 	free(e->payload);
@@ -291,6 +296,12 @@ static int replace_sampler(struct exec *e, struct slot *s, const struct order *o
 		return r == -EINVAL ? -EBADMSG : r;
 	sampler_free(s->sampler);
 	s->sampler = sampler;
+	if (e->devsampler) {
+		r = devsampler_set(e->devsampler, o->row.slot, o->sampler, o->bias_ids,
+				   o->bias_values);
+		if (r < 0)
+			return r;
+	}
 	s->vocab_real = o->sampler->vocab_real;
 	s->n_stop_ids = o->sampler->n_stop_ids;
 	memcpy(s->stop_ids, o->sampler->stop_ids, sizeof(s->stop_ids));
@@ -319,8 +330,11 @@ static int apply(struct exec *e, uint32_t i)
 		memcpy(s->pages + o->row.page_at, o->pages, o->row.n_pages * sizeof(*o->pages));
 		s->n_pages = MAX(s->n_pages, o->row.page_at + o->row.n_pages);
 	}
-	if (at < s->length && !o->sampler)
+	if (at < s->length && !o->sampler) {
 		sampler_truncate(s->sampler, at);
+		if (e->devsampler)
+			devsampler_truncate(e->devsampler, o->row.slot, at);
+	}
 	s->length = at + (e->ignored[i] ? 0 : n);
 	if (o->sampler) {
 		r = replace_sampler(e, s, o, at);
@@ -386,55 +400,111 @@ static bool is_stop(const struct slot *s, uint32_t id)
 	return false;
 }
 
-static void sample(struct exec *e, uint32_t i, const float *logits, char *room)
+static void keep_sample(struct exec *e, uint32_t i, uint32_t id)
 {
-	const struct order *o = &e->orders[i];
-	struct slot *s = &e->slots[o->row.slot];
+	struct slot *s = &e->slots[e->orders[i].row.slot];
 	struct row_result *result = &e->results[i];
 
-	s->sample = sampler_sample(s->sampler, logits, s->length);
+	s->sample = id;
 	s->has_sample = true;
-	s->stopped = is_stop(s, s->sample);
-	result->tokens[0] = s->sample;
+	s->stopped = is_stop(s, id);
+	result->tokens[0] = id;
 	result->n_tokens = 1;
 	result->flags = RESULT_SAMPLED | (s->stopped ? RESULT_STOPPED : 0);
-	if (has_flag(o, ROW_LOGPROBS))
-		write_logprobs(e, i, 0, logits, s->sample, room);
 }
 
-/* The head is read once for every LOGITS_ROWS rows, whichever slots they are of. */
+/* Whether a token of the batch is the one that its row is sampled after. */
+static bool is_sampled(const struct exec *e, const struct wanted *w)
+{
+	const struct order *o = &e->orders[w->row];
+
+	return has_flag(o, ROW_SAMPLE) &&
+	       (o->row.kind == ROW_CONT || w->token == o->row.n_tokens - 1);
+}
+
+/*
+ * Whose logits the host has to see, it samples itself: of scores, and of samples
+ * that come with log-probabilities. All others the device samples, if it can.
+ */
+static bool leaves_sampling(const struct exec *e, const struct wanted *w)
+{
+	const struct order *o = &e->orders[w->row];
+
+	return is_sampled(e, w) && !has_flag(o, ROW_LOGPROBS) && !has_flag(o, ROW_SCORE);
+}
+
+/* Sets sampled[], of whose rows the host need not see the logits. */
+static int sample_on_device(struct exec *e)
+{
+	struct devsampler_row rows[MODEL_SPOKEN_ROWS];
+	struct tensor logits;
+	uint32_t n = 0;
+
+	memset(e->sampled, 0, sizeof(e->sampled));
+	if (!e->devsampler || !model_spoken(team_model(e->team, 0), &logits))
+		return 0;
+	for (uint32_t j = 0; j < e->n_wanted; j++) {
+		const struct wanted *w = &e->wanted[j];
+		const uint32_t slot = e->orders[w->row].row.slot;
+
+		e->sampled[j] = leaves_sampling(e, w);
+		n += e->sampled[j];
+		rows[j] = (struct devsampler_row){
+			.slot = e->sampled[j] ? slot : DEVSAMPLER_NONE,
+			.length = e->slots[slot].length,
+			.tokens = e->slots[slot].tokens,
+		};
+	}
+	return n > 0 ? devsampler_sample(e->devsampler, &logits, rows, e->sampled_ids) : 0;
+}
+
+/* Whether the device sampled what was wanted of row @j. */
+static bool is_done(const struct exec *e, uint32_t j)
+{
+	return j < MODEL_SPOKEN_ROWS && e->sampled[j];
+}
+
+/* What the host makes of the logits of wanted row @j. */
+static void look(struct exec *e, uint32_t j, const float *logits, char *room)
+{
+	const struct wanted w = e->wanted[j];
+	const struct order *o = &e->orders[w.row];
+	struct slot *s = &e->slots[o->row.slot];
+
+	if (has_flag(o, ROW_SCORE))
+		write_logprobs(e, w.row, w.token, logits, o->targets[w.token], room);
+	if (!is_sampled(e, &w))
+		return;
+	keep_sample(e, w.row, sampler_sample(s->sampler, logits, s->length));
+	if (has_flag(o, ROW_LOGPROBS))
+		write_logprobs(e, w.row, 0, logits, s->sample, room);
+}
+
+/* The head is read once for every LOGITS_ROWS rows, whichever slots they are of; or is there already. */
 static int finish(struct exec *e, char *room)
 {
-	for (uint32_t first = 0; first < e->n_wanted; first += LOGITS_ROWS) {
-		const uint32_t n = MIN(LOGITS_ROWS, e->n_wanted - first);
-		int r;
+	uint32_t n;
+	int r;
 
-		r = e->team ? team_logits(e->team, first, n, e->logits)
-			    : model_logits(e->model, first, n, e->logits);
+	r = sample_on_device(e);
+	if (r < 0)
+		return r;
+	for (uint32_t first = 0; first < e->n_wanted; first += n) {
+		if (is_done(e, first)) {
+			keep_sample(e, e->wanted[first].row, e->sampled_ids[first]);
+			n = 1;
+			continue;
+		}
+		n = 1;
+		while (n < LOGITS_ROWS && first + n < e->n_wanted && !is_done(e, first + n))
+			n++;
+		r = team_logits(e->team, first, n, e->logits);
 		if (r < 0)
 			return r;
-		for (uint32_t j = 0; j < n; j++) {
-			const struct wanted w = e->wanted[first + j];
-			const struct order *o = &e->orders[w.row];
-			const float *logits = e->logits + (size_t)j * e->limits.vocab;
-
-			if (has_flag(o, ROW_SCORE))
-				write_logprobs(e, w.row, w.token, logits, o->targets[w.token],
-					       room);
-			if (has_flag(o, ROW_SAMPLE) &&
-			    (o->row.kind == ROW_CONT || w.token == o->row.n_tokens - 1))
-				sample(e, w.row, logits, room);
-		}
+		for (uint32_t j = 0; j < n; j++)
+			look(e, first + j, e->logits + (size_t)j * e->limits.vocab, room);
 	}
 	return 0;
-}
-
-static int forward(struct exec *e)
-{
-	return e->team ? team_forward(e->team, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
-				      e->n_wanted, NULL)
-		       : model_forward(e->model, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
-				       e->n_wanted, NULL);
 }
 
 static int compute(struct exec *e, uint32_t n_rows, char *room)
@@ -447,13 +517,9 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 		if (r < 0)
 			return r;
 	}
-	for (uint32_t i = 0; e->mirror && i < e->n_seqs; i++) {
-		r = mirror_use(e->mirror, model_stream(e->model), &e->seqs[i]);
-		if (r < 0)
-			return r;
-	}
 	if (e->n_tokens > 0) {
-		r = forward(e);
+		r = team_forward(e->team, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
+				 e->n_wanted, NULL);
 		if (r < 0)
 			return r;
 		r = finish(e, room);
@@ -478,9 +544,8 @@ static int run_moves(struct exec *e, const struct step *step, void *room, size_t
 	r = order_read_moves(step, e->payload, &e->limits, err);
 	if (r < 0)
 		return r;
-	if (e->mirror) {
-		r = mirror_move(e->mirror, model_stream(e->model),
-				(const struct step_move *)e->payload, step->n_rows);
+	if (team_has_mirrors(e->team)) {
+		r = team_move(e->team, (const struct step_move *)e->payload, step->n_rows);
 		if (r < 0)
 			return err_wrap(err, r, "cannot do the moves of step %llu",
 					(unsigned long long)step->id);

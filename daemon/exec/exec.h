@@ -17,14 +17,12 @@ struct exec_limits {
 };
 
 /*
- * @dev, @w and the memory of @kv outlive it. Allocates all that steps need but
- * samplers, which come and go with turns. Returns 0, -EINVAL, -ENOMEM.
+ * Over the ranks of @team, of which one will do: makes their models, of what
+ * team_load() loaded. @team and the memory of @kv outlive it. Allocates all that
+ * steps need but samplers, which come and go with turns. Returns 0, -EINVAL, -ENOMEM.
  */
-int exec_new(struct dev *dev, const struct weights *w, const struct kv_cache *kv,
-	     const struct exec_limits *limits, struct exec **ret, struct err *err);
-/* The same for several ranks: makes their models, of what team_load() loaded. @team outlives it. */
-int exec_new_team(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
-		  struct exec **ret, struct err *err);
+int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
+	     struct exec **ret, struct err *err);
 struct exec *exec_free(struct exec *e);
 
 /*

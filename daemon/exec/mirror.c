@@ -8,9 +8,8 @@
 struct mirror {
 	struct dev *dev;
 	struct kv_cache arena, kv;
-	size_t page_bytes, bytes;
-	bool *has; /* [n_pages]: the device's is the newer or the same */
-	bool pinned;
+	size_t bytes; /* of kv */
+	bool *has;    /* [n_pages]: the device's is the newer or the same */
 };
 
 int mirror_new(struct dev *dev, const struct kv_cache *arena, struct mirror **ret,
@@ -23,8 +22,8 @@ int mirror_new(struct dev *dev, const struct kv_cache *arena, struct mirror **re
 		return -ENOMEM;
 	m->dev = dev;
 	m->arena = m->kv = *arena;
-	m->page_bytes = kv_page_bytes(arena);
-	m->bytes = arena->n_pages * m->page_bytes;
+	m->kv.page_heads = 0;
+	m->bytes = arena->n_pages * kv_page_bytes(&m->kv);
 	m->has = calloc(arena->n_pages, sizeof(*m->has));
 	m->kv.base = dev_reserve(dev, m->bytes);
 	r = m->has && m->kv.base ? dev_back(dev, m->kv.base, m->bytes) : -ENOMEM;
@@ -34,7 +33,6 @@ int mirror_new(struct dev *dev, const struct kv_cache *arena, struct mirror **re
 			       "no memory on the device for %u pages of the KV cache, %zu bytes",
 			       arena->n_pages, m->bytes);
 	}
-	m->pinned = dev_pin(dev, arena->base, m->bytes) == 0;
 	*ret_kv = m->kv;
 	*ret = steal(m);
 	return 0;
@@ -44,8 +42,6 @@ struct mirror *mirror_free(struct mirror *m)
 {
 	if (!m)
 		return NULL;
-	if (m->pinned)
-		dev_unpin(m->dev, m->arena.base);
 	if (m->kv.base)
 		dev_unback(m->dev, m->kv.base, m->bytes);
 	free(m->has);
@@ -53,16 +49,31 @@ struct mirror *mirror_free(struct mirror *m)
 	return NULL;
 }
 
-static char *page_of(const struct mirror *m, const struct kv_cache *kv, uint32_t page)
+static char *page_of(const struct kv_cache *kv, uint32_t page)
 {
-	return (char *)kv->base + page * m->page_bytes;
+	return (char *)kv->base + page * kv_page_bytes(kv);
+}
+
+/* Between the heads of one layer's K or V and those of the next. */
+static size_t pitch_of(const struct kv_cache *kv)
+{
+	return kv_page_heads(kv) * kv_head_bytes(kv);
 }
 
 static int copy(const struct mirror *m, struct stream *st, const struct kv_cache *to,
 		uint32_t to_page, const struct kv_cache *from, uint32_t from_page)
 {
-	return st_copy2d(st, page_of(m, to, to_page), m->page_bytes, page_of(m, from, from_page),
-			 m->page_bytes, m->page_bytes, 1);
+	return st_copy2d(st, page_of(to, to_page), pitch_of(to), page_of(from, from_page),
+			 pitch_of(from), pitch_of(&m->kv), (size_t)2 * m->kv.layers);
+}
+
+/* Of a page of the arena, the heads that are this rank's. */
+static void clear(const struct mirror *m, uint32_t page)
+{
+	char *at = page_of(&m->arena, page);
+
+	for (uint32_t i = 0; i < 2 * m->kv.layers; i++)
+		memset(at + i * pitch_of(&m->arena), 0, pitch_of(&m->kv));
 }
 
 static int bring_up(struct mirror *m, struct stream *st, uint32_t page)
@@ -98,7 +109,7 @@ static int move(struct mirror *m, struct stream *st, const struct step_move *one
 		r = st_wait(st); /* a copy from there may be under way */
 		if (r < 0)
 			return r;
-		memset(page_of(m, &m->arena, one->to), 0, m->page_bytes);
+		clear(m, one->to);
 		m->has[one->to] = false;
 		return bring_up(m, st, one->to);
 	}

@@ -1,6 +1,7 @@
 /*
  * The KV cache of a device that is not the host: as many pages as the arena
- * has, each for the one of its number. What the device computed of a page goes
+ * has, each for the one of its number, with the heads of the device's rank. What
+ * the device computed of a page goes
  * down to the arena when the page is summed; what the arena has comes up when
  * a sequence needs it and the device has not got it. So the arena holds all
  * that is sealed, and the next executor finds it there.
@@ -14,9 +15,9 @@
 struct mirror;
 
 /*
- * @arena	the pages in the host's memory; copied, its memory outlives the mirror.
- *		It is pinned, so that copies are quick, if that works
- * ret_kv	the same cache on the device
+ * @arena	the pages in the host's memory, or the heads of a rank in them
+ *		(kv_heads_of()); copied, its memory outlives the mirror
+ * ret_kv	the same cache on the device, of those heads alone
  *
  * Returns 0, or -ENOMEM with the bytes wanted.
  */

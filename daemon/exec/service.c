@@ -15,6 +15,7 @@
 
 #include "client/wire/control.h"
 #include "daemon/base/clock.h"
+#include "daemon/base/log.h"
 #include "daemon/exec/exec.h"
 #include "daemon/exec/readrate.h"
 
@@ -263,6 +264,13 @@ static void close_checkpoint(struct service *s)
 	malloc_trim(0);
 }
 
+/* Rank 0, which would say it, may be waiting for this one. */
+static void on_rank_lost(uint32_t rank)
+{
+	log_error("leaving: rank %u failed: %s", rank, dev_lost() ? dev_lost() : "it cannot go on");
+	_exit(SERVICE_EXIT_FAULT);
+}
+
 static int prepare(struct service *s, struct err *err)
 {
 	const struct control_configure *c = &s->configure;
@@ -279,6 +287,7 @@ static int prepare(struct service *s, struct err *err)
 	r = checkpoint_open(c->model, &s->checkpoint, err);
 	if (r < 0)
 		return r;
+	team_on_loss(on_rank_lost);
 	r = team_open(isa, c->n_threads, c->n_ranks, &s->team);
 	if (r == -ENODEV)
 		return err_set(err, r, "there is no GPU that can be used: %s", dev_why());
@@ -295,10 +304,18 @@ static int prepare(struct service *s, struct err *err)
 	if (r < 0)
 		return r;
 	close_checkpoint(s);
-	if (c->n_ranks > 1)
-		return exec_new_team(s->team, &s->kv, &limits, &s->exec, err);
-	return exec_new(team_dev(s->team, 0), team_weights(s->team, 0), &s->kv, &limits, &s->exec,
-			err);
+	return exec_new(s->team, &s->kv, &limits, &s->exec, err);
+}
+
+/*
+ * What failed with @r, failed for the GPU's sake: then there is none that can be
+ * used, which may pass, and is nothing to say of the model.
+ */
+static int blame_gpu(int r, struct err *err)
+{
+	if (r < 0 && r != -ENODEV && dev_lost())
+		return err_set(err, -ENODEV, "the GPU failed: %s", dev_lost());
+	return r;
 }
 
 /* Name of the processor, for people. */
@@ -378,6 +395,8 @@ static int tell_ready(struct service *s, struct err *err)
 		.load_us = load_us,
 		.huge_bytes = read_kib("/proc/self/smaps_rollup", "AnonHugePages:"),
 		.resident_bytes = resident_bytes(),
+		.in_arena = dev_is_host(dev),
+		.n_ranks = team_ranks(s->team),
 	};
 	int r = 0;
 
@@ -502,12 +521,16 @@ static int run(struct service *s, struct err *err)
 			return exit_code(r);
 		do {
 			r = exec_run(s->exec, &s->ring, &s->order, err);
-			if (r < 0)
+			if (r < 0) {
+				blame_gpu(
+					r,
+					err); /* the next one finds out whether it is still there */
 				return SERVICE_EXIT_FAULT;
+			}
 		} while (atomic_load(&s->order) == 0);
 		if (atomic_exchange(&s->order, 0) != CONTROL_PARK)
 			continue; /* to wake up what is awake: it is told so */
-		r = stay_parked(s, err);
+		r = blame_gpu(stay_parked(s, err), err);
 		if (r < 0) {
 			tell_refused(s, err, r);
 			return exit_code(r);
@@ -527,7 +550,7 @@ static int serve(struct service *s, struct err *err)
 	if (r == 0)
 		r = start_watching(s, err);
 	if (r == 0)
-		r = prepare(s, err);
+		r = blame_gpu(prepare(s, err), err);
 	if (r < 0) {
 		tell_refused(s, err, r);
 		return exit_code(r);

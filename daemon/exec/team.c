@@ -16,7 +16,8 @@ struct member {
 	struct dev *dev;
 	struct weights *weights;
 	struct model *model;
-	pthread_t thread; /* not of rank 0 */
+	struct mirror *mirror; /* of its heads in the arena; NULL: it computes there */
+	pthread_t thread;      /* not of rank 0 */
 	bool is_started;
 	_Atomic int
 		r; /* of the last call; read by rank 0, who may not have waited if another failed */
@@ -32,6 +33,13 @@ struct team {
 	void *userdata;
 	struct member members[SHARE_RANKS_MAX];
 };
+
+static void (*on_loss)(uint32_t rank);
+
+void team_on_loss(void (*lost)(uint32_t rank))
+{
+	on_loss = lost;
+}
 
 static uint32_t rank_of(const struct member *m)
 {
@@ -146,6 +154,7 @@ struct team *team_close(struct team *team)
 			pthread_join(team->members[i].thread, NULL);
 	for (uint32_t i = team->n_ranks; i-- > 0;) {
 		model_free(team->members[i].model);
+		mirror_free(team->members[i].mirror);
 		weights_free(team->members[i].weights);
 		dev_close(team->members[i].dev);
 	}
@@ -190,6 +199,34 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 	return weights_reload_ranks(ranks, c, progress, userdata, err);
 }
 
+/* Arguments of team_make_models(). */
+struct making {
+	const struct kv_cache *kv;
+	uint32_t max_tokens, max_context;
+	struct err *err; /* of rank 0 */
+};
+
+static int make_model(struct team *team, uint32_t rank, void *userdata)
+{
+	struct member *m = &team->members[rank];
+	const struct making *making = userdata;
+	const struct share *s = &m->weights->share;
+	struct kv_cache kv = kv_heads_of(making->kv, s->first_kv_head, s->kv_heads);
+	struct err *err = rank == 0 ? making->err : NULL;
+	int r = 0;
+
+	m->model = model_free(m->model);
+	m->mirror = mirror_free(m->mirror);
+	if (!dev_is_host(m->dev)) {
+		const struct kv_cache arena = kv;
+
+		r = mirror_new(m->dev, &arena, &m->mirror, &kv, err);
+	}
+	return r < 0 ? r
+		     : model_new_rank(m->dev, m->weights, m->comm, &kv, making->max_tokens,
+				      making->max_context, &m->model, err);
+}
+
 static int join(struct team *team, uint32_t rank, void *userdata)
 {
 	(void)userdata;
@@ -199,19 +236,14 @@ static int join(struct team *team, uint32_t rank, void *userdata)
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
 		     uint32_t max_context, struct err *err)
 {
-	int r = 0;
+	struct making making = { kv, max_tokens, max_context, err };
+	int r;
 
-	for (uint32_t i = 0; r == 0 && i < team->n_ranks; i++) {
-		struct member *m = &team->members[i];
-		const struct share *s = &m->weights->share;
-		const struct kv_cache own = kv_heads_of(kv, s->first_kv_head, s->kv_heads);
-
-		m->model = model_free(m->model);
-		r = model_new_rank(m->dev, m->weights, m->comm, &own, max_tokens, max_context,
-				   &m->model, err);
-	}
-	if (r < 0 || team->is_joined)
-		return r;
+	r = team_run(team, make_model, &making);
+	if (r < 0)
+		return err && err->text[0] ? r : err_set(err, r, "a rank cannot make its model");
+	if (team->is_joined || (team->n_ranks == 1 && !dev_is_host(team->members[0].dev)))
+		return 0;
 	r = team_run(team, join, NULL);
 	if (r < 0)
 		return err_set(err, r, "the ranks cannot speak to one another: %s", comm_why());
@@ -227,12 +259,27 @@ struct batch {
 	float *logits;
 };
 
+/* A failure in a pass, for which the other ranks may be waiting. */
+static int lose(const struct member *m, int r)
+{
+	comm_fail(m->comm);
+	if (rank_of(m) > 0 && !dev_is_host(m->dev) && on_loss)
+		on_loss(rank_of(m));
+	return r;
+}
+
 static int forward(struct team *team, uint32_t rank, void *userdata)
 {
+	const struct member *m = &team->members[rank];
 	const struct batch *b = userdata;
+	int r = 0;
 
-	return model_forward(team->members[rank].model, b->ids, b->n_tokens, b->seqs, b->n_seqs,
-			     b->out, b->n_out, b->logits);
+	for (uint32_t i = 0; m->mirror && r == 0 && i < b->n_seqs; i++)
+		r = mirror_use(m->mirror, model_stream(m->model), &b->seqs[i]);
+	if (r == 0)
+		r = model_forward(m->model, b->ids, b->n_tokens, b->seqs, b->n_seqs, b->out,
+				  b->n_out, b->logits);
+	return r < 0 && r != -EINVAL ? lose(m, r) : r;
 }
 
 int team_forward(struct team *team, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
@@ -255,7 +302,10 @@ static int speak(struct team *team, uint32_t rank, void *userdata)
 {
 	const struct batch *b = userdata;
 
-	return model_logits(team->members[rank].model, b->first, b->n_out, b->logits);
+	const struct member *m = &team->members[rank];
+	const int r = model_logits(m->model, b->first, b->n_out, b->logits);
+
+	return r < 0 && r != -EINVAL ? lose(m, r) : r;
 }
 
 int team_logits(struct team *team, uint32_t first, uint32_t n, float *logits)
@@ -263,6 +313,31 @@ int team_logits(struct team *team, uint32_t first, uint32_t n, float *logits)
 	struct batch b = { .first = first, .n_out = n, .logits = logits };
 
 	return team_run(team, speak, &b);
+}
+
+bool team_has_mirrors(const struct team *team)
+{
+	return team->members[0].mirror;
+}
+
+struct moving {
+	const struct step_move *moves;
+	uint32_t n;
+};
+
+static int move(struct team *team, uint32_t rank, void *userdata)
+{
+	const struct member *m = &team->members[rank];
+	const struct moving *moving = userdata;
+
+	return mirror_move(m->mirror, model_stream(m->model), moving->moves, moving->n);
+}
+
+int team_move(struct team *team, const struct step_move *moves, uint32_t n)
+{
+	struct moving moving = { moves, n };
+
+	return team_run(team, move, &moving);
 }
 
 uint32_t team_ranks(const struct team *team)

@@ -9,9 +9,16 @@
  */
 #pragma once
 
+#include "daemon/exec/mirror.h"
 #include "daemon/exec/model/model.h"
 
 struct team;
+
+/*
+ * What is called, by its own thread, when a rank other than 0 fails in a pass on a
+ * device that is not the host: the others may wait for it there, for ever.
+ */
+void team_on_loss(void (*lost)(uint32_t rank));
 
 /*
  * Starts the ranks and opens their devices.
@@ -35,7 +42,8 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 
 /*
  * Makes each rank's model, over its heads of the pages of @kv, after team_load();
- * in place of those that were made before. Else as model_new().
+ * in place of those that were made before. On devices that are not the host the
+ * pages of @kv, which is in the host's memory, have a mirror there. Else as model_new().
  */
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
 		     uint32_t max_context, struct err *err);
@@ -44,6 +52,10 @@ int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_
 int team_forward(struct team *team, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 		 uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits);
 int team_logits(struct team *team, uint32_t first, uint32_t n, float *logits);
+
+/* mirror_move() on all ranks, where there are mirrors: false otherwise. */
+bool team_has_mirrors(const struct team *team);
+int team_move(struct team *team, const struct step_move *moves, uint32_t n);
 
 /*
  * Calls @run(team, rank, userdata) on every rank's thread, and waits. One that

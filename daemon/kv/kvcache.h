@@ -197,10 +197,11 @@ uint32_t kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max);
 /* The oldest @n of those under way were done. */
 void kvcache_moved(struct kvcache *c, const struct step_moved *sums, uint32_t n);
 /*
- * The executor is gone, with the moves. What is sealed is to be summed again; what was to be
- * sealed is in the arena, and waits for the next executor to sum it; copies are nobody's.
+ * The executor is gone, with the moves. What is sealed is to be summed again; copies are nobody's.
+ * What was to be sealed is in the arena if it was computed there, and waits for the next executor
+ * to sum it; else it is lost.
  */
-void kvcache_executor_lost(struct kvcache *c);
+void kvcache_executor_lost(struct kvcache *c, bool in_arena);
 
 /* Gives up pages that nobody holds, those that cost least first; returns the bytes given back to the machine. */
 uint64_t kvcache_yield(struct kvcache *c, uint64_t bytes);

@@ -269,15 +269,15 @@ static void end_all(struct kvcache *c, bool keep_seals)
 	}
 }
 
-void kvcache_executor_lost(struct kvcache *c)
+void kvcache_executor_lost(struct kvcache *c, bool in_arena)
 {
 	/* before holds end: who waits for its sum cannot go */
 	for (kv_page page = 0; page < c->options.n_pages; page++) {
 		if (c->by_page[page] && !c->by_page[page]->loading)
 			c->by_page[page]->trust = PREFIX_UNCHECKED;
 	}
-	/* what was to be sealed is in the arena, whole: it gave the results of the steps that wrote it */
-	end_all(c, true);
+	/* in the arena it is whole: it gave the results of the steps that wrote it */
+	end_all(c, in_arena);
 	tiers_moved(c);
 }
 

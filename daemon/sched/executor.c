@@ -630,6 +630,11 @@ const struct control_ready *executor_known(const struct executor *e)
 	return e->record.ready.kind == CONTROL_READY ? &e->record.ready : NULL;
 }
 
+bool executor_uses_arena(const struct executor *e)
+{
+	return e->record.ready.in_arena;
+}
+
 const struct execrecord *executor_record(const struct executor *e)
 {
 	return &e->record;

@@ -98,6 +98,7 @@ const char *executor_state_name(enum executor_state state); /* "off", "loading",
 struct ring *executor_ring(struct executor *e);		    /* NULL unless READY, PARKING or LEAVING */
 const struct control_ready *executor_ready(const struct executor *e); /* NULL unless READY */
 const struct control_ready *executor_known(const struct executor *e); /* what it last said, asleep too; NULL: never */
+bool executor_uses_arena(const struct executor *e); /* when it last was ready: a page that it computed is in the arena at once */
 const struct execrecord *executor_record(const struct executor *e);   /* what sleep freed and cost, as last measured */
 bool executor_lacks_gpu(const struct executor *e);	    /* why it waits: executor_text() says more */
 void executor_set_halted(struct executor *e, bool halted); /* for the record alone: a later broker finds it there */

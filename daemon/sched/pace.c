@@ -33,6 +33,12 @@ double pace_prompt_us(const struct pace *p, uint32_t at, uint32_t n_tokens)
 	return n_tokens * (p->token_us + p->context_us * middle / PACE_CONTEXT);
 }
 
+double pace_step_us(const struct pace *p, const struct pace_load *load)
+{
+	return pace_decode_us(p, load->n_decoding) +
+	       load->n_tokens * MAX(p->whole_us, p->token_us) + load->contexts * p->context_us;
+}
+
 static void learn_decoding(struct pace *p, uint32_t n_decoding, double us)
 {
 	const double n = (double)n_decoding / PACE_ROWS;

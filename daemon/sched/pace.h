@@ -76,6 +76,8 @@ bool pace_wants_look(const struct pace *p);
 double pace_decode_us(const struct pace *p, uint32_t n_decoding);
 /* What @n_tokens of a prompt take where nothing decodes, the first at position @at; 0: not known. */
 double pace_prompt_us(const struct pace *p, uint32_t at, uint32_t n_tokens);
+/* What a step with @load takes at most, by what is known; 0: nothing is. */
+double pace_step_us(const struct pace *p, const struct pace_load *load);
 /* For a step with @n_decoding such rows, which others wait for. @gap_us: TokenGap */
 struct pace_budget pace_budget(const struct pace *p, uint32_t n_decoding, uint64_t gap_us);
 /* How many of @n_tokens of a prompt, the first at position @at, the step takes; 0: it is full. */

@@ -22,6 +22,14 @@ struct flight {
 	struct flight_row rows[STEP_ROWS_MAX];
 };
 
+/* See stuck.c: what was seen at the last tick, and how many have passed since it changed. */
+struct stuck {
+	sd_event_source *timer;
+	bool was_busy;
+	uint64_t done;
+	uint32_t generation, n_ticks;
+};
+
 struct sched {
 	sd_event *loop;
 	const struct settings *settings;
@@ -55,6 +63,7 @@ struct sched {
 	uint32_t decode_slot;	     /* served last */
 	sd_event_source *pump, *timer;
 	uint64_t timer_at_us;
+	struct stuck stuck;
 	uint64_t n_steps, n_deep_steps;
 };
 
@@ -120,3 +129,9 @@ void sched_push(struct sched *s);
 
 /* results.c: applies what the ring holds. */
 void sched_apply(struct sched *s);
+
+/* stuck.c */
+int stuck_begin(struct sched *s); /* 0 or sd_event's error */
+void stuck_end(struct sched *s);
+/* There may be steps in flight now, or none: the clock runs while there are. */
+void stuck_look(struct sched *s);

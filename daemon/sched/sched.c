@@ -83,6 +83,8 @@ int sched_new(sd_event *loop, const struct sched_options *options, struct sched 
 	if (!s->page_seen)
 		return -ENOMEM;
 	r = sd_event_add_defer(loop, &s->pump, on_pump, s);
+	if (r >= 0)
+		r = stuck_begin(s);
 	if (r < 0)
 		return r;
 	/* an adopted ring may hold results of moves, of which no turn waits for any */
@@ -103,6 +105,7 @@ struct sched *sched_free(struct sched *s)
 		t->user = NULL;
 		t->next = t->prev = NULL;
 	}
+	stuck_end(s);
 	sd_event_source_disable_unref(s->pump);
 	sd_event_source_disable_unref(s->timer);
 	sd_event_unref(s->loop);
@@ -576,7 +579,7 @@ static void restart_turns(struct sched *s, bool died)
 	s->done = 0;
 	for (uint32_t i = 0; i < STEP_ROWS_MAX; i++)
 		s->slot_busy[i] = 0;
-	kvcache_executor_lost(s->cache);
+	kvcache_executor_lost(s->cache, executor_uses_arena(s->executor));
 	kvpool_idle(s->kv);
 	if (in_flight)
 		end_faulty(s, s->deaths < DEATHS_MAX ? FAULTS_MAX : 1);
@@ -692,6 +695,7 @@ void sched_executor_changed(struct sched *s)
 	if (sched_settle(s))
 		pump_later(s);
 	sched_push(s);
+	stuck_look(s);
 	tell_put_back(s);
 }
 

@@ -138,6 +138,7 @@ static json_t *describe_executor(const struct engine *e)
 	if (ready) {
 		put(o, "isa", json_string(ready->isa));
 		put(o, "device", json_string(ready->device));
+		put(o, "ranks", integer(ready->n_ranks));
 		put(o, "threads", integer(ready->n_threads));
 		put(o, "weight_bytes", integer(ready->weight_bytes));
 		put(o, "huge_page_bytes", integer(ready->huge_bytes));

@@ -79,6 +79,11 @@ struct dev *dev_close(struct dev *dev)
 }
 
 /* A lack of memory or threads is for strerror(). */
+const char *dev_lost(void)
+{
+	return NULL;
+}
+
 const char *dev_why(void)
 {
 	return "this processor cannot";

@@ -42,6 +42,12 @@ struct dev *st_dev(struct stream *st)
 	return st->dev;
 }
 
+int st_batch_room(struct stream *st, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_pages)
+{
+	(void)st, (void)n_tokens, (void)n_seqs, (void)n_pages;
+	return 0;
+}
+
 int st_batch(struct stream *st, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 	     uint32_t n_seqs, const uint32_t *rows, uint32_t n_rows)
 {

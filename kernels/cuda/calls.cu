@@ -53,6 +53,11 @@ int calls_result(CUresult result)
 	return calls_result((cudaError_t)result);
 }
 
+bool calls_lost(void)
+{
+	return first_error != cudaSuccess;
+}
+
 const char *calls_why(void)
 {
 	return cudaGetErrorString(first_error);

@@ -20,6 +20,7 @@ uint64_t calls_made(void); /* since calls_fail() or the start */
 int calls_result(cudaError_t error);
 int calls_result(CUresult result);
 bool calls_due(cudaError_t *ret); /* counts one call; whether it has to fail, and how */
+bool calls_lost(void);		  /* whether one has failed so */
 const char *calls_why(void);	  /* in CUDA's words; "no error" if none failed */
 
 #define CUDA_CALL(call)                                                                            \

@@ -25,7 +25,8 @@ struct memory;
 struct stage;
 
 struct dev {
-	int ordinal;
+	int ordinal;		/* the rank's number */
+	uint32_t n_ranks;	/* that this process has a device each for */
 	int sm;			/* 80, 86, 89, 90, 100, 120: compute capability without the point */
 	uint32_t n_sm;		/* multiprocessors */
 	size_t shared_max;	/* bytes of shared memory that a block can opt in to */
@@ -34,6 +35,30 @@ struct dev {
 	uint32_t n_threads;	/* of dev_run() */
 	struct memory *memory;	/* reservations and what is behind them */
 	char name[16], product[256];
+};
+
+/*
+ * While it lives the calling thread's device is @dev: for what a thread does for
+ * another rank than its own. A rank's thread has its device since dev_open_rank().
+ */
+struct on_device {
+	int before;
+
+	explicit on_device(const struct dev *dev) : before(-1)
+	{
+		int now;
+
+		if (dev->n_ranks > 1 && cudaGetDevice(&now) == cudaSuccess && now != dev->ordinal &&
+		    cudaSetDevice(dev->ordinal) == cudaSuccess)
+			before = now;
+	}
+	~on_device()
+	{
+		if (before >= 0)
+			(void)cudaSetDevice(before);
+	}
+	on_device(const on_device &) = delete;
+	on_device &operator=(const on_device &) = delete;
 };
 
 #define STREAM_COUNTERS 16384

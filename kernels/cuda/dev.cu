@@ -1,4 +1,4 @@
-/* A device: the first GPU that the process may see, host threads for loading, and memory. */
+/* A device: of the GPUs that the process may see the one of the rank's number, host threads for loading, and memory. */
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -30,6 +30,11 @@ enum isa isa_best(void)
 const char *dev_why(void)
 {
 	return why;
+}
+
+const char *dev_lost(void)
+{
+	return calls_lost() ? calls_why() : NULL;
 }
 
 static int attribute(const struct dev *dev, cudaDeviceAttr which, int *ret)
@@ -64,12 +69,15 @@ static int describe(struct dev *dev)
 	return 0;
 }
 
-static uint32_t host_threads(uint32_t wanted)
+/* @wanted by one of @n_ranks; 0: its share */
+static uint32_t host_threads(uint32_t wanted, uint32_t n_ranks)
 {
 	const long n = sysconf(_SC_NPROCESSORS_ONLN);
 
-	if (wanted == 0)
+	if (wanted == 0) {
 		wanted = n < 1 ? 1 : n < THREADS_WANTED ? (uint32_t)n : THREADS_WANTED;
+		wanted = wanted > n_ranks ? wanted / n_ranks : 1;
+	}
 	return wanted < THREADS_MAX ? wanted : THREADS_MAX;
 }
 
@@ -86,6 +94,11 @@ static int open_device(struct dev *dev)
 	r = CUDA_CALL(cudaGetDeviceCount(&n));
 	if (r < 0 || n == 0) {
 		why = r < 0 ? calls_why() : "no GPU is visible";
+		return -ENODEV;
+	}
+	/* said by rank 0 too, whoever's device is wanting */
+	if ((uint32_t)n < dev->n_ranks) {
+		why = "fewer GPUs are visible than Ranks= asks for";
 		return -ENODEV;
 	}
 	r = CUDA_CALL(cudaSetDevice(dev->ordinal));
@@ -111,11 +124,6 @@ int dev_open_rank(enum isa isa, uint32_t n_threads, uint32_t rank, uint32_t n_ra
 	struct dev *dev;
 	int r;
 
-	(void)rank;
-	if (n_ranks > 1) {
-		why = "ranks are of CPUs; with GPUs there is one";
-		return -ENOTSUP;
-	}
 	if (isa != ISA_CUDA) {
 		why = "this executor computes on GPUs alone";
 		return -ENOTSUP;
@@ -123,7 +131,9 @@ int dev_open_rank(enum isa isa, uint32_t n_threads, uint32_t rank, uint32_t n_ra
 	dev = (struct dev *)calloc(1, sizeof(*dev));
 	if (!dev)
 		return -ENOMEM;
-	dev->n_threads = host_threads(n_threads);
+	dev->ordinal = (int)rank;
+	dev->n_ranks = n_ranks;
+	dev->n_threads = host_threads(n_threads, n_ranks);
 	r = open_device(dev);
 	if (r < 0) {
 		dev_close(dev);
@@ -182,24 +192,30 @@ void *dev_reserve(struct dev *dev, size_t bytes)
 
 int dev_back(struct dev *dev, void *at, size_t bytes)
 {
+	const struct on_device own(dev);
+
 	return memory_back(dev->memory, at, bytes);
 }
 
 int dev_unback(struct dev *dev, void *at, size_t bytes)
 {
+	const struct on_device own(dev);
+
 	return memory_unback(dev->memory, at, bytes);
 }
 
 int dev_seal(struct dev *dev, void *at, size_t bytes)
 {
+	const struct on_device own(dev);
+
 	return memory_seal(dev->memory, at, bytes);
 }
 
 int dev_write(struct dev *dev, void *to, const void *from, size_t bytes)
 {
+	const struct on_device own(dev);
 	int r;
 
-	(void)dev;
 	if (!bytes)
 		return 0;
 	r = CUDA_CALL(cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice));

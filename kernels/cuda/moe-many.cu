@@ -264,14 +264,17 @@ static bool take_room(const struct stream *st, size_t *at, struct moe_room *ret,
 	return fits;
 }
 
+/* Of experts, and of a dense MLP, which is a shared expert alone and may be wider. */
 size_t moe_many_scratch(const struct op_limits *l)
 {
+	const uint32_t moe_dim = l->moe_ffn_dim ? l->moe_ffn_dim : l->ffn_dim;
 	struct moe_room room;
-	size_t at = 0;
+	size_t routed = 0, dense = 0;
 
-	take_room(NULL, &at, &room, l->tokens, l->top_k, l->experts, l->dim, l->ffn_dim,
-		  l->ffn_dim);
-	return at + 256;
+	take_room(NULL, &routed, &room, l->tokens, l->top_k, l->experts, l->dim, moe_dim,
+		  moe_dim);
+	take_room(NULL, &dense, &room, l->tokens, 0, 0, l->dim, 0, l->ffn_dim);
+	return (routed > dense ? routed : dense) + 256;
 }
 
 static int put_table(struct stream *st, struct moe_matrix *to, const struct weight *w, uint32_t n)

@@ -529,19 +529,27 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
 		ret_ids[blockIdx.x] = id;
 }
 
+static size_t shared_bytes(uint32_t vocab)
+{
+	return sizeof(struct desk) + ((size_t)vocab + 31) / 32 * 4;
+}
+
+bool op_samples(const struct dev *dev, uint32_t vocab)
+{
+	return vocab > 0 && shared_bytes(vocab) <= dev->shared_max;
+}
+
 int op_sample(struct stream *st, uint32_t *ret_ids, const struct tensor *logits,
 	      const struct sample_row *rows)
 {
 	const uint32_t n = logits->shape[1], vocab = logits->shape[2];
-	const size_t shared_bytes = sizeof(struct desk) + ((size_t)vocab + 31) / 32 * 4;
 
-	if (logits->type != DT_F32 || logits->shape[0] != 1 || vocab == 0 ||
-	    shared_bytes > st->dev->shared_max)
+	if (logits->type != DT_F32 || logits->shape[0] != 1 || !op_samples(st->dev, vocab))
 		return -EINVAL;
 	if (n == 0)
 		return 0;
-	return launch(st, LAUNCH_PDL, k_sample, dim3(n), dim3(SAMPLE_THREADS), shared_bytes, ret_ids,
-		      (const float *)logits->data, vocab, rows);
+	return launch(st, LAUNCH_PDL, k_sample, dim3(n), dim3(SAMPLE_THREADS), shared_bytes(vocab),
+		      ret_ids, (const float *)logits->data, vocab, rows);
 }
 
 static __global__ void k_count(struct sample_count *counts, uint32_t vocab, const uint32_t *ids,

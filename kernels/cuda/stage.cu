@@ -255,3 +255,22 @@ int st_batch(struct stream *st, const uint32_t *ids, uint32_t n_tokens, const st
 		announce(&arrays[ARRAY_GATHER], rows, n_rows);
 	return 0;
 }
+
+int st_batch_room(struct stream *st, uint32_t n_tokens, uint32_t n_seqs, uint32_t n_pages)
+{
+	size_t bytes[ARRAY_N];
+	int r = 0;
+
+	bytes[ARRAY_IDS] = bytes[ARRAY_GATHER] = n_tokens * sizeof(uint32_t);
+	bytes[ARRAY_SEQS] = n_seqs * sizeof(struct batch_seq);
+	bytes[ARRAY_ROWS] = n_tokens * sizeof(struct batch_row);
+	bytes[ARRAY_PAGES] = (size_t)n_pages * sizeof(uint32_t);
+	for (int i = 0; r == 0 && i < ARRAY_N; i++) {
+		struct array *a = &st->stage->arrays[i];
+
+		r = grow_device(st, a, bytes[i]);
+		for (int turn = 0; r == 0 && turn < N_HOST; turn++)
+			r = grow_host(a, turn, bytes[i]);
+	}
+	return r;
+}

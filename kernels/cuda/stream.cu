@@ -18,6 +18,7 @@ struct replay {
 int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret)
 {
 	struct stream *st = (struct stream *)calloc(1, sizeof(*st));
+	const struct on_device own(dev);
 	int r;
 
 	if (!st)
@@ -49,6 +50,8 @@ struct stream *st_close(struct stream *st)
 {
 	if (!st)
 		return NULL;
+	const struct on_device own(st->dev);
+
 	if (st->handle)
 		(void)cudaStreamSynchronize(st->handle);
 	stage_close(st);

@@ -57,7 +57,7 @@ static int receive_configuration(struct stepper *s, int fds[N_FDS], struct err *
 
 static int say_ready(const struct stepper *s)
 {
-	struct control_ready ready = { .kind = CONTROL_READY, .n_threads = 1 };
+	struct control_ready ready = { .kind = CONTROL_READY, .in_arena = 1, .n_threads = 1 };
 
 	snprintf(ready.isa, sizeof(ready.isa), "none");
 	snprintf(ready.device, sizeof(ready.device), "bench");

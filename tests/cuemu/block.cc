@@ -301,10 +301,27 @@ static void order_from_environment(void)
 						 CUEMU_FORWARDS;
 }
 
+/* What a thread of the host ran kernels with goes with it. */
+struct leaving {
+	~leaving()
+	{
+		for (uint32_t i = 0; threads && i < THREADS_MAX; i++)
+			free(threads[i].copies);
+		free(threads);
+		if (stacks)
+			munmap(stacks, (size_t)THREADS_MAX * STACK_BYTES);
+		threads = NULL;
+		stacks = NULL;
+	}
+};
+
 static void threads_new(void)
 {
+	static thread_local struct leaving leaving;
+
 	if (threads)
 		return;
+	(void)leaving;
 	order_from_environment();
 	threads = (struct thread *)calloc(THREADS_MAX, sizeof(*threads));
 	stacks = (char *)mmap(NULL, (size_t)THREADS_MAX * STACK_BYTES, PROT_READ | PROT_WRITE,

@@ -348,6 +348,8 @@ enum cudaError_t {
 	cudaErrorInvalidSymbol = 13,
 	cudaErrorNoDevice = 100,
 	cudaErrorInvalidDevice = 101,
+	cudaErrorECCUncorrectable = 214,
+	cudaErrorInvalidResourceHandle = 400,
 	cudaErrorSymbolNotFound = 500,
 	cudaErrorNotReady = 600,
 	cudaErrorIllegalAddress = 700,

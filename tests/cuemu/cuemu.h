@@ -45,6 +45,15 @@ void cuemu_forget(void);
 /* Whether a fault is printed; it is unless a test plants one. */
 void cuemu_set_loud(bool loud);
 
+/*
+ * Since the program began: kernels that ran, and calls that take memory from the device or give it
+ * back, or pin the host's, or make a graph.
+ */
+#ifdef __cplusplus
+extern "C"
+#endif
+void cuemu_calls(uint64_t *ret_launches, uint64_t *ret_allocations);
+
 /* Global memory as seen by the kernels since the last cuemu_count(true). */
 struct cuemu_counts {
 	uint64_t read_bytes, written_bytes;

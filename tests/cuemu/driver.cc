@@ -12,7 +12,9 @@
 
 static std::mutex lock; /* guards the maps */
 static std::map<CUmemGenericAllocationHandle, size_t> handles;
+static std::map<CUmemGenericAllocationHandle, int> owners; /* devices */
 static std::map<CUdeviceptr, size_t> reserved, mapped;
+static std::map<CUdeviceptr, int> mapped_of; /* device */
 static CUmemGenericAllocationHandle next_handle = 1;
 
 static bool lies_in(const std::map<CUdeviceptr, size_t> &ranges, CUdeviceptr at, size_t bytes)
@@ -27,6 +29,7 @@ static bool lies_in(const std::map<CUdeviceptr, size_t> &ranges, CUdeviceptr at,
 
 static CUresult reserve(CUdeviceptr *ret, size_t bytes, size_t alignment, CUdeviceptr, unsigned long long)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	void *at;
 
@@ -51,9 +54,10 @@ static CUresult unreserve(CUdeviceptr at, size_t bytes)
 	return CUDA_SUCCESS;
 }
 
-static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes, const CUmemAllocationProp *,
-		       unsigned long long)
+static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes,
+		       const CUmemAllocationProp *prop, unsigned long long)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 
 	if (bytes == 0 || bytes % GRANULE)
@@ -62,11 +66,13 @@ static CUresult create(CUmemGenericAllocationHandle *ret, size_t bytes, const CU
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	*ret = next_handle++;
 	handles[*ret] = bytes;
+	owners[*ret] = prop->location.id;
 	return CUDA_SUCCESS;
 }
 
 static CUresult release(CUmemGenericAllocationHandle handle)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	auto it = handles.find(handle);
 
@@ -80,6 +86,7 @@ static CUresult release(CUmemGenericAllocationHandle handle)
 static CUresult map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
 		    unsigned long long)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	auto it = handles.find(handle);
 
@@ -88,11 +95,13 @@ static CUresult map(CUdeviceptr at, size_t bytes, size_t offset, CUmemGenericAll
 		return CUDA_ERROR_INVALID_VALUE;
 	memory_map((void *)at, bytes);
 	mapped[at] = bytes;
+	mapped_of[at] = owners[handle];
 	return CUDA_SUCCESS;
 }
 
 static CUresult unmap(CUdeviceptr at, size_t bytes)
 {
+	allocation_count();
 	std::lock_guard<std::mutex> hold(lock);
 	auto it = mapped.find(at);
 
@@ -100,6 +109,7 @@ static CUresult unmap(CUdeviceptr at, size_t bytes)
 		return CUDA_ERROR_INVALID_VALUE;
 	memory_give((void *)at);
 	mapped.erase(it);
+	mapped_of.erase(at);
 	return CUDA_SUCCESS;
 }
 
@@ -109,9 +119,23 @@ static CUresult set_access(CUdeviceptr at, size_t bytes, const CUmemAccessDesc *
 
 	if (n != 1)
 		return CUDA_ERROR_INVALID_VALUE;
+	for (auto it = mapped_of.lower_bound(at); it != mapped_of.end() && it->first < at + bytes; ++it)
+		if (it->second != access->location.id)
+			return CUDA_ERROR_INVALID_VALUE;
 	return memory_protect((void *)at, bytes, access->flags == CU_MEM_ACCESS_FLAGS_PROT_READWRITE) ?
 		       CUDA_SUCCESS :
 		       CUDA_ERROR_INVALID_VALUE;
+}
+
+int memory_owner(const void *at)
+{
+	std::lock_guard<std::mutex> hold(lock);
+	auto it = mapped_of.upper_bound((CUdeviceptr)at);
+
+	if (it == mapped_of.begin())
+		return -1;
+	--it;
+	return (CUdeviceptr)at < it->first + mapped[it->first] ? it->second : -1;
 }
 
 static CUresult granularity(size_t *ret, const CUmemAllocationProp *, CUmemAllocationGranularity_flags)

@@ -15,7 +15,7 @@
 #include "tests/cuemu/parts.h"
 
 #define ARENA_BYTES ((size_t)1 << 38) /* addresses; they are never used twice */
-#define DEVICE_BYTES ((size_t)8 << 30) /* what is said to be there; more is refused */
+#define DEVICE_GIB 8		      /* what is said to be there; more is refused */
 #define GRANULE 64		      /* bytes of which one remembers who wrote them */
 #define PAGE 4096
 #define SECTOR 32
@@ -70,6 +70,13 @@ struct sectors {
 static std::unordered_map<struct request, struct sectors, struct request_hash> requests;
 static std::unordered_map<uint64_t, uint32_t> nth_of; /* by (thread, pc) */
 
+static size_t device_bytes(void)
+{
+	const char *gib = getenv("CUEMU_GIB");
+
+	return (size_t)(gib ? atoi(gib) : DEVICE_GIB) << 30;
+}
+
 static void arena_open(void)
 {
 	if (arena)
@@ -121,6 +128,19 @@ bool memory_give(void *at)
 	return true;
 }
 
+void memory_zero(void *at, size_t bytes)
+{
+	char *from = (char *)(((uintptr_t)at + PAGE - 1) / PAGE * PAGE);
+	char *to = (char *)(((uintptr_t)at + bytes) / PAGE * PAGE);
+
+	if (from >= to || madvise(from, (size_t)(to - from), MADV_DONTNEED) < 0) {
+		memset(at, 0, bytes);
+		return;
+	}
+	memset(at, 0, (size_t)(from - (char *)at));
+	memset(to, 0, (size_t)((char *)at + bytes - to));
+}
+
 bool memory_protect(void *at, size_t bytes, bool writable)
 {
 	std::lock_guard<std::recursive_mutex> hold(lock);
@@ -141,7 +161,7 @@ bool memory_charge(size_t bytes)
 {
 	std::lock_guard<std::recursive_mutex> hold(lock);
 
-	if (bytes > DEVICE_BYTES - used)
+	if (bytes > device_bytes() - used)
 		return false;
 	used += bytes;
 	return true;
@@ -158,12 +178,12 @@ size_t memory_left(void)
 {
 	std::lock_guard<std::recursive_mutex> hold(lock);
 
-	return DEVICE_BYTES - used;
+	return device_bytes() - used;
 }
 
 size_t memory_bytes(void)
 {
-	return DEVICE_BYTES;
+	return device_bytes();
 }
 
 void memory_pin(void *at, size_t bytes)

@@ -93,6 +93,7 @@ bool memory_is_device(const void *at, size_t bytes);
 void *memory_reserve(size_t bytes, size_t alignment); /* addresses that are never given again */
 void memory_map(void *at, size_t bytes);	       /* puts memory behind them */
 bool memory_give(void *at);			       /* and takes it away */
+void memory_zero(void *at, size_t bytes);	       /* without touching what nobody has */
 bool memory_protect(void *at, size_t bytes, bool writable);
 bool memory_charge(size_t bytes); /* whether the device has as much left */
 void memory_discharge(size_t bytes);
@@ -101,6 +102,23 @@ size_t memory_bytes(void);
 void memory_host_waited(void);
 void memory_pin(void *at, size_t bytes);
 bool memory_unpin(void *at);
+
+/* runtime.cc: a call that cuemu_calls() counts */
+void allocation_count(void);
+
+/* driver.cc: the device that has the memory behind these addresses; -1: none is known */
+int memory_owner(const void *at);
+
+/*
+ * trouble.cc: what the file says that $CUEMU_TROUBLE names
+ *
+ * HANG		what is queued from now on never ends
+ * LOST		it fails for good, and no new process finds a device
+ * ECC		a new process finds one that it cannot use
+ * FAIL		one that fails at the first thing that is queued
+ */
+enum trouble { TROUBLE_NONE, TROUBLE_HANG, TROUBLE_LOST, TROUBLE_ECC, TROUBLE_FAIL, TROUBLES };
+enum trouble trouble_now(void);
 
 /* shadow.cc: shared memory */
 bool shadow_covers(const void *at);

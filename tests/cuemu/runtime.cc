@@ -1,9 +1,11 @@
 /* The runtime's calls. Errors stick, as on a device, until cuemu_forget(). */
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #include <vector>
 
 #include <cuda_runtime.h>
@@ -21,6 +23,7 @@ struct CUgraph_st {
 };
 struct CUstream_st {
 	CUgraph_st *capture;
+	int device;
 };
 struct CUevent_st {
 	struct timespec at;
@@ -30,6 +33,28 @@ static std::recursive_mutex lock; /* one kernel at a time; and guards what follo
 static std::map<const void *, int> shared_allowed;
 static std::map<void *, size_t> sizes;
 static cudaError_t last_error;
+static thread_local int current; /* the thread's device */
+
+/* There is one, or as many as the environment says; they share the memory, and are one at faults. */
+static int devices(void)
+{
+	const char *n = getenv("CUEMU_DEVICES");
+
+	return n ? atoi(n) : 1;
+}
+
+static std::atomic<uint64_t> n_launches, n_allocations;
+
+void allocation_count(void)
+{
+	n_allocations++;
+}
+
+void cuemu_calls(uint64_t *ret_launches, uint64_t *ret_allocations)
+{
+	*ret_launches = n_launches;
+	*ret_allocations = n_allocations;
+}
 
 static cudaError_t say(cudaError_t error)
 {
@@ -47,10 +72,19 @@ static cudaError_t queue(cudaStream_t stream, work w)
 {
 	std::lock_guard<std::recursive_mutex> hold(lock);
 
+	if (stream && stream->device != current)
+		return say(cudaErrorInvalidResourceHandle);
+
 	if (stream && stream->capture) {
 		stream->capture->list.push_back(w);
 		return cudaSuccess;
 	}
+	enum trouble trouble;
+
+	while ((trouble = trouble_now()) == TROUBLE_HANG)
+		usleep(10000);
+	if (trouble == TROUBLE_LOST || trouble == TROUBLE_FAIL)
+		fault_note("the device is lost");
 	if (fault_happened())
 		return say(cudaErrorIllegalAddress);
 	return say(w());
@@ -95,6 +129,7 @@ cudaError_t cuemu_launch(const cudaLaunchConfig_t *config, const void *kernel,
 			pdl = config->attrs[i].val.programmaticStreamSerializationAllowed;
 
 	return queue(config->stream, [=]() mutable {
+		n_launches++;
 		return blocks_run_all(grid, dim, shared_bytes, pdl, run_body, &body, sizeof(body)) ?
 			       cudaSuccess :
 			       cudaErrorIllegalAddress;
@@ -103,6 +138,7 @@ cudaError_t cuemu_launch(const cudaLaunchConfig_t *config, const void *kernel,
 
 cudaError_t cuemu_malloc(void **ret, size_t bytes)
 {
+	allocation_count();
 	std::lock_guard<std::recursive_mutex> hold(lock);
 	void *at;
 
@@ -125,6 +161,7 @@ cudaError_t cuemu_malloc(void **ret, size_t bytes)
 
 cudaError_t cudaFree(void *at)
 {
+	allocation_count();
 	std::lock_guard<std::recursive_mutex> hold(lock);
 	auto it = sizes.find(at);
 
@@ -146,6 +183,7 @@ cudaError_t cudaFreeAsync(void *at, cudaStream_t)
 
 cudaError_t cuemu_malloc_host(void **ret, size_t bytes)
 {
+	allocation_count();
 	void *at = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
 
 	if (!at)
@@ -157,6 +195,7 @@ cudaError_t cuemu_malloc_host(void **ret, size_t bytes)
 
 cudaError_t cudaFreeHost(void *at)
 {
+	allocation_count();
 	if (!at)
 		return cudaSuccess;
 	if (!memory_unpin(at))
@@ -167,6 +206,7 @@ cudaError_t cudaFreeHost(void *at)
 
 cudaError_t cudaHostRegister(void *at, size_t bytes, unsigned)
 {
+	allocation_count();
 	memory_pin(at, bytes);
 	return state();
 }
@@ -174,6 +214,14 @@ cudaError_t cudaHostRegister(void *at, size_t bytes, unsigned)
 cudaError_t cudaHostUnregister(void *at)
 {
 	return memory_unpin(at) ? state() : say(cudaErrorHostMemoryNotRegistered);
+}
+
+/* Memory of another device is out of the thread's device's reach. */
+static bool is_within_reach(const void *at)
+{
+	const int owner = memory_owner(at);
+
+	return owner < 0 || owner == current;
 }
 
 static bool direction_fits(const void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)
@@ -196,7 +244,8 @@ static cudaError_t copy_rows(void *to, size_t to_pitch, const void *from, size_t
 		char *to_row = (char *)to + i * to_pitch;
 		const char *from_row = (const char *)from + i * from_pitch;
 
-		if (!direction_fits(to_row, from_row, width, kind)) {
+		if (!direction_fits(to_row, from_row, width, kind) || !is_within_reach(to_row) ||
+		    !is_within_reach(from_row)) {
 			fault_note("a copy of %zu bytes from %p to %p is not of the kind %d", width,
 				   (const void *)from_row, (void *)to_row, kind);
 			return cudaErrorInvalidValue;
@@ -237,11 +286,14 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpy
 cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stream)
 {
 	return queue(stream, [=]() {
-		if (!memory_is_device(at, bytes)) {
+		if (!memory_is_device(at, bytes) || !is_within_reach(at)) {
 			fault_note("%zu bytes at %p are not memory of the device", bytes, at);
 			return cudaErrorInvalidValue;
 		}
-		memset(at, value, bytes);
+		if (value == 0)
+			memory_zero(at, bytes);
+		else
+			memset(at, value, bytes);
 		return cudaSuccess;
 	});
 }
@@ -254,6 +306,7 @@ cudaError_t cudaMemset(void *at, int value, size_t bytes)
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned)
 {
 	*ret = new CUstream_st();
+	(*ret)->device = current;
 	return state();
 }
 
@@ -269,6 +322,8 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned flags, int)
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
+	if (stream)
+		delete stream->capture; /* that nobody ended */
 	delete stream;
 	return cudaSuccess;
 }
@@ -371,6 +426,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, enum cudaStreamCaptureSta
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *ret, cudaGraph_t graph, unsigned long long)
 {
+	allocation_count();
 	*ret = new CUgraph_st(*graph);
 	return state();
 }
@@ -411,18 +467,23 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
 
 cudaError_t cudaGetDeviceCount(int *ret)
 {
-	*ret = 1;
-	return cudaSuccess;
+	*ret = trouble_now() != TROUBLE_LOST ? devices() : 0;
+	return *ret ? cudaSuccess : cudaErrorNoDevice;
 }
 
 cudaError_t cudaSetDevice(int device)
 {
-	return device == 0 ? state() : say(cudaErrorInvalidDevice);
+	if (trouble_now() == TROUBLE_ECC)
+		return say(cudaErrorECCUncorrectable);
+	if (device < 0 || device >= devices())
+		return say(cudaErrorInvalidDevice);
+	current = device;
+	return state();
 }
 
 cudaError_t cudaGetDevice(int *ret)
 {
-	*ret = 0;
+	*ret = current;
 	return state();
 }
 
@@ -443,7 +504,7 @@ cudaError_t cudaDeviceReset(void)
 
 cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int device)
 {
-	if (device != 0)
+	if (device < 0 || device >= devices())
 		return say(cudaErrorInvalidDevice);
 	switch (attribute) {
 	case cudaDevAttrMaxThreadsPerBlock: *ret = THREADS_MAX; break;
@@ -462,7 +523,7 @@ cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int 
 
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device)
 {
-	if (device != 0)
+	if (device < 0 || device >= devices())
 		return say(cudaErrorInvalidDevice);
 	*ret = {};
 	strcpy(ret->name, "emulated");

@@ -19,6 +19,7 @@ char *rig_path(const char *name, const char *file)
 	return path;
 }
 
+/* @n_ranks	0: no team */
 static int load(struct rig *rig, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
 		struct err *err)
 {
@@ -28,7 +29,7 @@ static int load(struct rig *rig, enum isa isa, uint32_t n_threads, uint32_t n_ra
 	r = checkpoint_open(dir, &rig->checkpoint, err);
 	if (r < 0)
 		return r;
-	r = n_ranks > 1 ? team_open(isa, n_threads, n_ranks, &rig->team)
+	r = n_ranks > 0 ? team_open(isa, n_threads, n_ranks, &rig->team)
 			: dev_open(isa, n_threads, &rig->dev);
 	if (r < 0)
 		return err_set(err, r, "cannot open the device for %s: %s", isa_name(isa),
@@ -60,13 +61,19 @@ static int make_cache(struct rig *rig, uint32_t n_pages)
 	bytes = n_pages * kv_page_bytes(&rig->kv);
 	rig->pages = calloc(n_pages, sizeof(*rig->pages));
 	noise = malloc(bytes);
-	rig->kv.base = dev_reserve(rig->dev, bytes);
+	/* what a team's devices mirror is in the host's memory */
+	if (rig->team && !dev_is_host(rig->dev))
+		rig->kv.base = rig->arena = malloc(bytes);
+	else
+		rig->kv.base = dev_reserve(rig->dev, bytes);
 	if (!rig->pages || !noise || !rig->kv.base)
 		return -ENOMEM;
 	/* what the pages hold must not matter before it is written: NaN in F32 and BF16 */
 	memset(noise, 0xff, bytes);
-	r = dev_back(rig->dev, rig->kv.base, bytes);
-	if (r == 0)
+	r = rig->arena ? 0 : dev_back(rig->dev, rig->kv.base, bytes);
+	if (rig->arena)
+		memset(rig->arena, 0xff, bytes);
+	else if (r == 0)
 		r = dev_write(rig->dev, rig->kv.base, noise, bytes);
 	for (uint32_t i = 0; i < n_pages; i++)
 		rig->pages[i] = n_pages - 1 - i;
@@ -88,11 +95,18 @@ static int make_models(struct rig *rig, uint32_t context, struct err *err)
 int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_tokens,
 	     uint32_t n_pages, struct rig *ret)
 {
-	return rig_open_ranks(name, isa, n_threads, 1, max_tokens, n_pages, ret);
+	return rig_open_team(name, isa, n_threads, 0, max_tokens, n_pages, ret);
 }
 
 int rig_open_ranks(const char *name, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
 		   uint32_t max_tokens, uint32_t n_pages, struct rig *ret)
+{
+	return rig_open_team(name, isa, n_threads, n_ranks > 1 ? n_ranks : 0, max_tokens, n_pages,
+			     ret);
+}
+
+int rig_open_team(const char *name, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
+		  uint32_t max_tokens, uint32_t n_pages, struct rig *ret)
 {
 	struct rig rig = { .name = strdup(name), .max_tokens = max_tokens };
 	struct err err = { 0 };
@@ -122,6 +136,7 @@ void rig_close(struct rig *rig)
 		dev_close(rig->dev);
 	}
 	team_close(rig->team);
+	free(rig->arena);
 	free(rig->pages);
 	checkpoint_free(rig->checkpoint);
 	free(rig->name);

@@ -13,7 +13,8 @@
 struct rig {
 	char *name;
 	struct checkpoint *checkpoint;
-	struct team *team; /* of several ranks: it owns those of rank 0 below */
+	struct team *team; /* it owns those of rank 0 below; NULL: there is none */
+	void *arena;	   /* of kv, on the host: where devices mirror it */
 	struct dev *dev;
 	struct weights *weights;
 	struct kv_cache kv;
@@ -28,6 +29,9 @@ int rig_open(const char *name, enum isa isa, uint32_t n_threads, uint32_t max_to
 /* The same with @n_ranks; below tests/golden, or @name is a path if it begins with a slash. */
 int rig_open_ranks(const char *name, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
 		   uint32_t max_tokens, uint32_t n_pages, struct rig *ret);
+/* The same on a team, also of one: for an executor, or devices that the KV cache is mirrored on. */
+int rig_open_team(const char *name, enum isa isa, uint32_t n_threads, uint32_t n_ranks,
+		  uint32_t max_tokens, uint32_t n_pages, struct rig *ret);
 void rig_close(struct rig *rig);
 
 /* Whether a checkpoint can be divided among so many: 0, or what weights_load_ranks() returns. */

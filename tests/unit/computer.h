@@ -60,6 +60,8 @@ struct computer {
 	uint32_t n_rows, n_tokens; /* of the newest step */
 	uint64_t poison_seeds; /* bit i: the turn whose seed is i kills the executor */
 	uint32_t poison_at;    /* when it computes this position */
+	bool aside; /* it computes in memory of its own, as a GPU does: the arena has what was summed */
+	bool only_here[COMPUTER_PAGES_MAX]; /* pages that the arena has not got, if so */
 	const struct computer_cost *cost; /* moves the clock, which must be a fake one; NULL: takes no time */
 	uint32_t row_tokens[STEP_ROWS_MAX], row_slots[STEP_ROWS_MAX];
 };
@@ -85,6 +87,11 @@ static inline void computer_die(struct computer *c)
 	shutdown(c->fd, SHUT_RDWR);
 	close(c->fd);
 	c->fd = -1;
+	for (uint32_t i = 0; i < c->configure.n_pages && c->aside; i++) {
+		if (c->only_here[i])
+			memset(c->kv + i * c->configure.page_tokens, 0xdd, c->configure.page_tokens * 4);
+		c->only_here[i] = false;
+	}
 	munmap(c->kv, c->kv_bytes);
 	c->kv = NULL;
 	ring_deinit(&c->ring);
@@ -99,7 +106,7 @@ static inline void computer_close(struct computer *c)
 
 static inline void computer_ready(struct computer *c)
 {
-	struct control_ready ready = { .kind = CONTROL_READY, .n_threads = 1 };
+	struct control_ready ready = { .kind = CONTROL_READY, .n_threads = 1, .in_arena = !c->aside };
 
 	snprintf(ready.isa, sizeof(ready.isa), "toy");
 	assert(send(c->fd, &ready, sizeof(ready), MSG_NOSIGNAL) == sizeof(ready));
@@ -172,6 +179,7 @@ static inline void computer_write(struct computer *c, struct computer_slot *s, u
 {
 	const uint32_t before = s->length > 0 ? *computer_at(c, s, s->length - 1) : 0;
 
+	c->only_here[s->pages[s->length / c->configure.page_tokens]] = c->aside;
 	*computer_at(c, s, s->length++) = computer_entry(before, token);
 }
 
@@ -263,6 +271,7 @@ static inline uint32_t computer_moves(struct computer *c, const struct step *ste
 			memset(to, 0, page_tokens * 4);
 		else if (moves[i].from != moves[i].to)
 			memcpy(to, c->kv + moves[i].from * page_tokens, moves[i].n_tokens * 4);
+		c->only_here[moves[i].to] = false;
 		computer_sum(to, moves[i].n_tokens, moved[i].sum);
 		c->n_moves++;
 	}

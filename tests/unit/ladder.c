@@ -75,6 +75,7 @@ void ladder_on_progress(struct power_wish *w)
 static void say_ready(struct computer *c)
 {
 	struct control_ready ready = { .kind = CONTROL_READY,
+				       .in_arena = 1,
 				       .weight_bytes = WEIGHTS,
 				       .resident_bytes = RESIDENT,
 				       .load_us = 7000000 };

@@ -171,6 +171,31 @@ static void the_next_executor_finds_what_was_summed(void **state)
 	holds(&f->kv, 3, 'n');
 }
 
+/* The second of two heads alone: of a page it is every other strip. */
+static void a_rank_mirrors_its_heads_and_leaves_the_others(void **state)
+{
+	struct fixture *f = *state;
+	const struct kv_cache own = kv_heads_of(&f->arena, 1, 1);
+	const size_t strip = kv_head_bytes(&f->arena);
+	const uint32_t pages[] = { 3, 1 };
+
+	f->mirror = mirror_free(f->mirror);
+	assert_int_equal(mirror_new(f->dev, &own, &f->mirror, &f->kv, NULL), 0);
+	assert_int_equal(kv_page_bytes(&f->kv), f->page_bytes / 2);
+	for (size_t i = 0; i < f->page_bytes; i++)
+		at(&f->arena, 3)[i] = i / strip % 2 ? 's' : 'f';
+	use(f, TOKENS, 1, pages);
+	holds(&f->kv, 3, 's');
+	fill(&f->kv, 3, 'n');
+	do_move(f, 3, 3, 0);
+	for (size_t i = 0; i < f->page_bytes; i++)
+		assert_int_equal(at(&f->arena, 3)[i], i / strip % 2 ? 'n' : 'f');
+	do_move(f, STEP_NO_PAGE, 3, 0);
+	for (size_t i = 0; i < f->page_bytes; i++)
+		assert_int_equal(at(&f->arena, 3)[i], i / strip % 2 ? 0 : 'f');
+	holds(&f->kv, 3, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -183,6 +208,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_cleared_page_is_zero_in_both, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_next_executor_finds_what_was_summed, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(a_rank_mirrors_its_heads_and_leaves_the_others,
+						setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,7 @@
 /* The scheduler: what is left of turns when the executor or the broker dies. */
 #include <poll.h>
 
+#include "daemon/sched/queue.h"
 #include "tests/unit/world.h"
 
 static void three_turns(struct world *w)
@@ -302,6 +303,105 @@ static void a_running_turn_is_not_fed_again_after_adoption(void **state)
 	world_close(&w);
 }
 
+/* What it computed in memory of its own, and did not sum, is lost: nobody goes on from it. */
+static void an_executor_with_its_own_memory_may_die_at_every_step(void **state)
+{
+	struct world w;
+
+	(void)state;
+	for (uint64_t n = 0; n < 40; n++) {
+		world_open(&w, 32, 2, 16);
+		w.computer.aside = true;
+		computer_die(&w.computer); /* and says so when it comes again */
+		world_run(&w, 0);
+		world_submit(&w, 1, 40, 20);
+		world_submit(&w, 2, 9, 20);
+		for (uint64_t i = 0; i < n; i++)
+			world_turn(&w);
+		computer_die(&w.computer);
+		world_run_all(&w);
+		world_assert_text(&w, &w.t[0], 20);
+		world_assert_text(&w, &w.t[1], 20);
+		assert_int_equal(w.n_ended, 2);
+		world_assert_all_free(&w);
+		world_close(&w);
+	}
+}
+
+/* The loop alone, for so long or until the executor has died. */
+static void wait_ms(struct world *w, uint64_t ms)
+{
+	const uint64_t end_us = clock_us() + ms * US_PER_MS;
+
+	while (executor_deaths(w->executor) == 0 && clock_us() < end_us)
+		sd_event_run(w->loop, end_us - clock_us());
+}
+
+static void a_step_that_never_ends_is_a_death(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 32, 2, 16);
+	w.settings.step_timeout = 1;
+	world_submit(&w, 1, 20, 10);
+	world_run(&w, 4);
+	world_listen(&w);
+	assert_true(ring_in_flight(executor_ring(w.executor)) > 0);
+	wait_ms(&w, 900);
+	assert_int_equal(executor_deaths(w.executor), 0);
+	wait_ms(&w, 10000);
+	assert_int_equal(executor_deaths(w.executor), 1);
+	assert_non_null(strstr(executor_text(w.executor), "has not ended after 1 s"));
+	computer_die(&w.computer);
+	world_run_all(&w);
+	assert_int_equal(w.n_ended, 1);
+	world_assert_text(&w, &w.t[0], 10);
+	world_assert_all_free(&w);
+	world_close(&w);
+}
+
+static void steps_that_end_one_after_the_other_are_no_death(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 32, 2, 16);
+	w.settings.step_timeout = 1;
+	world_submit(&w, 1, 20, 10);
+	for (int i = 0; i < 6; i++) {
+		world_run(&w, 1);
+		world_listen(&w);
+		assert_true(ring_in_flight(executor_ring(w.executor)) > 0);
+		wait_ms(&w, 500);
+	}
+	assert_int_equal(executor_deaths(w.executor), 0);
+	world_run_all(&w);
+	world_assert_text(&w, &w.t[0], 10);
+	/* with nothing to compute no time is counted */
+	assert_int_equal(sd_event_run(w.loop, 600 * US_PER_MS), 0);
+	world_close(&w);
+}
+
+/* By what the pace knows of such steps. */
+static void a_step_that_was_expected_to_take_long_may(void **state)
+{
+	struct world w;
+
+	(void)state;
+	world_open(&w, 32, 2, 16);
+	w.settings.step_timeout = 1;
+	world_submit(&w, 1, 20, 10);
+	world_run(&w, 4);
+	world_listen(&w);
+	w.sched->pace.step_us = 400000;
+	wait_ms(&w, 1700);
+	assert_int_equal(executor_deaths(w.executor), 0);
+	wait_ms(&w, 10000);
+	assert_int_equal(executor_deaths(w.executor), 1);
+	world_close(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -318,6 +418,10 @@ int main(void)
 		cmocka_unit_test(a_result_is_applied_once_when_the_broker_dies_over_it),
 		cmocka_unit_test(a_result_is_of_no_later_turn_in_its_slot),
 		cmocka_unit_test(a_running_turn_is_not_fed_again_after_adoption),
+		cmocka_unit_test(an_executor_with_its_own_memory_may_die_at_every_step),
+		cmocka_unit_test(a_step_that_never_ends_is_a_death),
+		cmocka_unit_test(steps_that_end_one_after_the_other_are_no_death),
+		cmocka_unit_test(a_step_that_was_expected_to_take_long_may),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

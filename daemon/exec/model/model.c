@@ -4,7 +4,7 @@
  * are one reservation, backed when the model is made.
  *
  * Where the device is not the host, steps of one token a row are recorded once
- * for each number of rows and replayed, and the head's logits stand in the
+ * for each number of rows and replayed (with one rank: what NCCL queues is not), and the head's logits stand in the
  * device's memory until they are read.
  *
  * Of several ranks each has the same residual stream, to the bit: what attention
@@ -19,7 +19,6 @@
 #include "kernels/norm.h"
 
 #define BUFFER_ALIGN 256
-#define LOGITS_ROWS 128 /* rows whose logits are on the device at once */
 #define REPLAY_ROWS 128 /* the most that is recorded */
 #define REPLAYS_MAX 64
 
@@ -58,7 +57,7 @@ struct model {
 
 	bool is_host;
 	bool speaks_aside; /* logits come to ret by way of the buffer below */
-	float *logits;	   /* [LOGITS_ROWS][vocab of this rank], if so */
+	float *logits;	   /* [spoken_rows()][vocab of this rank], if so */
 	uint32_t n_logits; /* rows in it, the first of normed */
 
 	struct recorded recorded[REPLAYS_MAX];
@@ -86,6 +85,12 @@ static struct tensor rows(const void *data, uint32_t tokens, uint32_t width)
 	return f32(data, 1, tokens, width);
 }
 
+/* Rows whose logits are on the device at once: of several ranks as many as a step of theirs samples. */
+static uint32_t spoken_rows(const struct model *m)
+{
+	return m->comm ? MODEL_SPOKEN_ROWS / 2 : MODEL_SPOKEN_ROWS;
+}
+
 /* Takes @n elements of 4 bytes from the reservation; with @m->memory NULL it only counts. */
 static void *carve(struct model *m, size_t *used, size_t n)
 {
@@ -108,11 +113,11 @@ static size_t carve_all(struct model *m)
 	m->k = carve(m, &used, tokens * s->kv_heads * c->head_dim);
 	m->v = carve(m, &used, tokens * s->kv_heads * c->head_dim);
 	m->attention = carve(m, &used, tokens * s->heads * c->head_dim);
-	m->normed = carve(m, &used, tokens * c->dim);
+	m->normed = m->norm; /* which nobody needs any more by then */
 	m->experts = carve(m, &used, tokens * c->top_k);
 	m->expert_weights = carve(m, &used, tokens * c->top_k);
 	if (m->speaks_aside)
-		m->logits = carve(m, &used, (size_t)MIN(tokens, LOGITS_ROWS) * s->vocab);
+		m->logits = carve(m, &used, (size_t)MIN(tokens, spoken_rows(m)) * s->vocab);
 	return used;
 }
 
@@ -127,6 +132,7 @@ static struct op_limits limits_of(const struct model *m)
 		.heads = s->heads,
 		.kv_heads = s->kv_heads,
 		.head_dim = c->head_dim,
+		.moe_ffn_dim = MAX(s->moe_ffn_dim, s->shared_ffn_dim),
 		.ffn_dim = MAX(s->ffn_dim, MAX(s->moe_ffn_dim, s->shared_ffn_dim)),
 		.experts = c->experts,
 		.top_k = c->top_k,
@@ -208,6 +214,12 @@ int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
 	r = st_open(dev, op_scratch(dev, &limits), &m->stream);
 	if (r < 0)
 		return err_wrap(err, r, "cannot allocate scratch memory for %u tokens", max_tokens);
+
+	r = st_batch_room(m->stream, max_tokens, MIN(max_tokens, REPLAY_ROWS),
+			  MIN(max_tokens, REPLAY_ROWS) * pages_of(m));
+	if (r < 0)
+		return err_wrap(err, r, "cannot allocate memory for batches of %u tokens",
+				max_tokens);
 
 	m->bytes = carve_all(m);
 	m->memory = dev_reserve(dev, m->bytes);
@@ -539,14 +551,14 @@ static int compute(struct stream *st, void *userdata)
 	if (r < 0)
 		return r;
 	show(m, TAP_FINAL_NORM, c->layers, p->n_out, c->dim, m->normed);
-	return m->is_host || p->n_out > LOGITS_ROWS ? 0 : speak(m, 0, p->n_out, m->logits);
+	return m->is_host || p->n_out > spoken_rows(m) ? 0 : speak(m, 0, p->n_out, m->logits);
 }
 
 /* Whether a pass is one of those that come again and again. */
 static bool is_decode(const struct model *m, const struct pass *p)
 {
-	return !m->is_host && !m->tap && p->n_tokens == p->n_seqs && p->n_tokens <= REPLAY_ROWS &&
-	       (p->n_out == p->n_tokens || p->n_out == 0);
+	return !m->is_host && !m->comm && !m->tap && p->n_tokens == p->n_seqs &&
+	       p->n_tokens <= REPLAY_ROWS && (p->n_out == p->n_tokens || p->n_out == 0);
 }
 
 /* The recording for such a pass, or room for it: the one not used for longest goes. */
@@ -605,6 +617,28 @@ static int decode(struct model *m, const struct pass *p)
 	return st_replay(m->stream, recorded->replay);
 }
 
+int model_prepare(struct model *m, uint32_t n_rows)
+{
+	int r = 0;
+
+	if (m->is_host || m->comm)
+		return 0;
+	n_rows = MIN(n_rows, MIN((uint32_t)REPLAYS_MAX, (uint32_t)REPLAY_ROWS));
+	for (uint32_t n = 1; r == 0 && n <= n_rows; n++) {
+		struct recorded *recorded = find_recorded(m, n, n);
+
+		/* of no tokens that matter: nothing of it runs */
+		m->step_ids[n - 1] = 0;
+		m->step_seqs[n - 1] = (struct seq){ n - 1, 1, 0, 1, m->any_pages };
+		m->step.n_tokens = m->step.n_seqs = m->step.n_out = n;
+		r = st_batch(m->stream, m->step_ids, n, m->step_seqs, n, NULL, 0);
+		if (r == 0)
+			r = record(m, recorded);
+		recorded->used = ++m->n_passes;
+	}
+	return r;
+}
+
 int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 		  uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits)
 {
@@ -639,7 +673,7 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
 		return r;
 	}
 	m->n_out = n_out;
-	m->n_logits = m->is_host || n_out > LOGITS_ROWS ? 0 : n_out;
+	m->n_logits = m->is_host || n_out > spoken_rows(m) ? 0 : n_out;
 	return logits ? model_logits(m, 0, n_out, logits) : 0;
 }
 
@@ -668,7 +702,7 @@ static int read_logits(struct model *m, uint32_t first, uint32_t n, float *logit
 		return hand_over(m, first, n, logits);
 	m->n_logits = 0;
 	for (uint32_t done = 0; done < n; done += some) {
-		some = MIN(n - done, MIN(m->max_tokens, LOGITS_ROWS));
+		some = MIN(n - done, MIN(m->max_tokens, spoken_rows(m)));
 		r = speak(m, first + done, some, m->logits);
 		if (r == 0)
 			r = hand_over(m, 0, some, logits + done * vocab);
@@ -685,6 +719,14 @@ int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits)
 	if (n == 0)
 		return 0;
 	return m->speaks_aside ? read_logits(m, first, n, logits) : speak(m, first, n, logits);
+}
+
+bool model_spoken(const struct model *m, struct tensor *ret)
+{
+	if (m->comm || m->n_logits == 0)
+		return false;
+	*ret = rows(m->logits, m->n_logits, m->w->config.vocab);
+	return true;
 }
 
 struct stream *model_stream(struct model *m)

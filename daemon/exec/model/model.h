@@ -10,6 +10,8 @@
 
 struct model;
 
+#define MODEL_SPOKEN_ROWS 128 /* whose logits are in the device's memory at once */
+
 /*
  * @max_tokens	rows of one batch;  @max_context	positions of one slot
  * @w, @dev	outlive the model;  @kv	copied; its memory outlives the model
@@ -28,6 +30,13 @@ int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
 		   const struct kv_cache *kv, uint32_t max_tokens, uint32_t max_context,
 		   struct model **ret, struct err *err);
 struct model *model_free(struct model *m);
+
+/*
+ * Records steps of 1 … @n_rows rows of one token each, all of which are wanted,
+ * where the device records: so that none is recorded while they are waited for,
+ * and the memory of all is taken. 0, -ENOMEM or -EIO.
+ */
+int model_prepare(struct model *m, uint32_t n_rows);
 
 /*
  * Computes @n_tokens rows: their KV goes to the pages of their sequences, and
@@ -53,6 +62,13 @@ int model_forward(struct model *m, const uint32_t *ids, uint32_t n_tokens, const
  * last forward pass listed fewer rows, or -EIO.
  */
 int model_logits(struct model *m, uint32_t first, uint32_t n, float *logits);
+
+/*
+ * Where the device has the logits of all rows that the last model_forward()
+ * listed, F32 [1, n_out, vocab], at most MODEL_SPOKEN_ROWS of them. False: they
+ * are nowhere until model_logits() is called, as on CPUs, or with several ranks.
+ */
+bool model_spoken(const struct model *m, struct tensor *ret);
 
 /* The stream that it queues on, for copies that are to keep its order. */
 struct stream *model_stream(struct model *m);

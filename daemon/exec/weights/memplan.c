@@ -15,8 +15,19 @@
 #define LIST_GRANULE 8u /* rows of one expert are computed by so many */
 #define SPLITS 768u	/* pieces that attention is cut into at most, beyond one a row and head */
 #define BLAS_BYTES ((size_t)32 << 20)
-#define KERNELS_PER_LAYER 6u
-#define KERNELS_AROUND 4u /* embedding, last norm, head, sampling */
+#define GRAPH_ROWS_MAX 64u /* steps of up to so many rows are recorded */
+#define SPOKEN_ROWS 128u   /* rows whose logits are on the device at once */
+#define SM_MOST 192u	   /* multiprocessors of the largest card that is reckoned with */
+#define MOE_OUT_BYTES (64u << 20)
+#define MOE_TILE_ROWS 128u
+#define MOE_TABLE_BYTES 52u /* of an expert: where its matrices are, and how many rows it has */
+#define MOE_ROUNDING 4096u
+#define COUNTERS_BYTES (64u << 10)
+#define BATCH_ROWS_MAX 128u
+#define BATCH_ARRAYS 5u
+#define BIASES 1024u
+#define STOP_IDS 32u
+#define SAMPLE_ROW_BYTES 136u
 #define KV_ELEMENT_BYTES 2u
 
 void memplan_air(struct memplan_model *ret)
@@ -207,7 +218,8 @@ static void count_layer(struct count *c, uint32_t i)
 	count_experts(c, l);
 }
 
-static int count_weights(const struct memplan_model *m, struct memplan *p, struct err *err)
+static int count_weights(const struct memplan_model *m, struct memplan *p, struct share *ret_share,
+			 struct err *err)
 {
 	struct count c = { .m = m, .n_gpus = p->limits.n_gpus, .p = p, .err = err };
 	const struct config *k = &m->config;
@@ -215,10 +227,12 @@ static int count_weights(const struct memplan_model *m, struct memplan *p, struc
 					 .cols = k->dim,
 					 .plain = m->checkpoint ? m->checkpoint->embed
 								: (struct ck_tensor){ 0 } };
-	struct share share;
 	int r;
 
-	r = share_make(k, 0, c.n_gpus, "GPUs", &share, err);
+	/* the last rank's is the largest */
+	r = share_make(k, 0, c.n_gpus, "GPUs", ret_share, err);
+	if (r == 0)
+		r = share_make(k, c.n_gpus - 1, c.n_gpus, "GPUs", ret_share, err);
 	if (r < 0)
 		return r;
 	matrix(&c, MEMPLAN_EMBEDDING, m->checkpoint ? &embed : NULL, WEIGHT_BF16, k->vocab, k->dim,
@@ -294,31 +308,113 @@ static void add_pass(const struct config *c, struct memplan *p, uint32_t tokens,
 	pass->tokens = tokens;
 	pass->decode = decode;
 	pass->bytes = lifetimes_place(buffers, MEMPLAN_BUFFERS, MEMPLAN_BUFFER_ALIGN);
-	p->part_bytes[MEMPLAN_WORKSPACE] = MAX(p->part_bytes[MEMPLAN_WORKSPACE],
-					       vram_round(pass->bytes));
 }
 
-static void count_passes(const struct config *c, struct memplan *p)
+/* What daemon/exec/model carves out of one reservation. */
+static uint64_t activation_bytes(const struct config *c, const struct share *s, uint64_t tokens)
 {
+	const uint64_t widths[] = { c->dim,
+				    c->dim,
+				    (uint64_t)s->heads * c->head_dim,
+				    (uint64_t)s->kv_heads * c->head_dim,
+				    (uint64_t)s->kv_heads * c->head_dim,
+				    (uint64_t)s->heads * c->head_dim,
+				    c->top_k,
+				    c->top_k };
+	const uint64_t spoken = s->n_ranks > 1 ? SPOKEN_ROWS / 2 : SPOKEN_ROWS;
+	uint64_t bytes = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(widths); i++)
+		bytes += round_up(tokens * widths[i] * sizeof(float), MEMPLAN_BUFFER_ALIGN);
+	return vram_round(bytes + round_up(MIN(tokens, spoken) * (uint64_t)s->vocab * sizeof(float),
+					   MEMPLAN_BUFFER_ALIGN));
+}
+
+/* A batch as two BF16 halves. */
+static uint64_t split_bytes(uint64_t rows, uint32_t cols)
+{
+	return rows * 2 * round_up(cols, 64) * sizeof(uint16_t);
+}
+
+/* An MLP of @n chosen experts in all and one that all tokens have. */
+static uint64_t moe_bytes(const struct config *c, uint64_t tokens, uint64_t n, uint32_t ffn_dim,
+			  uint32_t shared_dim)
+{
+	const uint64_t fit = MOE_OUT_BYTES / sizeof(float) / (n + tokens) / MOE_TILE_ROWS *
+			     MOE_TILE_ROWS;
+	const uint64_t rows = MIN((uint64_t)c->dim, MAX(fit, (uint64_t)MOE_TILE_ROWS));
+
+	return split_bytes(tokens, c->dim) + split_bytes(n, ffn_dim) +
+	       split_bytes(tokens, shared_dim) + (n + tokens) * rows * sizeof(float) +
+	       (n ? (uint64_t)c->experts * (tokens * sizeof(uint32_t) + MOE_TABLE_BYTES) : 0) +
+	       MOE_ROUNDING;
+}
+
+/* What kernels/cuda asks for, op_scratch(): the most that an operation needs at a time. */
+static uint64_t scratch_bytes(const struct config *c, const struct share *s, uint64_t tokens)
+{
+	const uint32_t wide = MAX(s->ffn_dim, MAX(s->moe_ffn_dim, s->shared_ffn_dim));
+	const uint32_t expert = MAX(s->moe_ffn_dim, s->shared_ffn_dim);
+	const uint32_t cols = MAX(c->dim, s->heads * c->head_dim);
+	const uint64_t heads = (uint64_t)s->kv_heads *
+			       ((s->heads / s->kv_heads - 1) / STRIP_ROWS + 1);
+	const uint64_t needs[] = {
+		moe_bytes(c, tokens, tokens * c->top_k, expert, expert),
+		moe_bytes(c, tokens, 0, 0, wide),
+		split_bytes(tokens, cols) + (uint64_t)2 * SM_MOST * MOE_TILE_ROWS * 64 * 4,
+		(tokens + 2 * SM_MOST / heads) * heads * STRIP_ROWS * (c->head_dim + 2) * 4,
+	};
+	uint64_t most = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(needs); i++)
+		most = MAX(most, needs[i]);
+	return vram_round(most);
+}
+
+static uint64_t table_pages(const struct memplan_limits *l)
+{
+	return (l->context_tokens - 1) / l->page_tokens + 1;
+}
+
+/* Of a stream: what its operations share, and the batch on its way. */
+static uint64_t stream_bytes(const struct memplan_limits *l, uint64_t tokens)
+{
+	const uint64_t words = MAX(2 * tokens, MIN(tokens, BATCH_ROWS_MAX) * table_pages(l));
+
+	return vram_round(COUNTERS_BYTES) +
+	       (BATCH_ARRAYS - 1) * vram_round(2 * tokens * sizeof(uint32_t)) +
+	       vram_round(words * sizeof(uint32_t));
+}
+
+static void count_passes(const struct config *c, const struct share *s, struct memplan *p)
+{
+	const uint32_t tokens = MAX(p->limits.batch_tokens, p->limits.max_rows);
 	uint32_t rows = 1;
 
 	for (; rows < p->limits.max_rows; rows *= 2)
 		add_pass(c, p, rows, true);
 	add_pass(c, p, p->limits.max_rows, true);
-	p->part_bytes[MEMPLAN_GRAPHS] =
-		vram_round((uint64_t)p->n_passes *
-			   (c->layers * KERNELS_PER_LAYER + KERNELS_AROUND) * MEMPLAN_NODE_BYTES);
-	add_pass(c, p, MAX(p->limits.batch_tokens, p->limits.max_rows), false);
+	add_pass(c, p, tokens, false);
+	p->part_bytes[MEMPLAN_WORKSPACE] = activation_bytes(c, s, tokens) +
+					   scratch_bytes(c, s, tokens) +
+					   stream_bytes(&p->limits, tokens);
+	/* a step of each number of rows; of several ranks none is recorded */
+	if (p->limits.n_gpus == 1)
+		p->part_bytes[MEMPLAN_GRAPHS] = vram_round(
+			(uint64_t)MIN(p->limits.max_rows, GRAPH_ROWS_MAX) *
+			(c->layers * MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND) *
+			MEMPLAN_NODE_BYTES);
 }
 
-/* Of each slot every token's count, for penalties; of two steps tokens, positions, page tables. */
+/* Of each slot biases, stop ids, and of every token how often it was there; of several ranks the host samples. */
 static uint64_t slots_bytes(const struct config *c, const struct memplan_limits *l)
 {
-	const uint64_t vocab = round_up((c->vocab - 1) / l->n_gpus + 1, STRIP_ROWS);
-	const uint64_t table = (l->context_tokens - 1) / l->page_tokens + 1;
+	const uint64_t slot = (uint64_t)BIASES * 8 + round_up(STOP_IDS * 4, MEMPLAN_BUFFER_ALIGN) +
+			      round_up((uint64_t)c->vocab * 8, MEMPLAN_BUFFER_ALIGN);
 
-	return vram_round(l->max_rows * vocab * sizeof(uint32_t) +
-			  2 * (l->batch_tokens * 16ull + l->max_rows * table * sizeof(uint32_t)));
+	return l->n_gpus > 1 ? 0
+			     : vram_round(l->max_rows * slot + SPOKEN_ROWS * SAMPLE_ROW_BYTES +
+					  l->context_tokens * sizeof(uint32_t));
 }
 
 static uint64_t pool_bytes(const struct memplan *p, uint32_t n_pages)
@@ -363,12 +459,13 @@ int memplan_make(const struct memplan_model *m, const struct memplan_limits *lim
 {
 	const struct config *c = &m->config;
 	struct memplan p = { .limits = *limits };
+	struct share share;
 	uint64_t others;
 	int r;
 
 	r = check_limits(limits, err);
 	if (r == 0)
-		r = count_weights(m, &p, err);
+		r = count_weights(m, &p, &share, err);
 	if (r < 0)
 		return r;
 
@@ -379,7 +476,7 @@ int memplan_make(const struct memplan_model *m, const struct memplan_limits *lim
 	p.n_pages = (limits->context_tokens - 1) / limits->page_tokens + 1;
 	p.group_pages = pagepool_group_pages(p.page_bytes, p.n_pages);
 	p.part_bytes[MEMPLAN_KV] = pool_bytes(&p, p.n_pages);
-	count_passes(c, &p);
+	count_passes(c, &share, &p);
 	p.part_bytes[MEMPLAN_SLOTS] = slots_bytes(c, limits);
 	if (limits->n_gpus > 1)
 		p.part_bytes[MEMPLAN_RANKS] = MEMPLAN_RANKS_BYTES +

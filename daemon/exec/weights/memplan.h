@@ -21,10 +21,13 @@
  *
  * CONTEXT	a CUDA context with the executor's and cuBLASLt's code loaded; bare contexts
  *		are reported at 200 … 500 MiB, by card and driver
- * NODE		of one kernel of one recorded graph
+ * NODE		of one kernel of one recorded graph, of which a layer has at most KERNELS_PER_LAYER
+ *		and a step KERNELS_AROUND more
  * RANK, RANKS	NCCL with few channels: so much, and so much again for each rank
  */
 #define MEMPLAN_CONTEXT_BYTES ((uint64_t)448 << 20)
+#define MEMPLAN_KERNELS_PER_LAYER 10u
+#define MEMPLAN_KERNELS_AROUND 6u
 #define MEMPLAN_NODE_BYTES ((uint64_t)16 << 10)
 #define MEMPLAN_RANKS_BYTES ((uint64_t)128 << 20)
 #define MEMPLAN_RANK_BYTES ((uint64_t)32 << 20)
@@ -58,9 +61,10 @@ enum memplan_part {
 const char *memplan_part_name(enum memplan_part part);
 
 /*
- * The passes that are recorded (decode, a power of two of rows or all of them)
- * or launched eagerly (as many tokens as a step may have). Only one runs at a
- * time, so they share the workspace.
+ * The passes that are recorded (decode; here a power of two of rows or all of them)
+ * or launched eagerly (as many tokens as a step may have), and what each could do
+ * with, were its buffers placed by the times they are needed. Only one runs at a
+ * time, so they share the workspace; it has a place for every buffer.
  */
 struct memplan_pass {
 	uint32_t tokens;
