@@ -109,7 +109,8 @@ def is_tidying(d):
 
 def a_request_ends_it_and_it_goes_on_later():
     with slow() as d:
-        first = ask(d, "--session", "talk", "-n", 300, "Hello there")["usage"]["prompt_tokens"]
+        # an answer that calls no tool, after which reasoning would stay
+        first = ask(d, "--session", "talk", "-n", 300, "--seed", 1, "Hello there")["usage"]["prompt_tokens"]
         wait_for(lambda: is_tidying(d), 20, "tidying")
         assert d.status()["load"]["running"] == 0 and json.loads(d.ctl("ps", "--json"))["turns"] == []
         d.complete([5], 1)
