@@ -251,7 +251,7 @@ check "the sandbox lets it watch memory pressure" sh -c "$(declare -f inside ctl
 # --- as with every holder of its descriptors
 inside env -u srcdir -u builddir python3 -B /run/steamd-test/checks/holder.py || { failed=1; console; }
 inside systemctl stop steamd.service
-check "no executor is left" none
+check "no executor is left" wait_for 10 none
 check "nothing crashed" sh -c "! grep -E 'status=11|SEGV|assert' '$root/console'"
 
 # --- the same for one user, with a service manager of his own
