@@ -18,8 +18,8 @@
 
 #define SWEEP_US (1000 * 1000)
 #define EVENTS_MAX 16
-#define AGAINS_US (10 * 1000) /* in so long libmicrohttpd is run again at its wish … */
-#define AGAINS_MAX 200	      /* … so often */
+#define AGAINS_US (10 * 1000)	     /* in so long libmicrohttpd is run again at its wish … */
+#define AGAINS_MAX 200		     /* … so often */
 #define CONNECTION_BYTES (16u << 10) /* libmicrohttpd's, for headers and what is under way */
 
 uint64_t gateway_now_us(void)

@@ -207,10 +207,11 @@ int head_check(const char *bytes, size_t n, struct refusal *no)
 			return 1;
 		n_fields += fields_of(line);
 		if (n_fields > HEAD_FIELDS_MAX)
-			return refusal_set(no, 431, "too-long", NULL,
-					   "there are more than the %d headers, cookies and parts of "
-					   "the address that are possible",
-					   HEAD_FIELDS_MAX);
+			return refusal_set(
+				no, 431, "too-long", NULL,
+				"there are more than the %d headers, cookies and parts of "
+				"the address that are possible",
+				HEAD_FIELDS_MAX);
 		if (check_field(line, no) < 0)
 			return -EINVAL;
 	}
