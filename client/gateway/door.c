@@ -67,6 +67,7 @@ static void visitor_free(struct visitor *v)
 {
 	LIST_REMOVE(v, link);
 	v->g->n_visitors--;
+	v->g->n_unwelcome -= v->no != NULL;
 	v->g->last_visit_us = gateway_now_us();
 	sd_event_source_disable_unref(v->io);
 	if (v->stage != VISITOR_SERVED)
@@ -288,9 +289,9 @@ static int check_visitor(struct visitor *v, const struct sockaddr_storage *addre
 			  "this gateway serves user %u of this machine alone, and the connection "
 			  "is of %s",
 			  geteuid(), name);
-	else if (g->n_visitors >= g->setup->max_connections)
+	else if (g->n_visitors - g->n_unwelcome >= g->setup->max_connections)
 		turn_away(v, 429, REFUSAL_BUSY, "%llu connections are open; no more can be",
-			  (unsigned long long)g->n_visitors);
+			  (unsigned long long)(g->n_visitors - g->n_unwelcome));
 	else if (v->peer->n > g->setup->max_peer_connections)
 		turn_away(v, 429, REFUSAL_BUSY, "%s has %u connections open; no more can be", name,
 			  v->peer->n - 1);
@@ -325,6 +326,8 @@ static void admit(struct door *d, int fd, const struct sockaddr_storage *address
 	if (!d->is_unix)
 		set_options(fd);
 	if (check_visitor(v, address) < 0 ||
+	    /* those that are not served take no place of those that are */
+	    (v->no && g->n_unwelcome >= GATEWAY_SPARE_CONNECTIONS) ||
 	    /* what has come and is not whole stays in the socket: only what is new is of interest */
 	    sd_event_add_io(g->loop, &v->io, fd, EPOLLIN | EPOLLRDHUP | EPOLLET, on_visitor, v) <
 		    0) {
@@ -337,6 +340,7 @@ static void admit(struct door *d, int fd, const struct sockaddr_storage *address
 	}
 	LIST_INSERT_HEAD(&g->visitors, v, link);
 	g->n_visitors++;
+	g->n_unwelcome += v->no != NULL;
 	g->counts.n_visitors++;
 	gateway_sweep_on(g);
 }

@@ -35,6 +35,7 @@ static int check_single(struct exchange *x)
 		"Host",		"Origin",	  "Authorization",
 		"Content-Type", "Content-Length", "Transfer-Encoding"
 	};
+	const char *encoding;
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		struct count count = { names[i], 0 };
@@ -45,9 +46,15 @@ static int check_single(struct exchange *x)
 					   "there are %u %s headers; one at most is possible",
 					   count.n, names[i]);
 	}
-	if (entry_header(x, "Content-Length") && entry_header(x, "Transfer-Encoding"))
+	encoding = entry_header(x, "Transfer-Encoding");
+	if (encoding && entry_header(x, "Content-Length"))
 		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL,
 				   "Content-Length and Transfer-Encoding do not go together");
+	/* of a later request, which nobody looked at before: it would go on to the connection's end */
+	if (encoding && strcasecmp(encoding, "chunked") != 0)
+		return refusal_set(&x->no, 501, REFUSAL_BAD, NULL,
+				   "the Transfer-Encoding header is '%.64s'; chunked is possible",
+				   encoding);
 	return 0;
 }
 

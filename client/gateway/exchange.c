@@ -397,7 +397,8 @@ static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, con
 	else if (entry_check(x, method, url) == 0 && !x->route)
 		answer_preflight(x);
 	/* what is refused now is not read: the connection ends with the answer */
-	if (x->no.status && entry_header(x, "Content-Length")) {
+	if (x->no.status &&
+	    (entry_header(x, "Content-Length") || entry_header(x, "Transfer-Encoding"))) {
 		x->close = true;
 		exchange_refuse(x, &x->no);
 		return queue(x);

@@ -18,6 +18,8 @@
 
 #define SWEEP_US (1000 * 1000)
 #define EVENTS_MAX 16
+#define AGAINS_US (10 * 1000)	     /* in so long libmicrohttpd is run again at its wish … */
+#define AGAINS_MAX 200		     /* … so often */
 #define CONNECTION_BYTES (16u << 10) /* libmicrohttpd's, for headers and what is under way */
 
 uint64_t gateway_now_us(void)
@@ -137,6 +139,11 @@ static int start_http(struct gateway *g, struct err *err)
 	r = sd_event_add_io(g->loop, &g->http_io, info->epoll_fd, EPOLLIN, on_http, g);
 	if (r >= 0)
 		r = sd_event_add_defer(g->loop, &g->http_again, on_http_again, g);
+	/* with a chunk whose size fills its buffer it wishes for ever: all else goes first, and on */
+	if (r >= 0)
+		r = sd_event_source_set_priority(g->http_again, SD_EVENT_PRIORITY_NORMAL + 1);
+	if (r >= 0)
+		r = sd_event_source_set_ratelimit(g->http_again, AGAINS_US, AGAINS_MAX);
 	if (r >= 0)
 		r = sd_event_add_time_relative(g->loop, &g->sweep, CLOCK_MONOTONIC, SWEEP_US,
 					       100000, on_sweep, g);

@@ -50,7 +50,7 @@ struct gateway {
 	struct visitor *arriving;    /* while libmicrohttpd makes its connection */
 	struct exchange_list unsent; /* streams with something new in this turn */
 	struct peer_list peers;
-	uint64_t n_visitors, last_visit_us;
+	uint64_t n_visitors, n_unwelcome, last_visit_us; /* unwelcome: those that are turned away */
 	uint64_t body_bytes; /* held, of all exchanges and replies that wait */
 	struct keys *keys;   /* NULL: only one's own user is served */
 	struct link_list links;

@@ -98,7 +98,8 @@ static bool is_word(struct span s, const char *word)
 }
 
 /* Where the body ends has to be beyond doubt. */
-static int check_framing(struct span name, struct span value, struct refusal *no)
+static int check_framing(struct span name, struct span value, const char *line_end,
+			 struct refusal *no)
 {
 	if (is_word(name, "Content-Length")) {
 		if (value.len == 0 || value.len > LENGTH_DIGITS_MAX)
@@ -107,11 +108,34 @@ static int check_framing(struct span name, struct span value, struct refusal *no
 			if (value.data[i] < '0' || value.data[i] > '9')
 				return bad(no, "the Content-Length header is no number of bytes");
 	}
+	/* of which libmicrohttpd would make another length, or none */
+	if ((is_word(name, "Content-Length") || is_word(name, "Transfer-Encoding")) &&
+	    value.data + value.len != line_end)
+		return refusal_set(no, 400, REFUSAL_BAD, NULL,
+				   "the %.*s header has spaces at its end", (int)name.len,
+				   name.data);
 	if (is_word(name, "Transfer-Encoding") && !is_word(value, "chunked"))
 		return refusal_set(no, 501, REFUSAL_BAD, NULL,
 				   "the Transfer-Encoding header is '%.*s'; chunked is possible",
 				   (int)MIN(value.len, 64u), value.data);
 	return 0;
+}
+
+static size_t count_byte(struct span s, char c)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < s.len; i++)
+		n += s.data[i] == c;
+	return n;
+}
+
+/* As many as libmicrohttpd makes of a line: a cookie is one, too. */
+static size_t fields_of(struct span line)
+{
+	const struct span name = { line.data, token_bytes(line) };
+
+	return 1 + (is_word(name, "Cookie") ? 1 + count_byte(line, ';') : 0);
 }
 
 static int check_field(struct span line, struct refusal *no)
@@ -130,7 +154,7 @@ static int check_field(struct span line, struct refusal *no)
 					   "the header '%.*s' has a control character",
 					   (int)MIN(n, 64u), line.data);
 	}
-	return check_framing((struct span){ line.data, n }, value, no);
+	return check_framing((struct span){ line.data, n }, value, line.data + line.len, no);
 }
 
 /* Takes a line and its end off @rest; false: it is not whole. */
@@ -173,13 +197,21 @@ int head_check(const char *bytes, size_t n, struct refusal *no)
 	} while (line.len == 0 && ++n_empty <= EMPTY_LINES_MAX);
 	if (check_request_line(line, no) < 0)
 		return -EINVAL;
+	n_fields = count_byte(line, '&');
+	if (n_fields > HEAD_FIELDS_MAX)
+		return refusal_set(no, 414, "too-long", NULL,
+				   "the address has more than the %d parts that are possible",
+				   HEAD_FIELDS_MAX);
 	while (take_line(&rest, &line)) {
 		if (line.len == 0)
 			return 1;
-		if (++n_fields > HEAD_FIELDS_MAX)
-			return refusal_set(no, 431, "too-long", NULL,
-					   "there are more than the %d headers that are possible",
-					   HEAD_FIELDS_MAX);
+		n_fields += fields_of(line);
+		if (n_fields > HEAD_FIELDS_MAX)
+			return refusal_set(
+				no, 431, "too-long", NULL,
+				"there are more than the %d headers, cookies and parts of "
+				"the address that are possible",
+				HEAD_FIELDS_MAX);
 		if (check_field(line, no) < 0)
 			return -EINVAL;
 	}

@@ -7,7 +7,7 @@
 #include "client/gateway/refusal.h"
 
 #define HEAD_BYTES_MAX 8192 /* request line and headers, with the empty line behind them */
-#define HEAD_FIELDS_MAX 100
+#define HEAD_FIELDS_MAX 100 /* headers, cookies, and parts of the address behind its '?' */
 
 /*
  * Looks at the @n bytes that have come. They are of a peer, and may be anything.

@@ -111,8 +111,12 @@ static void put_usage(struct jsontext *t, const struct response_facts *f)
 	}
 	jsontext_format(t, "{\"input_tokens\":%llu", (unsigned long long)f->n_input);
 	if (f->has_cached)
-		jsontext_format(t, ",\"input_tokens_details\":{\"cached_tokens\":%llu}",
-				(unsigned long long)f->n_cached);
+		/* what was not in the cache is there now */
+		jsontext_format(t,
+				",\"input_tokens_details\":{\"cached_tokens\":%llu,"
+				"\"cache_write_tokens\":%llu}",
+				(unsigned long long)f->n_cached,
+				(unsigned long long)(f->n_input - MIN(f->n_cached, f->n_input)));
 	jsontext_format(t, ",\"output_tokens\":%llu", (unsigned long long)f->n_output);
 	if (f->has_cached)
 		jsontext_format(t, ",\"output_tokens_details\":{\"reasoning_tokens\":%llu}",

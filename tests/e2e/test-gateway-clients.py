@@ -12,6 +12,8 @@ for folder in CLIENTS.glob("lib/python3*/site-packages"):
     sys.path.insert(0, str(folder))
 try:
     import openai
+    from openai.types.responses import ResponseStreamEvent
+    from pydantic import TypeAdapter
 except ImportError:
     openai = None
 
@@ -104,6 +106,10 @@ def openai_responds():
         assert [i.content[0].text for i in items] == ["And now?"]
         with c.responses.stream(input="Hello there", **kwargs) as stream:
             kinds = [event.type for event in stream]
+        events = TypeAdapter(ResponseStreamEvent)
+        with c.responses.create(input="Hello there", stream=True, **kwargs) as stream:
+            for event in stream:  # the library takes what comes as it is: this looks whether it is what it declares
+                events.validate_python(event.model_dump(warnings=False, exclude_unset=True))
         assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete", kinds
         assert "response.output_text.delta" in kinds
         c.responses.delete(second.id)

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """The gateway as programs see it: routes, answers, streams, refusals, limits, who may."""
+import contextlib
 import itertools
 import random
 import re
@@ -429,6 +430,31 @@ def other_users_are_refused():
         lines = g.get("/metrics").body.decode()
         assert "steamd_gateway_refused_connections_total 1\n" in lines
         assert (g.socket_path.stat().st_mode & 0o777) == 0o600
+    # nor do they take the places of those that are served
+    def crowd(port, ready, end):
+        become()
+        held = [socket.create_connection(("127.0.0.1", port)) for _ in range(400)]
+        os.write(ready, b"%d" % len(held))
+        os.read(end, 1)
+
+    with Daemon("air") as d, Gateway(d, "MaxConnections=20", "HeaderTimeout=60") as g:
+        (ready, told), (end, ending) = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(ending)
+                crowd(g.port, told, end)
+            finally:
+                os._exit(0)
+        os.close(told)
+        assert os.read(ready, 3) == b"400"
+        assert b"steamd_gateway_connections 257\n" in g.get("/metrics").body
+        own = [g.connect() for _ in range(20)]
+        assert {g.get("/health", connection=c).status for c in own} == {200}
+        os.close(ending)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(end)
 
 
 def keys_stand_for_labels():
@@ -529,7 +555,11 @@ def what_is_no_proper_request_is_refused():
         (post(host, b"Transfer-Encoding: gzip\r\n"), 501), (get(b"/health HTTP/1.1 x", host), 400),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505), (get(b"/" + b"x" * 60000, host), 414),
         (get(b"/health", host, b"X: " + b"y" * 60000 + b"\r\n"), 431),
-        (get(b"/health", host, *[b"X-%d: y\r\n" % i for i in range(3000)]), 431)]
+        (get(b"/health", host, *[b"X-%d: y\r\n" % i for i in range(3000)]), 431),
+        # what libmicrohttpd would read in another way, or has no room for
+        (post(host, length[:-2] + b" \r\n"), 400), (post(host, chunked[:-2] + b"\t\r\n", content=pieces), 400),
+        (get(b"/health?" + b"a&" * 3900, host), 414),
+        (get(b"/health", host, b"Cookie: " + b"; ".join(b"c%d=x" % i for i in range(700)) + b"\r\n"), 431)]
     # of a body libmicrohttpd understood so little that it answers by itself
     http_errors = [(post(host, chunked, content=b"zz\r\n"), 400)]
     fine = [get(b"http://localhost/v1/models", host), get(b"http://LOCALHOST:80/health", host),
@@ -548,6 +578,8 @@ def what_is_no_proper_request_is_refused():
             assert b"HTTP/1.1 200 OK\r\n" in got, (data[:100], got)
         several = b"".join([b"GET /health HTTP/1.1\r\n" + host + b"\r\n", post(host, length), get(b"/v1/models", host)])
         assert g.raw(several).count(b"HTTP/1.1 200 OK\r\n") == 3
+        later = g.raw(b"GET /health HTTP/1.1\r\n" + host + b"\r\n" + post(host, b"Transfer-Encoding: gzip, chunked\r\n"))
+        assert b"HTTP/1.1 501 " in later and b"chunked is possible" in later, later
         assert g.send("POST", "/v1/models", {}).headers["Allow"] == "GET"
         assert g.send("PUT", "/v1/responses/x", {}).headers["Allow"] == "GET, DELETE"
         for data in (b"GET /hea", b"GET / HTTP/1.1\r\nHost: local", b"", post(host, chunked, content=b"ffffffffffffffff\r\nabc"),
@@ -557,6 +589,20 @@ def what_is_no_proper_request_is_refused():
             got = g.post("/v1/chat/completions", b'{"temperature":' + text + b"}")
             assert got.status == 400 and got.error()["message"], got.body
         assert g.get("/health").status == 200
+
+
+def a_chunk_that_does_not_begin_stops_nobody():
+    begun = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5;"
+    with Daemon("air") as d, Gateway(d, "BodyTimeout=2") as g:
+        with socket.create_connection(("127.0.0.1", g.port), timeout=30) as s:
+            s.sendall(begun + b"x" * 20000)
+            for _ in range(10):
+                with contextlib.closing(g.connect(timeout=10)) as c:
+                    assert g.get("/health", connection=c).status == 200
+                    assert chat(g, max_tokens=1).status == 200
+            with contextlib.suppress(ConnectionError):
+                assert s.recv(100) == b""  # and it is let go
+        wait_for(lambda: b"steamd_gateway_connections 1\n" in g.get("/metrics").body, what="the end of it")
 
 
 def a_head_as_long_as_can_be_is_understood():
@@ -865,6 +911,7 @@ run([
     keys_stand_for_labels,
     limits_hold,
     what_is_no_proper_request_is_refused,
+    a_chunk_that_does_not_begin_stops_nobody,
     a_head_as_long_as_can_be_is_understood,
     random_bytes_do_no_harm,
     what_a_peer_makes_the_gateway_hold_is_bounded,

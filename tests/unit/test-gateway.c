@@ -435,6 +435,8 @@ static void a_head_is_whole_or_wrong_or_more_is_to_come(void **state)
 		{ "GET / HTTP/1.1\r\nno colon\r\n", 400 },
 		{ "GET / HTTP/1.1\r\n: x\r\n", 400 },
 		{ "GET / HTTP/1.1\r\nHost : x\r\n", 400 },
+		{ "GET / HTTP/1.1\r\nContent-Length: 5 \r\n", 400 },
+		{ "GET / HTTP/1.1\r\nTransfer-Encoding: chunked\t\r\n", 400 },
 		{ "GET / HTTP/1.1\r\nA: b\r\n c\r\n", 400 },
 		{ "GET / HTTP/1.1\r\nA: b\x01\r\n", 400 },
 		{ "GET / HTTP/1.1\r\nA: b\rX: y\r\n", 400 },
@@ -445,7 +447,7 @@ static void a_head_is_whole_or_wrong_or_more_is_to_come(void **state)
 		{ "GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n", 501 },
 	};
 	static const char fine[] = "\r\nPOST http://localhost/v1 HTTP/1.1\r\nHost: localhost\r\n"
-				   "X-Empty:\r\nX-Latin: \xe9\tx\r\nContent-Length: 5 \r\n\r\n";
+				   "X-Empty:\r\nX-Latin: \xe9\tx \r\nContent-Length: 5\r\n\r\n";
 	struct refusal no;
 
 	(void)state;
@@ -487,6 +489,18 @@ static void a_head_has_room_for_so_much_and_no_more(void **state)
 		jsontext_put(&many, "A:\r\n");
 	assert_int_equal(head_check(many.at, many.n, &no), 0);
 	jsontext_put(&many, "A:\r\n");
+	assert_int_equal(head_check(many.at, many.n, &no), -EINVAL);
+	assert_int_equal(no.status, 431);
+	/* arguments and cookies are kept like headers */
+	jsontext_clear(&many);
+	jsontext_put(&many, "GET /?");
+	for (int i = 0; i < HEAD_FIELDS_MAX - 10; i++)
+		jsontext_put(&many, "a&");
+	jsontext_put(&many, " HTTP/1.1\r\nCookie: a=b; c=d; e=f\r\n");
+	assert_int_equal(head_check(many.at, many.n, &no), 0);
+	jsontext_put(&many, "Cookie: a=b; c=d; e=f\r\nA:;;\r\n");
+	assert_int_equal(head_check(many.at, many.n, &no), 0);
+	jsontext_put(&many, "A:\r\nB:\r\n");
 	assert_int_equal(head_check(many.at, many.n, &no), -EINVAL);
 	assert_int_equal(no.status, 431);
 	jsontext_clear(&many);
