@@ -28,6 +28,38 @@ static enum MHD_Result count_name(void *userdata, enum MHD_ValueKind kind, const
 	return MHD_YES;
 }
 
+static enum MHD_Result look_for_space(void *userdata, enum MHD_ValueKind kind, const char *name,
+				      const char *value)
+{
+	bool *found = userdata;
+
+	(void)kind, (void)value;
+	*found = *found || strpbrk(name, " \t");
+	return MHD_YES;
+}
+
+/*
+ * Of a later request, which nobody looked at before it was parsed: where its body
+ * ends has to be beyond doubt, or what is in it is the next request.
+ */
+static int check_framing(struct exchange *x)
+{
+	const char *encoding = entry_header(x, "Transfer-Encoding");
+	bool found = false;
+
+	MHD_get_connection_values(x->http, MHD_HEADER_KIND, look_for_space, &found);
+	if (found)
+		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL, "a header is no 'NAME: VALUE'");
+	if (encoding && entry_header(x, "Content-Length"))
+		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL,
+				   "Content-Length and Transfer-Encoding do not go together");
+	if (encoding && strcasecmp(encoding, "chunked") != 0)
+		return refusal_set(&x->no, 501, REFUSAL_BAD, NULL,
+				   "the Transfer-Encoding header is '%.64s'; chunked is possible",
+				   encoding);
+	return 0;
+}
+
 /* Of two that differ somebody else may have believed the other one. */
 static int check_single(struct exchange *x)
 {
@@ -35,7 +67,6 @@ static int check_single(struct exchange *x)
 		"Host",		"Origin",	  "Authorization",
 		"Content-Type", "Content-Length", "Transfer-Encoding"
 	};
-	const char *encoding;
 
 	for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
 		struct count count = { names[i], 0 };
@@ -46,15 +77,6 @@ static int check_single(struct exchange *x)
 					   "there are %u %s headers; one at most is possible",
 					   count.n, names[i]);
 	}
-	encoding = entry_header(x, "Transfer-Encoding");
-	if (encoding && entry_header(x, "Content-Length"))
-		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL,
-				   "Content-Length and Transfer-Encoding do not go together");
-	/* of a later request, which nobody looked at before: it would go on to the connection's end */
-	if (encoding && strcasecmp(encoding, "chunked") != 0)
-		return refusal_set(&x->no, 501, REFUSAL_BAD, NULL,
-				   "the Transfer-Encoding header is '%.64s'; chunked is possible",
-				   encoding);
 	return 0;
 }
 
@@ -175,7 +197,11 @@ static int find_route(struct exchange *x, const char *method, const char *url)
 
 int entry_check(struct exchange *x, const char *method, const char *url)
 {
-	if (check_single(x) < 0 || check_url(x, &url) < 0 || check_origin(x) < 0)
+	if (check_framing(x) < 0 || check_single(x) < 0) {
+		x->close = true;
+		return -EINVAL;
+	}
+	if (check_url(x, &url) < 0 || check_origin(x) < 0)
 		return -EINVAL;
 	if (x->origin && strcmp(method, "OPTIONS") == 0)
 		return 0;
