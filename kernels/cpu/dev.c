@@ -78,12 +78,12 @@ struct dev *dev_close(struct dev *dev)
 	return NULL;
 }
 
-/* A lack of memory or threads is for strerror(). */
 const char *dev_lost(void)
 {
 	return NULL;
 }
 
+/* A lack of memory or threads is for strerror(). */
 const char *dev_why(void)
 {
 	return "this processor cannot";

@@ -85,29 +85,10 @@ INLINE void mul_float_any(float *out, const uint8_t *w, size_t strip_bytes, uint
 {
 	for (uint32_t n; n_tokens; n_tokens -= n, x += n, out += n * MUL_ROWS) {
 		n = n_strips == MUL_STRIPS ? tile_of(n_tokens, TILE) : 1;
-		switch (n_strips == MUL_STRIPS ? n : 0) {
-		case 0:
+		if (n_strips == MUL_STRIPS)
+			WITH_TILE_6(n, mul_float(out, w, strip_bytes, n_groups, x, 2, T, f32))
+		else
 			mul_float(out, w, strip_bytes, n_groups, x, 1, 1, f32);
-			break;
-		case 1:
-			mul_float(out, w, strip_bytes, n_groups, x, 2, 1, f32);
-			break;
-		case 2:
-			mul_float(out, w, strip_bytes, n_groups, x, 2, 2, f32);
-			break;
-		case 3:
-			mul_float(out, w, strip_bytes, n_groups, x, 2, 3, f32);
-			break;
-		case 4:
-			mul_float(out, w, strip_bytes, n_groups, x, 2, 4, f32);
-			break;
-		case 5:
-			mul_float(out, w, strip_bytes, n_groups, x, 2, 5, f32);
-			break;
-		case 6:
-			mul_float(out, w, strip_bytes, n_groups, x, 2, 6, f32);
-			break;
-		}
 	}
 }
 
@@ -209,32 +190,7 @@ INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, ui
 			float *to = out + t * MUL_ROWS;
 
 			n = tile_of(n_tokens - t, NIBBLE_TILE);
-			switch (n) {
-			case 1:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 1, f32);
-				break;
-			case 2:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 2, f32);
-				break;
-			case 3:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 3, f32);
-				break;
-			case 4:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 4, f32);
-				break;
-			case 5:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 5, f32);
-				break;
-			case 6:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 6, f32);
-				break;
-			case 7:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 7, f32);
-				break;
-			case 8:
-				mul_nibbles(to, w, 0, n_groups, x + t, 1, 8, f32);
-				break;
-			}
+			WITH_TILE_8(n, mul_nibbles(to, w, 0, n_groups, x + t, 1, T, f32))
 		}
 	}
 }

@@ -63,29 +63,10 @@ static void mul_bf16(float *out, const uint8_t *w, size_t strip_bytes, uint32_t 
 {
 	for (uint32_t n; n_tokens; n_tokens -= n, x += n, out += n * MUL_ROWS) {
 		n = n_strips == MUL_STRIPS ? tile_of(n_tokens, TILE) : 1;
-		switch (n_strips == MUL_STRIPS ? n : 0) {
-		case 0:
+		if (n_strips == MUL_STRIPS)
+			WITH_TILE_6(n, mul_tile(out, w, strip_bytes, n_groups, x, 2, T))
+		else
 			mul_tile(out, w, strip_bytes, n_groups, x, 1, 1);
-			break;
-		case 1:
-			mul_tile(out, w, strip_bytes, n_groups, x, 2, 1);
-			break;
-		case 2:
-			mul_tile(out, w, strip_bytes, n_groups, x, 2, 2);
-			break;
-		case 3:
-			mul_tile(out, w, strip_bytes, n_groups, x, 2, 3);
-			break;
-		case 4:
-			mul_tile(out, w, strip_bytes, n_groups, x, 2, 4);
-			break;
-		case 5:
-			mul_tile(out, w, strip_bytes, n_groups, x, 2, 5);
-			break;
-		case 6:
-			mul_tile(out, w, strip_bytes, n_groups, x, 2, 6);
-			break;
-		}
 	}
 }
 
