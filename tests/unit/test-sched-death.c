@@ -337,14 +337,20 @@ static void wait_ms(struct world *w, uint64_t ms)
 		sd_event_run(w->loop, end_us - clock_us());
 }
 
+/* A turn, whose steps may take a second. */
+static void open_with_deadline(struct world *w)
+{
+	world_open(w, 32, 2, 16);
+	w->settings.step_timeout = 1;
+	world_submit(w, 1, 20, 10);
+}
+
 static void a_step_that_never_ends_is_a_death(void **state)
 {
 	struct world w;
 
 	(void)state;
-	world_open(&w, 32, 2, 16);
-	w.settings.step_timeout = 1;
-	world_submit(&w, 1, 20, 10);
+	open_with_deadline(&w);
 	world_run(&w, 4);
 	world_listen(&w);
 	assert_true(ring_in_flight(executor_ring(w.executor)) > 0);
@@ -366,9 +372,7 @@ static void steps_that_end_one_after_the_other_are_no_death(void **state)
 	struct world w;
 
 	(void)state;
-	world_open(&w, 32, 2, 16);
-	w.settings.step_timeout = 1;
-	world_submit(&w, 1, 20, 10);
+	open_with_deadline(&w);
 	for (int i = 0; i < 6; i++) {
 		world_run(&w, 1);
 		world_listen(&w);
@@ -389,9 +393,7 @@ static void a_step_that_was_expected_to_take_long_may(void **state)
 	struct world w;
 
 	(void)state;
-	world_open(&w, 32, 2, 16);
-	w.settings.step_timeout = 1;
-	world_submit(&w, 1, 20, 10);
+	open_with_deadline(&w);
 	world_run(&w, 4);
 	world_listen(&w);
 	w.sched->pace.step_us = 400000;
