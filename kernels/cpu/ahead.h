@@ -1,7 +1,9 @@
 /* What products ask memory for ahead of its use: after act.h. */
 #pragma once
 
+#ifndef ASK_AHEAD
 #define ASK_AHEAD 2048 /* bytes */
+#endif
 
 /*
  * Asks for the line that far behind @p, but where one strip is read for one token: that is how

@@ -34,9 +34,9 @@ typedef void (*mul_fn)(float *out, const uint8_t *w, size_t strip_bytes, uint32_
 /*
  * The same of up to MUL_STRIPS strips of @kind; of one token's any number, and out has 16
  * elements a strip: what is looked up between two calls waits for the cache behind all that is
- * under way from memory, so a run is best one call. One token's product waits for memory: two
- * strips side by side ask it for more, unless the processor reads ahead best where it sees
- * one run (dev->in_turn); then they go one after the other. The same bits either way.
+ * under way from memory, so a run is best one call. One token's product waits for memory: the
+ * two halves of the run side by side ask it for more, unless the processor reads ahead best where
+ * it sees one run (dev->in_turn); then strip follows strip. The same bits either way.
  */
 void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, float *out,
 		     const uint8_t *w, uint32_t n_strips, uint32_t cols, const uint8_t *const *x,

@@ -84,14 +84,37 @@ static void store(const struct linear_job *job, const float *out, uint32_t row, 
 	}
 }
 
+/* One token's: the halves of the run side by side, so that both are read without a break. */
+static void multiply_halves(size_t bytes, mul_fn mul, float *out, const uint8_t *w,
+			    uint32_t n_strips, uint32_t n_groups, const uint8_t *const *x)
+{
+	const uint32_t half = n_strips / 2;
+	const size_t strip = STRIP_ROWS * sizeof(*out);
+	_Alignas(64) float both[MUL_TOKENS * MUL_ROWS];
+
+	for (uint32_t s = 0; s < half; s++) {
+		mul(both, w + s * bytes, half * bytes, MUL_STRIPS, n_groups, x, 1);
+		memcpy(out + s * STRIP_ROWS, both, strip);
+		memcpy(out + (half + s) * STRIP_ROWS, both + STRIP_ROWS, strip);
+	}
+	if (n_strips % 2) {
+		mul(both, w + 2 * half * bytes, bytes, 1, n_groups, x, 1);
+		memcpy(out + 2 * half * STRIP_ROWS, both, strip);
+	}
+}
+
 void multiply_strips(const struct dev *dev, enum weight_kind kind, mul_fn mul, float *out,
 		     const uint8_t *w, uint32_t n_strips, uint32_t cols, const uint8_t *const *x,
 		     uint32_t n_tokens)
 {
-	const uint32_t most = n_tokens == 1 && dev->in_turn ? 1 : MUL_STRIPS;
+	const uint32_t most = n_tokens == 1 ? 1 : MUL_STRIPS;
 	const uint32_t n_groups = groups_of(cols);
 	const size_t bytes = strip_bytes(kind, cols);
 
+	if (n_tokens == 1 && !dev->in_turn) {
+		multiply_halves(bytes, mul, out, w, n_strips, n_groups, x);
+		return;
+	}
 	while (n_strips) {
 		const uint32_t n = n_strips < most ? n_strips : most;
 
