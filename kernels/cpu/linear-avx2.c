@@ -17,6 +17,8 @@
 
 /* Tokens whose sums for one strip fill the registers. */
 #define TILE 6
+/* The same of the two sums that int4 takes. */
+#define NIBBLE_TILE 3
 /* Columns that a tile goes through before the next one: they stay in the first cache. */
 #define BLOCK_COLS 256
 /* The same of weights that are no integers; and tokens whose activations and sums fit in beside them. */
@@ -247,85 +249,112 @@ INLINE __m256i four_bytes(const uint8_t *x)
 	return _mm256_set1_epi32(word);
 }
 
+INLINE void add_products(__m256i *sum, __m256i q, __m256i x)
+{
+	*sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(q, x));
+}
+
 /*
- * H halves of strips times one token in ACT_FIXED. A group's products with the
+ * H halves of strips times T tokens in ACT_FIXED. A group's products with the
  * high bytes and with the low bytes are summed in 16 bits: sixteen of 15 times
  * 128 fit.
  */
-INLINE void mul_nibbles_one(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
-			    const uint8_t *x, const int H, const bool f32)
+INLINE void mul_nibbles_tile(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
+			     const uint8_t *const *x, const int H, const int T, const bool f32)
 {
 	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
-	const struct fixed_group *groups =
-		(const struct fixed_group *)(x + (size_t)n_groups * 2 * GROUP_COLS);
+	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
 	const __m256i low_nibble = _mm256_set1_epi8(15);
-	__m256 sum[HALVES];
+	__m256 sum[NIBBLE_TILE][HALVES];
 
-#pragma GCC unroll 4
-	for (int h = 0; h < H; h++)
-		sum[h] = _mm256_setzero_ps();
-
-	for (uint32_t g = 0; g < n_groups; g++, w += bytes, x += 2 * GROUP_COLS) {
-		const uint8_t *high_x = x, *low_x = x + GROUP_COLS;
-		__m256i high[HALVES], low[HALVES];
-
+#pragma GCC unroll 3
+	for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
 		for (int h = 0; h < H; h++)
-			high[h] = low[h] = _mm256_setzero_si256();
+			sum[t][h] = _mm256_setzero_ps();
+
+	for (uint32_t g = 0; g < n_groups; g++, w += bytes) {
+		__m256i high[NIBBLE_TILE][HALVES], low[NIBBLE_TILE][HALVES];
+
+#pragma GCC unroll 3
+		for (int t = 0; t < T; t++)
+#pragma GCC unroll 4
+			for (int h = 0; h < H; h++)
+				high[t][h] = low[t][h] = _mm256_setzero_si256();
 #pragma GCC unroll 4
 		for (int j = 0; j < 4; j++) {
-			const __m256i high_0 = four_bytes(high_x + 8 * j);
-			const __m256i low_0 = four_bytes(low_x + 8 * j);
-			const __m256i high_1 = four_bytes(high_x + 8 * j + 4);
-			const __m256i low_1 = four_bytes(low_x + 8 * j + 4);
-
 #pragma GCC unroll 4
 			for (int h = 0; h < H; h++) {
 				const uint8_t *p = w + h / 2 * strip_bytes + h % 2 * 32 + 64 * j;
 				const __m256i line = _mm256_loadu_si256((const __m256i *)p);
-				__m256i q = _mm256_and_si256(line, low_nibble);
+				const __m256i q0 = _mm256_and_si256(line, low_nibble);
+				const __m256i q1 = _mm256_and_si256(_mm256_srli_epi16(line, 4),
+								    low_nibble);
 
 				if (h % 2 == 0)
-					ask_ahead(p, H / 2, 1);
-				high[h] = _mm256_add_epi16(high[h],
-							   _mm256_maddubs_epi16(q, high_0));
-				low[h] = _mm256_add_epi16(low[h], _mm256_maddubs_epi16(q, low_0));
-				q = _mm256_and_si256(_mm256_srli_epi16(line, 4), low_nibble);
-				high[h] = _mm256_add_epi16(high[h],
-							   _mm256_maddubs_epi16(q, high_1));
-				low[h] = _mm256_add_epi16(low[h], _mm256_maddubs_epi16(q, low_1));
-				KEEP(high[h]);
-				KEEP(low[h]);
+					ask_ahead(p, H / 2, T);
+#pragma GCC unroll 3
+				for (int t = 0; t < T; t++) {
+					const uint8_t *high_x = x[t] + g * 2 * GROUP_COLS + 8 * j;
+					const uint8_t *low_x = high_x + GROUP_COLS;
+
+					add_products(&high[t][h], q0, four_bytes(high_x));
+					add_products(&low[t][h], q0, four_bytes(low_x));
+					add_products(&high[t][h], q1, four_bytes(high_x + 4));
+					add_products(&low[t][h], q1, four_bytes(low_x + 4));
+					KEEP(high[t][h]);
+					KEEP(low[t][h]);
+				}
 			}
 		}
 #pragma GCC unroll 4
 		for (int h = 0; h < H; h++) {
 			const uint8_t *p = w + h / 2 * strip_bytes + 256 + h % 2 * (f32 ? 32 : 16);
-			const __m256 scale = _mm256_mul_ps(load_scales(p, f32),
-							   _mm256_set1_ps(groups[g].scale));
-			__m256i all =
-				_mm256_add_epi32(_mm256_madd_epi16(high[h], _mm256_set1_epi16(256)),
-						 _mm256_madd_epi16(low[h], _mm256_set1_epi16(1)));
+			const __m256 scales = load_scales(p, f32);
 
-			all = _mm256_sub_epi32(all, _mm256_set1_epi32(groups[g].sum8));
-			sum[h] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(all), scale, sum[h]);
+#pragma GCC unroll 3
+			for (int t = 0; t < T; t++) {
+				const struct fixed_group *group =
+					(const struct fixed_group *)(x[t] + at_groups) + g;
+				__m256i all = _mm256_add_epi32(
+					_mm256_madd_epi16(high[t][h], _mm256_set1_epi16(256)),
+					_mm256_madd_epi16(low[t][h], _mm256_set1_epi16(1)));
+
+				all = _mm256_sub_epi32(all, _mm256_set1_epi32(group->sum8));
+				sum[t][h] = _mm256_fmadd_ps(
+					_mm256_cvtepi32_ps(all),
+					_mm256_mul_ps(scales, _mm256_set1_ps(group->scale)),
+					sum[t][h]);
+			}
 		}
 	}
+#pragma GCC unroll 3
+	for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
-	for (int h = 0; h < H; h++)
-		_mm256_store_ps(out + h * HALF, sum[h]);
+		for (int h = 0; h < H; h++)
+			_mm256_store_ps(out + t * MUL_ROWS + h * HALF, sum[t][h]);
 }
 
 INLINE void mul_nibbles_few(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 			    uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
 			    const bool f32)
 {
-	for (uint32_t t = 0; t < n_tokens; t++, out += MUL_ROWS) {
-		if (n_strips == 2)
-			mul_nibbles_one(out, w, strip_bytes, n_groups, x[t], 4, f32);
-		else
-			mul_nibbles_one(out, w, strip_bytes, n_groups, x[t], 2, f32);
+	if (n_tokens == 1 && n_strips == 2) {
+		mul_nibbles_tile(out, w, strip_bytes, n_groups, x, 4, 1, f32);
+		return;
 	}
+	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, out += STRIP_ROWS)
+		for (uint32_t t = 0, n; t < n_tokens; t += n) {
+			float *to = out + t * MUL_ROWS;
+
+			n = tile_of(n_tokens - t, NIBBLE_TILE);
+			if (n == 1)
+				mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, 1, f32);
+			else if (n == 2)
+				mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, 2, f32);
+			else
+				mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, 3, f32);
+		}
 }
 
 static void mul_int4(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
