@@ -10,6 +10,7 @@
 
 #define CHUNK_HEAD_BYTES 18   /* most that the size of a chunk takes, and its end of line */
 #define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
+#define WAIT_S 1000000u	      /* a timeout that is never reached, but one of its own */
 
 /* Answers. */
 
@@ -352,12 +353,23 @@ void exchange_on_completed(void *userdata, struct MHD_Connection *http, void **c
 	*context = NULL;
 }
 
+/*
+ * A connection that goes on is read before we are asked for its answer, and with
+ * the end of what its client sends it would be dropped, answer and all. Those with
+ * a timeout of their own are all looked at before anything is read.
+ */
+static void set_timeout(struct exchange *x, unsigned s)
+{
+	MHD_set_connection_option(x->http, MHD_CONNECTION_OPTION_TIMEOUT, s);
+}
+
 static enum MHD_Result queue(struct exchange *x)
 {
 	enum MHD_Result r;
 
 	if (!x->response)
 		return MHD_NO; /* out of memory: the connection is closed */
+	set_timeout(x, 0);
 	x->queued = true;
 	r = MHD_queue_response(x->http, x->status, x->response);
 	MHD_destroy_response(steal(x->response));
@@ -473,6 +485,7 @@ enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http,
 	if (x->state != EXCHANGE_WAITING)
 		return MHD_NO; /* out of memory */
 	x->suspended = true;
+	set_timeout(x, WAIT_S);
 	MHD_suspend_connection(http);
 	return MHD_YES;
 }

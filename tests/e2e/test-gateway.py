@@ -680,8 +680,7 @@ def random_bytes_do_no_harm():
         for t in threads:
             t.join(120)
             assert not t.is_alive(), "one hangs"
-        assert 400 in seen, seen
-        assert g.raw(whole)[9:12] == b"200"
+        assert {200, 400} <= seen, seen
         wait_for(lambda: b"steamd_gateway_connections 1\n" in g.get("/metrics").body, what="the end of all")
 
 

@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""The gateway's HTTP with clients that go by it in odd ways, and with steamd that does not answer."""
+import contextlib
+import threading
+
+from gatewayhttp import *
+from steamd_e2e import *
+
+
+def post(path, body, *headers, version=b"1.1"):
+    """The bytes of a request."""
+    body = json.dumps(body).encode()
+    return b"".join((b"POST " + path.encode() + b" HTTP/" + version + b"\r\nHost: localhost\r\n",
+                     b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body), *headers, b"\r\n", body))
+
+
+def everything(s):
+    found = b""
+    while piece := s.recv(65536):
+        found += piece
+    return found
+
+
+@contextlib.contextmanager
+def stopped(process):
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def clients_that_say_no_more_are_answered_in_one_go():
+    with Daemon("air") as d, Gateway(d) as g, contextlib.ExitStack() as held:
+        assert g.get("/ready").status == 200
+        waiting = []
+        with stopped(d.process):
+            for i in range(20):
+                body = {"prompt": "go on", "max_tokens": 100, "ignore_eos": True, "stream": i % 2 == 1}
+                s = socket.create_connection(("127.0.0.1", g.port), timeout=60)
+                waiting.append(held.enter_context(s))
+                # every fourth has asked for more than that
+                s.sendall(post("/v1/completions", body) * (2 if i % 4 == 3 else 1))
+                s.shutdown(socket.SHUT_WR)
+                assert g.get("/health").status == 200  # it was read
+            g.process.send_signal(signal.SIGSTOP)
+        with stopped(g.process):
+            wait_for(lambda: d.status()["requests_served"] >= 20, 60, "their ends")
+        for i, s in enumerate(waiting):
+            got, n = everything(s), 2 if i % 4 == 3 else 1
+            assert got.count(b'"finish_reason":"length"') == got.count(b"HTTP/1.1 200 OK\r\n") == n, (i, got[-500:])
+            assert got.count(b"data: [DONE]\n\n") == (n if i % 2 else 0), (i, got[-500:])
+        assert "steamd_gateway_abandoned_total 0\n" in g.get("/metrics").body.decode()
+
+
+run([
+    clients_that_say_no_more_are_answered_in_one_go,
+])
