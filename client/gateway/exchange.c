@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "client/gateway/entry.h"
+#include "client/gateway/link.h"
 #include "client/gateway/routes.h"
 
 #define CHUNK_HEAD_BYTES 18   /* most that the size of a chunk takes, and its end of line */
@@ -277,6 +278,7 @@ static void let_go(struct exchange *x)
 
 	x->on_left = NULL;
 	x->on_room = NULL;
+	x->on_late = NULL;
 	if (on_left)
 		on_left(x);
 	x->work = NULL;
@@ -291,6 +293,16 @@ void exchange_reader_left(struct exchange *x)
 		x->g->counts.n_cancelled++;
 	let_go(x);
 	wake(x);
+}
+
+void exchange_look(struct exchange *x, uint64_t now_us)
+{
+	void (*on_late)(struct exchange *) = x->on_late;
+
+	if (!on_late || x->state != EXCHANGE_WAITING || now_us < x->until_us)
+		return;
+	x->on_late = NULL;
+	on_late(x);
 }
 
 uint64_t exchange_allowed_s(const struct exchange *x)
@@ -452,15 +464,22 @@ static void take_body(struct exchange *x, const char *bytes, size_t n)
 	x->body[x->body_bytes] = '\0';
 }
 
+void exchange_go_on(struct exchange *x)
+{
+	x->route->handle(x);
+	/* what a route needs of it, it keeps as JSON */
+	free_body(x);
+}
+
 static void handle(struct exchange *x)
 {
 	x->state = EXCHANGE_WAITING;
 	if (x->no.status)
 		exchange_refuse(x, &x->no);
+	else if (x->route->api)
+		link_await(x);
 	else
-		x->route->handle(x);
-	/* what a route needs of it, it keeps as JSON */
-	free_body(x);
+		exchange_go_on(x);
 }
 
 enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http, const char *url,

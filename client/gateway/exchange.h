@@ -21,7 +21,8 @@ enum exchange_state {
 };
 
 struct exchange {
-	LIST_ENTRY(exchange) unsent; /* while is_unsent */
+	LIST_ENTRY(exchange) unsent;  /* while is_unsent */
+	TAILQ_ENTRY(exchange) parked; /* see link_await() */
 	struct gateway *g;
 	struct visitor *visitor;
 	struct MHD_Connection *http;
@@ -51,10 +52,14 @@ struct exchange {
 	 *
 	 * on_left	the reader left, or everything is over: @work is let go; once
 	 * on_room	a stream has room again; may be NULL
+	 * on_late	it is until_us, and nothing was answered; NULL: it may take as long
+	 *		as it likes
 	 */
 	void *work;
 	void (*on_left)(struct exchange *x);
 	void (*on_room)(struct exchange *x);
+	void (*on_late)(struct exchange *x);
+	uint64_t until_us;
 };
 
 /* libmicrohttpd's callbacks. */
@@ -69,6 +74,8 @@ void exchange_answer(struct exchange *x, unsigned status, struct jsontext *text)
 void exchange_answer_as(struct exchange *x, unsigned status, const char *type,
 			struct jsontext *text);
 void exchange_refuse(struct exchange *x, const struct refusal *no);
+/* Its body is there, and what its route needs to know: the route gets it. */
+void exchange_go_on(struct exchange *x);
 
 /* Begins a stream of events: status and headers go out. */
 void exchange_stream(struct exchange *x);
@@ -89,6 +96,8 @@ void exchange_end(struct exchange *x);
 /* The reader hung up, or took too long. */
 void exchange_reader_left(struct exchange *x);
 
-/* For the sweep: how long it may be at what it is at, in seconds (0: as it likes), and since when. */
+/* For the sweep: what waits and is late is told so. */
+void exchange_look(struct exchange *x, uint64_t now_us);
+/* How long it may be at what it is at, in seconds (0: as it likes), and since when. */
 uint64_t exchange_allowed_s(const struct exchange *x);
 uint64_t exchange_since_us(const struct exchange *x);

@@ -53,6 +53,69 @@ def clients_that_say_no_more_are_answered_in_one_go():
         assert "steamd_gateway_abandoned_total 0\n" in g.get("/metrics").body.decode()
 
 
+def steamd_that_does_not_answer_holds_nobody_up():
+    body = {"prompt": "go on", "max_tokens": 5, "ignore_eos": True}
+    with Daemon("air") as d, Gateway(d) as g:
+        def lively():
+            """/health, which wants nothing of steamd, is never late."""
+            begun = time.monotonic()
+            assert g.get("/health").status == 200 and time.monotonic() - begun < 1
+
+        def parked(n):
+            found = []
+            for i in range(n):
+                s = socket.create_connection(("127.0.0.1", g.port), timeout=60)
+                s.sendall(post("/v1/completions", {**body, "stream": i % 2 == 1}, b"Connection: close\r\n"))
+                found.append(s)
+                lively()
+            return found
+
+        def refused(path):
+            got = g.get(path)
+            assert got.status == 503 and got.headers["Retry-After"] and got.error()["code"] == "no-daemon", got.body
+            assert str(d.socket) in got.error()["message"], got.body
+
+        # before it ever said hello: what is asked waits …
+        with stopped(d.process):
+            waiting = parked(10)
+            gone, waiting = waiting[0], waiting[1:]
+            gone.close()
+            lively()
+        for s in waiting:
+            got = everything(s)
+            assert got.startswith(b"HTTP/1.1 200 OK\r\n") and b'"finish_reason":"length"' in got, got
+            s.close()
+        assert g.get("/ready").status == 200
+    with Daemon("air") as d, Gateway(d) as g:
+        with stopped(d.process):  # … but not for ever
+            waiting, begun = parked(4), time.monotonic()
+            refused("/ready")
+            lively()
+            for s in waiting:
+                got = everything(s)
+                assert got.startswith(b"HTTP/1.1 503 ") and b'"code":"no-daemon"' in got, got
+                assert b"Retry-After: " in got and str(d.socket).encode() in got, got
+                s.close()
+            assert 8 < time.monotonic() - begun < 13, time.monotonic() - begun
+        assert g.post("/v1/completions", body).status == 200  # and it is tried again
+        # one that was there, and stopped
+        with stopped(d.process):
+            begun = time.monotonic()
+            refused("/ready")
+            assert 3 < time.monotonic() - begun < 8
+            for _ in range(20):
+                refused("/ready")
+                assert b"steamd_up 0\n" in g.get("/metrics").body
+            assert time.monotonic() - begun < 10
+            waiting = parked(2)
+        for s in waiting:
+            assert everything(s).startswith(b"HTTP/1.1 200 OK\r\n")
+            s.close()
+        wait_for(lambda: g.get("/ready").status == 200, what="it to be ready")
+        assert b"steamd_up 1\n" in g.get("/metrics").body
+
+
 run([
+    steamd_that_does_not_answer_holds_nobody_up,
     clients_that_say_no_more_are_answered_in_one_go,
 ])
