@@ -412,6 +412,7 @@ static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, con
 		return MHD_NO;
 	*x = (struct exchange){ .g = g, .visitor = v, .http = http, .since_us = gateway_now_us() };
 	x->chunked = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
+	x->is_old = strcmp(version, MHD_HTTP_VERSION_1_0) == 0;
 	*context = x;
 	v->exchange = x;
 	g->counts.n_requests++;

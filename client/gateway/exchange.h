@@ -33,6 +33,7 @@ struct exchange {
 	char allowed[ROUTES_ALLOWED_BYTES]; /* the methods that its path is for, if not this one */
 	enum exchange_state state;
 	bool suspended, queued, reader_left, close, is_unsent;
+	bool is_old;	   /* HTTP/1.0 */
 	bool chunked;	   /* the protocol has chunks */
 	uint64_t since_us; /* when it began, or its reader last took something */
 

@@ -88,6 +88,14 @@ void link_close_all(struct gateway *g)
 
 /* Hello. */
 
+static void meet(struct link *l)
+{
+	if (l->met)
+		return;
+	l->met = true;
+	responses_look(l);
+}
+
 static void unpark(struct exchange *x)
 {
 	struct link *l = x->work;
@@ -106,7 +114,8 @@ static void on_greeted(void *userdata, const struct steamd_result *result,
 
 	(void)result;
 	l->is_greeting = false;
-	l->met = l->met || !err;
+	if (!err)
+		meet(l);
 	while ((x = TAILQ_FIRST(&l->parked))) {
 		unpark(x);
 		if (l->met) {
@@ -219,7 +228,8 @@ static void on_ask_end(void *userdata, const struct steamd_result *result,
 	struct exchange *x = ask->x ? detach(ask) : NULL;
 	const link_then_fn then = ask->then;
 
-	ask->link->met = ask->link->met || !err;
+	if (!err)
+		meet(ask->link);
 	ask->link->n_late -= ask->is_late;
 	free(ask);
 	if (x)
