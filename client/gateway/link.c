@@ -311,7 +311,6 @@ void link_query(struct exchange *x, enum steamd_query what, link_then_fn then)
 	}
 	x->on_late = on_late;
 	x->until_us = gateway_now_us() + ANSWER_US;
-	link_asked(ask,
-		   steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
+	link_asked(ask, steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
 		   &err);
 }

@@ -293,7 +293,8 @@ def what_one_label_stored_is_not_there_for_another():
                     got = g.send(method, f"/v1/responses/{made}{path}", headers=bob)
                     assert got.status == 404, (method, path, got.body)
                 for store in (True, False):
-                    got = g.post("/v1/responses", {"input": "hi", "previous_response_id": made, "store": store}, headers=bob)
+                    body = {"input": "hi", "previous_response_id": made, "store": store}
+                    got = g.post("/v1/responses", body, headers=bob)
                     assert got.status == 404, got.body
             assert g.post(f"/v1/responses/{running}/cancel", {}, headers=alice).status == 200
             c.close()
