@@ -174,13 +174,18 @@ int handle_send(struct steamd *s, const struct msg *m, struct err *err)
 static int say_hello(struct steamd *s, struct err *err)
 {
 	struct msg m = { .type = MSG_HELLO };
+	uint64_t ms = HANDLE_HELLO_MS;
 
 	MSG_SET(&m.hello, proto, MSG_PROTO);
 	MSG_SET(&m.hello, name, span_of(s->name));
 	if (s->label)
 		MSG_SET(&m.hello, label, span_of(s->label));
 	s->state = HANDLE_HELLO;
-	set_timer(s, HANDLE_HELLO_MS);
+	/* the first one's wait began before it was in the queue */
+	if (!s->met)
+		ms -= MIN(now_ms() - s->lost_ms, ms - 1);
+	s->hello_end_ms = now_ms() + ms;
+	set_timer(s, ms);
 	return handle_send(s, &m, err);
 }
 
@@ -195,6 +200,29 @@ static void back_off(struct steamd *s)
 	s->state = HANDLE_BACKOFF;
 }
 
+static int no_daemon(const struct steamd *s, int r, struct steamd_error *err)
+{
+	struct err text = { 0 };
+
+	if (r == -EACCES || r == -EPERM)
+		err_set(&text, r, "the socket '%s' of steamd is not for this user (%s)", s->path,
+			strerror(-r));
+	else if (r == -ENAMETOOLONG)
+		err_set(&text, r, "the socket path '%s' is longer than a socket's can be", s->path);
+	else
+		err_set(&text, r,
+			"no steamd answers at '%s' (%s); start it with "
+			"'systemctl start steamd.socket'%s",
+			s->path, strerror(-r),
+			s->default_path && strcmp(s->path, SYSTEM_SOCKET) != 0
+				? " or, for yourself, 'systemctl --user start steamd.socket'"
+				: "");
+	handle_error_of(err, r, STEAMD_CODE_NO_DAEMON, &text);
+	if (err)
+		err->retryable = r != -ENAMETOOLONG;
+	return r;
+}
+
 static void give_up(struct steamd *s, int r)
 {
 	struct steamd_error err;
@@ -202,12 +230,27 @@ static void give_up(struct steamd *s, int r)
 
 	set_timer(s, 0);
 	s->state = HANDLE_DOWN;
+	if (!s->met) {
+		no_daemon(s, r, &err);
+		handle_end_all(s, &err);
+		return;
+	}
 	snprintf(text, sizeof(text),
 		 "the connection to steamd at '%.512s' was lost and did not come back: %s", s->path,
 		 strerror(-r));
 	handle_error(&err, -ECONNRESET, STEAMD_CODE_LOST, text);
 	err.retryable = 1;
 	handle_end_all(s, &err);
+}
+
+/* A connection that was there may come back; where there was none yet, only a queue is waited in. */
+static bool is_hopeless(const struct steamd *s, int r)
+{
+	const uint64_t missed_ms = now_ms() - s->lost_ms;
+
+	if (!s->met)
+		return r != -EAGAIN || missed_ms >= HANDLE_HELLO_MS;
+	return r == -EACCES || r == -EPERM || r == -ENAMETOOLONG || missed_ms >= HANDLE_LOST_MS;
 }
 
 static void try_again(struct steamd *s)
@@ -220,8 +263,7 @@ static void try_again(struct steamd *s)
 	if (r == 0)
 		return;
 	disconnect(s);
-	if (r == -EACCES || r == -EPERM || r == -ENAMETOOLONG ||
-	    now_ms() - s->lost_ms >= HANDLE_LOST_MS)
+	if (is_hopeless(s, r))
 		give_up(s, r);
 	else
 		back_off(s);
@@ -251,7 +293,7 @@ static void end_what_was_cancelled(struct steamd *s)
 	}
 }
 
-static void on_lost(struct steamd *s)
+static void on_lost(struct steamd *s, int r)
 {
 	static const struct steamd_progress progress = {
 		.state = "reconnecting",
@@ -268,11 +310,15 @@ static void on_lost(struct steamd *s)
 	end_what_was_cancelled(s);
 	if (!s->requests)
 		return;
+	if (!s->met) {
+		give_up(s, r);
+		return;
+	}
 	for (struct handle_request *q = s->requests; q; q = q->next)
 		if (q->handler.on_progress)
 			q->handler.on_progress(q->handler.userdata, &progress);
-	if (now_ms() - s->lost_ms >= HANDLE_LOST_MS)
-		give_up(s, -ECONNRESET);
+	if (is_hopeless(s, r))
+		give_up(s, r);
 	else
 		back_off(s);
 }
@@ -333,6 +379,7 @@ void handle_up(struct steamd *s)
 
 	s->state = HANDLE_UP;
 	set_timer(s, 0);
+	end_what_was_cancelled(s);
 	handle_error(&err, -ECONNRESET, STEAMD_CODE_LOST,
 		     "steamd closed the connection each time this request was sent, or while a "
 		     "file was under way");
@@ -357,7 +404,7 @@ static bool read_socket(struct steamd *s)
 		if (n == -EAGAIN)
 			return i > 0;
 		if (n <= 0) {
-			on_lost(s);
+			on_lost(s, n < 0 ? (int)n : -ECONNRESET);
 			return true;
 		}
 		while ((r = frame_in_next(&s->in, &payload, &err)) > 0) {
@@ -382,13 +429,17 @@ static void on_timer(struct steamd *s)
 
 	if (read(s->timer_fd, &n, sizeof(n)) < 0)
 		return;
-	if (s->state == HANDLE_HELLO) {
-		on_lost(s);
+	if (s->state == HANDLE_HELLO && now_ms() >= s->hello_end_ms) {
+		on_lost(s, -ETIMEDOUT);
 		return;
 	}
 	if (s->state == HANDLE_UP)
 		return;
 	end_what_was_cancelled(s);
+	if (s->state == HANDLE_HELLO) {
+		set_timer(s, MAX(s->hello_end_ms, now_ms() + 1) - now_ms());
+		return;
+	}
 	if (s->requests)
 		try_again(s);
 	else
@@ -501,29 +552,6 @@ static void steamd_closep(struct steamd **s)
 	*s = steamd_close(*s);
 }
 
-static int no_daemon(const struct steamd *s, int r, struct steamd_error *err)
-{
-	struct err text = { 0 };
-
-	if (r == -EACCES || r == -EPERM)
-		err_set(&text, r, "the socket '%s' of steamd is not for this user (%s)", s->path,
-			strerror(-r));
-	else if (r == -ENAMETOOLONG)
-		err_set(&text, r, "the socket path '%s' is longer than a socket's can be", s->path);
-	else
-		err_set(&text, r,
-			"no steamd answers at '%s' (%s); start it with "
-			"'systemctl start steamd.socket'%s",
-			s->path, strerror(-r),
-			s->default_path && strcmp(s->path, SYSTEM_SOCKET) != 0
-				? " or, for yourself, 'systemctl --user start steamd.socket'"
-				: "");
-	handle_error_of(err, r, STEAMD_CODE_NO_DAEMON, &text);
-	if (err)
-		err->retryable = r != -ENAMETOOLONG;
-	return r;
-}
-
 /* Waits for hello, or for what comes in its place. */
 static int shake_hands(struct steamd *s, uint64_t end_ms, struct steamd_error *err)
 {
@@ -572,18 +600,17 @@ static int open_descriptors(struct steamd *s)
 	return watch(s, EPOLL_CTL_ADD, s->timer_fd, EPOLLIN);
 }
 
-int steamd_open(const char *socket_path, const char *name, const char *label, struct steamd **ret,
-		struct steamd_error *err)
+int steamd_start_open(const char *socket_path, const char *name, const char *label,
+		      struct steamd **ret, struct steamd_error *err)
 {
 	_cleanup_(steamd_closep) struct steamd *s = NULL;
-	const uint64_t end_ms = now_ms() + HANDLE_HELLO_MS;
-	struct err why = { 0 };
 	int r;
 
 	s = calloc(1, sizeof(*s));
 	if (!s)
 		return handle_error(err, -ENOMEM, STEAMD_CODE_LOCAL, "out of memory");
 	s->owner = generation;
+	s->lost_ms = now_ms();
 	s->epoll_fd = s->timer_fd = s->socket_fd = -1;
 	s->window = HANDLE_WINDOW_TOKENS;
 	init_frames(s);
@@ -594,7 +621,21 @@ int steamd_open(const char *socket_path, const char *name, const char *label, st
 		r = !s->name || (label && !s->label) ? -ENOMEM : open_descriptors(s);
 	if (r < 0)
 		return handle_error(err, r, STEAMD_CODE_LOCAL, strerror(-r));
+	*ret = steal(s);
+	return 0;
+}
 
+int steamd_open(const char *socket_path, const char *name, const char *label, struct steamd **ret,
+		struct steamd_error *err)
+{
+	_cleanup_(steamd_closep) struct steamd *s = NULL;
+	const uint64_t end_ms = now_ms() + HANDLE_HELLO_MS;
+	struct err why = { 0 };
+	int r;
+
+	r = steamd_start_open(socket_path, name, label, &s, err);
+	if (r < 0)
+		return r;
 	/* -EAGAIN: more clients are waiting to be accepted than the daemon's backlog holds */
 	while ((r = connect_socket(s)) == -EAGAIN && now_ms() < end_ms)
 		poll(NULL, 0, HANDLE_BACKOFF_MS);

@@ -57,10 +57,12 @@ struct steamd {
 	int epoll_fd, timer_fd, socket_fd; /* socket_fd: -1 while down */
 	char *path, *name, *label;
 	bool default_path, writing, processing;
+	bool met; /* the daemon has said hello at least once */
 	struct frame_in in;
 	struct frame_out out;
 	struct handle_request *requests;
 	uint64_t last_id;
+	uint64_t hello_end_ms; /* when steamd should have said hello */
 	uint64_t lost_ms; /* when the connection was last known to be needed and missing */
 	uint32_t backoff_ms;
 	uint32_t window;

@@ -81,6 +81,7 @@ static int on_hello(struct steamd *s, const struct msg_hello *m, struct err *err
 	s->window = HANDLE_WINDOW_TOKENS;
 	if (m->has_credit && m->credit > 0)
 		s->window = MIN(m->credit, s->window);
+	s->met = true;
 	handle_up(s);
 	return 0;
 }

@@ -79,6 +79,15 @@ struct steamd_error {
 STEAMD_API int steamd_open(const char *socket_path, const char *name, const char *label,
 			   struct steamd **ret, struct steamd_error *err);
 
+/*
+ * The same for an event loop of one's own: does not block, and connects when
+ * something is asked. Until steamd has said hello for the first time, requests end
+ * with what steamd_open() would have said, after 10 s at most; the next one tries
+ * again. Before that steamd_info() knows the path alone. Returns 0, -ENOMEM, -EMFILE.
+ */
+STEAMD_API int steamd_start_open(const char *socket_path, const char *name, const char *label,
+				 struct steamd **ret, struct steamd_error *err);
+
 /* Closes; requests still open are abandoned without a callback, and so cancelled. NULL is fine. Returns NULL. */
 STEAMD_API struct steamd *steamd_close(struct steamd *s);
 

@@ -378,6 +378,8 @@ void door_sweep(struct gateway *g)
 
 		if (v->sends_no_more && v->exchange && !is_there(v))
 			has_left(v);
+		if (v->exchange)
+			exchange_look(v->exchange, now);
 		/* who owns the descriptor sees the end of it, and cleans up */
 		if (allowed_s > 0 && now - since > allowed_s * 1000000) {
 			shutdown(v->fd, SHUT_RDWR);

@@ -28,13 +28,21 @@ static enum MHD_Result count_name(void *userdata, enum MHD_ValueKind kind, const
 	return MHD_YES;
 }
 
-static enum MHD_Result look_for_space(void *userdata, enum MHD_ValueKind kind, const char *name,
-				      const char *value)
+static bool has_control(const char *value)
+{
+	for (; *value; value++)
+		if (((unsigned char)*value < 0x20 && *value != '\t') || *value == 0x7f)
+			return true;
+	return false;
+}
+
+static enum MHD_Result look_at_field(void *userdata, enum MHD_ValueKind kind, const char *name,
+				     const char *value)
 {
 	bool *found = userdata;
 
-	(void)kind, (void)value;
-	*found = *found || strpbrk(name, " \t");
+	(void)kind;
+	*found = *found || strpbrk(name, " \t") || (value && has_control(value));
 	return MHD_YES;
 }
 
@@ -47,9 +55,12 @@ static int check_framing(struct exchange *x)
 	const char *encoding = entry_header(x, "Transfer-Encoding");
 	bool found = false;
 
-	MHD_get_connection_values(x->http, MHD_HEADER_KIND, look_for_space, &found);
+	MHD_get_connection_values(x->http, MHD_HEADER_KIND, look_at_field, &found);
 	if (found)
 		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL, "a header is no 'NAME: VALUE'");
+	if (encoding && x->is_old)
+		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL,
+				   "Transfer-Encoding does not go with HTTP/1.0");
 	if (encoding && entry_header(x, "Content-Length"))
 		return refusal_set(&x->no, 400, REFUSAL_BAD, NULL,
 				   "Content-Length and Transfer-Encoding do not go together");

@@ -6,10 +6,12 @@
 #include <sys/socket.h>
 
 #include "client/gateway/entry.h"
+#include "client/gateway/link.h"
 #include "client/gateway/routes.h"
 
 #define CHUNK_HEAD_BYTES 18   /* most that the size of a chunk takes, and its end of line */
 #define STREAM_BLOCK_BYTES 64 /* what libmicrohttpd allocates with it is not used for chunks */
+#define WAIT_S 1000000u	      /* a timeout that is never reached, but one of its own */
 
 /* Answers. */
 
@@ -276,6 +278,7 @@ static void let_go(struct exchange *x)
 
 	x->on_left = NULL;
 	x->on_room = NULL;
+	x->on_late = NULL;
 	if (on_left)
 		on_left(x);
 	x->work = NULL;
@@ -290,6 +293,16 @@ void exchange_reader_left(struct exchange *x)
 		x->g->counts.n_cancelled++;
 	let_go(x);
 	wake(x);
+}
+
+void exchange_look(struct exchange *x, uint64_t now_us)
+{
+	void (*on_late)(struct exchange *) = x->on_late;
+
+	if (!on_late || x->state != EXCHANGE_WAITING || now_us < x->until_us)
+		return;
+	x->on_late = NULL;
+	on_late(x);
 }
 
 uint64_t exchange_allowed_s(const struct exchange *x)
@@ -352,12 +365,23 @@ void exchange_on_completed(void *userdata, struct MHD_Connection *http, void **c
 	*context = NULL;
 }
 
+/*
+ * A connection that goes on is read before we are asked for its answer, and with
+ * the end of what its client sends it would be dropped, answer and all. Those with
+ * a timeout of their own are all looked at before anything is read.
+ */
+static void set_timeout(struct exchange *x, unsigned s)
+{
+	MHD_set_connection_option(x->http, MHD_CONNECTION_OPTION_TIMEOUT, s);
+}
+
 static enum MHD_Result queue(struct exchange *x)
 {
 	enum MHD_Result r;
 
 	if (!x->response)
 		return MHD_NO; /* out of memory: the connection is closed */
+	set_timeout(x, 0);
 	x->queued = true;
 	r = MHD_queue_response(x->http, x->status, x->response);
 	MHD_destroy_response(steal(x->response));
@@ -388,6 +412,7 @@ static enum MHD_Result begin(struct gateway *g, struct MHD_Connection *http, con
 		return MHD_NO;
 	*x = (struct exchange){ .g = g, .visitor = v, .http = http, .since_us = gateway_now_us() };
 	x->chunked = strcmp(version, MHD_HTTP_VERSION_1_1) == 0;
+	x->is_old = strcmp(version, MHD_HTTP_VERSION_1_0) == 0;
 	*context = x;
 	v->exchange = x;
 	g->counts.n_requests++;
@@ -440,15 +465,22 @@ static void take_body(struct exchange *x, const char *bytes, size_t n)
 	x->body[x->body_bytes] = '\0';
 }
 
+void exchange_go_on(struct exchange *x)
+{
+	x->route->handle(x);
+	/* what a route needs of it, it keeps as JSON */
+	free_body(x);
+}
+
 static void handle(struct exchange *x)
 {
 	x->state = EXCHANGE_WAITING;
 	if (x->no.status)
 		exchange_refuse(x, &x->no);
+	else if (x->route->api)
+		link_await(x);
 	else
-		x->route->handle(x);
-	/* what a route needs of it, it keeps as JSON */
-	free_body(x);
+		exchange_go_on(x);
 }
 
 enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http, const char *url,
@@ -473,6 +505,7 @@ enum MHD_Result exchange_on_request(void *userdata, struct MHD_Connection *http,
 	if (x->state != EXCHANGE_WAITING)
 		return MHD_NO; /* out of memory */
 	x->suspended = true;
+	set_timeout(x, WAIT_S);
 	MHD_suspend_connection(http);
 	return MHD_YES;
 }

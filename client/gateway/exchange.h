@@ -21,7 +21,8 @@ enum exchange_state {
 };
 
 struct exchange {
-	LIST_ENTRY(exchange) unsent; /* while is_unsent */
+	LIST_ENTRY(exchange) unsent;  /* while is_unsent */
+	TAILQ_ENTRY(exchange) parked; /* see link_await() */
 	struct gateway *g;
 	struct visitor *visitor;
 	struct MHD_Connection *http;
@@ -32,6 +33,7 @@ struct exchange {
 	char allowed[ROUTES_ALLOWED_BYTES]; /* the methods that its path is for, if not this one */
 	enum exchange_state state;
 	bool suspended, queued, reader_left, close, is_unsent;
+	bool is_old;	   /* HTTP/1.0 */
 	bool chunked;	   /* the protocol has chunks */
 	uint64_t since_us; /* when it began, or its reader last took something */
 
@@ -51,10 +53,14 @@ struct exchange {
 	 *
 	 * on_left	the reader left, or everything is over: @work is let go; once
 	 * on_room	a stream has room again; may be NULL
+	 * on_late	it is until_us, and nothing was answered; NULL: it may take as long
+	 *		as it likes
 	 */
 	void *work;
 	void (*on_left)(struct exchange *x);
 	void (*on_room)(struct exchange *x);
+	void (*on_late)(struct exchange *x);
+	uint64_t until_us;
 };
 
 /* libmicrohttpd's callbacks. */
@@ -69,6 +75,8 @@ void exchange_answer(struct exchange *x, unsigned status, struct jsontext *text)
 void exchange_answer_as(struct exchange *x, unsigned status, const char *type,
 			struct jsontext *text);
 void exchange_refuse(struct exchange *x, const struct refusal *no);
+/* Its body is there, and what its route needs to know: the route gets it. */
+void exchange_go_on(struct exchange *x);
 
 /* Begins a stream of events: status and headers go out. */
 void exchange_stream(struct exchange *x);
@@ -89,6 +97,8 @@ void exchange_end(struct exchange *x);
 /* The reader hung up, or took too long. */
 void exchange_reader_left(struct exchange *x);
 
-/* For the sweep: how long it may be at what it is at, in seconds (0: as it likes), and since when. */
+/* For the sweep: what waits and is late is told so. */
+void exchange_look(struct exchange *x, uint64_t now_us);
+/* How long it may be at what it is at, in seconds (0: as it likes), and since when. */
 uint64_t exchange_allowed_s(const struct exchange *x);
 uint64_t exchange_since_us(const struct exchange *x);

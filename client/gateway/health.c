@@ -141,11 +141,5 @@ static void then_metrics(struct exchange *x, const struct steamd_result *result,
 
 void route_metrics(struct exchange *x)
 {
-	struct refusal no;
-	struct steamd_error err = { 0 };
-
-	if (link_get(x->g, x->label, &no))
-		link_query(x, STEAMD_STATUS, then_metrics);
-	else
-		then_metrics(x, NULL, &err);
+	link_query(x, STEAMD_STATUS, then_metrics);
 }

@@ -7,6 +7,7 @@
 #include "client/gateway/responses.h"
 #include "client/gateway/vocab.h"
 
+#define ANSWER_US (5 * 1000 * 1000) /* in which steamd answers the simplest questions */
 #define DRAIN_TURNS 20
 #define DRAIN_MS 50
 
@@ -48,7 +49,8 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 
 	LIST_FOREACH(l, &g->links, link)
 	if (link_is_of(l, label)) {
-		responses_look(l);
+		if (l->met)
+			responses_look(l);
 		return l;
 	}
 	l = calloc(1, sizeof(*l));
@@ -59,7 +61,8 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 	}
 	l->g = g;
 	TAILQ_INIT(&l->waiting);
-	if (steamd_open(g->setup->socket, "steamd-gateway", label, &l->s, &err) < 0) {
+	TAILQ_INIT(&l->parked);
+	if (steamd_start_open(g->setup->socket, "steamd-gateway", label, &l->s, &err) < 0) {
 		refusal_of(no, &err);
 		link_free(l);
 		return NULL;
@@ -70,7 +73,6 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 		return NULL;
 	}
 	LIST_INSERT_HEAD(&g->links, l, link);
-	responses_look(l);
 	return l;
 }
 
@@ -82,6 +84,71 @@ void link_close_all(struct gateway *g)
 		LIST_REMOVE(l, link);
 		link_free(l);
 	}
+}
+
+/* Hello. */
+
+static void meet(struct link *l)
+{
+	if (l->met)
+		return;
+	l->met = true;
+	responses_look(l);
+}
+
+static void unpark(struct exchange *x)
+{
+	struct link *l = x->work;
+
+	TAILQ_REMOVE(&l->parked, x, parked);
+	x->work = NULL;
+	x->on_left = NULL;
+}
+
+static void on_greeted(void *userdata, const struct steamd_result *result,
+		       const struct steamd_error *err)
+{
+	struct link *l = userdata;
+	struct exchange *x;
+	struct refusal no;
+
+	(void)result;
+	l->is_greeting = false;
+	if (!err)
+		meet(l);
+	while ((x = TAILQ_FIRST(&l->parked))) {
+		unpark(x);
+		if (l->met) {
+			exchange_go_on(x);
+			continue;
+		}
+		refusal_of(&no, err);
+		exchange_refuse(x, &no);
+	}
+}
+
+void link_await(struct exchange *x)
+{
+	struct refusal no = { 0 };
+	struct link *l = link_get(x->g, x->label, &no);
+	const struct steamd_handler handler = { .on_end = on_greeted, .userdata = l };
+	struct steamd_error err = { 0 };
+
+	if (l && l->met) {
+		exchange_go_on(x);
+		return;
+	}
+	if (l && !l->is_greeting &&
+	    steamd_start_query(l->s, STEAMD_STATUS, &handler, NULL, &err) < 0)
+		refusal_of(&no, &err);
+	if (no.status) {
+		exchange_refuse(x, &no);
+		return;
+	}
+	l->is_greeting = true;
+	x->work = l;
+	x->on_left = unpark;
+	TAILQ_INSERT_TAIL(&l->parked, x, parked);
 }
 
 static unsigned room(const struct link *l)
@@ -142,19 +209,56 @@ static void ask_left(struct exchange *x)
 	steamd_cancel(ask->link->s, ask->request);
 }
 
+/* The exchange has nothing to do with it any more. */
+static struct exchange *detach(struct ask *ask)
+{
+	struct exchange *x = ask->x;
+
+	x->work = NULL;
+	x->on_left = NULL;
+	x->on_late = NULL;
+	ask->x = NULL;
+	return x;
+}
+
 static void on_ask_end(void *userdata, const struct steamd_result *result,
 		       const struct steamd_error *err)
 {
 	struct ask *ask = userdata;
-	struct exchange *x = ask->x;
+	struct exchange *x = ask->x ? detach(ask) : NULL;
 	const link_then_fn then = ask->then;
 
+	if (!err)
+		meet(ask->link);
+	ask->link->n_late -= ask->is_late;
 	free(ask);
-	if (!x)
-		return;
-	x->work = NULL;
-	x->on_left = NULL;
-	then(x, result, err);
+	if (x)
+		then(x, result, err);
+}
+
+static void set_late(const struct link *l, struct steamd_error *ret)
+{
+	struct steamd_info info;
+
+	*ret = (struct steamd_error){ .error = -ETIMEDOUT,
+				      .code = STEAMD_CODE_NO_DAEMON,
+				      .retryable = 1 };
+	snprintf(ret->text, sizeof(ret->text),
+		 "steamd at '%.512s' does not answer: it is stopped, or hangs",
+		 steamd_info(l->s, &info) == 0 ? info.socket_path : "");
+}
+
+static void on_late(struct exchange *x)
+{
+	static const struct steamd_result none = { 0 };
+	struct ask *ask = x->work;
+	struct steamd_error err;
+
+	set_late(ask->link, &err);
+	ask->is_late = true;
+	ask->link->n_late++;
+	steamd_cancel(ask->link->s, ask->request);
+	ask->then(detach(ask), &none, &err);
 }
 
 struct ask *link_ask(struct exchange *x, link_then_fn then)
@@ -185,21 +289,28 @@ void link_asked(struct ask *ask, int r, const struct steamd_error *err)
 
 	if (r >= 0)
 		return;
+	detach(ask);
 	free(ask);
-	x->work = NULL;
-	x->on_left = NULL;
 	refusal_of(&no, err);
 	exchange_refuse(x, &no);
 }
 
 void link_query(struct exchange *x, enum steamd_query what, link_then_fn then)
 {
+	static const struct steamd_result none = { 0 };
 	struct ask *ask = link_ask(x, then);
 	struct steamd_error err = { 0 };
 
-	if (ask)
-		link_asked(
-			ask,
-			steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
-			&err);
+	if (!ask)
+		return;
+	if (ask->link->n_late > 0) {
+		set_late(ask->link, &err);
+		then(detach(ask), &none, &err);
+		free(ask);
+		return;
+	}
+	x->on_late = on_late;
+	x->until_us = gateway_now_us() + ANSWER_US;
+	link_asked(ask, steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
+		   &err);
 }

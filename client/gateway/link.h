@@ -24,19 +24,26 @@ struct link {
 	struct gateway *g;
 	char *label; /* NULL: none */
 	struct steamd *s;
+	bool met;	 /* steamd has said what it is, and what the connection carries */
+	bool is_greeting; /* and was asked to */
+	TAILQ_HEAD(, exchange) parked;
 	TAILQ_HEAD(, link_place) waiting;
 	unsigned n_waiting, n_running;
+	unsigned n_late; /* questions that steamd should have answered */
 	uint64_t expired_us; /* when old stored responses were looked for; 0: not yet */
 	uint64_t n_stored;   /* responses since then */
 	struct vocab *vocab; /* the newest; NULL: none was wanted yet */
 };
 
-/* The link of @label, made if need be; blocks for as long as steamd takes to say hello. NULL: @no says why. */
+/* The link of @label, made if need be: it connects when something is asked. NULL: @no says why. */
 struct link *link_get(struct gateway *g, const char *label, struct refusal *no);
 /* Takes what has come. */
 void link_read(struct link *l);
 bool link_is_of(const struct link *l, const char *label);
 void link_close_all(struct gateway *g);
+
+/* exchange_go_on() when steamd has said hello, which is at once as a rule; or it is refused. */
+void link_await(struct exchange *x);
 
 /* Starts, or waits. -EAGAIN: too many wait; nothing was done. */
 int link_enter(struct link *l, struct link_place *place, struct refusal *no);
@@ -51,7 +58,8 @@ typedef void (*link_then_fn)(struct exchange *x, const struct steamd_result *res
 			     const struct steamd_error *err);
 
 struct ask {
-	struct exchange *x; /* NULL: the reader left */
+	struct exchange *x; /* NULL: the reader left, or was told that it is late */
+	bool is_late;
 	struct link *link;
 	uint64_t request;
 	link_then_fn then;
@@ -63,5 +71,5 @@ struct ask *link_ask(struct exchange *x, link_then_fn then);
 /* … and what that returned: a failure refuses the exchange. */
 void link_asked(struct ask *ask, int r, const struct steamd_error *err);
 
-/* The whole of it for the simplest question. */
+/* The whole of it for the simplest questions, which steamd has to answer soon. */
 void link_query(struct exchange *x, enum steamd_query what, link_then_fn then);

@@ -145,12 +145,16 @@ static void then_get(struct exchange *x, const struct steamd_result *result,
 		const json_int_t n_prompt = json_integer_value(json_object_get(turn, "n_prompt")),
 				 n_ids = json_integer_value(json_object_get(turn, "n_ids"));
 		const char *finish = json_string_value(json_object_get(turn, "finish"));
+		const struct response_cost *cost = responses_cost(x->g, x->id + 5);
 		const struct response_facts facts = {
 			.digits = x->id + 5,
 			.about = json_object_get(json_object_get(turn, "request"), "response"),
 			.status = response_status(finish),
 			.output = output = output_of(x->id + 5, json_object_get(turn, "answer")),
 			.has_usage = true,
+			.has_cached = cost != NULL,
+			.n_cached = cost ? cost->n_cached : 0,
+			.n_reasoning = cost ? cost->n_reasoning : 0,
 			.n_input = (uint64_t)n_prompt,
 			.n_output = (uint64_t)(n_ids - n_prompt),
 		};

@@ -42,9 +42,22 @@ struct response {
 	bool forked; /* its session was forked once already */
 };
 
+#define RESPONSES_RECENT 256
+
+/* What steamd does not store of one that ended, for as long as the gateway lives and few came since. */
+struct response_cost {
+	char digits[32];
+	uint64_t n_cached, n_reasoning;
+};
+
 struct responses {
 	LIST_HEAD(, response) running;
+	struct response_cost recent[RESPONSES_RECENT];
+	size_t n_recent; /* that there were: the last one is in front of this, modulo their number */
 };
+
+/* The newest with these digits; NULL: it is not known any more. */
+const struct response_cost *responses_cost(const struct gateway *g, const char *digits);
 
 /* NULL: none with this id is being made. */
 struct response *responses_running(struct gateway *g, const char *id);

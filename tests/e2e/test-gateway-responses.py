@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """The Responses API: events, stored conversations that go on, branch, are shown and removed."""
+import re
 import threading
 
 from gatewayhttp import *
@@ -127,9 +128,7 @@ def stored_ones_are_shown_and_removed():
         for made in (first, second):
             shown = g.get(f"/v1/responses/{made['id']}").json()
             for key in made:
-                if key != "usage":
-                    assert shown[key] == made[key], (key, shown[key], made[key])
-            assert shown["usage"]["input_tokens"] == made["usage"]["input_tokens"]
+                assert shown[key] == made[key], (key, shown[key], made[key])
         assert shown["metadata"] == {} and first["metadata"] == {"a": "b"} and first["temperature"] == 0.5
         items = g.get(f"/v1/responses/{second['id']}/input_items?order=asc").json()
         assert [(i["role"], i["content"][0]["text"]) for i in items["data"]] == [("system", "x"), ("user", "y")]
@@ -258,7 +257,52 @@ def what_makes_no_sense_is_named():
         assert sessions(d) == []
 
 
+def a_retrieved_one_cost_what_it_cost():
+    with Daemon("air") as d:
+        with Gateway(d) as g:
+            first = create(g, "word " * 50, max_output_tokens=16).json()
+            second = create(g, "more", previous_response_id=first["id"], max_output_tokens=16).json()
+            assert second["usage"]["input_tokens_details"]["cached_tokens"] > 40, second["usage"]
+            for made in (first, second):
+                assert g.get(f"/v1/responses/{made['id']}").json()["usage"] == made["usage"]
+            again = create(g, "other", previous_response_id=first["id"], max_output_tokens=16).json()
+            assert g.get(f"/v1/responses/{again['id']}").json()["usage"] == again["usage"]
+            left_out = create(g, "once", store=False).json()
+            assert g.get(f"/v1/responses/{left_out['id']}").status == 404
+        with Gateway(d) as g:  # which was not there: it says nothing of what it does not know
+            usage = g.get(f"/v1/responses/{second['id']}").json()["usage"]
+            assert usage == {k: n for k, n in second["usage"].items() if not k.endswith("_details")}, usage
+
+
+def what_one_label_stored_is_not_there_for_another():
+    with Daemon("air") as d:
+        keys = d.dir / "keys"
+        keys.write_text("alice alice-key-0123456789\nbob bob-key-0123456789ab\n")
+        with Gateway(d, f"Keys={keys}") as g:
+            alice, bob = [{"Authorization": f"Bearer {k}"} for k in ("alice-key-0123456789", "bob-key-0123456789ab")]
+            stored = g.post("/v1/responses", {"input": "hi", "max_output_tokens": 16}, headers=alice).json()["id"]
+            c = g.connect()
+            body = {"input": "go on", "stream": True, "max_output_tokens": 60000, "ignore_eos": True}
+            c.request("POST", "/v1/responses", json.dumps(body), {"Content-Type": "application/json", **alice})
+            answer, line = c.getresponse(), b""
+            while b'"id":"resp_' not in line:
+                line = answer.readline()
+            running = re.search(rb'"id":"(resp_\w+)"', line)[1].decode()
+            for made in (stored, running):
+                for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/input_items")):
+                    got = g.send(method, f"/v1/responses/{made}{path}", headers=bob)
+                    assert got.status == 404, (method, path, got.body)
+                for store in (True, False):
+                    body = {"input": "hi", "previous_response_id": made, "store": store}
+                    got = g.post("/v1/responses", body, headers=bob)
+                    assert got.status == 404, got.body
+            assert g.post(f"/v1/responses/{running}/cancel", {}, headers=alice).status == 200
+            c.close()
+
+
 run([
+    a_retrieved_one_cost_what_it_cost,
+    what_one_label_stored_is_not_there_for_another,
     a_response_goes_on_without_being_sent_again,
     what_is_not_to_be_stored_leaves_nothing,
     several_go_on_from_one_at_once,

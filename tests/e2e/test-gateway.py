@@ -426,9 +426,13 @@ def other_users_are_refused():
         command = ["curl", "--silent", "--write-out", " %{http_code}", f"{g.url}/v1/models"]
         out = subprocess.run(command, preexec_fn=become, capture_output=True, check=True, cwd="/").stdout
         assert out.endswith(b" 403") and b"uid 65534" in out, out
+        mapped = [*command[:-1], f"http://[::ffff:127.0.0.1]:{g.port}/v1/models", "--header", "Host: localhost"]
+        out = subprocess.run(mapped, preexec_fn=become, capture_output=True, check=True, cwd="/").stdout
+        assert out.endswith(b" 403") and b"uid 65534" in out, out
+        assert subprocess.run(mapped, capture_output=True, check=True).stdout.endswith(b" 200")
         assert g.get("/v1/models").status == 200
         lines = g.get("/metrics").body.decode()
-        assert "steamd_gateway_refused_connections_total 1\n" in lines
+        assert "steamd_gateway_refused_connections_total 2\n" in lines
         assert (g.socket_path.stat().st_mode & 0o777) == 0o600
     # nor do they take the places of those that are served
     def crowd(port, ready, end):
@@ -680,8 +684,7 @@ def random_bytes_do_no_harm():
         for t in threads:
             t.join(120)
             assert not t.is_alive(), "one hangs"
-        assert 400 in seen, seen
-        assert g.raw(whole)[9:12] == b"200"
+        assert {200, 400} <= seen, seen
         wait_for(lambda: b"steamd_gateway_connections 1\n" in g.get("/metrics").body, what="the end of all")
 
 

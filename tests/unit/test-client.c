@@ -35,6 +35,7 @@ struct peer {
 	void (*script)(struct peer *);
 	pthread_t thread;
 	uint32_t max_frame, credit;
+	int wait_fds[2]; /* a script that waits for the test reads from it */
 };
 
 /* The peer's side; cmocka's assertions are for the other thread. */
@@ -73,17 +74,22 @@ static void peer_accept_silently(struct peer *p)
 	peer_expect(p, MSG_HELLO);
 }
 
-static void peer_accept(struct peer *p)
+static void peer_say_hello(struct peer *p)
 {
 	struct msg m = { .type = MSG_HELLO };
 
-	peer_accept_silently(p);
 	assert(p->got.hello.proto == 1 && span_is(p->got.hello.name, "test"));
 	MSG_SET(&m.hello, proto, 1);
 	MSG_SET(&m.hello, model, SPAN("tiny"));
 	MSG_SET(&m.hello, max_frame, p->max_frame);
 	MSG_SET(&m.hello, credit, p->credit);
 	peer_send(p, &m);
+}
+
+static void peer_accept(struct peer *p)
+{
+	peer_accept_silently(p);
+	peer_say_hello(p);
 }
 
 static void peer_hang_up(struct peer *p)
@@ -745,6 +751,102 @@ static void requests_share_a_connection_in_somebody_elses_loop(void **state)
 	peer_stop(&p);
 }
 
+static void later_script(struct peer *p)
+{
+	struct stat st;
+	char c;
+	int fd;
+
+	peer_accept_silently(p);
+	assert(read(p->wait_fds[0], &c, 1) == 1);
+	peer_say_hello(p);
+	peer_expect(p, MSG_DETOKENIZE);
+	/* how much a frame may hold was not known when it was made */
+	assert(span_is(p->got.detokenize.attached, "ids"));
+	fd = frame_in_take_fd(&p->in);
+	assert(fd >= 0 && fstat(fd, &st) == 0 && st.st_size == 8);
+	close(fd);
+	peer_done(p, p->got.id, "later");
+}
+
+static void a_handle_need_not_wait_for_hello(void **state)
+{
+	struct heard cancelled = { 0 }, answered = { 0 };
+	const struct steamd_handler h1 = { NULL, NULL, on_end, &cancelled },
+				    h2 = { NULL, NULL, on_end, &answered };
+	struct steamd_info info;
+	struct steamd *s = NULL;
+	struct peer p;
+	uint64_t id;
+
+	(void)state;
+	peer_start(&p, later_script);
+	assert_int_equal(pipe2(p.wait_fds, O_CLOEXEC), 0);
+	assert_int_equal(steamd_start_open(p.path, "test", NULL, &s, NULL), 0);
+	assert_int_equal(steamd_process(s, NULL), 0);
+	assert_int_equal(steamd_start_detokenize(s, (const uint32_t[]){ 1 }, 1, 0, &h1, &id, NULL),
+			 0);
+	assert_int_equal(
+		steamd_start_detokenize(s, (const uint32_t[]){ 1, 2 }, 2, 0, &h2, NULL, NULL), 0);
+	assert_int_equal(pthread_create(&p.thread, NULL, run_script, &p), 0);
+	assert_int_equal(steamd_wait(s, 100, NULL), 2);
+	assert_int_equal(steamd_info(s, &info), 0);
+	assert_string_equal(info.model, "");
+	/* it ends although nobody has said hello, and the other one does not */
+	assert_int_equal(steamd_cancel(s, id), 0);
+	assert_int_equal(steamd_wait(s, 1000, NULL), 1);
+	assert_string_equal(cancelled.err.code, "cancelled");
+	assert_int_equal(steamd_wait(s, 100, NULL), 1);
+	assert_int_equal(write(p.wait_fds[1], "", 1), 1);
+	while (steamd_wait(s, -1, NULL) > 0)
+		;
+	assert_string_equal(answered.finish, "stop");
+	assert_int_equal(answered.n_ends + cancelled.n_ends, 2);
+	assert_int_equal(steamd_info(s, &info), 0);
+	assert_string_equal(info.model, "tiny");
+	steamd_close(s);
+	peer_stop(&p);
+	closep(&p.wait_fds[0]);
+	closep(&p.wait_fds[1]);
+}
+
+static void mute_script(struct peer *p)
+{
+	peer_accept_silently(p);
+	peer_hang_up(p);
+	peer_accept_silently(p); /* what is asked next tries again */
+	peer_say_hello(p);
+	peer_expect(p, MSG_DETOKENIZE);
+	peer_done(p, p->got.id, "again");
+}
+
+static void without_hello_a_request_ends_as_opening_would(void **state)
+{
+	static const uint32_t ids[] = { 1 };
+	struct steamd_error err = { 0 };
+	_cleanup_(freep) char *text = NULL;
+	struct steamd *s = NULL;
+	struct peer p;
+	size_t len;
+
+	(void)state;
+	assert_int_equal(steamd_start_open("/nonexistent/s", "test", NULL, &s, &err), 0);
+	assert_int_equal(steamd_detokenize(s, ids, 1, 0, &text, &len, &err), -ENOENT);
+	assert_string_equal(err.code, "no-daemon");
+	assert_string_equal(err.text, "no steamd answers at '/nonexistent/s' (No such file or "
+				      "directory); start it with 'systemctl start steamd.socket'");
+	steamd_close(s);
+	peer_start(&p, mute_script);
+	assert_int_equal(pthread_create(&p.thread, NULL, run_script, &p), 0);
+	assert_int_equal(steamd_start_open(p.path, "test", NULL, &s, &err), 0);
+	assert_int_equal(steamd_detokenize(s, ids, 1, 0, &text, &len, &err), -ECONNRESET);
+	assert_string_equal(err.code, "no-daemon");
+	assert_int_equal(steamd_detokenize(s, ids, 1, 0, &text, &len, &err), 0);
+	assert_string_equal(text, "again");
+	steamd_close(s);
+	peer_stop(&p);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -764,6 +866,8 @@ int main(void)
 		cmocka_unit_test(without_a_daemon_socket_and_remedy_are_named),
 		cmocka_unit_test(the_environment_names_the_socket),
 		cmocka_unit_test(requests_share_a_connection_in_somebody_elses_loop),
+		cmocka_unit_test(a_handle_need_not_wait_for_hello),
+		cmocka_unit_test(without_hello_a_request_ends_as_opening_would),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""The gateway's HTTP with clients that go by it in odd ways, and with steamd that does not answer."""
+import contextlib
+import threading
+
+from gatewayhttp import *
+from steamd_e2e import *
+
+
+def post(path, body, *headers, version=b"1.1"):
+    """The bytes of a request."""
+    body = json.dumps(body).encode()
+    return b"".join((b"POST " + path.encode() + b" HTTP/" + version + b"\r\nHost: localhost\r\n",
+                     b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(body), *headers, b"\r\n", body))
+
+
+def everything(s):
+    found = b""
+    while piece := s.recv(65536):
+        found += piece
+    return found
+
+
+@contextlib.contextmanager
+def stopped(process):
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def clients_that_say_no_more_are_answered_in_one_go():
+    with Daemon("air") as d, Gateway(d) as g, contextlib.ExitStack() as held:
+        assert g.get("/ready").status == 200
+        waiting = []
+        with stopped(d.process):
+            for i in range(20):
+                body = {"prompt": "go on", "max_tokens": 10, "ignore_eos": True, "stream": i % 2 == 1}
+                s = socket.create_connection(("127.0.0.1", g.port), timeout=60)
+                waiting.append(held.enter_context(s))
+                # every fourth has asked for more than that
+                s.sendall(post("/v1/completions", body) * (2 if i % 4 == 3 else 1))
+                s.shutdown(socket.SHUT_WR)
+                assert g.get("/health").status == 200  # it was read
+            g.process.send_signal(signal.SIGSTOP)
+        with stopped(g.process):
+            wait_for(lambda: d.status()["completion_tokens"] >= 200, 60, "their ends")
+        for i, s in enumerate(waiting):
+            got, n = everything(s), 2 if i % 4 == 3 else 1
+            assert got.count(b'"finish_reason":"length"') == got.count(b"HTTP/1.1 200 OK\r\n") == n, (i, got[-500:])
+            assert got.count(b"data: [DONE]\n\n") == (n if i % 2 else 0), (i, got[-500:])
+        assert "steamd_gateway_abandoned_total 0\n" in g.get("/metrics").body.decode()
+
+
+def steamd_that_does_not_answer_holds_nobody_up():
+    body = {"prompt": "go on", "max_tokens": 5, "ignore_eos": True}
+    with Daemon("air") as d, Gateway(d) as g:
+        def lively():
+            """/health, which wants nothing of steamd, is never late."""
+            begun = time.monotonic()
+            assert g.get("/health").status == 200 and time.monotonic() - begun < 1
+
+        def parked(n):
+            found = []
+            for i in range(n):
+                s = socket.create_connection(("127.0.0.1", g.port), timeout=60)
+                s.sendall(post("/v1/completions", {**body, "stream": i % 2 == 1}, b"Connection: close\r\n"))
+                found.append(s)
+                lively()
+            return found
+
+        def refused(path):
+            got = g.get(path)
+            assert got.status == 503 and got.headers["Retry-After"] and got.error()["code"] == "no-daemon", got.body
+            assert str(d.socket) in got.error()["message"], got.body
+
+        # before it ever said hello: what is asked waits …
+        with stopped(d.process):
+            waiting = parked(10)
+            gone, waiting = waiting[0], waiting[1:]
+            gone.close()
+            lively()
+        for s in waiting:
+            got = everything(s)
+            assert got.startswith(b"HTTP/1.1 200 OK\r\n") and b'"finish_reason":"length"' in got, got
+            s.close()
+        assert g.get("/ready").status == 200
+    with Daemon("air") as d, Gateway(d) as g:
+        with stopped(d.process):  # … but not for ever
+            waiting, begun = parked(4), time.monotonic()
+            refused("/ready")
+            lively()
+            for s in waiting:
+                got = everything(s)
+                assert got.startswith(b"HTTP/1.1 503 ") and b'"code":"no-daemon"' in got, got
+                assert b"Retry-After: " in got and str(d.socket).encode() in got, got
+                s.close()
+            assert 8 < time.monotonic() - begun < 13, time.monotonic() - begun
+        assert g.post("/v1/completions", body).status == 200  # and it is tried again
+        # one that was there, and stopped
+        with stopped(d.process):
+            begun = time.monotonic()
+            refused("/ready")
+            assert 3 < time.monotonic() - begun < 8
+            for _ in range(20):
+                refused("/ready")
+                assert b"steamd_up 0\n" in g.get("/metrics").body
+            assert time.monotonic() - begun < 10
+            waiting = parked(2)
+        for s in waiting:
+            assert everything(s).startswith(b"HTTP/1.1 200 OK\r\n")
+            s.close()
+        wait_for(lambda: g.get("/ready").status == 200, what="it to be ready")
+        assert b"steamd_up 1\n" in g.get("/metrics").body
+
+
+def where_a_request_ends_is_never_guessed():
+    host, get = b"Host: localhost\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    chunks = b"f\r\n{\"prompt\": \"x\"}\r\n0\r\n\r\n"
+    ask = b"POST /tokenize HTTP/1.1\r\n" + host
+    with Daemon("air") as d, Gateway(d, "KeepAlive=1", "HeaderTimeout=1", "BodyTimeout=1") as g:
+        old = ask.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\n"
+        for data in (old + b"Transfer-Encoding: chunked\r\n\r\n" + chunks,
+                     ask + b"X: a\rContent-Length: 4\r\n\r\n", ask + b"X: \x01\r\nContent-Length: 0\r\n\r\n",
+                     ask + b"X: a\x7f\r\n\r\n", ask + b"X: y\r\n Content-Length: 4\r\n\r\n"):
+            for before in (b"", get + b"\r\n"):
+                n = 1 if before else 0
+                # what is behind it is not answered: it may have been meant as a part of it
+                answers = g.raw(before + data + get + b"Connection: close\r\n\r\n").split(b"HTTP/1.1 ")[1:]
+                assert len(answers) == n + 1 and answers[n].startswith(b"400 "), (data, answers)
+                assert json.loads(answers[n].partition(b"\r\n\r\n")[2])["error"]["message"], answers
+        # of the bodies of others nothing is taken for a request
+        for data in (get + b"Content-Length: %d\r\n\r\n" % len(get) + get,
+                     ask + b"Transfer-Encoding: chunked\r\n\r\n" +
+                     chunks.replace(b"0\r\n", b"0\r\nContent-Length: 9\r\n"),
+                     get + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"):
+            got = g.raw(data + get + b"Connection: close\r\n\r\n")
+            assert got.count(b"HTTP/1.1 ") == got.count(b"HTTP/1.1 200 OK\r\n") == 2, (data, got)
+        for method, path, body, status in ((b"HEAD", b"/v1/models", b"", 200),
+                                           (b"HEAD", b"/v1/completions", b"{}", 405), (b"TRACE", b"/health", b"", 405), (b"CONNECT", b"localhost:80", b"", 404),
+                                           (b"OPTIONS", b"*", b"", 404)):
+            got = g.raw(b"%s %s HTTP/1.1\r\n" % (method, path) + host +
+                        b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            assert got.startswith(b"HTTP/1.1 %d " % status), (method, got)
+            assert method != b"HEAD" or got.endswith(b"\r\n\r\n"), got
+        one = post("/v1/completions", {"prompt": "a", "max_tokens": 1})
+        several = g.raw(one * 50 + get + b"Connection: close\r\n\r\n")
+        assert several.count(b"HTTP/1.1 200 OK\r\n") == 51, several[-300:]
+
+
+run([
+    where_a_request_ends_is_never_guessed,
+    steamd_that_does_not_answer_holds_nobody_up,
+    clients_that_say_no_more_are_answered_in_one_go,
+])
