@@ -185,9 +185,19 @@ enum dtype dev_kv_type(const struct dev *dev)
 	return DT_BF16;
 }
 
-void *dev_reserve(struct dev *dev, size_t bytes)
+void *dev_reserve_named(struct dev *dev, const char *name, size_t bytes, size_t chunk_bytes)
 {
-	return memory_reserve(dev->memory, bytes);
+	return memory_reserve(dev->memory, name, bytes, chunk_bytes);
+}
+
+void dev_set_serving(struct dev *dev, bool serving)
+{
+	memory_set_serving(dev->memory, serving);
+}
+
+uint32_t dev_look(struct dev *dev, struct dev_memory *ret, struct dev_region *ret_regions, uint32_t room)
+{
+	return memory_look(dev->memory, ret, ret_regions, room);
 }
 
 int dev_back(struct dev *dev, void *at, size_t bytes)
