@@ -130,6 +130,16 @@ uint32_t dev_look(struct dev *dev, struct dev_memory *ret, struct dev_region *re
 /* Read-only from here on, where the device can protect memory. */
 int dev_seal(struct dev *dev, void *at, size_t bytes);
 
+/* What a card's management library says now. Nothing of it is kept: reading takes milliseconds. */
+enum { DEV_SENSES_MEMORY = 1, DEV_SENSES_POWER = 2, DEV_SENSES_LIMIT = 4, DEV_SENSES_TEMPERATURE = 8 };
+struct dev_sensors {
+	uint32_t known; /* DEV_SENSES_… */
+	uint32_t power_mw, power_limit_mw, temperature_c;
+	uint64_t total_bytes, free_bytes; /* of the card; free: for any process */
+};
+/* From any thread. 0; -ENOTSUP on CPUs; or a negative errno with a sentence in @ret_why. */
+int dev_sense(struct dev *dev, struct dev_sensors *ret, char *ret_why, size_t why_bytes);
+
 /* Copies from the host's memory to the device's at once, from any thread. 0 or -EIO. */
 int dev_write(struct dev *dev, void *to, const void *from, size_t bytes);
 /*

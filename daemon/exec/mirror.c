@@ -542,6 +542,7 @@ void mirror_look(struct mirror *m, struct mirror_figures *ret, char *map, uint32
 		.page_bytes = kv_page_bytes(&m->kv),
 		.group_bytes = group_bytes(m),
 		.bytes = m->n_backed * (uint64_t)kv_page_bytes(&m->kv),
+		.most_bytes = m->n_groups * group_bytes(m),
 		.frames = m->n_backed,
 		.live_frames = m->n_live,
 		.n_up = m->n_up,

@@ -71,7 +71,7 @@ int mirror_move(struct mirror *m, struct stream *st, const struct step_move *mov
 int mirror_resize(struct mirror *m, struct stream *st, uint64_t most_bytes);
 
 struct mirror_figures {
-	uint64_t page_bytes, group_bytes, bytes; /* bytes: backed */
+	uint64_t page_bytes, group_bytes, bytes, most_bytes; /* bytes: backed; most: of all pages */
 	uint32_t frames, live_frames;		 /* backed; of those that have a page */
 	uint32_t largest_free_run;		 /* of free backed frames side by side */
 	double fragmentation;			 /* share of the free frames that stand in groups with live ones; 0: none */

@@ -430,7 +430,7 @@ struct team_pool team_pool(const struct team *team)
 		mirror_look(team->members[i].mirror, &f, map, 0);
 		pool.bytes += f.bytes;
 		pool.least_bytes += least_bytes(team, i);
-		pool.page_bytes += f.page_bytes;
+		pool.most_bytes += f.most_bytes;
 		pool.group_bytes += f.group_bytes;
 	}
 	return pool;

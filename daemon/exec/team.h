@@ -70,9 +70,9 @@ uint32_t team_pages(const struct team *team);
  * context; less than was asked for is no error. Or -EIO.
  */
 int team_resize(struct team *team, uint64_t pool_bytes, struct err *err);
-/* Bytes of all mirrors that have memory; that they cannot do without; of one frame and of a group, of all ranks. */
+/* Of the mirrors of all ranks: bytes that have memory, that they cannot do without, that there are addresses for; of a group. */
 struct team_pool {
-	uint64_t bytes, least_bytes, page_bytes, group_bytes;
+	uint64_t bytes, least_bytes, most_bytes, group_bytes;
 };
 struct team_pool team_pool(const struct team *team);
 /* dev_set_serving() of all devices. */

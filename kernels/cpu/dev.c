@@ -222,6 +222,13 @@ void dev_set_serving(struct dev *dev, bool serving)
 	(void)dev, (void)serving;
 }
 
+int dev_sense(struct dev *dev, struct dev_sensors *ret, char *ret_why, size_t why_bytes)
+{
+	(void)dev, (void)ret;
+	snprintf(ret_why, why_bytes, "a processor is not asked");
+	return -ENOTSUP;
+}
+
 /* Nobody counts the kernel's calls, nor does it refuse. */
 uint32_t dev_look(struct dev *dev, struct dev_memory *ret, struct dev_region *ret_regions,
 		  uint32_t room)
