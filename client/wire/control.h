@@ -108,6 +108,7 @@ struct control_pooled {
 	struct control_pool pool;
 };
 
+#define CONTROL_RANKS_MAX 8
 #define CONTROL_REGIONS_MAX 16
 #define CONTROL_MAP_MAX 256
 

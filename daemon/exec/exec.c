@@ -51,9 +51,9 @@ struct exec {
 	struct row_result results[STEP_ROWS_MAX];
 	struct seq seqs[STEP_ROWS_MAX];
 	uint32_t n_seqs, n_tokens, n_wanted;
-	uint32_t *ids, *out;		 /* [max_batch_tokens] */
-	struct wanted *wanted;		 /* [max_batch_tokens] */
-	const struct wanted *now;	 /* of them those that are computed together */
+	uint32_t *ids, *out;	  /* [max_batch_tokens] */
+	struct wanted *wanted;	  /* [max_batch_tokens] */
+	const struct wanted *now; /* of them those that are computed together */
 	uint32_t n_now;
 	bool sampled[MODEL_SPOKEN_ROWS]; /* of now: by the device, to */
 	uint32_t sampled_ids[MODEL_SPOKEN_ROWS];
@@ -527,8 +527,7 @@ static uint32_t fitting(const struct exec *e, uint32_t first)
 	uint64_t pages = pages_of(e, &e->seqs[first]);
 	uint32_t n = 1;
 
-	while (first + n < e->n_seqs &&
-	       (pages += pages_of(e, &e->seqs[first + n])) <= room)
+	while (first + n < e->n_seqs && (pages += pages_of(e, &e->seqs[first + n])) <= room)
 		n++;
 	return n;
 }

@@ -73,21 +73,23 @@ static uint32_t frames_for(const struct mirror *m, uint64_t bytes)
 
 static int open_frames(struct mirror *m, const struct mirror_size *size, struct err *err)
 {
-	const uint32_t wanted = size->most_bytes ? frames_for(m, size->most_bytes) :
-						   m->n_groups * m->group_pages;
+	const uint32_t wanted = size->most_bytes ? frames_for(m, size->most_bytes)
+						 : m->n_groups * m->group_pages;
 	int r;
 
-	m->kv.base = dev_reserve_named(m->dev, "KV cache", m->n_groups * group_bytes(m), group_bytes(m));
+	m->kv.base = dev_reserve_named(m->dev, "KV cache", m->n_groups * group_bytes(m),
+				       group_bytes(m));
 	r = m->kv.base ? grow(m, MAX(wanted, m->least_frames)) : -ENOMEM;
 	if (r == -ENOMEM && m->kv.base && m->n_backed >= m->least_frames)
 		return 0;
 	if (r < 0)
-		return err_set(err, r,
-			       "no memory on the device for %u pages of the KV cache, %llu bytes; "
-			       "%llu bytes could be had",
-			       m->least_frames,
-			       (unsigned long long)(m->least_frames * (uint64_t)kv_page_bytes(&m->kv)),
-			       (unsigned long long)(m->n_backed * (uint64_t)kv_page_bytes(&m->kv)));
+		return err_set(
+			err, r,
+			"no memory on the device for %u pages of the KV cache, %llu bytes; "
+			"%llu bytes could be had",
+			m->least_frames,
+			(unsigned long long)(m->least_frames * (uint64_t)kv_page_bytes(&m->kv)),
+			(unsigned long long)(m->n_backed * (uint64_t)kv_page_bytes(&m->kv)));
 	return 0;
 }
 
@@ -222,7 +224,8 @@ static uint32_t oldest(const struct mirror *m, const bool *goes)
 static uint32_t lowest_free(const struct mirror *m, const bool *goes)
 {
 	for (uint32_t i = 0; i < m->n_groups * m->group_pages; i++)
-		if (has_frame(m, i) && !(goes && goes[i / m->group_pages]) && m->frames[i].page == NONE)
+		if (has_frame(m, i) && !(goes && goes[i / m->group_pages]) &&
+		    m->frames[i].page == NONE)
 			return i;
 	return NONE;
 }
@@ -232,7 +235,8 @@ static int scrub(struct mirror *m, struct stream *st, uint32_t frame)
 {
 	const struct tensor words = { page_of(&m->kv, frame),
 				      DT_F32,
-				      { 1, 2 * m->kv.layers, (uint32_t)(pitch_of(&m->kv) / sizeof(float)) } };
+				      { 1, 2 * m->kv.layers,
+					(uint32_t)(pitch_of(&m->kv) / sizeof(float)) } };
 
 	return op_clear(st, &words);
 }
@@ -302,8 +306,7 @@ static int begin(struct mirror *m, struct stream *st, uint32_t page, uint32_t *r
 	return 0;
 }
 
-static int use(struct mirror *m, struct stream *st, const struct seq *seq,
-	       uint32_t *ret_pages)
+static int use(struct mirror *m, struct stream *st, const struct seq *seq, uint32_t *ret_pages)
 {
 	const uint32_t page_tokens = m->kv.page_tokens;
 	const uint32_t n_old = (seq->at + page_tokens - 1) / page_tokens;
@@ -342,7 +345,8 @@ static int make_room(struct mirror *m, const struct seq *seqs, uint32_t n_seqs)
 	return (m->seqs || !n_seqs) && (m->pages || !n_pages) ? 0 : -ENOMEM;
 }
 
-int mirror_use(struct mirror *m, struct stream *st, const struct seq *seqs, uint32_t n_seqs, const struct seq **ret)
+int mirror_use(struct mirror *m, struct stream *st, const struct seq *seqs, uint32_t n_seqs,
+	       const struct seq **ret)
 {
 	uint32_t *pages;
 	int r = make_room(m, seqs, n_seqs);
@@ -458,8 +462,7 @@ static int evacuate(struct mirror *m, struct stream *st, uint32_t frame, const b
 
 static int unback(struct mirror *m, uint32_t group)
 {
-	const int r =
-		dev_unback(m->dev, page_of(&m->kv, group * m->group_pages), group_bytes(m));
+	const int r = dev_unback(m->dev, page_of(&m->kv, group * m->group_pages), group_bytes(m));
 
 	if (r < 0)
 		return r;

@@ -35,7 +35,7 @@ struct service {
 	uint64_t load_began_us;
 	uint64_t read_bytes_per_second; /* measured once */
 	uint32_t percent_told;
-	uint64_t pool_bytes; /* that the KV cache of devices may have; 0: all */
+	uint64_t pool_bytes;		/* that the KV cache of devices may have; 0: all */
 	_Atomic uint64_t ordered_bytes; /* of a CONTROL_POOL */
 	_Atomic uint32_t
 		order; /* of the broker, not yet obeyed; written by the watching thread, taken by the main one */
@@ -195,7 +195,9 @@ static void tell_seen(const struct service *s)
 	struct control_seen seen = { .kind = CONTROL_SEEN };
 
 	for (uint32_t rank = 0; rank < n_ranks; rank++) {
-		seen = (struct control_seen){ .kind = CONTROL_SEEN, .rank = rank, .n_ranks = n_ranks };
+		seen = (struct control_seen){ .kind = CONTROL_SEEN,
+					      .rank = rank,
+					      .n_ranks = n_ranks };
 		see_memory(s, rank, &seen);
 		see_pool(s, rank, &seen);
 		see_card(s, rank, &seen);
@@ -230,8 +232,9 @@ static void *watch(void *userdata)
 			tell_seen(s);
 			continue;
 		}
-		if (n != sizeof(order) || (order.kind != CONTROL_PARK && order.kind != CONTROL_WAKE &&
-					   order.kind != CONTROL_POOL))
+		if (n != sizeof(order) ||
+		    (order.kind != CONTROL_PARK && order.kind != CONTROL_WAKE &&
+		     order.kind != CONTROL_POOL))
 			_exit(SERVICE_EXIT_PROTOCOL);
 		if (order.kind == CONTROL_POOL)
 			atomic_store(&s->ordered_bytes, order.bytes);

@@ -235,7 +235,8 @@ static int make_model(struct team *team, uint32_t rank, void *userdata)
 		const struct mirror_size size = {
 			.group_pages = memplan_group_pages(own_page_bytes(&kv), kv.n_pages),
 			.least_pages = team->least_pages,
-			.most_bytes = making->pool_bytes ? MAX(making->pool_bytes / team->n_ranks, 1) : 0,
+			.most_bytes =
+				making->pool_bytes ? MAX(making->pool_bytes / team->n_ranks, 1) : 0,
 		};
 
 		r = mirror_new(m->dev, &arena, &size, &m->mirror, &kv, err);
@@ -384,7 +385,8 @@ static uint64_t least_bytes(const struct team *team, uint32_t rank)
 	char map[1];
 
 	mirror_look(team->members[rank].mirror, &f, map, 0);
-	return (team->least_pages * f.page_bytes + f.group_bytes - 1) / f.group_bytes * f.group_bytes;
+	return (team->least_pages * f.page_bytes + f.group_bytes - 1) / f.group_bytes *
+	       f.group_bytes;
 }
 
 static int resize(struct team *team, uint32_t rank, void *userdata)
@@ -403,18 +405,22 @@ static int resize(struct team *team, uint32_t rank, void *userdata)
 int team_resize(struct team *team, uint64_t pool_bytes, struct err *err)
 {
 	struct resizing resizing = { pool_bytes ? MAX(pool_bytes / team->n_ranks, 1) : 0 };
-	struct team_pool pool;
 	int r;
 
 	if (!team_has_mirrors(team))
 		return 0;
 	r = team_run(team, resize, &resizing);
-	if (r == -ENOMEM) {
-		pool = team_pool(team);
-		return err_set(err, r,
-			       "no memory on the device for the KV cache: one context needs %llu "
-			       "bytes, %llu could be had",
-			       (unsigned long long)pool.least_bytes, (unsigned long long)pool.bytes);
+	for (uint32_t i = 0; r == -ENOMEM && i < team->n_ranks; i++) {
+		struct mirror_figures f;
+		char map[1];
+
+		mirror_look(team->members[i].mirror, &f, map, 0);
+		if (f.frames < team->least_pages)
+			return err_set(err, r,
+				       "no memory on device %u for the KV cache: one context needs "
+				       "%llu bytes there, %llu could be had",
+				       i, (unsigned long long)least_bytes(team, i),
+				       (unsigned long long)f.bytes);
 	}
 	return r < 0 ? err_wrap(err, r, "cannot resize the KV cache on the device") : 0;
 }

@@ -372,7 +372,7 @@ int vram_seal(struct vram_region *r, uint32_t first, uint32_t n)
 {
 	if (!within(r, first, n))
 		return -EINVAL;
-	for (uint32_t i = first, run; i < first + n; i += run > 0 ? run : 1) {
+	for (uint32_t i = first, run; i<first + n; i += run> 0 ? run : 1) {
 		run = run_of(r, i, first + n, BACKED);
 		if (run > 0) {
 			const int error = set_access(r, i, run, VRAM_READ);

@@ -47,7 +47,8 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, struct nvmlDevice **ret
 int nvmlDeviceGetMemoryInfo(struct nvmlDevice *device, struct memory *ret)
 {
 	device->asked++;
-	*ret = (struct memory){ 80ull << 30, (20ull << 30) + device->asked, (60ull << 30) - device->asked };
+	*ret = (struct memory){ 80ull << 30, (20ull << 30) + device->asked,
+				(60ull << 30) - device->asked };
 	return SUCCESS;
 }
 
@@ -74,5 +75,7 @@ int nvmlDeviceGetTemperature(struct nvmlDevice *device, int sensor, unsigned *re
 
 const char *nvmlErrorString(int result)
 {
-	return result == NOT_FOUND ? "Not Found" : result == NOT_SUPPORTED ? "Not Supported" : "Success";
+	return result == NOT_FOUND	 ? "Not Found"
+	       : result == NOT_SUPPORTED ? "Not Supported"
+					 : "Success";
 }

@@ -899,6 +899,9 @@ static void steps_take_no_memory_of_the_device(void **state)
 	assert_int_equal(after, before);
 }
 
+void failing_call(uint64_t nth, bool for_want_of_memory) __attribute__((weak));
+uint64_t failing_made(void) __attribute__((weak));
+
 #define MANY_SLOTS 12
 #define LARGE_PAGE ((size_t)4 << 20)
 
@@ -933,6 +936,43 @@ static void sample_from_pool(struct bench *b, bool small, uint32_t ids[4][MANY_S
 	}
 }
 
+/*
+ * Of the calls that a pool without memory grows with each fails in turn for want of memory: it is as large
+ * as it could become, if that is enough for a context, or says with numbers why not, and can be had later.
+ */
+static uint32_t grow_with_failures(struct bench *b)
+{
+	uint32_t n_refused = 0;
+
+	for (uint64_t nth = 1;; nth++) {
+		struct err err = { 0 };
+		struct team_pool pool;
+		bool was_due;
+		int r;
+
+		assert_int_equal(exec_resize(b->exec, 0, NULL), 0);
+		failing_call(nth, true);
+		r = exec_resize(b->exec, UINT64_MAX, &err);
+		was_due = failing_made() >= nth;
+		failing_call(0, false);
+		pool = team_pool(b->rig.team);
+		assert_null(dev_lost());
+		if (r < 0) {
+			assert_int_equal(r, -ENOMEM);
+			assert_non_null(strstr(err.text, "one context needs"));
+			assert_true(pool.bytes < pool.most_bytes);
+			n_refused++;
+		} else {
+			assert_true(pool.bytes >= pool.least_bytes);
+			assert_true(pool.bytes == pool.most_bytes || was_due);
+		}
+		assert_int_equal(exec_resize(b->exec, UINT64_MAX, NULL), 0);
+		assert_int_equal(team_pool(b->rig.team).bytes, pool.most_bytes);
+		if (!was_due)
+			return n_refused;
+	}
+}
+
 static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
 {
 	struct bench *b = *state;
@@ -941,6 +981,7 @@ static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
 	struct kv_cache *kv = &b->rig.kv;
 	struct team_pool pool;
 	uint64_t whole_bytes;
+	uint32_t n_refused;
 
 	while (kv_page_bytes(kv) % LARGE_PAGE) /* of each rank whole granules */
 		kv->page_tokens *= 2;
@@ -960,6 +1001,9 @@ static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
 	assert_int_equal(team_pool(b->rig.team).bytes, 0);
 	assert_int_equal(exec_resize(b->exec, UINT64_MAX, NULL), 0);
 	assert_true(team_pool(b->rig.team).bytes >= whole_bytes);
+	n_refused = grow_with_failures(b);
+	print_message("%u of the calls to grow with were refused\n", n_refused);
+	assert_true(n_refused > 0);
 	go_on(b, 3);
 	small[0][0] = b->rows[0].tokens[0];
 	sample_from_pool(b, false, whole);
@@ -986,9 +1030,6 @@ static void a_step_of_one_row_is_few_kernels(void **state)
 	print_message("%llu kernels of %u layers\n", (unsigned long long)(after - before), layers);
 	assert_true(after - before <= layers * MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
 }
-
-void failing_call(uint64_t nth, bool for_want_of_memory) __attribute__((weak));
-uint64_t failing_made(void) __attribute__((weak));
 
 #define FAILURES 24 /* spread over all calls of a life */
 
@@ -1105,7 +1146,8 @@ int main(void)
 		ON_ONE(steps_take_no_memory_of_the_device)
 			ON_TWO(steps_take_no_memory_of_the_device) cmocka_unit_test_setup_teardown(
 				a_step_of_one_row_is_few_kernels, setup_air, teardown),
-		ON_ONE(what_does_not_fit_a_small_pool_is_computed_in_turn) ON_TWO(what_does_not_fit_a_small_pool_is_computed_in_turn)
+		ON_ONE(what_does_not_fit_a_small_pool_is_computed_in_turn)
+			ON_TWO(what_does_not_fit_a_small_pool_is_computed_in_turn)
 	};
 	const struct CMUnitTest failing[] = { cmocka_unit_test(any_call_of_the_driver_may_fail) };
 	int n_failed;

@@ -94,7 +94,8 @@ static void do_move(struct fixture *f, uint32_t from, uint32_t to, uint32_t flag
 
 static void use(struct fixture *f, uint32_t at_position, uint32_t n, const uint32_t *pages)
 {
-	const struct seq seq = { 0, n, at_position, (at_position + n + TOKENS - 1) / TOKENS, pages };
+	const struct seq seq = { 0, n, at_position, (at_position + n + TOKENS - 1) / TOKENS,
+				 pages };
 	const struct seq *on_device;
 
 	assert_int_equal(mirror_use(f->mirror, f->st, &seq, 1, &on_device), 0);
@@ -159,8 +160,8 @@ static void what_is_checked_goes_up_whatever_the_device_had(void **state)
 	const uint32_t pages[] = { 3 };
 
 	use(f, 0, TOKENS, pages);
-	fill(&f->kv, f->frames[0], 'o');	 /* of an earlier owner */
-	fill(&f->arena, 3, 'd'); /* read from the disk since */
+	fill(&f->kv, f->frames[0], 'o'); /* of an earlier owner */
+	fill(&f->arena, 3, 'd');	 /* read from the disk since */
 	do_move(f, 3, 3, STEP_MOVE_CHECK);
 	holds(&f->arena, 3, 'd');
 	holds(&f->kv, frame_of(f, 3), 'd');
@@ -337,10 +338,12 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_was_used_longest_ago_gives_way_and_comes_back,
 						setup, teardown),
 		cmocka_unit_test_setup_teardown(a_frame_of_another_page_is_zeroed, setup, teardown),
-		cmocka_unit_test_setup_teardown(more_pages_than_frames_are_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(more_pages_than_frames_are_refused, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(it_shrinks_by_groups_and_keeps_what_was_used_last,
 						setup, teardown),
-		cmocka_unit_test_setup_teardown(nothing_is_lost_while_it_has_no_memory, setup, teardown),
+		cmocka_unit_test_setup_teardown(nothing_is_lost_while_it_has_no_memory, setup,
+						teardown),
 		cmocka_unit_test_setup_teardown(a_rank_mirrors_its_heads_and_leaves_the_others,
 						setup, teardown),
 	};

@@ -54,7 +54,8 @@ static void what_a_card_does_not_tell_is_not_known(void **state)
 	(void)state;
 	setenv("FAKE_NVML", "blind", 1);
 	assert_int_equal(nvml_read(BUS_ID, &facts, why, sizeof(why)), 0);
-	assert_int_equal(facts.known, NVML_KNOWS_MEMORY | NVML_KNOWS_LIMIT | NVML_KNOWS_TEMPERATURE);
+	assert_int_equal(facts.known,
+			 NVML_KNOWS_MEMORY | NVML_KNOWS_LIMIT | NVML_KNOWS_TEMPERATURE);
 	unsetenv("FAKE_NVML");
 	assert_int_equal(nvml_read("0000:66:00.0", &facts, why, sizeof(why)), -EIO);
 	assert_string_equal(why, "nvmlDeviceGetHandleByPciBusId_v2: Not Found");
