@@ -197,7 +197,7 @@ static int find_part(struct memory *m, const void *at, size_t bytes, struct part
 {
 	const struct vram_region *region;
 
-	for (uint32_t i = 0; (region = vram_region_at(m->vram, i)); i++) {
+	for (uint32_t i = 0; (region = vram_region_at(m->vram, i)) != NULL; i++) {
 		const size_t from = (uint64_t)at - vram_at(region), chunk = vram_chunk_bytes(region);
 
 		if ((uint64_t)at < vram_at(region) || from >= vram_bytes(region))
@@ -316,7 +316,7 @@ uint32_t memory_look(struct memory *m, struct dev_memory *ret, struct dev_region
 
 	pthread_mutex_lock(&m->lock);
 	vram_figures(m->vram, &f);
-	for (n = 0; n < room && (region = vram_region_at(m->vram, n)); n++)
+	for (n = 0; n < room && (region = vram_region_at(m->vram, n)) != NULL; n++)
 		ret_regions[n] = describe(region);
 	pthread_mutex_unlock(&m->lock);
 	*ret = {};
