@@ -79,18 +79,66 @@ uint32_t dev_threads(const struct dev *dev);
 /* Type that the KV cache has with this instruction set: F32 for REF, else BF16. */
 enum dtype dev_kv_type(const struct dev *dev);
 
-/* Reserves addresses for the life of the device, with nothing behind them. NULL: -ENOMEM. */
-void *dev_reserve(struct dev *dev, size_t bytes);
+/*
+ * Reserves addresses for the life of the device, with nothing behind them.
+ *
+ * name		for people; cut to DEV_NAME_MAX - 1
+ * chunk_bytes	on a GPU the unit in which memory comes and goes, a multiple of 2 MiB;
+ *		0: 2 MiB. Fewer chunks are quicker to have
+ *
+ * NULL: -ENOMEM.
+ */
+#define DEV_NAME_MAX 24
+#define DEV_CHUNK_MAX ((size_t)256 << 20) /* of what comes and goes as one */
+void *dev_reserve_named(struct dev *dev, const char *name, size_t bytes, size_t chunk_bytes);
+static inline void *dev_reserve(struct dev *dev, size_t bytes)
+{
+	return dev_reserve_named(dev, "", bytes, 0);
+}
 /*
  * Puts zeroed memory (huge pages asked for) behind part of a reservation. On a
- * GPU @at is a multiple of 2 MiB into it, @bytes are rounded up to such, and
- * nothing is behind it yet. 0, -ENOMEM: as before; or -EINVAL.
+ * GPU @at is a whole number of chunks into it, @bytes are rounded up to chunks,
+ * and nothing is behind it yet. 0, -ENOMEM: as before; or -EINVAL.
  */
 int dev_back(struct dev *dev, void *at, size_t bytes);
-/* Gives it back; the contents are lost. On a GPU: all that calls of dev_back() in that range put there. */
+/*
+ * Gives it back; the contents are lost. On a GPU: whole chunks, backed or not;
+ * what the driver does not take back stays counted as taken.
+ */
 int dev_unback(struct dev *dev, void *at, size_t bytes);
+/*
+ * From here on, until told otherwise, no memory of the device is asked for or
+ * given back: who does so has made a mistake (assert). For the time of a step.
+ * On CPUs nothing is done.
+ */
+void dev_set_serving(struct dev *dev, bool serving);
+
+/* What this process has of a device's memory. */
+struct dev_memory {
+	uint64_t taken_bytes, peak_bytes, reserved_bytes;
+	uint64_t stuck_bytes;	/* that the driver did not take back */
+	uint64_t refused_bytes;	/* wanted when the driver said last that there is no more; 0: it never did */
+	uint64_t n_calls;	/* of the driver, for memory */
+};
+struct dev_region {
+	char name[DEV_NAME_MAX];
+	uint64_t bytes, chunk_bytes, backed_bytes;
+};
+/* Fills up to @room regions in the order of their making; returns how many. From any thread. */
+uint32_t dev_look(struct dev *dev, struct dev_memory *ret, struct dev_region *ret_regions,
+		  uint32_t room);
 /* Read-only from here on, where the device can protect memory. */
 int dev_seal(struct dev *dev, void *at, size_t bytes);
+
+/* What a card's management library says now. Nothing of it is kept: reading takes milliseconds. */
+enum { DEV_SENSES_MEMORY = 1, DEV_SENSES_POWER = 2, DEV_SENSES_LIMIT = 4, DEV_SENSES_TEMPERATURE = 8 };
+struct dev_sensors {
+	uint32_t known; /* DEV_SENSES_… */
+	uint32_t power_mw, power_limit_mw, temperature_c;
+	uint64_t total_bytes, free_bytes; /* of the card; free: for any process */
+};
+/* From any thread. 0; -ENOTSUP on CPUs; or a negative errno with a sentence in @ret_why. */
+int dev_sense(struct dev *dev, struct dev_sensors *ret, char *ret_why, size_t why_bytes);
 
 /* Copies from the host's memory to the device's at once, from any thread. 0 or -EIO. */
 int dev_write(struct dev *dev, void *to, const void *from, size_t bytes);

@@ -51,9 +51,11 @@ struct exec {
 	struct row_result results[STEP_ROWS_MAX];
 	struct seq seqs[STEP_ROWS_MAX];
 	uint32_t n_seqs, n_tokens, n_wanted;
-	uint32_t *ids, *out;		 /* [max_batch_tokens] */
-	struct wanted *wanted;		 /* [max_batch_tokens] */
-	bool sampled[MODEL_SPOKEN_ROWS]; /* of wanted: by the device, to */
+	uint32_t *ids, *out;	  /* [max_batch_tokens] */
+	struct wanted *wanted;	  /* [max_batch_tokens] */
+	const struct wanted *now; /* of them those that are computed together */
+	uint32_t n_now;
+	bool sampled[MODEL_SPOKEN_ROWS]; /* of now: by the device, to */
 	uint32_t sampled_ids[MODEL_SPOKEN_ROWS];
 	float *logits; /* [LOGITS_ROWS][vocab] */
 	float top[STEP_TOP_MAX];
@@ -153,7 +155,8 @@ int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_lim
 	};
 	r = allocate(e, err);
 	if (r == 0)
-		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context, err);
+		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context,
+				     limits->pool_bytes, err);
 	if (r == 0 && !dev_is_host(e->dev))
 		r = make_aside(e, err);
 	if (r < 0)
@@ -185,6 +188,11 @@ struct exec *exec_free(struct exec *e)
 	free(e->logits);
 	free(e);
 	return NULL;
+}
+
+int exec_resize(struct exec *e, uint64_t pool_bytes, struct err *err)
+{
+	return team_resize(e->team, pool_bytes, err);
 }
 
 static bool has_flag(const struct order *o, enum row_flags flag)
@@ -443,8 +451,8 @@ static int sample_on_device(struct exec *e)
 	memset(e->sampled, 0, sizeof(e->sampled));
 	if (!e->devsampler || !model_spoken(team_model(e->team, 0), &logits))
 		return 0;
-	for (uint32_t j = 0; j < e->n_wanted; j++) {
-		const struct wanted *w = &e->wanted[j];
+	for (uint32_t j = 0; j < e->n_now; j++) {
+		const struct wanted *w = &e->now[j];
 		const uint32_t slot = e->orders[w->row].row.slot;
 
 		e->sampled[j] = leaves_sampling(e, w);
@@ -458,7 +466,7 @@ static int sample_on_device(struct exec *e)
 	return n > 0 ? devsampler_sample(e->devsampler, &logits, rows, e->sampled_ids) : 0;
 }
 
-/* Whether the device sampled what was wanted of row @j. */
+/* Whether the device sampled what is wanted now of row @j. */
 static bool is_done(const struct exec *e, uint32_t j)
 {
 	return j < MODEL_SPOKEN_ROWS && e->sampled[j];
@@ -467,7 +475,7 @@ static bool is_done(const struct exec *e, uint32_t j)
 /* What the host makes of the logits of wanted row @j. */
 static void look(struct exec *e, uint32_t j, const float *logits, char *room)
 {
-	const struct wanted w = e->wanted[j];
+	const struct wanted w = e->now[j];
 	const struct order *o = &e->orders[w.row];
 	struct slot *s = &e->slots[o->row.slot];
 
@@ -489,14 +497,14 @@ static int finish(struct exec *e, char *room)
 	r = sample_on_device(e);
 	if (r < 0)
 		return r;
-	for (uint32_t first = 0; first < e->n_wanted; first += n) {
+	for (uint32_t first = 0; first < e->n_now; first += n) {
 		if (is_done(e, first)) {
-			keep_sample(e, e->wanted[first].row, e->sampled_ids[first]);
+			keep_sample(e, e->now[first].row, e->sampled_ids[first]);
 			n = 1;
 			continue;
 		}
 		n = 1;
-		while (n < LOGITS_ROWS && first + n < e->n_wanted && !is_done(e, first + n))
+		while (n < LOGITS_ROWS && first + n < e->n_now && !is_done(e, first + n))
 			n++;
 		r = team_logits(e->team, first, n, e->logits);
 		if (r < 0)
@@ -505,6 +513,57 @@ static int finish(struct exec *e, char *room)
 			look(e, first + j, e->logits + (size_t)j * e->limits.vocab, room);
 	}
 	return 0;
+}
+
+static uint32_t pages_of(const struct exec *e, const struct seq *seq)
+{
+	return (seq->at + seq->n_tokens + e->limits.page_tokens - 1) / e->limits.page_tokens;
+}
+
+/* Sequences from @first on whose pages a device has room for at once: at least one. */
+static uint32_t fitting(const struct exec *e, uint32_t first)
+{
+	const uint32_t room = team_pages(e->team);
+	uint64_t pages = pages_of(e, &e->seqs[first]);
+	uint32_t n = 1;
+
+	while (first + n < e->n_seqs && (pages += pages_of(e, &e->seqs[first + n])) <= room)
+		n++;
+	return n;
+}
+
+/* A forward pass over @n sequences from @first on, as if they were a batch of their own, and what is wanted of them. */
+static int pass(struct exec *e, uint32_t first, uint32_t n, char *room)
+{
+	struct seq *seqs = e->seqs + first;
+	const uint32_t token = seqs->first;
+	const uint32_t n_tokens = seqs[n - 1].first + seqs[n - 1].n_tokens - token;
+	uint32_t *out = e->out + (e->now - e->wanted);
+	const uint32_t n_left = e->n_wanted - (uint32_t)(e->now - e->wanted);
+	int r;
+
+	for (uint32_t i = 0; i < n; i++)
+		seqs[i].first -= token;
+	for (e->n_now = 0; e->n_now < n_left && out[e->n_now] < token + n_tokens; e->n_now++)
+		out[e->n_now] -= token;
+	r = team_forward(e->team, e->ids + token, n_tokens, seqs, n, out, e->n_now, NULL);
+	if (r == 0)
+		r = finish(e, room);
+	e->now += e->n_now;
+	return r;
+}
+
+/* In one pass, unless the pages are more than a device has room for. */
+static int compute_batch(struct exec *e, char *room)
+{
+	int r = 0;
+
+	e->now = e->wanted;
+	for (uint32_t first = 0, n; r == 0 && first < e->n_seqs; first += n) {
+		n = fitting(e, first);
+		r = pass(e, first, n, room);
+	}
+	return r;
 }
 
 static int compute(struct exec *e, uint32_t n_rows, char *room)
@@ -517,15 +576,9 @@ static int compute(struct exec *e, uint32_t n_rows, char *room)
 		if (r < 0)
 			return r;
 	}
-	if (e->n_tokens > 0) {
-		r = team_forward(e->team, e->ids, e->n_tokens, e->seqs, e->n_seqs, e->out,
-				 e->n_wanted, NULL);
-		if (r < 0)
-			return r;
-		r = finish(e, room);
-		if (r < 0)
-			return r;
-	}
+	r = compute_batch(e, room);
+	if (r < 0)
+		return r;
 
 	for (uint32_t i = 0; i < n_rows; i++) {
 		e->results[i].length = e->slots[e->orders[i].row.slot].length;
@@ -589,7 +642,9 @@ int exec_step(struct exec *e, const struct step *step, const void *payload, void
 	size_t bytes = 0;
 	int r;
 
+	team_set_serving(e->team, true);
 	r = run_step(e, step, payload, room, &bytes, err);
+	team_set_serving(e->team, false);
 	*ret = (struct step_result){
 		.id = step->id,
 		.error = r,

@@ -35,8 +35,11 @@ struct service {
 	uint64_t load_began_us;
 	uint64_t read_bytes_per_second; /* measured once */
 	uint32_t percent_told;
+	uint64_t pool_bytes;		/* that the KV cache of devices may have; 0: all */
+	_Atomic uint64_t ordered_bytes; /* of a CONTROL_POOL */
 	_Atomic uint32_t
 		order; /* of the broker, not yet obeyed; written by the watching thread, taken by the main one */
+	_Atomic bool is_open; /* the watching thread may look at the team */
 };
 
 static void deinit(struct service *s)
@@ -123,6 +126,87 @@ static int receive(struct service *s, struct err *err)
 	return 0;
 }
 
+static int send_packet(const struct service *s, const void *packet, size_t bytes)
+{
+	return send(s->control_fd, packet, bytes, MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+static void see_memory(const struct service *s, uint32_t rank, struct control_seen *seen)
+{
+	struct dev_region regions[CONTROL_REGIONS_MAX];
+	struct dev_memory memory;
+
+	seen->n_regions = dev_look(team_dev(s->team, rank), &memory, regions, CONTROL_REGIONS_MAX);
+	for (uint32_t i = 0; i < seen->n_regions; i++) {
+		struct control_region *to = &seen->regions[i];
+
+		_Static_assert(sizeof(to->name) == sizeof(regions[i].name), "names are as long");
+		memcpy(to->name, regions[i].name, sizeof(to->name));
+		to->bytes = regions[i].bytes;
+		to->chunk_bytes = regions[i].chunk_bytes;
+		to->backed_bytes = regions[i].backed_bytes;
+	}
+	seen->taken_bytes = memory.taken_bytes;
+	seen->peak_bytes = memory.peak_bytes;
+	seen->reserved_bytes = memory.reserved_bytes;
+	seen->stuck_bytes = memory.stuck_bytes;
+	seen->refused_bytes = memory.refused_bytes;
+	seen->n_calls = memory.n_calls;
+}
+
+static void see_pool(const struct service *s, uint32_t rank, struct control_seen *seen)
+{
+	struct mirror_figures f;
+
+	if (!team_mirror(s->team, rank))
+		return;
+	mirror_look(team_mirror(s->team, rank), &f, seen->map, CONTROL_MAP_MAX);
+	seen->page_bytes = f.page_bytes;
+	seen->group_bytes = f.group_bytes;
+	seen->pool_bytes = f.bytes;
+	seen->frames = f.frames;
+	seen->live_frames = f.live_frames;
+	seen->largest_free_run = f.largest_free_run;
+	seen->fragmentation_ppm = (uint32_t)(f.fragmentation * 1e6);
+	seen->n_up = f.n_up;
+	seen->n_down = f.n_down;
+	seen->n_moved = f.n_moved;
+}
+
+static void see_card(const struct service *s, uint32_t rank, struct control_seen *seen)
+{
+	struct dev_sensors sensors;
+
+	if (dev_sense(team_dev(s->team, rank), &sensors, seen->text, sizeof(seen->text)) < 0)
+		return;
+	seen->text[0] = '\0';
+	seen->known = sensors.known;
+	seen->card_bytes = sensors.total_bytes;
+	seen->card_free_bytes = sensors.free_bytes;
+	seen->power_mw = sensors.power_mw;
+	seen->power_limit_mw = sensors.power_limit_mw;
+	seen->temperature_c = sensors.temperature_c;
+}
+
+/* By the watching thread: whatever the others do, somebody may want to know. */
+static void tell_seen(const struct service *s)
+{
+	const uint32_t n_ranks = atomic_load(&s->is_open) ? team_ranks(s->team) : 0;
+	struct control_seen seen = { .kind = CONTROL_SEEN };
+
+	for (uint32_t rank = 0; rank < n_ranks; rank++) {
+		seen = (struct control_seen){ .kind = CONTROL_SEEN,
+					      .rank = rank,
+					      .n_ranks = n_ranks };
+		see_memory(s, rank, &seen);
+		see_pool(s, rank, &seen);
+		see_card(s, rank, &seen);
+		send_packet(s, &seen, sizeof(seen)); /* its end is told of by the socket */
+	}
+	if (n_ranks == 0)
+		send_packet(s, &seen, sizeof(seen));
+}
+
 /*
  * Orders are rung in by the bell of the steps, so that the main thread waits
  * for both with one read. The broker's end closing is the only way it can tell
@@ -144,9 +228,16 @@ static void *watch(void *userdata)
 		}
 		if (n <= 0)
 			_exit(SERVICE_EXIT_FAULT);
+		if (n == sizeof(order) && order.kind == CONTROL_LOOK) {
+			tell_seen(s);
+			continue;
+		}
 		if (n != sizeof(order) ||
-		    (order.kind != CONTROL_PARK && order.kind != CONTROL_WAKE))
+		    (order.kind != CONTROL_PARK && order.kind != CONTROL_WAKE &&
+		     order.kind != CONTROL_POOL))
 			_exit(SERVICE_EXIT_PROTOCOL);
+		if (order.kind == CONTROL_POOL)
+			atomic_store(&s->ordered_bytes, order.bytes);
 		atomic_store(&s->order, order.kind);
 		if (write(s->ring.down_fd, &one, sizeof(one)) < 0)
 			_exit(SERVICE_EXIT_FAULT);
@@ -164,11 +255,6 @@ static int start_watching(struct service *s, struct err *err)
 	r = pthread_create(&thread, &attr, watch, s);
 	pthread_attr_destroy(&attr);
 	return r ? err_wrap(err, -r, "cannot start a thread") : 0;
-}
-
-static int send_packet(const struct service *s, const void *packet, size_t bytes)
-{
-	return send(s->control_fd, packet, bytes, MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
 static void on_progress(uint64_t done_bytes, uint64_t total_bytes, void *userdata)
@@ -278,6 +364,7 @@ static int prepare(struct service *s, struct err *err)
 		.n_slots = c->n_slots,
 		.max_context = c->max_context,
 		.max_batch_tokens = c->max_batch_tokens,
+		.pool_bytes = c->pool_bytes,
 	};
 	enum isa isa;
 	int r;
@@ -304,7 +391,11 @@ static int prepare(struct service *s, struct err *err)
 	if (r < 0)
 		return r;
 	close_checkpoint(s);
-	return exec_new(s->team, &s->kv, &limits, &s->exec, err);
+	s->pool_bytes = c->pool_bytes;
+	r = exec_new(s->team, &s->kv, &limits, &s->exec, err);
+	if (r == 0)
+		atomic_store(&s->is_open, true);
+	return r;
 }
 
 /*
@@ -351,10 +442,30 @@ static uint64_t read_kib(const char *path, const char *key)
 	return 0;
 }
 
-/* Weights, activations, scratch; the arena is shared and the broker's. */
-static uint64_t resident_bytes(void)
+/* Weights, activations, scratch, the KV cache of devices; the arena is shared and the broker's. */
+static uint64_t resident_bytes(const struct service *s)
 {
-	return read_kib("/proc/self/status", "RssAnon:");
+	uint64_t bytes = 0;
+
+	if (dev_is_host(team_dev(s->team, 0)))
+		return read_kib("/proc/self/status", "RssAnon:");
+	for (uint32_t i = 0; i < team_ranks(s->team); i++) {
+		struct dev_memory memory;
+
+		dev_look(team_dev(s->team, i), &memory, NULL, 0);
+		bytes += memory.taken_bytes;
+	}
+	return bytes;
+}
+
+static struct control_pool describe_pool(const struct service *s)
+{
+	const struct team_pool pool = team_pool(s->team);
+
+	return (struct control_pool){ .bytes = pool.bytes,
+				      .least_bytes = pool.least_bytes,
+				      .most_bytes = pool.most_bytes,
+				      .group_bytes = pool.group_bytes };
 }
 
 /* Of one rank, all at once; into its place of an array. */
@@ -394,7 +505,8 @@ static int tell_ready(struct service *s, struct err *err)
 		.kind = CONTROL_READY,
 		.load_us = load_us,
 		.huge_bytes = read_kib("/proc/self/smaps_rollup", "AnonHugePages:"),
-		.resident_bytes = resident_bytes(),
+		.resident_bytes = resident_bytes(s),
+		.pool = describe_pool(s),
 		.in_arena = dev_is_host(dev),
 		.n_ranks = team_ranks(s->team),
 	};
@@ -465,6 +577,8 @@ static int wake(struct service *s, struct err *err)
 	if (r < 0)
 		return r;
 	r = team_reload(s->team, s->checkpoint, on_progress, s, err);
+	if (r == 0)
+		r = exec_resize(s->exec, s->pool_bytes ? s->pool_bytes : UINT64_MAX, err);
 	if (r == -ESTALE)
 		err_wrap(err, r, "'%s' is not the model that was loaded before",
 			 s->configure.model);
@@ -476,7 +590,7 @@ static int tell_parked(const struct service *s, uint64_t before_bytes, struct er
 {
 	struct control_parked parked = {
 		.kind = CONTROL_PARKED,
-		.resident_bytes = resident_bytes(),
+		.resident_bytes = resident_bytes(s),
 	};
 	int r;
 
@@ -486,13 +600,38 @@ static int tell_parked(const struct service *s, uint64_t before_bytes, struct er
 	return r < 0 ? err_wrap(err, r, "cannot tell the broker that the weights are gone") : 0;
 }
 
+static int tell_pooled(const struct service *s, struct err *err)
+{
+	const struct control_pooled pooled = {
+		.kind = CONTROL_POOLED,
+		.resident_bytes = resident_bytes(s),
+		.pool = describe_pool(s),
+	};
+	const int r = send_packet(s, &pooled, sizeof(pooled));
+
+	return r < 0 ? err_wrap(err, r, "cannot tell the broker how large the KV cache is") : 0;
+}
+
+/* Between steps. Where the device lacks memory to grow it has what there is, and says so. */
+static int resize(struct service *s, struct err *err)
+{
+	int r;
+
+	s->pool_bytes = atomic_load(&s->ordered_bytes);
+	r = exec_resize(s->exec, s->pool_bytes ? s->pool_bytes : UINT64_MAX, err);
+	return r < 0 ? r : tell_pooled(s, err);
+}
+
 /* Without weights, until the order to wake. */
 static int stay_parked(struct service *s, struct err *err)
 {
-	uint64_t rung, before_bytes = resident_bytes();
+	uint64_t rung, before_bytes = resident_bytes(s);
 	uint32_t order = CONTROL_PARK;
 	int r;
 
+	r = exec_resize(s->exec, 0, err); /* what only the devices have goes to the arena */
+	if (r < 0)
+		return r;
 	team_drop(s->team);
 	malloc_trim(0);
 	while (order != CONTROL_WAKE) {
@@ -501,6 +640,12 @@ static int stay_parked(struct service *s, struct err *err)
 			if (r < 0)
 				return r;
 			before_bytes = 0;
+		}
+		if (order == CONTROL_POOL) { /* counts when it wakes */
+			s->pool_bytes = atomic_load(&s->ordered_bytes);
+			r = tell_pooled(s, err);
+			if (r < 0)
+				return r;
 		}
 		if (read(s->ring.down_fd, &rung, sizeof(rung)) < 0 && errno != EINTR &&
 		    errno != EAGAIN)
@@ -513,12 +658,15 @@ static int stay_parked(struct service *s, struct err *err)
 /* Steps and orders, until one fails. Returns the exit code. */
 static int run(struct service *s, struct err *err)
 {
+	bool told = false; /* that it is ready */
+	uint32_t order;
 	int r;
 
 	for (;;) {
-		r = tell_ready(s, err);
+		r = told ? 0 : tell_ready(s, err);
 		if (r < 0)
 			return exit_code(r);
+		told = true;
 		do {
 			r = exec_run(s->exec, &s->ring, &s->order, err);
 			if (r < 0) {
@@ -528,9 +676,11 @@ static int run(struct service *s, struct err *err)
 				return SERVICE_EXIT_FAULT;
 			}
 		} while (atomic_load(&s->order) == 0);
-		if (atomic_exchange(&s->order, 0) != CONTROL_PARK)
+		order = atomic_exchange(&s->order, 0);
+		told = order == CONTROL_POOL;
+		if (order == CONTROL_WAKE)
 			continue; /* to wake up what is awake: it is told so */
-		r = blame_gpu(stay_parked(s, err), err);
+		r = blame_gpu(order == CONTROL_POOL ? resize(s, err) : stay_parked(s, err), err);
 		if (r < 0) {
 			tell_refused(s, err, r);
 			return exit_code(r);

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "daemon/exec/weights/memplan.h"
+
 struct member {
 	struct team *team;
 	struct comm *comm;
@@ -27,6 +29,7 @@ struct team {
 	uint32_t n_ranks;
 	enum isa isa;
 	uint32_t n_threads;
+	uint32_t least_pages; /* of a mirror */
 	/* written by rank 0 before the first barrier */
 	bool leaving, is_joined;
 	int (*run)(struct team *team, uint32_t rank, void *userdata);
@@ -203,8 +206,18 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 struct making {
 	const struct kv_cache *kv;
 	uint32_t max_tokens, max_context;
+	uint64_t pool_bytes;
 	struct err *err; /* of rank 0 */
 };
+
+/* Of a page's heads that are this rank's. */
+static size_t own_page_bytes(const struct kv_cache *kv)
+{
+	struct kv_cache own = *kv;
+
+	own.page_heads = 0;
+	return kv_page_bytes(&own);
+}
 
 static int make_model(struct team *team, uint32_t rank, void *userdata)
 {
@@ -219,8 +232,14 @@ static int make_model(struct team *team, uint32_t rank, void *userdata)
 	m->mirror = mirror_free(m->mirror);
 	if (!dev_is_host(m->dev)) {
 		const struct kv_cache arena = kv;
+		const struct mirror_size size = {
+			.group_pages = memplan_group_pages(own_page_bytes(&kv), kv.n_pages),
+			.least_pages = team->least_pages,
+			.most_bytes =
+				making->pool_bytes ? MAX(making->pool_bytes / team->n_ranks, 1) : 0,
+		};
 
-		r = mirror_new(m->dev, &arena, &m->mirror, &kv, err);
+		r = mirror_new(m->dev, &arena, &size, &m->mirror, &kv, err);
 	}
 	return r < 0 ? r
 		     : model_new_rank(m->dev, m->weights, m->comm, &kv, making->max_tokens,
@@ -234,11 +253,13 @@ static int join(struct team *team, uint32_t rank, void *userdata)
 }
 
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
-		     uint32_t max_context, struct err *err)
+		     uint32_t max_context, uint64_t pool_bytes, struct err *err)
 {
-	struct making making = { kv, max_tokens, max_context, err };
+	struct making making = { kv, max_tokens, max_context, pool_bytes, err };
 	int r;
 
+	/* a move has two */
+	team->least_pages = MAX((max_context + kv->page_tokens - 1) / kv->page_tokens, 2);
 	r = team_run(team, make_model, &making);
 	if (r < 0)
 		return err && err->text[0] ? r : err_set(err, r, "a rank cannot make its model");
@@ -272,13 +293,14 @@ static int forward(struct team *team, uint32_t rank, void *userdata)
 {
 	const struct member *m = &team->members[rank];
 	const struct batch *b = userdata;
+	const struct seq *seqs = b->seqs;
 	int r = 0;
 
-	for (uint32_t i = 0; m->mirror && r == 0 && i < b->n_seqs; i++)
-		r = mirror_use(m->mirror, model_stream(m->model), &b->seqs[i]);
+	if (m->mirror)
+		r = mirror_use(m->mirror, model_stream(m->model), b->seqs, b->n_seqs, &seqs);
 	if (r == 0)
-		r = model_forward(m->model, b->ids, b->n_tokens, b->seqs, b->n_seqs, b->out,
-				  b->n_out, b->logits);
+		r = model_forward(m->model, b->ids, b->n_tokens, seqs, b->n_seqs, b->out, b->n_out,
+				  b->logits);
 	return r < 0 && r != -EINVAL ? lose(m, r) : r;
 }
 
@@ -338,6 +360,97 @@ int team_move(struct team *team, const struct step_move *moves, uint32_t n)
 	struct moving moving = { moves, n };
 
 	return team_run(team, move, &moving);
+}
+
+uint32_t team_pages(const struct team *team)
+{
+	uint32_t n = UINT32_MAX;
+
+	for (uint32_t i = 0; i < team->n_ranks; i++) {
+		const struct mirror *m = team->members[i].mirror;
+
+		if (m && mirror_is_short(m))
+			n = MIN(n, mirror_frames(m));
+	}
+	return n;
+}
+
+struct resizing {
+	uint64_t bytes; /* of each rank */
+};
+
+static uint64_t least_bytes(const struct team *team, uint32_t rank)
+{
+	struct mirror_figures f;
+	char map[1];
+
+	mirror_look(team->members[rank].mirror, &f, map, 0);
+	return (team->least_pages * f.page_bytes + f.group_bytes - 1) / f.group_bytes *
+	       f.group_bytes;
+}
+
+static int resize(struct team *team, uint32_t rank, void *userdata)
+{
+	const struct resizing *resizing = userdata;
+	const struct member *m = &team->members[rank];
+	const uint64_t least = least_bytes(team, rank);
+	int r;
+
+	r = mirror_resize(m->mirror, model_stream(m->model),
+			  resizing->bytes ? MAX(resizing->bytes, least) : 0);
+	/* what there is does, if it is enough for one sequence */
+	return r == -ENOMEM && mirror_frames(m->mirror) >= team->least_pages ? 0 : r;
+}
+
+int team_resize(struct team *team, uint64_t pool_bytes, struct err *err)
+{
+	struct resizing resizing = { pool_bytes ? MAX(pool_bytes / team->n_ranks, 1) : 0 };
+	int r;
+
+	if (!team_has_mirrors(team))
+		return 0;
+	r = team_run(team, resize, &resizing);
+	for (uint32_t i = 0; r == -ENOMEM && i < team->n_ranks; i++) {
+		struct mirror_figures f;
+		char map[1];
+
+		mirror_look(team->members[i].mirror, &f, map, 0);
+		if (f.frames < team->least_pages)
+			return err_set(err, r,
+				       "no memory on device %u for the KV cache: one context needs "
+				       "%llu bytes there, %llu could be had",
+				       i, (unsigned long long)least_bytes(team, i),
+				       (unsigned long long)f.bytes);
+	}
+	return r < 0 ? err_wrap(err, r, "cannot resize the KV cache on the device") : 0;
+}
+
+struct team_pool team_pool(const struct team *team)
+{
+	struct team_pool pool = { 0 };
+
+	for (uint32_t i = 0; i < team->n_ranks && team->members[i].mirror; i++) {
+		struct mirror_figures f;
+		char map[1];
+
+		mirror_look(team->members[i].mirror, &f, map, 0);
+		pool.bytes += f.bytes;
+		pool.least_bytes += least_bytes(team, i);
+		pool.most_bytes += f.most_bytes;
+		pool.group_bytes += f.group_bytes;
+	}
+	return pool;
+}
+
+void team_set_serving(struct team *team, bool serving)
+{
+	for (uint32_t i = 0; i < team->n_ranks; i++)
+		dev_set_serving(team->members[i].dev, serving);
+}
+
+struct mirror *team_mirror(const struct team *team, uint32_t rank)
+{
+	return team->members[rank].mirror;
 }
 
 uint32_t team_ranks(const struct team *team)

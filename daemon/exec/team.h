@@ -43,12 +43,17 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 /*
  * Makes each rank's model, over its heads of the pages of @kv, after team_load();
  * in place of those that were made before. On devices that are not the host the
- * pages of @kv, which is in the host's memory, have a mirror there. Else as model_new().
+ * pages of @kv, which is in the host's memory, have a mirror there: of at most
+ * @pool_bytes on all devices together, 0: of all pages, and at least of one
+ * context. Else as model_new().
  */
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
-		     uint32_t max_context, struct err *err);
+		     uint32_t max_context, uint64_t pool_bytes, struct err *err);
 
-/* As model_forward() and model_logits(), and for whole logits; -EIO also if another rank failed. */
+/*
+ * As model_forward() and model_logits(), and for whole logits; -EIO also if another rank failed.
+ * Where there are mirrors the pages of @seqs are at most team_pages(), one in two of them counted twice.
+ */
 int team_forward(struct team *team, const uint32_t *ids, uint32_t n_tokens, const struct seq *seqs,
 		 uint32_t n_seqs, const uint32_t *out, uint32_t n_out, float *logits);
 int team_logits(struct team *team, uint32_t first, uint32_t n, float *logits);
@@ -56,6 +61,22 @@ int team_logits(struct team *team, uint32_t first, uint32_t n, float *logits);
 /* mirror_move() on all ranks, where there are mirrors: false otherwise. */
 bool team_has_mirrors(const struct team *team);
 int team_move(struct team *team, const struct step_move *moves, uint32_t n);
+/* Pages that a batch may have: the frames of the smallest mirror; UINT32_MAX where every page has one, or is computed in place. */
+uint32_t team_pages(const struct team *team);
+/*
+ * mirror_resize() of all ranks, to @pool_bytes together, but not below one
+ * context; 0: to nothing, until the next call. UINT64_MAX: to all pages.
+ * Returns 0; -ENOMEM with the numbers: the devices have not memory for one
+ * context; less than was asked for is no error. Or -EIO.
+ */
+int team_resize(struct team *team, uint64_t pool_bytes, struct err *err);
+/* Of the mirrors of all ranks: bytes that have memory, that they cannot do without, that there are addresses for; of a group. */
+struct team_pool {
+	uint64_t bytes, least_bytes, most_bytes, group_bytes;
+};
+struct team_pool team_pool(const struct team *team);
+/* dev_set_serving() of all devices. */
+void team_set_serving(struct team *team, bool serving);
 
 /*
  * Calls @run(team, rank, userdata) on every rank's thread, and waits. One that
@@ -68,6 +89,7 @@ int team_run(struct team *team, int (*run)(struct team *team, uint32_t rank, voi
 /* Of rank @rank. The model is NULL before team_make_models(). */
 uint32_t team_ranks(const struct team *team);
 struct dev *team_dev(const struct team *team, uint32_t rank);
+struct mirror *team_mirror(const struct team *team, uint32_t rank); /* NULL: there is none, or not yet */
 struct weights *team_weights(const struct team *team, uint32_t rank);
 struct model *team_model(const struct team *team, uint32_t rank);
 

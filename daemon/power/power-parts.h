@@ -56,6 +56,13 @@ void power_later(struct power *p); /* looks at everything again, from the loop *
 void power_serve_wishes(struct power *p); /* ends those that came true, tells the others how it goes */
 void power_end_wishes(struct power *p, const char *why);
 bool power_is_up_wanted(const struct power *p);
+/*
+ * Of an executor on devices, whose KV cache is not in the machine's memory: what
+ * is leased of it stays given up, also when there is work, and comes back when
+ * the lease ends.
+ */
+bool power_is_on_device(const struct power *p);
+uint64_t power_pool_left(const struct power *p); /* bytes that could yet be leased of it */
 void power_adopt_leases(struct power *p);
 void power_drop_leases(struct power *p); /* they stay parked */
 /* Gives pages up again that were leased and then grown into by work; at the time of power_keep_us(). */

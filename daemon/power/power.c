@@ -336,6 +336,11 @@ void power_offer(const struct power *p, struct prices_offer *ret)
 	power_look_at(p, &view);
 	*ret = (struct prices_offer){ .at = view.rung };
 	memcpy(ret->rungs, view.prices, sizeof(ret->rungs));
+	if (power_is_on_device(p)) {
+		ret->pages_bytes = power_pool_left(p);
+		ret->us_per_byte = 1 / POWER_UP_BYTES_PER_US;
+		return;
+	}
 	if (p->options.yield_pages)
 		ret->pages_bytes = UINT64_MAX;
 	if (p->options.price_pages)
@@ -356,7 +361,8 @@ void power_pressed(struct power *p)
 		return; /* the last step shows yet */
 	malloc_trim(0);
 	power_offer(p, &offer);
-	if (!has_work(p))
+	/* what sleeps on a device is not what the machine lacks */
+	if (!has_work(p) && !power_is_on_device(p))
 		give = prices_step(&offer, POWER_PRESSURE_BYTES);
 	if (give.rung > at) {
 		p->pressed = give.rung;

@@ -10,7 +10,8 @@
  * Down it goes when nothing is to be computed and one of these wants it:
  *
  *	idleness	IdlePark= and IdleExit= seconds after the last work
- *	a wish		power_ask(): sleep, or yield until so many bytes are free
+ *	a wish		power_ask(): sleep, or yield until so many bytes are free: of the
+ *			machine's memory, or of the devices' if it computes there
  *	a lease		what was yielded stays free: after work, POWER_GRACE_US; those
  *			of processes outlive the broker
  *	pressure	one step at each sign that the machine lacks memory: a rung or
@@ -50,6 +51,7 @@
 #define POWER_SEAL_US (60 * 1000000ull) /* for all that is to be safe before the executor sleeps */
 #define POWER_GRACE_US (5 * 1000000ull) /* under a lease, from the end of work to its rung */
 #define POWER_PRESSURE_BYTES (1ull << 30) /* of KV pages, at each sign of pressure */
+#define POWER_UP_BYTES_PER_US 10000.0 /* of KV pages from the arena to a device: what a PCIe 3.0 link of 16 lanes copies */
 #define POWER_LEASES_MAX 32
 
 enum power_rung { POWER_QUIET, POWER_PARKED, POWER_GONE, POWER_N_RUNGS };

@@ -9,7 +9,60 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 
-/* The executor's own memory. */
+bool power_is_on_device(const struct power *p)
+{
+	const struct control_ready *known = p->executor ? executor_known(p->executor) : NULL;
+
+	return known && !known->in_arena;
+}
+
+static uint64_t leased_pages_bytes(const struct power *p)
+{
+	const struct power_lease *l;
+	uint64_t bytes = 0;
+
+	TAILQ_FOREACH(l, &p->leases, link)
+		bytes += l->pages_bytes;
+	return bytes;
+}
+
+uint64_t power_pool_left(const struct power *p)
+{
+	const struct control_ready *known = executor_known(p->executor);
+	const uint64_t leased = leased_pages_bytes(p);
+
+	if (power_state(p) != EXECUTOR_READY ||
+	    known->pool.most_bytes < known->pool.least_bytes + leased)
+		return 0;
+	/* where the device had not memory for all of it, that is gone already */
+	return MIN(known->pool.most_bytes - known->pool.least_bytes - leased,
+		   known->pool.bytes - MIN(known->pool.bytes, known->pool.least_bytes));
+}
+
+/* Tells the executor what the leases leave of it; does nothing if it knows. */
+static void settle_pool(const struct power *p)
+{
+	uint64_t leased;
+
+	if (!power_is_on_device(p))
+		return;
+	leased = leased_pages_bytes(p);
+	executor_set_pool(p->executor,
+			  leased ? executor_known(p->executor)->pool.most_bytes - leased : 0);
+}
+
+/* Whole groups of it, for @w; returns the bytes, which are free when the executor has answered. */
+static uint64_t lease_pool(const struct power *p, const struct power_wish *w, uint64_t bytes)
+{
+	const uint64_t group = MAX(executor_known(p->executor)->pool.group_bytes, 1);
+
+	bytes = MIN((bytes + group - 1) / group * group, power_pool_left(p) / group * group);
+	w->lease->pages_bytes += bytes;
+	settle_pool(p);
+	return bytes;
+}
+
+/* The executor's own memory: on a device that of the KV cache, too. */
 static uint64_t executor_bytes(const struct power *p)
 {
 	const struct control_ready *known = p->executor ? executor_known(p->executor) : NULL;
@@ -36,8 +89,11 @@ static void drop_lease(struct power_lease *l)
 
 static void end_lease(struct power_lease *l)
 {
+	const struct power *p = l->power;
+
 	lease_forget(l->process);
 	drop_lease(l);
+	settle_pool(p);
 }
 
 static void end_wish(struct power_wish *w, int r, const struct err *err)
@@ -203,7 +259,11 @@ static bool is_yielded(struct power *p, struct power_wish *w, enum power_rung at
 	struct prices_set give;
 	uint64_t pages = 0;
 
-	w->freed_bytes = w->pages_bytes + (w->before_bytes - MIN(w->before_bytes, now_bytes));
+	w->freed_bytes = w->before_bytes - MIN(w->before_bytes, now_bytes);
+	if (!power_is_on_device(p)) /* whose pages are the executor's own */
+		w->freed_bytes += w->pages_bytes;
+	if (p->executor && executor_is_resizing(p->executor))
+		return false;
 	if (w->freed_bytes >= w->bytes)
 		return true;
 	if (moving || at < w->want)
@@ -211,10 +271,14 @@ static bool is_yielded(struct power *p, struct power_wish *w, enum power_rung at
 	power_offer(p, &offer);
 	give = prices_choose(&offer, w->bytes - w->freed_bytes);
 	w->want = give.rung;
-	if (give.pages_bytes > 0 && p->options.yield_pages)
+	if (give.pages_bytes > 0 && power_is_on_device(p))
+		pages = lease_pool(p, w, give.pages_bytes);
+	else if (give.pages_bytes > 0 && p->options.yield_pages)
 		pages = p->options.yield_pages(give.pages_bytes, p->options.userdata);
 	w->pages_bytes += pages;
 	w->freed_bytes += pages;
+	if (p->executor && executor_is_resizing(p->executor))
+		return false; /* it is asked again when they are free */
 	if (w->freed_bytes < w->bytes && give.rung == at && at < POWER_GONE)
 		w->want = at + 1; /* pages were fewer than they seemed */
 	return w->freed_bytes >= w->bytes || (at == POWER_GONE && pages == 0);
@@ -278,6 +342,7 @@ void power_serve_wishes(struct power *p)
 	enum power_rung at;
 	bool moving, again;
 
+	settle_pool(p);
 	do {
 		again = false;
 		at = power_rung_of(p, &moving);
@@ -304,20 +369,10 @@ bool power_is_up_wanted(const struct power *p)
 	return p->up_wanted;
 }
 
-static uint64_t leased_pages_bytes(const struct power *p)
-{
-	const struct power_lease *l;
-	uint64_t bytes = 0;
-
-	TAILQ_FOREACH(l, &p->leases, link)
-		bytes += l->pages_bytes;
-	return bytes;
-}
-
 uint64_t power_keep_us(const struct power *p)
 {
 	if (p->leases_kept || !p->idle_since_us || !p->options.yield_pages ||
-	    leased_pages_bytes(p) == 0)
+	    power_is_on_device(p) || leased_pages_bytes(p) == 0)
 		return 0;
 	return p->idle_since_us + POWER_GRACE_US;
 }

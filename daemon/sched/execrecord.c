@@ -8,7 +8,7 @@
 #include "daemon/base/fdstore.h"
 
 #define EXECRECORD_NAME "exec-ready"
-#define EXECRECORD_VERSION (CONTROL_VERSION << 8 | 2)
+#define EXECRECORD_VERSION (CONTROL_VERSION << 8 | 3)
 
 void execrecord_park(int fd)
 {

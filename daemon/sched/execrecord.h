@@ -30,7 +30,8 @@ struct execrecord {
 	struct control_ready ready; /* the last one; kind 0: there was none */
 	struct execrecord_price parked, gone;
 	int32_t pid; /* 0: not known yet */
-	uint32_t halted; /* 1: answers pause until somebody wakes it up, or asks */
+	uint64_t pool_bytes; /* as it was ordered; 0: all */
+	uint32_t halted, pad; /* 1: answers pause until somebody wakes it up, or asks */
 };
 
 /* A new memfd with @record, parked. A descriptor or a negative errno. */

@@ -40,6 +40,7 @@ static bool is_control(int fd)
 static void adopt_state(struct executor *e)
 {
 	e->pid = e->record.pid;
+	e->pool_wanted = e->pool_told = e->record.pool_bytes;
 	switch (e->record.state) {
 	case EXECRECORD_READY:
 		e->state = EXECUTOR_READY;

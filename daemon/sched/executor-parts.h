@@ -20,6 +20,10 @@ struct executor {
 	int record_fd;
 	struct execrecord record;
 	uint64_t began_us; /* the load under way; 0: not known */
+	uint64_t pool_wanted, pool_told;
+	bool resizing;			 /* it has not answered yet */
+	struct control_seen seen[CONTROL_RANKS_MAX];
+	uint32_t n_seen;
 	int refusal;
 	struct control_progress progress;
 	char text[ERR_TEXT_MAX];

@@ -38,6 +38,7 @@ struct executor_options {
 	int arena_fd;		 /* not taken; duplicated as needed */
 	void (*on_state)(struct executor *e, void *userdata);	/* state changed, or progress was made */
 	void (*on_results)(struct executor *e, void *userdata); /* results wait in executor_ring() */
+	void (*on_seen)(struct executor *e, void *userdata);	/* executor_seen() has the answer; may be NULL */
 	void *userdata;
 };
 
@@ -88,6 +89,21 @@ int executor_adopt_gone(struct executor *e);
 int executor_park(struct executor *e);
 int executor_leave(struct executor *e);
 void executor_wake(struct executor *e);
+
+/*
+ * On devices that are not the host: the KV cache there is to have @bytes, 0: all;
+ * from now on, for its successors too. Told at once, or when it can hear it: then
+ * executor_is_resizing() until it has answered. What it has: executor_known()->pool.
+ */
+void executor_set_pool(struct executor *e, uint64_t bytes);
+bool executor_is_resizing(const struct executor *e);
+/*
+ * Asks what is to be said of its devices: 0, and on_seen() follows while it lives;
+ * -EAGAIN: it computes on the host, or is not there.
+ */
+int executor_look(struct executor *e);
+/* The last answer: of rank @rank, or NULL. */
+const struct control_seen *executor_seen(const struct executor *e, uint32_t rank);
 
 /* It computed nonsense or failed a step: ends it and counts a death, which says @why. */
 void executor_fail(struct executor *e, const char *why);

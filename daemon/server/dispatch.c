@@ -9,6 +9,7 @@
 #include "daemon/base/log.h"
 #include "daemon/server/explain.h"
 #include "daemon/server/limits.h"
+#include "daemon/server/looking.h"
 #include "daemon/server/report.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -136,12 +137,6 @@ static int reply_json(struct request *q, char *json)
 	return 0;
 }
 
-static int on_status(struct request *q, struct err *err)
-{
-	(void)err;
-	return reply_json(q, report_status(q->server, q->peer));
-}
-
 static int on_ps(struct request *q, struct err *err)
 {
 	(void)err;
@@ -224,7 +219,7 @@ static const struct {
 	{ MSG_TOKENIZE, true, request_begin },
 	{ MSG_DETOKENIZE, true, request_begin },
 	{ MSG_RENDER, true, request_begin },
-	{ MSG_STATUS, false, on_status },
+	{ MSG_STATUS, false, looking_on_status },
 	{ MSG_PS, false, on_ps },
 	{ MSG_MODELS, false, on_models },
 	{ MSG_RELOAD, false, on_reload },

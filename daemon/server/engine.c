@@ -185,6 +185,15 @@ static void on_executor_state(struct executor *executor, void *userdata)
 	e->options.on_state(e->options.userdata);
 }
 
+static void on_executor_seen(struct executor *executor, void *userdata)
+{
+	struct engine *e = userdata;
+
+	(void)executor;
+	if (e->options.on_seen)
+		e->options.on_seen(e->options.userdata);
+}
+
 static void on_executor_results(struct executor *executor, void *userdata)
 {
 	struct engine *e = userdata;
@@ -405,6 +414,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	executor.arena_fd = kvcache_arena_fd(e->kv);
 	executor.on_state = on_executor_state;
 	executor.on_results = on_executor_results;
+	executor.on_seen = on_executor_seen;
 	executor.userdata = e;
 	r = executor_new(loop, &executor, &e->executor, err);
 	if (r < 0)

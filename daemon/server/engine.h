@@ -15,6 +15,7 @@ struct engine_options {
 	const char *unit_socket;	 /* the socket of its unit; NULL: fork */
 	const char *state_dir;		 /* KV goes to its "kv"; NULL: to no disk. Outlives the engine */
 	void (*on_state)(void *userdata); /* of the executor: state or progress changed */
+	void (*on_seen)(void *userdata);  /* executor_seen() has the answer to executor_look() */
 	void (*on_applied)(void *userdata); /* as the scheduler's */
 	void *userdata;
 };

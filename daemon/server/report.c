@@ -118,7 +118,85 @@ static json_t *describe_warnings(const struct server *s)
 	return list;
 }
 
-static json_t *describe_executor(const struct engine *e)
+static json_t *describe_card(const struct control_seen *d)
+{
+	json_t *o = json_object();
+
+	if (d->known & 1) {
+		put(o, "total_bytes", integer(d->card_bytes));
+		put(o, "free_bytes", integer(d->card_free_bytes));
+	}
+	if (d->known & 2)
+		put(o, "power_mw", integer(d->power_mw));
+	if (d->known & 4)
+		put(o, "power_limit_mw", integer(d->power_limit_mw));
+	if (d->known & 8)
+		put(o, "temperature_c", integer(d->temperature_c));
+	if (d->text[0])
+		put(o, "text", json_string(d->text));
+	return o;
+}
+
+static json_t *describe_regions(const struct control_seen *d)
+{
+	json_t *list = json_array();
+
+	for (uint32_t i = 0; i < d->n_regions; i++) {
+		const struct control_region *r = &d->regions[i];
+
+		json_array_append_new(list, json_pack("{s:s, s:o, s:o, s:o}", "name", r->name,
+						      "bytes", integer(r->bytes), "chunk_bytes",
+						      integer(r->chunk_bytes), "backed_bytes",
+						      integer(r->backed_bytes)));
+	}
+	return list;
+}
+
+/* The frames of a device for pages; how they lie is told to administrators, as of the arena. */
+static json_t *describe_frames(const struct control_seen *d, bool is_admin)
+{
+	json_t *o = json_object();
+
+	put(o, "bytes", integer(d->pool_bytes));
+	put(o, "page_bytes", integer(d->page_bytes));
+	put(o, "group_bytes", integer(d->group_bytes));
+	put(o, "pages", integer(d->frames));
+	put(o, "live_pages", integer(d->live_frames));
+	put(o, "largest_free_run", integer(d->largest_free_run));
+	put(o, "fragmentation", json_real(d->fragmentation_ppm / 1e6));
+	put(o, "pages_up", integer(d->n_up));
+	put(o, "pages_down", integer(d->n_down));
+	put(o, "pages_moved", integer(d->n_moved));
+	if (is_admin)
+		put(o, "map", json_string(d->map));
+	return o;
+}
+
+/* As they said just now. */
+static json_t *describe_devices(const struct engine *e, bool is_admin)
+{
+	const struct control_seen *d;
+	json_t *list = json_array();
+
+	for (uint32_t rank = 0; (d = executor_seen(e->executor, rank)); rank++) {
+		json_t *o = json_object();
+
+		put(o, "rank", integer(rank));
+		put(o, "taken_bytes", integer(d->taken_bytes));
+		put(o, "peak_bytes", integer(d->peak_bytes));
+		put(o, "reserved_bytes", integer(d->reserved_bytes));
+		put(o, "stuck_bytes", integer(d->stuck_bytes));
+		put(o, "refused_bytes", integer(d->refused_bytes));
+		put(o, "driver_calls", integer(d->n_calls));
+		put(o, "regions", describe_regions(d));
+		put(o, "kv", describe_frames(d, is_admin));
+		put(o, "card", describe_card(d));
+		json_array_append_new(list, o);
+	}
+	return list;
+}
+
+static json_t *describe_executor(const struct engine *e, bool is_admin)
 {
 	const struct control_ready *ready = executor_ready(e->executor);
 	const struct control_ready *known = executor_known(e->executor);
@@ -146,6 +224,8 @@ static json_t *describe_executor(const struct engine *e)
 		put(o, "read_bytes_per_second", integer(ready->read_bytes_per_second));
 		put(o, "load_ms", integer(ready->load_us / US_PER_MS));
 	}
+	if (executor_seen(e->executor, 0))
+		put(o, "devices", describe_devices(e, is_admin));
 	if (known)
 		put(o, "fingerprint", hex(known->fingerprint, sizeof(known->fingerprint)));
 	return o;
@@ -295,7 +375,7 @@ char *report_status(const struct server *s, const struct peer *p)
 	}
 	if (s->engine) {
 		put(o, "context", integer(s->engine->plan.max_context));
-		put(o, "executor", describe_executor(s->engine));
+		put(o, "executor", describe_executor(s->engine, peer_is_admin(p)));
 		put(o, "kv", describe_kv(s->engine, peer_is_admin(p)));
 		if (s->engine->disk)
 			put(o, "kv_disk", describe_disk(s->engine));

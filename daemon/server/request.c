@@ -1,4 +1,5 @@
 /* Requests: counted, held, worked on, and ended with exactly one frame. */
+#include "daemon/server/looking.h"
 #include "daemon/server/request.h"
 
 #include <errno.h>
@@ -138,6 +139,7 @@ void request_free(struct request *q)
 	if (q->is_waiting)
 		TAILQ_REMOVE(&s->waiting, q, wait);
 	q->is_waiting = false;
+	looking_forget(q);
 	sleep_forget(q);
 	transfer_forget(q);
 	leave_peer(q);

@@ -15,13 +15,13 @@ struct request {
 	struct peer *peer; /* NULL: the client is gone, the job still runs */
 	struct user *user;
 	char label[64]; /* the peer's */
-	TAILQ_ENTRY(request) link, wait;
+	TAILQ_ENTRY(request) link, wait, look;
 	uint64_t id;
 	uint64_t received_us;
 	char *bytes; /* the frame, which msg points into */
 	size_t held_bytes;
 	struct msg msg;
-	bool is_waiting, in_worker;
+	bool is_waiting, is_looking, in_worker;
 
 	/* the job: input, on the worker, output */
 	const struct textmodel *model;

@@ -18,6 +18,7 @@
 #include "daemon/power/power.h"
 #include "daemon/server/explain.h"
 #include "daemon/server/health.h"
+#include "daemon/server/looking.h"
 #include "daemon/server/sharedprompts.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -315,6 +316,11 @@ static void share_prompts(struct server *s, struct sharedprompts *shared)
 	warm_all(s->warm);
 }
 
+static void on_engine_seen(void *userdata)
+{
+	looking_seen(userdata);
+}
+
 static int start_engine(struct server *s, struct sharedprompts **shared, struct err *err)
 {
 	const struct engine_options options = {
@@ -323,6 +329,7 @@ static int start_engine(struct server *s, struct sharedprompts **shared, struct 
 		.unit_socket = s->options.unit_socket,
 		.state_dir = s->options.state_dir,
 		.on_state = on_engine_state,
+		.on_seen = on_engine_seen,
 		.on_applied = on_engine_applied,
 		.userdata = s,
 	};
@@ -711,6 +718,7 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	TAILQ_INIT(&s->peers);
 	TAILQ_INIT(&s->held);
 	TAILQ_INIT(&s->waiting);
+	TAILQ_INIT(&s->looking);
 	TAILQ_INIT(&s->streams);
 	TAILQ_INIT(&s->explained);
 	s->loop = sd_event_ref(loop);
@@ -811,6 +819,7 @@ struct server *server_free(struct server *s)
 	s->spans = spans_free(s->spans);
 	s->health = health_free(s->health);
 	sd_event_source_disable_unref(s->reaper);
+	looking_close(s);
 	sd_event_source_disable_unref(s->listener);
 	sd_event_source_disable_unref(s->accept_again);
 	sd_event_source_disable_unref(s->again);

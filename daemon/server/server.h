@@ -93,6 +93,8 @@ struct server {
 	TAILQ_HEAD(, peer) held; /* got messages since peer_hold() */
 	bool holding;
 	TAILQ_HEAD(, request) waiting; /* for the model to be open */
+	TAILQ_HEAD(, request) looking; /* for what its devices are like */
+	sd_event_source *looking_timer;
 	TAILQ_HEAD(streams, stream) streams;
 	sd_event_source *reaper;       /* frees what ended, outside all callbacks */
 	int listen_fd;

@@ -23,7 +23,7 @@ struct dev {
 	uint32_t n_threads;
 	struct pool *pool;
 	const struct linear_kernels *linear;
-	struct reservation *reservations;
+	struct reservation *_Atomic reservations; /* walked by any thread; added to by its own */
 	bool in_turn; /* see multiply_strips() */
 };
 

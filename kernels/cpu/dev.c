@@ -1,5 +1,7 @@
 /* A device: one instruction set, its threads, and reservations of memory. */
 #include <errno.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -16,6 +18,8 @@ struct reservation {
 	struct reservation *next;
 	void *at, *mapped;
 	size_t bytes, mapped_bytes;
+	_Atomic size_t backed_bytes; /* looked at by any thread */
+	char name[DEV_NAME_MAX];
 };
 
 /*
@@ -141,11 +145,12 @@ enum dtype dev_kv_type(const struct dev *dev)
 }
 
 /* A large reservation begins where a huge page can. */
-void *dev_reserve(struct dev *dev, size_t bytes)
+void *dev_reserve_named(struct dev *dev, const char *name, size_t bytes, size_t chunk_bytes)
 {
 	struct reservation *res = calloc(1, sizeof(*res));
 	const size_t align = bytes >= HUGE_PAGE ? HUGE_PAGE : 1;
 
+	(void)chunk_bytes;
 	if (!res)
 		return NULL;
 	res->bytes = bytes ? bytes : 1;
@@ -157,21 +162,27 @@ void *dev_reserve(struct dev *dev, size_t bytes)
 		return NULL;
 	}
 	res->at = (void *)(((uintptr_t)res->mapped + align - 1) & ~(align - 1));
-	res->next = dev->reservations;
-	dev->reservations = res;
+	snprintf(res->name, sizeof(res->name), "%s", name);
+	res->next = atomic_load(&dev->reservations);
+	atomic_store(&dev->reservations, res);
 	return res->at;
 }
 
-static bool is_reserved(const struct dev *dev, const void *at, size_t bytes)
+static struct reservation *find(const struct dev *dev, const void *at, size_t bytes)
 {
-	for (const struct reservation *res = dev->reservations; res; res = res->next) {
+	for (struct reservation *res = dev->reservations; res; res = res->next) {
 		const size_t from = (uintptr_t)at - (uintptr_t)res->at;
 
 		if ((uintptr_t)at >= (uintptr_t)res->at && from <= res->bytes &&
 		    bytes <= res->bytes - from)
-			return true;
+			return res;
 	}
-	return false;
+	return NULL;
+}
+
+static bool is_reserved(const struct dev *dev, const void *at, size_t bytes)
+{
+	return find(dev, at, bytes);
 }
 
 static int remap(const struct dev *dev, void *at, size_t bytes, int prot, int flags)
@@ -190,14 +201,60 @@ int dev_back(struct dev *dev, void *at, size_t bytes)
 {
 	const int r = remap(dev, at, bytes, PROT_READ | PROT_WRITE, 0);
 
-	if (r == 0 && bytes)
+	if (r == 0 && bytes) {
 		(void)madvise(at, bytes, MADV_HUGEPAGE); /* a kernel without them works too */
+		find(dev, at, bytes)->backed_bytes += bytes;
+	}
 	return r;
 }
 
 int dev_unback(struct dev *dev, void *at, size_t bytes)
 {
-	return remap(dev, at, bytes, PROT_NONE, MAP_NORESERVE);
+	struct reservation *res = find(dev, at, bytes);
+	const int r = remap(dev, at, bytes, PROT_NONE, MAP_NORESERVE);
+
+	if (r == 0 && bytes)
+		res->backed_bytes -= bytes < res->backed_bytes ? bytes : res->backed_bytes;
+	return r;
+}
+
+void dev_set_serving(struct dev *dev, bool serving)
+{
+	(void)dev, (void)serving;
+}
+
+int dev_sense(struct dev *dev, struct dev_sensors *ret, char *ret_why, size_t why_bytes)
+{
+	(void)dev, (void)ret;
+	snprintf(ret_why, why_bytes, "a processor is not asked");
+	return -ENOTSUP;
+}
+
+/* Nobody counts the kernel's calls, nor does it refuse. */
+uint32_t dev_look(struct dev *dev, struct dev_memory *ret, struct dev_region *ret_regions,
+		  uint32_t room)
+{
+	uint32_t n = 0;
+
+	*ret = (struct dev_memory){ 0 };
+	for (const struct reservation *res = dev->reservations; res; res = res->next) {
+		struct dev_region region = { .bytes = res->bytes,
+					     .chunk_bytes = (uint64_t)sysconf(_SC_PAGESIZE),
+					     .backed_bytes = res->backed_bytes };
+
+		memcpy(region.name, res->name, sizeof(region.name));
+		ret->reserved_bytes += region.bytes;
+		ret->taken_bytes += region.backed_bytes;
+		if (n < room)
+			ret_regions[n++] = region;
+	}
+	for (uint32_t i = 0; i < n / 2; i++) { /* the newest is the first in the list */
+		const struct dev_region other = ret_regions[i];
+
+		ret_regions[i] = ret_regions[n - 1 - i];
+		ret_regions[n - 1 - i] = other;
+	}
+	return n;
 }
 
 int dev_seal(struct dev *dev, void *at, size_t bytes)

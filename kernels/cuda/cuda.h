@@ -34,7 +34,7 @@ struct dev {
 	bool pdl;		/* programmatic dependent launch: sm 90 and later */
 	uint32_t n_threads;	/* of dev_run() */
 	struct memory *memory;	/* reservations and what is behind them */
-	char name[16], product[256];
+	char name[16], product[256], bus_id[32];
 };
 
 /*

@@ -8,6 +8,9 @@
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/memory.h"
+extern "C" {
+#include "kernels/cuda/nvml.h"
+}
 
 #define SM_MIN 80
 #define THREADS_MAX 256
@@ -53,7 +56,8 @@ static int describe(struct dev *dev)
 	    (r = attribute(dev, cudaDevAttrMultiProcessorCount, &n_sm)) < 0 ||
 	    (r = attribute(dev, cudaDevAttrMaxSharedMemoryPerBlockOptin, &shared)) < 0 ||
 	    (r = attribute(dev, cudaDevAttrL2CacheSize, &l2)) < 0 ||
-	    (r = CUDA_CALL(cudaGetDeviceProperties(&prop, dev->ordinal))) < 0)
+	    (r = CUDA_CALL(cudaGetDeviceProperties(&prop, dev->ordinal))) < 0 ||
+	    (r = CUDA_CALL(cudaDeviceGetPCIBusId(dev->bus_id, sizeof(dev->bus_id), dev->ordinal))) < 0)
 		return r;
 	dev->sm = major * 10 + minor;
 	dev->n_sm = n_sm;
@@ -185,9 +189,19 @@ enum dtype dev_kv_type(const struct dev *dev)
 	return DT_BF16;
 }
 
-void *dev_reserve(struct dev *dev, size_t bytes)
+void *dev_reserve_named(struct dev *dev, const char *name, size_t bytes, size_t chunk_bytes)
 {
-	return memory_reserve(dev->memory, bytes);
+	return memory_reserve(dev->memory, name, bytes, chunk_bytes);
+}
+
+void dev_set_serving(struct dev *dev, bool serving)
+{
+	memory_set_serving(dev->memory, serving);
+}
+
+uint32_t dev_look(struct dev *dev, struct dev_memory *ret, struct dev_region *ret_regions, uint32_t room)
+{
+	return memory_look(dev->memory, ret, ret_regions, room);
 }
 
 int dev_back(struct dev *dev, void *at, size_t bytes)
@@ -209,6 +223,22 @@ int dev_seal(struct dev *dev, void *at, size_t bytes)
 	const struct on_device own(dev);
 
 	return memory_seal(dev->memory, at, bytes);
+}
+
+int dev_sense(struct dev *dev, struct dev_sensors *ret, char *ret_why, size_t why_bytes)
+{
+	struct nvml_facts facts;
+	const int r = nvml_read(dev->bus_id, &facts, ret_why, why_bytes);
+
+	static_assert((int)DEV_SENSES_MEMORY == NVML_KNOWS_MEMORY && (int)DEV_SENSES_POWER == NVML_KNOWS_POWER &&
+			      (int)DEV_SENSES_LIMIT == NVML_KNOWS_LIMIT &&
+			      (int)DEV_SENSES_TEMPERATURE == NVML_KNOWS_TEMPERATURE,
+		      "the same bits");
+	if (r < 0)
+		return r;
+	*ret = { facts.known,	      facts.power_mw,	 facts.power_limit_mw,
+		 facts.temperature_c, facts.total_bytes, facts.free_bytes };
+	return 0;
 }
 
 int dev_write(struct dev *dev, void *to, const void *from, size_t bytes)

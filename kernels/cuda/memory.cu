@@ -1,28 +1,15 @@
-/* Reservations and mappings by the driver's virtual memory calls, found at run time. */
+/* The driver's virtual memory calls, found at run time, as the card of vram.h; and regions by their addresses. */
 #include "kernels/cuda/memory.h"
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "kernels/cuda/cuda.h"
-
-#define CHUNK_BYTES ((size_t)2 << 20)
-#define PIECE_BYTES ((size_t)256 << 20) /* of one physical allocation; few of them make loading quick */
-
-struct piece {
-	struct piece *next;
-	char *at;
-	size_t bytes;
-	CUmemGenericAllocationHandle handle;
-};
-
-struct reservation {
-	struct reservation *next;
-	char *at;
-	size_t bytes;
-	struct piece *pieces;
-};
+extern "C" {
+#include "kernels/cuda/vram.h"
+}
 
 struct driver {
 	CUresult (*reserve)(CUdeviceptr *, size_t, size_t, CUdeviceptr, unsigned long long);
@@ -39,8 +26,8 @@ struct driver {
 struct memory {
 	int ordinal;
 	struct driver call;
-	pthread_mutex_t lock; /* guards the lists */
-	struct reservation *reservations;
+	pthread_mutex_t lock; /* guards vram */
+	struct vram *vram;
 };
 
 static int find(const char *symbol, void *ret)
@@ -76,6 +63,87 @@ static int find_all(struct driver *call)
 	return 0;
 }
 
+static CUmemAllocationProp prop_of(const struct memory *m)
+{
+	CUmemAllocationProp prop = {};
+
+	prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+	prop.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+	prop.location.id = m->ordinal;
+	return prop;
+}
+
+static int on_create(void *card, size_t bytes, uint64_t *ret_chunk)
+{
+	struct memory *m = (struct memory *)card;
+	const CUmemAllocationProp prop = prop_of(m);
+	CUmemGenericAllocationHandle handle;
+	const int r = CUDA_CALL(m->call.create(&handle, bytes, &prop, 0));
+
+	if (r == 0)
+		*ret_chunk = handle;
+	return r;
+}
+
+/* Memory is given back on a device that is lost, too, and a refusal loses none. */
+static int given_back(CUresult result)
+{
+	return result == CUDA_SUCCESS ? 0 : -EIO;
+}
+
+static int on_release(void *card, uint64_t chunk)
+{
+	return given_back(((struct memory *)card)->call.release(chunk));
+}
+
+static int on_reserve(void *card, size_t bytes, uint64_t *ret_at)
+{
+	struct memory *m = (struct memory *)card;
+	CUdeviceptr at;
+	const int r = CUDA_CALL(m->call.reserve(&at, bytes, VRAM_GRANULE, 0, 0));
+
+	if (r == 0)
+		*ret_at = at;
+	return r;
+}
+
+static int on_unreserve(void *card, uint64_t at, size_t bytes)
+{
+	return given_back(((struct memory *)card)->call.unreserve(at, bytes));
+}
+
+static int on_map(void *card, uint64_t at, uint64_t chunk, size_t bytes)
+{
+	return CUDA_CALL(((struct memory *)card)->call.map(at, bytes, 0, chunk, 0));
+}
+
+static int on_unmap(void *card, uint64_t at, size_t bytes)
+{
+	return given_back(((struct memory *)card)->call.unmap(at, bytes));
+}
+
+/* A driver that cannot protect the device's memory leaves it writable. */
+static int on_access(void *card, uint64_t at, size_t bytes, enum vram_access wanted)
+{
+	struct memory *m = (struct memory *)card;
+	CUmemAccessDesc access = {};
+	CUresult result;
+
+	access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+	access.location.id = m->ordinal;
+	access.flags = wanted == VRAM_READ ? CU_MEM_ACCESS_FLAGS_PROT_READ :
+					     CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
+	if (wanted != VRAM_READ)
+		return CUDA_CALL(m->call.set_access(at, bytes, &access, 1));
+	result = m->call.set_access(at, bytes, &access, 1);
+	if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_INVALID_VALUE)
+		return 0;
+	return calls_result(result);
+}
+
+static const struct vram_ops ops = { on_create, on_release, on_reserve, on_unreserve, on_map, on_unmap,
+				     on_access, NULL,	    NULL,	NULL };
+
 int memory_new(int ordinal, struct memory **ret)
 {
 	struct memory *m = (struct memory *)calloc(1, sizeof(*m));
@@ -86,6 +154,8 @@ int memory_new(int ordinal, struct memory **ret)
 	m->ordinal = ordinal;
 	pthread_mutex_init(&m->lock, NULL);
 	r = find_all(&m->call);
+	if (r == 0)
+		r = vram_new(&ops, m, UINT64_MAX, &m->vram);
 	if (r < 0) {
 		memory_free(m);
 		return r;
@@ -94,219 +164,168 @@ int memory_new(int ordinal, struct memory **ret)
 	return 0;
 }
 
-/* What fails while memory is given back is of no use to anybody. */
-static void drop_piece(struct memory *m, struct piece *p)
-{
-	(void)m->call.unmap((CUdeviceptr)p->at, p->bytes);
-	(void)m->call.release(p->handle);
-	free(p);
-}
-
 struct memory *memory_free(struct memory *m)
 {
 	if (!m)
 		return NULL;
-	while (m->reservations) {
-		struct reservation *res = m->reservations;
-
-		m->reservations = res->next;
-		while (res->pieces) {
-			struct piece *p = res->pieces;
-
-			res->pieces = p->next;
-			drop_piece(m, p);
-		}
-		(void)m->call.unreserve((CUdeviceptr)res->at, res->bytes);
-		free(res);
-	}
+	vram_free(m->vram);
 	pthread_mutex_destroy(&m->lock);
 	free(m);
 	return NULL;
 }
 
-static size_t rounded(size_t bytes)
+void *memory_reserve(struct memory *m, const char *name, size_t bytes, size_t chunk_bytes)
 {
-	return (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
-}
+	struct vram_region *region = NULL;
 
-void *memory_reserve(struct memory *m, size_t bytes)
-{
-	struct reservation *res;
-	CUdeviceptr at;
-
-	if (bytes > SIZE_MAX - CHUNK_BYTES)
-		return NULL;
-	res = (struct reservation *)calloc(1, sizeof(*res));
-	if (!res)
-		return NULL;
-	res->bytes = rounded(bytes ? bytes : 1);
-	if (CUDA_CALL(m->call.reserve(&at, res->bytes, CHUNK_BYTES, 0, 0)) < 0) {
-		free(res);
-		return NULL;
-	}
-	res->at = (char *)at;
 	pthread_mutex_lock(&m->lock);
-	res->next = m->reservations;
-	m->reservations = res;
+	if (vram_reserve(m->vram, name, bytes ? bytes : 1, chunk_bytes ? chunk_bytes : VRAM_GRANULE,
+			 &region) < 0)
+		region = NULL;
 	pthread_mutex_unlock(&m->lock);
-	return res->at;
+	return region ? (void *)vram_at(region) : NULL;
 }
 
-static struct reservation *find_reservation(struct memory *m, const char *at, size_t bytes)
+/* Chunks of the region that an address lies in. */
+struct part {
+	struct vram_region *region;
+	uint32_t first, n;
+};
+
+/* 0, or -EINVAL: not reserved, or not whole chunks. The rest of the last chunk counts as asked for. */
+static int find_part(struct memory *m, const void *at, size_t bytes, struct part *ret)
 {
-	for (struct reservation *res = m->reservations; res; res = res->next)
-		if (at >= res->at && (size_t)(at - res->at) <= res->bytes &&
-		    bytes <= res->bytes - (size_t)(at - res->at))
-			return res;
-	return NULL;
+	const struct vram_region *region;
+
+	for (uint32_t i = 0; (region = vram_region_at(m->vram, i)) != NULL; i++) {
+		const size_t from = (uint64_t)at - vram_at(region), chunk = vram_chunk_bytes(region);
+
+		if ((uint64_t)at < vram_at(region) || from >= vram_bytes(region))
+			continue;
+		if (from % chunk || bytes > vram_bytes(region) - from)
+			return -EINVAL;
+		/* memory's own regions, which nobody else changes */
+		*ret = { const_cast<struct vram_region *>(region), (uint32_t)(from / chunk),
+			 (uint32_t)((bytes - 1) / chunk + 1) };
+		return 0;
+	}
+	return -EINVAL;
 }
 
-static CUmemAccessDesc access_of(const struct memory *m, CUmemAccess_flags flags)
+static int zero(void *at, size_t bytes)
 {
-	CUmemAccessDesc access = {};
+	const int r = CUDA_CALL(cudaMemset(at, 0, bytes));
 
-	access.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-	access.location.id = m->ordinal;
-	access.flags = flags;
-	return access;
+	return r < 0 ? r : CUDA_CALL(cudaDeviceSynchronize());
 }
 
-static int add_piece(struct memory *m, struct reservation *res, char *at, size_t bytes)
+static int back(const struct part *part, void *at, size_t bytes)
 {
-	struct piece *p = (struct piece *)calloc(1, sizeof(*p));
-	CUmemAllocationProp prop = {};
 	int r;
 
-	if (!p)
-		return -ENOMEM;
-	prop.type = CU_MEM_ALLOCATION_TYPE_PINNED;
-	prop.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
-	prop.location.id = m->ordinal;
-	p->at = at;
-	p->bytes = bytes;
-	r = CUDA_CALL(m->call.create(&p->handle, bytes, &prop, 0));
-	if (r < 0) {
-		free(p);
-		return r;
-	}
-	r = CUDA_CALL(m->call.map((CUdeviceptr)at, bytes, 0, p->handle, 0));
-	if (r < 0) {
-		(void)m->call.release(p->handle);
-		free(p);
-		return r;
-	}
-	p->next = res->pieces;
-	res->pieces = p;
-	return 0;
-}
-
-static bool overlaps(const struct piece *p, const char *at, size_t bytes)
-{
-	return p->at < at + bytes && at < p->at + p->bytes;
-}
-
-static bool lies_in(const struct piece *p, const char *at, size_t bytes)
-{
-	return p->at >= at && p->at + p->bytes <= at + bytes;
-}
-
-static void drop_pieces(struct memory *m, struct reservation *res, const char *at, size_t bytes)
-{
-	struct piece **link = &res->pieces;
-
-	while (*link) {
-		struct piece *p = *link;
-
-		if (lies_in(p, at, bytes)) {
-			*link = p->next;
-			drop_piece(m, p);
-		} else {
-			link = &p->next;
-		}
-	}
-}
-
-static int fill(struct memory *m, struct reservation *res, char *at, size_t bytes)
-{
-	const CUmemAccessDesc access = access_of(m, CU_MEM_ACCESS_FLAGS_PROT_READWRITE);
-	size_t piece;
-	int r = 0;
-
-	for (size_t done = 0; r == 0 && done < bytes; done += piece) {
-		piece = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES;
-		r = add_piece(m, res, at + done, piece);
-	}
-	if (r == 0)
-		r = CUDA_CALL(m->call.set_access((CUdeviceptr)at, bytes, &access, 1));
-	if (r == 0)
-		r = CUDA_CALL(cudaMemset(at, 0, bytes));
-	if (r == 0)
-		r = CUDA_CALL(cudaDeviceSynchronize());
+	for (uint32_t i = 0; i < part->n; i++)
+		if (vram_is_backed(part->region, part->first + i))
+			return -EINVAL;
+	r = vram_back(part->region, part->first, part->n);
 	if (r < 0)
-		drop_pieces(m, res, at, bytes);
+		return r;
+	r = zero(at, bytes);
+	if (r < 0)
+		(void)vram_unback(part->region, part->first, part->n);
 	return r;
 }
 
 int memory_back(struct memory *m, void *at, size_t bytes)
 {
-	struct reservation *res;
-	int r = 0;
+	struct part part;
+	int r;
 
 	if (!bytes)
 		return 0;
-	if (bytes > SIZE_MAX - CHUNK_BYTES)
+	if (bytes > SIZE_MAX - VRAM_GRANULE)
 		return -EINVAL;
-	bytes = rounded(bytes);
 	pthread_mutex_lock(&m->lock);
-	res = find_reservation(m, (char *)at, bytes);
-	if (!res || (size_t)((char *)at - res->at) % CHUNK_BYTES)
-		r = -EINVAL;
-	for (const struct piece *p = res ? res->pieces : NULL; p; p = p->next)
-		if (overlaps(p, (char *)at, bytes))
-			r = -EINVAL;
+	r = find_part(m, at, vram_round(bytes), &part);
 	if (r == 0)
-		r = fill(m, res, (char *)at, bytes);
+		r = back(&part, at, vram_round(bytes));
 	pthread_mutex_unlock(&m->lock);
 	return r;
 }
 
 int memory_unback(struct memory *m, void *at, size_t bytes)
 {
-	struct reservation *res;
-	int r = 0;
+	struct part part;
+	int r;
 
 	if (!bytes)
 		return 0;
-	if (bytes > SIZE_MAX - CHUNK_BYTES)
+	if (bytes > SIZE_MAX - VRAM_GRANULE)
 		return -EINVAL;
-	bytes = rounded(bytes);
 	pthread_mutex_lock(&m->lock);
-	res = find_reservation(m, (char *)at, bytes);
-	if (!res)
-		r = -EINVAL;
-	for (const struct piece *p = res ? res->pieces : NULL; p; p = p->next)
-		if (overlaps(p, (char *)at, bytes) && !lies_in(p, (char *)at, bytes))
-			r = -EINVAL;
+	r = find_part(m, at, vram_round(bytes), &part);
 	if (r == 0) {
 		(void)cudaDeviceSynchronize(); /* what is queued may still use it */
-		drop_pieces(m, res, (char *)at, bytes);
+		(void)vram_unback(part.region, part.first, part.n); /* what is stuck is counted */
 	}
 	pthread_mutex_unlock(&m->lock);
 	return r;
 }
 
-/* A driver that cannot protect the device's memory leaves it writable. */
 int memory_seal(struct memory *m, void *at, size_t bytes)
 {
-	const CUmemAccessDesc access = access_of(m, CU_MEM_ACCESS_FLAGS_PROT_READ);
-	CUresult result;
+	struct part part;
+	int r;
 
 	if (!bytes)
 		return 0;
-	if (!find_reservation(m, (char *)at, bytes))
-		return -EINVAL;
-	result = m->call.set_access((CUdeviceptr)at, rounded(bytes), &access, 1);
-	if (result == CUDA_ERROR_NOT_SUPPORTED || result == CUDA_ERROR_INVALID_VALUE)
-		return 0;
-	return calls_result(result);
+	pthread_mutex_lock(&m->lock);
+	r = find_part(m, at, vram_round(bytes), &part);
+	if (r == 0)
+		r = vram_seal(part.region, part.first, part.n);
+	pthread_mutex_unlock(&m->lock);
+	return r;
+}
+
+void memory_set_serving(struct memory *m, bool serving)
+{
+	pthread_mutex_lock(&m->lock);
+	vram_set_serving(m->vram, serving);
+	pthread_mutex_unlock(&m->lock);
+}
+
+static struct dev_region describe(const struct vram_region *region)
+{
+	struct dev_region ret = {};
+
+	static_assert(sizeof(ret.name) >= VRAM_NAME_MAX, "names fit");
+	snprintf(ret.name, sizeof(ret.name), "%s", vram_name(region));
+	ret.bytes = vram_bytes(region);
+	ret.chunk_bytes = vram_chunk_bytes(region);
+	for (uint32_t i = 0; i < vram_chunks(region); i++)
+		if (vram_is_backed(region, i))
+			ret.backed_bytes += i + 1 < vram_chunks(region) ? ret.chunk_bytes :
+									  ret.bytes - i * ret.chunk_bytes;
+	return ret;
+}
+
+uint32_t memory_look(struct memory *m, struct dev_memory *ret, struct dev_region *ret_regions, uint32_t room)
+{
+	const struct vram_region *region;
+	struct vram_figures f;
+	uint32_t n;
+
+	pthread_mutex_lock(&m->lock);
+	vram_figures(m->vram, &f);
+	for (n = 0; n < room && (region = vram_region_at(m->vram, n)) != NULL; n++)
+		ret_regions[n] = describe(region);
+	pthread_mutex_unlock(&m->lock);
+	*ret = {};
+	ret->taken_bytes = f.taken_bytes;
+	ret->peak_bytes = f.peak_bytes;
+	ret->reserved_bytes = f.reserved_bytes;
+	ret->stuck_bytes = f.stuck_bytes;
+	ret->refused_bytes = f.refused_bytes;
+	for (uint64_t calls : f.calls)
+		ret->n_calls += calls;
+	return n;
 }

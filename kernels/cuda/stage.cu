@@ -40,7 +40,7 @@ int stage_open(struct stream *st)
 	if (!st->stage)
 		return -ENOMEM;
 	for (struct array &a : st->stage->arrays) {
-		a.device = (char *)dev_reserve(st->dev, ARRAY_BYTES);
+		a.device = (char *)dev_reserve_named(st->dev, "batches", ARRAY_BYTES, STEP_BYTES);
 		if (!a.device)
 			return -ENOMEM;
 		for (int i = 0; i < N_HOST; i++) {

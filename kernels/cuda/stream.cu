@@ -29,11 +29,12 @@ int st_open(struct dev *dev, size_t scratch_bytes, struct stream **ret)
 	if (r == 0)
 		r = stage_open(st);
 	if (r == 0) {
-		st->scratch = (char *)dev_reserve(dev, st->scratch_bytes);
+		st->scratch = (char *)dev_reserve_named(dev, "scratch", st->scratch_bytes, DEV_CHUNK_MAX);
 		r = st->scratch ? dev_back(dev, st->scratch, st->scratch_bytes) : -ENOMEM;
 	}
 	if (r == 0) {
-		st->counters = (uint32_t *)dev_reserve(dev, STREAM_COUNTERS * sizeof(*st->counters));
+		st->counters = (uint32_t *)dev_reserve_named(
+			dev, "counters", STREAM_COUNTERS * sizeof(*st->counters), 0);
 		r = st->counters ? dev_back(dev, st->counters,
 					    STREAM_COUNTERS * sizeof(*st->counters)) :
 				   -ENOMEM;

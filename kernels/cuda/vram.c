@@ -368,10 +368,12 @@ int vram_remap(struct vram_region *r, uint32_t to, uint32_t from)
 	return error;
 }
 
-int vram_seal(struct vram_region *r)
+int vram_seal(struct vram_region *r, uint32_t first, uint32_t n)
 {
-	for (uint32_t i = 0, run; i<r->n_chunks; i += run> 0 ? run : 1) {
-		run = run_of(r, i, r->n_chunks, BACKED);
+	if (!within(r, first, n))
+		return -EINVAL;
+	for (uint32_t i = first, run; i<first + n; i += run> 0 ? run : 1) {
+		run = run_of(r, i, first + n, BACKED);
 		if (run > 0) {
 			const int error = set_access(r, i, run, VRAM_READ);
 

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 #define VRAM_GRANULE ((size_t)2 << 20)
-#define VRAM_REGIONS_MAX 64
+#define VRAM_REGIONS_MAX 1024
 #define VRAM_NAME_MAX 24
 
 enum vram_access { VRAM_NO_ACCESS, VRAM_READ, VRAM_READ_WRITE };
@@ -120,8 +120,8 @@ int vram_unback(struct vram_region *r, uint32_t first, uint32_t n);
  * is where it was, or, should the card refuse that too, stuck at one of them.
  */
 int vram_remap(struct vram_region *r, uint32_t to, uint32_t from);
-/* All that is backed: read-only from here on, until it is backed anew. 0 or what the card says. */
-int vram_seal(struct vram_region *r);
+/* What of @n chunks is backed: read-only from here on, until it is backed anew. 0, -EINVAL or what the card says. */
+int vram_seal(struct vram_region *r, uint32_t first, uint32_t n);
 /*
  * A descriptor of a backed chunk, which is the caller's: while anybody holds it
  * the contents stay, whatever becomes of this process. 0, -EINVAL or what the card says.

@@ -458,6 +458,7 @@ cudaError_t cudaInitDevice(int device, unsigned, unsigned);
 cudaError_t cudaDeviceReset(void);
 cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int device);
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device);
+cudaError_t cudaDeviceGetPCIBusId(char *ret, int size, int device);
 cudaError_t cudaDriverGetVersion(int *ret);
 cudaError_t cudaRuntimeGetVersion(int *ret);
 cudaError_t cudaDeviceSynchronize(void);

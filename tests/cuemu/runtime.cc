@@ -521,6 +521,12 @@ cudaError_t cudaDeviceGetAttribute(int *ret, enum cudaDeviceAttr attribute, int 
 	return state();
 }
 
+cudaError_t cudaDeviceGetPCIBusId(char *ret, int size, int device)
+{
+	snprintf(ret, (size_t)size, "0000:%02x:00.0", 0x65 + device);
+	return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *ret, int device)
 {
 	if (device < 0 || device >= devices())

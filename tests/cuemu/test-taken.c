@@ -51,6 +51,7 @@ static void open_card(struct card *c, uint32_t n_gpus, const char *size, uint32_
 				    .batch_tokens = batch_tokens };
 	struct memplan_model air;
 	struct kv_cache kv, own, mirrored;
+	struct mirror_size pool;
 	uint64_t before;
 
 	memset(c, 0, sizeof(*c));
@@ -72,8 +73,9 @@ static void open_card(struct card *c, uint32_t n_gpus, const char *size, uint32_
 				.kv_heads = air.config.kv_heads,
 				.head_dim = air.config.head_dim };
 	own = kv_heads_of(&kv, 0, c->weights.share.kv_heads);
+	pool = (struct mirror_size){ .group_pages = c->plan.group_pages };
 	before = taken();
-	assert_int_equal(mirror_new(c->dev, &own, &c->mirror, &mirrored, NULL), 0);
+	assert_int_equal(mirror_new(c->dev, &own, &pool, &c->mirror, &mirrored, NULL), 0);
 	c->kv_bytes = taken() - before;
 
 	before = taken();

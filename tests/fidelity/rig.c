@@ -87,7 +87,7 @@ static int make_models(struct rig *rig, uint32_t context, struct err *err)
 	if (!rig->team)
 		return model_new(rig->dev, rig->weights, &rig->kv, rig->max_tokens, context,
 				 &rig->model, err);
-	r = team_make_models(rig->team, &rig->kv, rig->max_tokens, context, err);
+	r = team_make_models(rig->team, &rig->kv, rig->max_tokens, context, 0, err);
 	rig->model = team_model(rig->team, 0);
 	return r;
 }

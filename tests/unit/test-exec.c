@@ -44,7 +44,7 @@ static const uint32_t prompt[] = { 11, 42, 300, 8, 77, 123, 450, 2, 19, 260 };
 
 static int make_exec(struct bench *b)
 {
-	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH };
+	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH, 0 };
 
 	return exec_new(b->rig.team, &b->rig.kv, &limits, &b->exec, NULL);
 }
@@ -899,6 +899,121 @@ static void steps_take_no_memory_of_the_device(void **state)
 	assert_int_equal(after, before);
 }
 
+void failing_call(uint64_t nth, bool for_want_of_memory) __attribute__((weak));
+uint64_t failing_made(void) __attribute__((weak));
+
+#define MANY_SLOTS 12
+#define LARGE_PAGE ((size_t)4 << 20)
+
+/* A page each, of a pool that has a group for every eight of them: of as much of it as one context needs, if @small. */
+static void sample_from_pool(struct bench *b, bool small, uint32_t ids[4][MANY_SLOTS])
+{
+	const struct exec_limits limits = { MANY_SLOTS, CONTEXT, BATCH, small ? 1 : 0 };
+	const struct step_sampler s = greedy(b);
+
+	b->exec = exec_free(b->exec);
+	assert_int_equal(exec_new(b->rig.team, &b->rig.kv, &limits, &b->exec, NULL), 0);
+	for (uint32_t slot = 0; slot < MANY_SLOTS; slot++) {
+		const uint32_t own[] = { 40 + slot, 7 };
+		struct row *row;
+
+		begin(b);
+		row = feed(b, slot, 0, own, 2, ROW_SAMPLE);
+		row->n_pages = 1;
+		row->pages_off = put(b, &slot, sizeof(slot));
+		row->sampler_off = put(b, &s, sizeof(s));
+		run(b);
+		ids[0][slot] = b->rows[0].tokens[0];
+	}
+	for (uint32_t i = 1; i < 4; i++) {
+		begin(b);
+		b->used = MANY_SLOTS * sizeof(struct row);
+		for (uint32_t slot = 0; slot < MANY_SLOTS; slot++)
+			add(b, ROW_CONT, slot, ROW_SAMPLE | (slot % 5 == 0 ? ROW_LOGPROBS : 0));
+		run(b);
+		for (uint32_t slot = 0; slot < MANY_SLOTS; slot++)
+			ids[i][slot] = b->rows[slot].tokens[0];
+	}
+}
+
+/*
+ * Of the calls that a pool without memory grows with each fails in turn for want of memory: it is as large
+ * as it could become, if that is enough for a context, or says with numbers why not, and can be had later.
+ */
+static uint32_t grow_with_failures(struct bench *b)
+{
+	uint32_t n_refused = 0;
+
+	for (uint64_t nth = 1;; nth++) {
+		struct err err = { 0 };
+		struct team_pool pool;
+		bool was_due;
+		int r;
+
+		assert_int_equal(exec_resize(b->exec, 0, NULL), 0);
+		failing_call(nth, true);
+		r = exec_resize(b->exec, UINT64_MAX, &err);
+		was_due = failing_made() >= nth;
+		failing_call(0, false);
+		pool = team_pool(b->rig.team);
+		assert_null(dev_lost());
+		if (r < 0) {
+			assert_int_equal(r, -ENOMEM);
+			assert_non_null(strstr(err.text, "one context needs"));
+			assert_true(pool.bytes < pool.most_bytes);
+			n_refused++;
+		} else {
+			assert_true(pool.bytes >= pool.least_bytes);
+			assert_true(pool.bytes == pool.most_bytes || was_due);
+		}
+		assert_int_equal(exec_resize(b->exec, UINT64_MAX, NULL), 0);
+		assert_int_equal(team_pool(b->rig.team).bytes, pool.most_bytes);
+		if (!was_due)
+			return n_refused;
+	}
+}
+
+static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
+{
+	struct bench *b = *state;
+	const struct kv_cache before = b->rig.kv;
+	uint32_t whole[4][MANY_SLOTS], small[4][MANY_SLOTS];
+	struct kv_cache *kv = &b->rig.kv;
+	struct team_pool pool;
+	uint64_t whole_bytes;
+	uint32_t n_refused;
+
+	while (kv_page_bytes(kv) % LARGE_PAGE) /* of each rank whole granules */
+		kv->page_tokens *= 2;
+	whole_bytes = N_PAGES * kv_page_bytes(kv);
+	kv->base = calloc(kv->n_pages, kv_page_bytes(kv));
+	assert_non_null(kv->base);
+	sample_from_pool(b, false, whole);
+	assert_int_equal(team_pages(b->rig.team), UINT32_MAX);
+	assert_true(team_pool(b->rig.team).bytes >= whole_bytes);
+	sample_from_pool(b, true, small);
+	assert_memory_equal(whole, small, sizeof(whole));
+	pool = team_pool(b->rig.team);
+	assert_int_equal(pool.bytes, pool.least_bytes);
+	assert_true(team_pages(b->rig.team) < MANY_SLOTS);
+	/* given back, and back: slots go on where they were */
+	assert_int_equal(exec_resize(b->exec, 0, NULL), 0);
+	assert_int_equal(team_pool(b->rig.team).bytes, 0);
+	assert_int_equal(exec_resize(b->exec, UINT64_MAX, NULL), 0);
+	assert_true(team_pool(b->rig.team).bytes >= whole_bytes);
+	n_refused = grow_with_failures(b);
+	print_message("%u of the calls to grow with were refused\n", n_refused);
+	assert_true(n_refused > 0);
+	go_on(b, 3);
+	small[0][0] = b->rows[0].tokens[0];
+	sample_from_pool(b, false, whole);
+	go_on(b, 3);
+	assert_int_equal(b->rows[0].tokens[0], small[0][0]);
+	b->exec = exec_free(b->exec);
+	free(kv->base);
+	*kv = before;
+}
+
 /* What a plan of a card's memory reckons with for recorded steps. */
 static void a_step_of_one_row_is_few_kernels(void **state)
 {
@@ -915,9 +1030,6 @@ static void a_step_of_one_row_is_few_kernels(void **state)
 	print_message("%llu kernels of %u layers\n", (unsigned long long)(after - before), layers);
 	assert_true(after - before <= layers * MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
 }
-
-void failing_call(uint64_t nth, bool for_want_of_memory) __attribute__((weak));
-uint64_t failing_made(void) __attribute__((weak));
 
 #define FAILURES 24 /* spread over all calls of a life */
 
@@ -1033,7 +1145,9 @@ int main(void)
 	const struct CMUnitTest device[] = {
 		ON_ONE(steps_take_no_memory_of_the_device)
 			ON_TWO(steps_take_no_memory_of_the_device) cmocka_unit_test_setup_teardown(
-				a_step_of_one_row_is_few_kernels, setup_air, teardown)
+				a_step_of_one_row_is_few_kernels, setup_air, teardown),
+		ON_ONE(what_does_not_fit_a_small_pool_is_computed_in_turn)
+			ON_TWO(what_does_not_fit_a_small_pool_is_computed_in_turn)
 	};
 	const struct CMUnitTest failing[] = { cmocka_unit_test(any_call_of_the_driver_may_fail) };
 	int n_failed;

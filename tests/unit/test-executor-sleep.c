@@ -26,19 +26,43 @@ struct watch {
 	struct executor *executor;
 	int arena_fd;
 	struct manager manager;
-	uint32_t n_results, n_taken;
+	uint32_t n_results, n_taken, n_seen;
 };
 
 static const uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES] = "the model, once";
+
+static uint64_t pool_bytes; /* of the executor */
 
 static void tell_ready(void)
 {
 	struct control_ready ready = { .kind = CONTROL_READY,
 				       .weight_bytes = 900,
-				       .resident_bytes = 1000 };
+				       .resident_bytes = 1000,
+				       .pool = { pool_bytes, 40, 400, 20 } };
 
 	memcpy(ready.fingerprint, fingerprint, sizeof(ready.fingerprint));
 	send(CONTROL_FD, &ready, sizeof(ready), 0);
+}
+
+static void tell_seen(void)
+{
+	struct control_seen seen = { .kind = CONTROL_SEEN, .n_ranks = 2, .n_regions = 1000 };
+
+	memset(seen.map, '#', sizeof(seen.map)); /* without an end */
+	for (; seen.rank < 2; seen.rank++) {
+		seen.temperature_c = 50 + seen.rank;
+		send(CONTROL_FD, &seen, sizeof(seen), 0);
+	}
+}
+
+static void tell_pooled(uint64_t bytes)
+{
+	struct control_pooled pooled = { .kind = CONTROL_POOLED };
+
+	pool_bytes = bytes ? bytes : 400;
+	pooled.resident_bytes = 600 + pool_bytes;
+	pooled.pool = (struct control_pool){ pool_bytes, 40, 400, 20 };
+	send(CONTROL_FD, &pooled, sizeof(pooled), 0);
 }
 
 /*
@@ -56,6 +80,7 @@ static int be_executor(const char *mood)
 
 	if (recv(CONTROL_FD, &configure, sizeof(configure), 0) != sizeof(configure))
 		return 1;
+	pool_bytes = configure.pool_bytes ? configure.pool_bytes : 400;
 	if (strcmp(mood, "changed") == 0 && configure.fingerprint[0] &&
 	    memcmp(configure.fingerprint, fingerprint, sizeof(fingerprint)) == 0) {
 		refused.error = -ESTALE;
@@ -75,6 +100,10 @@ static int be_executor(const char *mood)
 			return 9;
 		if (order.kind == CONTROL_WAKE)
 			tell_ready();
+		else if (order.kind == CONTROL_LOOK)
+			tell_seen();
+		else if (order.kind == CONTROL_POOL)
+			tell_pooled(order.bytes);
 		else if (strcmp(mood, "slow") != 0)
 			send(CONTROL_FD, &parked, sizeof(parked), 0);
 	}
@@ -92,6 +121,14 @@ static void on_results(struct executor *e, void *userdata)
 	}
 }
 
+static void on_seen(struct executor *e, void *userdata)
+{
+	struct watch *w = userdata;
+
+	assert_non_null(executor_seen(e, 1));
+	w->n_seen++;
+}
+
 static void new_object(struct watch *w)
 {
 	const struct executor_options o = {
@@ -99,6 +136,7 @@ static void new_object(struct watch *w)
 		.arena_fd = w->arena_fd,
 		.configure = { .kind = CONTROL_CONFIGURE, .version = CONTROL_VERSION },
 		.on_results = on_results,
+		.on_seen = on_seen,
 		.userdata = w,
 	};
 
@@ -191,6 +229,72 @@ static void restart_broker(struct watch *w, enum executor_state state)
 	}
 	fdstore_discard_rest(NULL);
 	assert_int_equal(executor_state(w->executor), state);
+}
+
+static void run_until_resized(struct watch *w)
+{
+	while (executor_is_resizing(w->executor))
+		assert_true(sd_event_run(w->loop, 10000000) > 0);
+}
+
+/* Over its sleep, over its death, and over a new broker. */
+static void the_pool_is_what_was_ordered_last(void **state)
+{
+	struct watch w;
+
+	(void)state;
+	begin(&w, "sleeps");
+	assert_int_equal(executor_known(w.executor)->pool.bytes, 400);
+	executor_set_pool(w.executor, 300);
+	assert_true(executor_is_resizing(w.executor));
+	assert_int_equal(executor_park(w.executor), -EAGAIN); /* one order after the other */
+	executor_set_pool(w.executor, 200);
+	run_until_resized(&w);
+	assert_int_equal(executor_known(w.executor)->pool.bytes, 200);
+	assert_int_equal(executor_known(w.executor)->resident_bytes, 800);
+
+	assert_int_equal(executor_park(w.executor), 0);
+	run_until(&w, EXECUTOR_PARKED);
+	executor_set_pool(w.executor, 100);
+	executor_wake(w.executor); /* after the answer */
+	run_until(&w, EXECUTOR_READY);
+	assert_int_equal(executor_known(w.executor)->pool.bytes, 100);
+
+	assert_int_equal(executor_leave(w.executor), 0);
+	run_until(&w, EXECUTOR_GONE);
+	executor_wake(w.executor);
+	run_until(&w, EXECUTOR_READY);
+	assert_int_equal(executor_known(w.executor)->pool.bytes, 100);
+
+	restart_broker(&w, EXECUTOR_READY);
+	executor_set_pool(w.executor, 100);
+	assert_false(executor_is_resizing(w.executor)); /* it knows */
+	executor_set_pool(w.executor, 0);
+	run_until_resized(&w);
+	assert_int_equal(executor_known(w.executor)->pool.bytes, 400);
+	finish(&w);
+}
+
+static void what_is_seen_is_told_once_and_with_its_bounds(void **state)
+{
+	struct watch w;
+
+	(void)state;
+	begin(&w, "sleeps");
+	assert_null(executor_seen(w.executor, 0)); /* nobody asked */
+	assert_int_equal(executor_look(w.executor), 0);
+	while (w.n_seen == 0)
+		assert_true(sd_event_run(w.loop, 10000000) > 0);
+	assert_int_equal(w.n_seen, 1);
+	assert_int_equal(executor_seen(w.executor, 1)->temperature_c, 51);
+	assert_int_equal(executor_seen(w.executor, 0)->n_regions, CONTROL_REGIONS_MAX);
+	assert_int_equal(strlen(executor_seen(w.executor, 0)->map), CONTROL_MAP_MAX);
+	assert_null(executor_seen(w.executor, 2));
+	assert_int_equal(executor_look(w.executor), 0);
+	assert_null(executor_seen(w.executor, 0)); /* that was then */
+	executor_stop(w.executor);
+	assert_int_equal(executor_look(w.executor), -EAGAIN);
+	finish(&w);
 }
 
 static void parked_and_awake_again_it_is_the_same_process(void **state)
@@ -517,6 +621,8 @@ static void a_broker_that_died_with_an_order_sends_it_again(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(the_pool_is_what_was_ordered_last),
+		cmocka_unit_test(what_is_seen_is_told_once_and_with_its_bounds),
 		cmocka_unit_test(parked_and_awake_again_it_is_the_same_process),
 		cmocka_unit_test(one_that_is_gone_comes_back_as_another_process),
 		cmocka_unit_test(wanted_while_it_parks_it_wakes_when_it_is_parked),

@@ -98,7 +98,7 @@ static void memory_comes_back_at_the_same_addresses(void **state)
 	assert_int_equal(vram_reserve(w->v, "others", 1536 * MIB, 256 * MIB, &b), 0);
 	at = vram_at(a);
 	assert_int_equal(vram_back(a, 0, 4), 0);
-	assert_int_equal(vram_seal(a), 0);
+	assert_int_equal(vram_seal(a, 0, vram_chunks(a)), 0);
 	/* asleep: all of it serves somebody else, addresses stay */
 	assert_int_equal(vram_unback(a, 0, 4), 0);
 	assert_int_equal(figures(w).taken_bytes, 0);
@@ -332,7 +332,7 @@ static int live_a_life(struct world *w)
 
 	if ((r = vram_reserve(w->v, "weights", 100 * MIB, 64 * MIB, &weights)) < 0 ||
 	    (r = pagepool_init(&p, w->v, "kv", PAGE, 24)) < 0 ||
-	    (r = vram_back(weights, 0, 2)) < 0 || (r = vram_seal(weights)) < 0 ||
+	    (r = vram_back(weights, 0, 2)) < 0 || (r = vram_seal(weights, 0, 2)) < 0 ||
 	    (r = pagepool_grow(&p, 2)) < 0 || (r = pagepool_grow(&p, 3)) < 0)
 		return r;
 	mark(live, 1, 4, 20);

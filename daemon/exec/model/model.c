@@ -222,7 +222,7 @@ int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
 				max_tokens);
 
 	m->bytes = carve_all(m);
-	m->memory = dev_reserve(dev, m->bytes);
+	m->memory = dev_reserve_named(dev, "activations", m->bytes, DEV_CHUNK_MAX);
 	r = m->memory ? dev_back(dev, m->memory, m->bytes) : -ENOMEM;
 	if (r < 0) {
 		m->memory = NULL;

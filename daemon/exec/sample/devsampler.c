@@ -98,7 +98,7 @@ int devsampler_new(struct stream *st, uint32_t n_slots, uint32_t vocab, uint32_t
 	dev_pin(d->dev, d->host_rows, DEVSAMPLER_ROWS_MAX * sizeof(*d->host_rows));
 
 	d->bytes = devsampler_bytes(n_slots, vocab, max_context);
-	d->memory = dev_reserve(d->dev, d->bytes);
+	d->memory = dev_reserve_named(d->dev, "samplers", d->bytes, DEV_CHUNK_MAX);
 	r = d->memory ? dev_back(d->dev, d->memory, d->bytes) : -ENOMEM;
 	if (r < 0) {
 		d->memory = NULL;

@@ -454,6 +454,11 @@ static int check_limits(const struct memplan_limits *l, struct err *err)
 	return 0;
 }
 
+uint32_t memplan_group_pages(size_t page_bytes, uint32_t n_pages)
+{
+	return pagepool_group_pages(page_bytes, n_pages);
+}
+
 int memplan_make(const struct memplan_model *m, const struct memplan_limits *limits,
 		 struct memplan *ret, struct err *err)
 {

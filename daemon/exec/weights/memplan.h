@@ -86,6 +86,9 @@ struct memplan {
 	struct memplan_pass passes[MEMPLAN_PASSES_MAX];
 };
 
+/* Pages of the KV cache that come and go together on a device, see kernels/cuda/pagepool.h. */
+uint32_t memplan_group_pages(size_t page_bytes, uint32_t n_pages);
+
 /*
  * Returns 0, also if it does not fit; -EINVAL for limits that make no sense;
  * -ENOTSUP with what cannot be divided among so many GPUs, or packed.

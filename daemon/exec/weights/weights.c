@@ -294,7 +294,7 @@ static int reserve(struct layout *l, struct err *err)
 		return r;
 	w->bytes = l->at;
 	w->reserved_bytes = l->at;
-	w->memory = dev_reserve(w->dev, w->reserved_bytes);
+	w->memory = dev_reserve_named(w->dev, "weights", w->reserved_bytes, DEV_CHUNK_MAX);
 	if (!w->memory)
 		return err_set(err, -ENOMEM, "no addresses for %zu bytes of weights",
 			       w->reserved_bytes);
