@@ -205,8 +205,8 @@ static int on_resume(struct request *q, struct err *err)
 	struct stream *st = stream_find(q->server, req->turn);
 
 	/* until the model is opened, turns of the last life are not yet known */
-	if (!st && (opening_is_under_way(q->server->opening) ||
-		    opening_is_waiting(q->server->opening)))
+	if (!st &&
+	    (opening_is_under_way(q->server->opening) || opening_is_waiting(q->server->opening)))
 		return request_begin(q, err);
 	if (!st || st->turn.rec->uid != q->peer->uid)
 		return err_set(err, -ENOENT, "no turn %llu to resume; it ended, or was never yours",

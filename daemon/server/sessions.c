@@ -2,7 +2,6 @@
 #include "daemon/server/sessions.h"
 
 #include <errno.h>
-#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -253,33 +252,12 @@ int sessions_new(struct server *s, struct sessions **ret)
 	return 0;
 }
 
-static void post(void *userdata)
-{
-	sem_post(userdata);
-}
-
-static void nothing(void *userdata)
-{
-	(void)userdata;
-}
-
-/* Jobs run in order: when the last one has run, all have. */
-static void drain(struct sessions *x)
-{
-	sem_t done;
-
-	sem_init(&done, 0, 0);
-	if (x->thread && worker_push(x->thread, post, nothing, &done) == 0)
-		while (sem_wait(&done) < 0 && errno == EINTR)
-			;
-	sem_destroy(&done);
-}
-
 struct sessions *sessions_free(struct sessions *x)
 {
 	if (!x)
 		return NULL;
-	drain(x);
+	if (x->thread)
+		worker_drain(x->thread);
 	x->server->sessions = x;
 	x->thread = worker_free(x->thread); /* the ends of its jobs come first */
 	x->server->sessions = NULL;
