@@ -38,14 +38,38 @@ static int run_check(struct job *job)
 	return r;
 }
 
+/*
+ * The check failed at the start. Where the database is damaged and cannot be
+ * mended, for want of room as a rule, nothing is done to it: whoever asks hears
+ * why, and it is tried again for them, from time to time.
+ */
+static int check_again(struct job *job)
+{
+	struct sessions *x = job->x;
+	struct err err = { 0 };
+
+	if (store_is_checked(x->store) || job->run == run_check)
+		return 0;
+	if (clock_us() >= x->check_at_us) {
+		store_check(x->store, &err);
+		x->check_at_us = clock_us() + SESSIONS_AGAIN_US;
+	}
+	if (store_is_open(x->store))
+		return 0;
+	store_checkpoint(x->store, true, &err); /* which says why not */
+	return err_set(&job->err, -EHOSTDOWN, "sessions are not kept now: %s", err.text);
+}
+
 static void on_job_run(void *userdata)
 {
 	struct job *job = userdata;
 
 	job->err = (struct err){ 0 };
-	if (!store_is_checked(job->x->store) && job->run != run_check)
-		store_check(job->x->store, NULL); /* it failed at the start */
-	job->result = job->run(job);
+	job->result = check_again(job);
+	if (job->result >= 0)
+		job->result = job->run(job);
+	if (job->result == -ENOSPC)
+		job->result = -EHOSTDOWN; /* there will be room again */
 	if (job->result == -ENOMEM && !job->err.text[0])
 		err_set(&job->err, -ENOMEM, "out of memory");
 	store_checkpoint(job->x->store, false, NULL);
@@ -76,6 +100,8 @@ static void on_job_home(void *userdata)
 			arm_checkpoint(job->x);
 		job->x->counts = job->counts;
 	}
+	if (job->result >= 0 && job->x->settle_again && job->x->server->engine)
+		sessions_settle(job->x->server);
 	if (q)
 		q->in_worker = false;
 	if (q && !q->peer) { /* its client left meanwhile */
