@@ -53,7 +53,7 @@ struct computer {
 	struct control_configure configure;
 	struct ring ring;
 	uint32_t *kv; /* the arena: an entry a position, see computer_entry(), in the first of a page's strips */
-	uint32_t n_strips; /* of a page; the others hold zeros. 0: one */
+	uint32_t n_strips; /* of a page; the second holds whose turn wrote, by its seed. 0: one */
 	uint32_t stop_id, stop_every; /* every so-many-th token that it would say is this one; 0: none */
 	size_t kv_bytes;
 	struct computer_slot slots[STEP_ROWS_MAX];
@@ -190,6 +190,12 @@ static inline uint32_t *computer_at(struct computer *c, const struct computer_sl
 	return computer_position(c, s->pages[at / page_tokens], at % page_tokens);
 }
 
+/* The seed of the turn that wrote it; there are two strips or more. */
+static inline uint32_t *computer_writer(const struct computer *c, uint32_t page, uint32_t i)
+{
+	return (uint32_t *)((char *)computer_position(c, page, i) + computer_strip_bytes(c));
+}
+
 /* What KV is here: the token, and above it what stands for all that is before it. */
 static inline uint32_t computer_entry(uint32_t before, uint32_t token)
 {
@@ -206,6 +212,9 @@ static inline void computer_write(struct computer *c, struct computer_slot *s, u
 	const uint32_t before = s->length > 0 ? *computer_at(c, s, s->length - 1) : 0;
 
 	c->only_here[s->pages[s->length / c->configure.page_tokens]] = c->aside;
+	if (c->n_strips > 1)
+		*computer_writer(c, s->pages[s->length / c->configure.page_tokens],
+				 s->length % c->configure.page_tokens) = (uint32_t)s->sampler.seed;
 	*computer_at(c, s, s->length++) = computer_entry(before, token);
 }
 

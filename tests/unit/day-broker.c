@@ -119,10 +119,25 @@ static void flip_bit(void)
 	day.n.flips++;
 }
 
+/* Pages that a turn has, and that were to be cleared for it before it writes to them. */
+static void count_uncleared(void)
+{
+	const struct engine *e = day.server->engine;
+	struct turn_record *rec = NULL;
+
+	while (e && (rec = turns_next(e->turns, rec))) {
+		for (uint32_t k = 0; rec->state == TURN_RUNNING && k < rec->n_pages; k++)
+			day.n.left_uncleared += kvdir_owner(e->kv->dir,
+							    turn_page_table(e->turns, rec)[k]) ==
+						KVDIR_MIXED;
+	}
+}
+
 static void end_life(enum shim_image image)
 {
 	day_users_died();
 	day_operators_died();
+	count_uncleared();
 	flip_bit();
 	day.server = server_free(day.server);
 	sd_event_unref(day.loop);
@@ -218,7 +233,8 @@ void day_stop_broker(void)
 
 /* What a death in this moment leaves behind, but for the arena, which is the executor's to write. */
 static struct {
-	bool wanted, is;
+	enum day_moment wanted;
+	bool is;
 	char *ring, *dir, *records[TURNS_MAX];
 	struct turn_record *at[TURNS_MAX];
 	uint32_t n;
@@ -298,9 +314,23 @@ static void (*heard)(struct turn *t); /* the server's */
 /* The first token of a result is in its record, and nobody knows. */
 static void on_tokens(struct turn *t)
 {
-	if (left.wanted && !left.is)
+	if (left.wanted == DAY_IN_RESULT && !left.is)
 		remember();
 	heard(t);
+}
+
+/* Stands between the scheduler and the cache: the orders that go with the next step. */
+uint32_t __real_kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max);
+uint32_t __wrap_kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max);
+uint32_t __wrap_kvcache_moves(struct kvcache *c, struct step_move *ret, uint32_t max)
+{
+	const struct move *m;
+
+	TAILQ_FOREACH(m, &c->waiting, link) {
+		if (m->purpose == MOVE_CLEAR && left.wanted == DAY_BEFORE_ORDERS && !left.is)
+			remember();
+	}
+	return __real_kvcache_moves(c, ret, max);
 }
 
 static void listen_in(bool yes)
@@ -316,19 +346,20 @@ static void listen_in(bool yes)
 	}
 }
 
-void day_kill_broker(bool inside)
+void day_kill_broker(enum day_moment moment)
 {
-	if (inside) {
-		left.wanted = true;
+	if (moment != DAY_NOW) {
+		left.wanted = moment;
 		listen_in(true);
 		while (!left.is && sd_event_run(day.loop, 0) > 0)
 			manager_read(&day.manager);
-		left.wanted = false;
+		left.wanted = DAY_NOW;
 		if (!left.is) {
 			listen_in(false);
-			return; /* no result waited */
+			return;
 		}
-		day.n.inside++;
+		day.n.inside += moment == DAY_IN_RESULT;
+		day.n.before_orders += moment == DAY_BEFORE_ORDERS;
 	}
 	day_keep_counts();
 	manager_read(&day.manager);

@@ -52,6 +52,38 @@ static void assert_table(const struct engine *e, struct turn_record *rec,
 	}
 }
 
+/* The user whose turn wrote there, by its seed; 0: nobody's turn did. */
+static uid_t writer_of(kv_page page, uint32_t i)
+{
+	const uint32_t seed = *computer_writer(&day.computer, page, i);
+
+	return seed ? DAY_UID + seed % DAY_USERS : 0;
+}
+
+/* What counts as a user's own holds nothing that another wrote, but for what was marked. */
+static void assert_cleared(const struct engine *e, struct turn_record *rec)
+{
+	const uint32_t *ids = turn_ids(e->turns, rec);
+	const kv_page *table = turn_page_table(e->turns, rec);
+
+	for (uint32_t k = 0; k < rec->n_pages && day.computer.fd >= 0; k++) {
+		const kv_page page = table[k];
+
+		if (e->kv->by_page[page] || kvdir_owner(e->kv->dir, page) != rec->uid)
+			continue;
+		for (uint32_t i = 0, at = k * DAY_PAGE_TOKENS; i < DAY_PAGE_TOKENS; i++, at++) {
+			const uint32_t entry = *computer_position(&day.computer, page, i);
+			const uid_t uid = writer_of(page, i);
+
+			if (uid != 0 && uid != rec->uid &&
+			    !(at < rec->n_ids && computer_token(entry) == ids[at]))
+				fail_msg(
+					"page %u counts as user %u's, and holds what user %u wrote",
+					page, rec->uid, uid);
+		}
+	}
+}
+
 static void assert_turns(const struct engine *e)
 {
 	struct turn_record *holders[DAY_PAGES] = { NULL }, *rec = NULL;
@@ -66,6 +98,7 @@ static void assert_turns(const struct engine *e)
 		/* what sleeps computes nothing, and what it computed is safe */
 		assert_true(state != EXECUTOR_GONE);
 		assert_table(e, rec, holders);
+		assert_cleared(e, rec);
 	}
 }
 

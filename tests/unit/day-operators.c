@@ -2,6 +2,7 @@
 #include "tests/unit/day.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -90,8 +91,12 @@ void day_lease_ends(void)
 /* A process that only holds a lease. */
 static pid_t hold(void)
 {
-	const pid_t pid = fork();
+	int pair[2];
+	char byte;
+	pid_t pid;
 
+	assert_int_equal(pipe2(pair, O_CLOEXEC), 0);
+	pid = fork();
 	assert_true(pid >= 0);
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -99,6 +104,9 @@ static pid_t hold(void)
 		for (;;)
 			pause();
 	}
+	close(pair[1]);
+	assert_int_equal(read(pair[0], &byte, 1), 0); /* it has let go of all that it inherited */
+	close(pair[0]);
 	return pid;
 }
 

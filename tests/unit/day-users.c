@@ -278,7 +278,8 @@ void day_ask(void)
 	t->asked = true;
 	t->accepted = t->cancelled = t->left = t->again = false;
 	t->id = 100 + day.n_asked++;
-	t->seed = day_random(1u << 30);
+	/* which tells whose it is in what the executor writes */
+	t->seed = (1 + (uint64_t)day_random(1u << 30)) * DAY_USERS + (t->uid - DAY_UID);
 	t->n_got = 0;
 	t->stalls = day_one_in(12);
 	day.n.stalls += t->stalls;

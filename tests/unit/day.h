@@ -106,10 +106,10 @@ struct day {
 	struct day_counts {
 		uint32_t done, stops_at, cancelled, deadlines, faults, lost, refused, too_long;
 		uint32_t resumed, again, checked, appeared, rewinds, forks, removed, queries;
-		uint32_t restarts, stops, kills_broker, inside, reboots;
+		uint32_t restarts, stops, kills_broker, inside, before_orders, reboots;
 		uint32_t kills, parks, leaves, wakes, flips, stalls;
 		uint32_t wishes, refused_wishes, leases, presses, suspends, timers, quiet;
-		uint32_t evicted, damaged;
+		uint32_t evicted, damaged, left_uncleared;
 		uint64_t written, read, prompt_tokens, cached, cached_disk, sampled;
 	} n;
 };
@@ -125,7 +125,12 @@ void day_shut_down(void);  /* the last one ends, and all is freed */
 bool day_run_loop(void); /* all that the broker can do now; false: nothing */
 bool day_turn(void);	   /* whatever can be done now, and a step of the executor; false: nothing can */
 void day_stop_broker(void);	   /* systemctl restart */
-void day_kill_broker(bool inside); /* SIGKILL, @inside: as a result is being applied, if one waits */
+enum day_moment {
+	DAY_NOW,
+	DAY_IN_RESULT,	   /* one of its tokens is stored, and that is all; if a result waits */
+	DAY_BEFORE_ORDERS, /* pages are granted, and the orders to clear them are not given; if there are any */
+};
+void day_kill_broker(enum day_moment moment); /* SIGKILL */
 void day_cut_power(void);
 void day_kill_executor(void);
 void day_keep_counts(void);

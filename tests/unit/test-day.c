@@ -77,9 +77,9 @@ static void something_happens(void)
 	if (day_one_in(1200))
 		day_stop_broker();
 	if (day_one_in(1200))
-		day_kill_broker(false);
+		day_kill_broker(DAY_NOW);
 	if (day_one_in(600) && is_up())
-		day_kill_broker(true);
+		day_kill_broker(DAY_IN_RESULT);
 	if (day_one_in(2000))
 		day_cut_power();
 	if (day_one_in(600))
@@ -112,7 +112,7 @@ static void nothing_happens(void)
 	else if (day_one_in(60))
 		day_lease_ends();
 	else if (day_one_in(200))
-		day_kill_broker(false);
+		day_kill_broker(DAY_NOW);
 }
 
 /* The clock goes on to @until_us, or to the event loop's first timer if that is before. */
@@ -189,9 +189,10 @@ static void tell(uint64_t n_us)
 		n_us / 3.6e9, n->done, n->stops_at, n->cancelled, n->deadlines, n->faults, n->lost,
 		n->refused);
 	print_message("  the broker: %u restarts (%u stopped, %u killed, %u of those inside a "
-		      "result), %u power cuts; %u answers resumed, %u asked again\n",
-		      n->restarts, n->stops, n->kills_broker, n->inside, n->reboots, n->resumed,
-		      n->again);
+		      "result, %u before pages were cleared), %u power cuts; %u answers resumed, "
+		      "%u asked again\n",
+		      n->restarts, n->stops, n->kills_broker, n->inside, n->before_orders,
+		      n->reboots, n->resumed, n->again);
 	print_message("  the executor: %u deaths, %u times parked, %u gone and %u back; %u wishes "
 		      "granted, %u not, %u leases, %u signs of pressure, %u suspends, %u timers, "
 		      "quiet %u times\n",
@@ -199,12 +200,13 @@ static void tell(uint64_t n_us)
 		      n->leases, n->presses, n->suspends, n->timers, n->quiet);
 	print_message("  tokens: %llu of prompts, %llu of them cached, %llu of those on disk, %llu "
 		      "sampled, %llu computed; pages: %u evicted, %llu written, %llu read; %u bits "
-		      "flipped, %u pages not believed\n",
+		      "flipped, %u pages not believed, %u left to be "
+		      "by a broker that died\n",
 		      (unsigned long long)n->prompt_tokens, (unsigned long long)n->cached,
 		      (unsigned long long)n->cached_disk, (unsigned long long)n->sampled,
 		      (unsigned long long)day.computer.n_computed, n->evicted,
 		      (unsigned long long)n->written, (unsigned long long)n->read, n->flips,
-		      n->damaged);
+		      n->damaged, n->left_uncleared);
 	print_message("  sessions: %u turns compared, %u appeared, %u rewound, %u forked, %u "
 		      "removed, %u too long; %u questions of other kinds\n",
 		      n->checked, n->appeared, n->rewinds, n->forks, n->removed, n->too_long,
@@ -219,7 +221,8 @@ static void assert_day(uint64_t n_us)
 	assert_true(n_us >= DAY_US && n_us < DAY_US + 2 * 3600 * US_PER_S);
 	assert_int_equal(day.n_asked, DAY_REQUESTS);
 	assert_true(n->done > DAY_REQUESTS * 2 / 3);
-	assert_true(n->stops > 0 && n->kills_broker > 0 && n->inside > 0 && n->reboots > 0);
+	assert_true(n->stops > 0 && n->kills_broker > 0 && n->inside > 0 && n->before_orders > 0 &&
+		    n->reboots > 0);
 	assert_true(n->resumed > 0 && n->again > 0 && n->kills > 0 && n->parks > 0 &&
 		    n->leaves > 0 && n->wakes > 0);
 	assert_true(n->wishes > 0 && n->leases > 0 && n->presses > 0 && n->suspends > 0);
@@ -242,10 +245,12 @@ static void live_a_day(uint64_t seed)
 		/* where all conversations wait for an answer, a moment later */
 		live(MAX(at_us, clock_us() + US_PER_S / 10));
 		day_ask();
-		if (day_one_in(100)) /* it has not even read it, or has, and has not said so */
-			day_kill_broker(false);
+		if (day_one_in(25))
+			day_kill_broker(DAY_BEFORE_ORDERS);
+		else if (day_one_in(100)) /* it has not even read it, or has, and has not said so */
+			day_kill_broker(DAY_NOW);
 		else if (day_one_in(100) && day_run_loop())
-			day_kill_broker(false);
+			day_kill_broker(DAY_NOW);
 	}
 	live(day.begun_us + DAY_US);
 	n_us = clock_us() - day.begun_us;
