@@ -36,6 +36,24 @@ static void on_accepted(struct day_talk *t, const struct msg_accepted *a)
 	       t->n_prompt * sizeof(*t->ids));
 }
 
+static bool ends_with(const char *text, struct span end)
+{
+	const size_t n = text ? strlen(text) : 0;
+
+	return n >= end.len && memcmp(text + n - end.len, end.data, end.len) == 0;
+}
+
+/*
+ * The end of an answer that stops inside a character is told behind its last
+ * token; who resumes there, not knowing that it was the last, is told again.
+ */
+static char *add_text(const struct day_talk *t, char *text, struct span more, uint32_t n_ids)
+{
+	if (n_ids == 0 && t->was_resumed && t->resumed_at == t->n_got && ends_with(text, more))
+		return text;
+	return day_append(text, more.data, more.len);
+}
+
 /* Whole, in order, once; and what the toy model says after what the broker took for the prompt. */
 static void on_told(struct day_talk *t, const struct msg_tokens *m)
 {
@@ -53,11 +71,9 @@ static void on_told(struct day_talk *t, const struct msg_tokens *m)
 		t->n_got++;
 	}
 	if (m->has_reasoning)
-		t->running.reasoning = day_append(t->running.reasoning, m->reasoning.data,
-						  m->reasoning.len);
+		t->running.reasoning = add_text(t, t->running.reasoning, m->reasoning, n);
 	if (m->has_content)
-		t->running.content = day_append(t->running.content, m->content.data,
-						m->content.len);
+		t->running.content = add_text(t, t->running.content, m->content, n);
 }
 
 static void end(struct day_talk *t, bool sure)
@@ -276,7 +292,7 @@ void day_ask(void)
 	else
 		t->running.question = strdup(day_question());
 	t->asked = true;
-	t->accepted = t->cancelled = t->left = t->again = false;
+	t->accepted = t->cancelled = t->left = t->again = t->was_resumed = false;
 	t->id = 100 + day.n_asked++;
 	/* which tells whose it is in what the executor writes */
 	t->seed = (1 + (uint64_t)day_random(1u << 30)) * DAY_USERS + (t->uid - DAY_UID);
@@ -302,6 +318,8 @@ static void want_rest(struct day_talk *t)
 		send_request(t);
 		return;
 	}
+	t->was_resumed = true;
+	t->resumed_at = t->n_got;
 	MSG_SET(&m.resume, turn, t->turn);
 	MSG_SET(&m.resume, index, t->n_got);
 	day_send(&t->client, &m);
