@@ -41,7 +41,8 @@ int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
 	if (!push(c, MOVE_COPY, order, NULL, 0))
 		return -ENOMEM;
 	kvcache_hold_page(c, from);
-	kvcache_hold_page(c, to); /* its turn may end before this is done, and another get the page */
+	/* this one too: its turn may end before this is done, and another get the page */
+	kvcache_hold_page(c, to);
 	return 0;
 }
 

@@ -20,7 +20,6 @@ static const struct {
 	bool retryable;
 } codes[] = {
 	{ ENOENT, CODE_NO_SUCH, false },
-	{ ESRCH, CODE_NO_SUCH, false },
 	{ EINVAL, CODE_BAD_REQUEST, false },
 	{ EBADMSG, CODE_BAD_REQUEST, false },
 	{ EACCES, CODE_DENIED, false },
