@@ -132,6 +132,10 @@ static int show_limits(struct ctl *c)
 			putchar('\n');
 		print_limits(user);
 	}
+	if (i > 0)
+		printf("\nWhat goes over is refused, with the numbers. Over disk_bytes nothing is "
+		       "refused: of the\nuser's own KV on disk what is worth least goes "
+		       "(disk_evicted, bytes), and is computed again\nwhere it is wanted.\n");
 	json_decref(root);
 	return r;
 }

@@ -2,6 +2,7 @@
 #include "daemon/base/fdstore.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <string.h>
@@ -15,7 +16,8 @@
 
 static struct {
 	char **names;
-	int *fds; /* -1: taken */
+	int *fds;  /* -1: taken */
+	int *kept; /* duplicates of those, or -1; NULL: nothing is kept */
 	int n;
 } received;
 
@@ -41,6 +43,56 @@ void fdstore_init(void)
 		received.fds[i] = SD_LISTEN_FDS_START + i;
 	received.names = names;
 	received.n = n;
+}
+
+void fdstore_receive(char **names, int *fds, int n)
+{
+	fdstore_discard_rest(NULL);
+	received.names = names;
+	received.fds = fds;
+	received.n = n;
+}
+
+static void drop_kept(void)
+{
+	for (int i = 0; received.kept && i < received.n; i++)
+		closep(&received.kept[i]);
+	free(received.kept);
+	received.kept = NULL;
+}
+
+int fdstore_keep(void)
+{
+	int r;
+
+	drop_kept();
+	if (received.n == 0)
+		return 0;
+	received.kept = malloc((size_t)received.n * sizeof(*received.kept));
+	if (!received.kept)
+		return -ENOMEM;
+	for (int i = 0; i < received.n; i++)
+		received.kept[i] = -1;
+	for (int i = 0; i < received.n; i++) {
+		if (received.fds[i] < 0)
+			continue;
+		received.kept[i] = fcntl(received.fds[i], F_DUPFD_CLOEXEC, 3);
+		if (received.kept[i] < 0) {
+			r = -errno;
+			drop_kept();
+			return r;
+		}
+	}
+	return 0;
+}
+
+void fdstore_give_back(void)
+{
+	for (int i = 0; received.kept && i < received.n; i++) {
+		if (received.fds[i] < 0)
+			received.fds[i] = steal_fd(&received.kept[i]);
+	}
+	drop_kept();
 }
 
 int fdstore_take(const char *name)
@@ -75,6 +127,7 @@ static bool was_taken(const char *name)
 
 void fdstore_discard_rest(void (*on_discard)(const char *name))
 {
+	drop_kept();
 	for (int i = 0; i < received.n; i++) {
 		if (received.fds[i] < 0)
 			continue;

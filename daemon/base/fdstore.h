@@ -21,6 +21,17 @@ int fdstore_take_next(const char *prefix, char *name, size_t size);
  */
 void fdstore_discard_rest(void (*on_discard)(const char *name));
 
+/*
+ * Between the two, what was not yet taken is kept: what is taken is duplicated
+ * before, and fdstore_give_back() has it all again to be taken, as the one who
+ * took it failed. 0 or a negative errno: then nothing was kept.
+ */
+int fdstore_keep(void);
+void fdstore_give_back(void);
+
+/* Tests: as if these had been received; both arrays, and what they hold, are taken over. */
+void fdstore_receive(char **names, int *fds, int n);
+
 /* Parks a duplicate of @fd under @name (FDPOLL=0 unless @watch). Returns 0 or a negative errno. */
 int fdstore_put(const char *name, int fd, int watch);
 void fdstore_remove(const char *name);

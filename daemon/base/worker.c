@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdint.h>
 #include <sys/eventfd.h>
@@ -171,6 +172,28 @@ int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *
 	pthread_cond_signal(&w->woken);
 	pthread_mutex_unlock(&w->lock);
 	return 0;
+}
+
+static void post(void *userdata)
+{
+	sem_post(userdata);
+}
+
+static void nothing(void *userdata)
+{
+	(void)userdata;
+}
+
+/* Jobs run in order: when the last one has run, all have. */
+void worker_drain(struct worker *w)
+{
+	sem_t done;
+
+	sem_init(&done, 0, 0);
+	if (worker_push(w, post, nothing, &done) == 0)
+		while (sem_wait(&done) < 0 && errno == EINTR)
+			;
+	sem_destroy(&done);
 }
 
 size_t worker_waiting(const struct worker *w)

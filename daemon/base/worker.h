@@ -21,6 +21,8 @@ struct worker *worker_free(struct worker *w); /* waits for the running job; the 
 /* Returns 0, or -ENOMEM: then neither is called. */
 int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *userdata);
 size_t worker_waiting(const struct worker *w);
+/* Blocks until all jobs pushed so far have run; their ends may still be to come. */
+void worker_drain(struct worker *w);
 
 static inline void worker_freep(struct worker **w)
 {

@@ -135,10 +135,14 @@ int causes_adopt(int memfd, struct causes **ret, struct err *err)
 	struct causes *c;
 	struct head head;
 	struct stat st;
+	ssize_t n;
 	int r;
 
-	if (fstat(memfd, &st) < 0 || pread(memfd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
-		return err_set(err, -EBADMSG, "the causes of lost KV cannot be read");
+	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
+	if (n < 0)
+		return err_wrap(err, -errno, "cannot read the causes of lost KV");
+	if (n != (ssize_t)sizeof(head))
+		return err_set(err, -EBADMSG, "the causes of lost KV end in their head");
 	if (head.magic != CAUSES_MAGIC || head.version != CAUSES_VERSION)
 		return err_set(err, -EBADMSG,
 			       "the causes of lost KV are not of this version of steamd");

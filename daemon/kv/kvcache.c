@@ -162,7 +162,8 @@ static int restore_all(struct kvcache *c)
 	return 0;
 }
 
-static void adopt(struct kvcache *c, struct err *ret_lost)
+/* 0, and what is no cache of ours is lost; or a negative errno that may pass, and nothing is lost. */
+static int adopt(struct kvcache *c, struct err *ret_lost)
 {
 	const struct kvcache_options *o = &c->options;
 	uint32_t bad = 0;
@@ -177,9 +178,10 @@ static void adopt(struct kvcache *c, struct err *ret_lost)
 	if (r >= 0) {
 		c->options.arena_fd = -1;
 		c->counts.n_damaged += bad;
-		return;
+		return 0;
 	}
 	c->dir = kvdir_free(c->dir);
+	return err_may_pass(r) ? r : 0;
 }
 
 static int make(struct kvcache *c, struct err *err)
@@ -192,24 +194,29 @@ static int make(struct kvcache *c, struct err *err)
 }
 
 /* Without causes all works, but for explanations after a restart. */
-static void make_causes(struct kvcache *c, bool adopted)
+static int make_causes(struct kvcache *c, bool adopted, struct err *err)
 {
-	int *fd = &c->options.causes_fd;
+	int *fd = &c->options.causes_fd, r = 0;
 
-	if (adopted && *fd >= 0 && causes_adopt(*fd, &c->causes, NULL) >= 0)
-		*fd = -1;
+	if (adopted && *fd >= 0) {
+		r = causes_adopt(*fd, &c->causes, err);
+		*fd = r < 0 ? *fd : -1;
+	}
 	closep(fd);
 	*fd = -1;
+	if (err_may_pass(r))
+		return r;
 	if (!c->causes)
 		causes_new(&c->causes, NULL);
+	return 0;
 }
 
 int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
 		struct err *err)
 {
 	_cleanup_(kvcache_freep) struct kvcache *c = calloc(1, sizeof(*c));
-	struct err ignored = { 0 };
-	int r;
+	struct err lost = { 0 };
+	int r = 0;
 
 	if (!c) {
 		closep(&(int){ options->arena_fd });
@@ -223,13 +230,20 @@ int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, str
 	TAILQ_INIT(&c->flushes);
 	LIST_INIT(&c->carries);
 	if (options->arena_fd >= 0 && options->dir_fd >= 0)
-		adopt(c, ret_lost ? ret_lost : &ignored);
+		r = adopt(c, &lost);
 	/* what was not taken over is given back to the machine before as much is made again */
 	closep(&c->options.arena_fd);
 	closep(&c->options.dir_fd);
 	c->options.arena_fd = c->options.dir_fd = -1;
-	make_causes(c, c->pool != NULL);
-	r = c->pool ? 0 : make(c, err);
+	if (r < 0) {
+		closep(&c->options.causes_fd);
+		return err_set(err, r, "%s", lost.text);
+	}
+	if (ret_lost)
+		*ret_lost = lost;
+	r = make_causes(c, c->pool != NULL, err);
+	if (r >= 0 && !c->pool)
+		r = make(c, err);
 	if (r < 0)
 		return r;
 	c->by_page = calloc(options->n_pages, sizeof(struct prefix_node *));

@@ -39,7 +39,8 @@ struct kvcache_options {
  * made afresh, and *@ret_lost says why (""; it is no failure). Pages taken over
  * are found again; they are summed before they are served. Causes that cannot
  * be taken over are none, silently: kvcache_causes_fd() is then another one, or -1.
- * Returns 0 or a negative errno with a sentence.
+ * Returns 0 or a negative errno with a sentence; where it may pass (err_may_pass()),
+ * what was to be taken over is as it was.
  */
 int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
 		struct err *err);

@@ -167,6 +167,7 @@ int kvdir_adopt(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvdir 
 	_cleanup_(kvdir_freep) struct kvdir *d = kvdir_alloc();
 	struct head head;
 	struct stat st;
+	ssize_t n;
 	int r;
 
 	if (!d)
@@ -174,8 +175,11 @@ int kvdir_adopt(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvdir 
 	r = lay_out(d, n_pages, page_tokens, err);
 	if (r < 0)
 		return r;
-	if (fstat(memfd, &st) < 0 || pread(memfd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
-		return err_set(err, -EBADMSG, "the KV directory cannot be read");
+	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
+	if (n < 0)
+		return err_wrap(err, -errno, "cannot read the KV directory");
+	if (n != (ssize_t)sizeof(head))
+		return err_set(err, -EBADMSG, "the KV directory ends in its head");
 	if (head.magic != KVDIR_MAGIC || head.version != KVDIR_VERSION)
 		return err_set(err, -EBADMSG, "the KV directory is not of this version of steamd");
 	if (head.n_pages != n_pages || head.page_tokens != page_tokens ||

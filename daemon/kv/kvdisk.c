@@ -698,13 +698,25 @@ void kvdisk_count(const struct kvdisk *d, struct kvdisk_counts *ret)
 	};
 }
 
-uint64_t kvdisk_user_bytes(const struct kvdisk *d, uid_t uid)
+static const struct segments_usage *usage_of(const struct kvdisk *d, uid_t uid)
 {
+	static const struct segments_usage none;
+
 	for (uint32_t i = 0; i < d->n_usage; i++) {
 		if (d->usage[i].uid == uid)
-			return d->usage[i].bytes;
+			return &d->usage[i];
 	}
-	return 0;
+	return &none;
+}
+
+uint64_t kvdisk_user_bytes(const struct kvdisk *d, uid_t uid)
+{
+	return usage_of(d, uid)->bytes;
+}
+
+uint64_t kvdisk_user_evicted(const struct kvdisk *d, uid_t uid)
+{
+	return usage_of(d, uid)->evicted_bytes;
 }
 
 const char *kvdisk_text(const struct kvdisk *d)

@@ -98,6 +98,7 @@ struct kvdisk_counts {
 };
 void kvdisk_count(const struct kvdisk *d, struct kvdisk_counts *ret);
 uint64_t kvdisk_user_bytes(const struct kvdisk *d, uid_t uid); /* likewise; what its limit counts */
+uint64_t kvdisk_user_evicted(const struct kvdisk *d, uid_t uid); /* bytes that went for its own limit, in this life */
 const char *kvdisk_text(const struct kvdisk *d); /* why there is none; "" */
 
 static inline void kvdisk_freep(struct kvdisk **d)

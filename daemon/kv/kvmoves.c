@@ -22,12 +22,6 @@ static struct move *push(struct kvcache *c, enum move_purpose purpose, struct st
 	return m;
 }
 
-/* The page that it holds. */
-static const kv_page *held_page(const struct move *m)
-{
-	return m->purpose == MOVE_COPY ? &m->order.from : &m->order.to;
-}
-
 int kvmoves_clear(struct kvcache *c, kv_page page, uid_t uid)
 {
 	const struct step_move order = { STEP_NO_PAGE, page, c->options.page_tokens, 0 };
@@ -47,6 +41,8 @@ int kvmoves_copy(struct kvcache *c, kv_page from, kv_page to, uint32_t n_tokens)
 	if (!push(c, MOVE_COPY, order, NULL, 0))
 		return -ENOMEM;
 	kvcache_hold_page(c, from);
+	/* this one too: its turn may end before this is done, and another get the page */
+	kvcache_hold_page(c, to);
 	return 0;
 }
 
@@ -204,7 +200,9 @@ static void checked(struct kvcache *c, const struct move *m, const uint64_t sum[
 
 static void end(struct kvcache *c, struct move *m)
 {
-	kvcache_drop(c, held_page(m), 1);
+	if (m->purpose == MOVE_COPY)
+		kvcache_drop(c, &m->order.from, 1);
+	kvcache_drop(c, &m->order.to, 1);
 	free(m);
 }
 

@@ -113,14 +113,18 @@ int kvpool_adopt(int memfd, uint32_t n_pages, uint64_t page_bytes, uint32_t page
 	const uint64_t bytes = n_pages * page_bytes;
 	struct tail tail;
 	struct stat st;
+	ssize_t n;
 
 	if (fstat(memfd, &st) < 0)
 		return err_wrap(err, -errno, "cannot stat the KV arena");
 	if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != bytes + TAIL_BYTES)
 		return err_set(err, -EBADMSG, "the KV arena has %lld bytes; %llu are wanted",
 			       (long long)st.st_size, (unsigned long long)bytes + TAIL_BYTES);
-	if (pread(memfd, &tail, sizeof(tail), (off_t)bytes) != (ssize_t)sizeof(tail) ||
-	    tail.magic != ARENA_MAGIC || tail.version != ARENA_VERSION)
+	n = pread(memfd, &tail, sizeof(tail), (off_t)bytes);
+	if (n < 0)
+		return err_wrap(err, -errno, "cannot read the KV arena's tail");
+	if (n != (ssize_t)sizeof(tail) || tail.magic != ARENA_MAGIC ||
+	    tail.version != ARENA_VERSION)
 		return err_set(err, -EBADMSG, "the KV arena is not of this version of steamd");
 	if (tail.n_pages != n_pages || tail.page_bytes != page_bytes ||
 	    tail.page_tokens != page_tokens)

@@ -159,14 +159,18 @@ int segments_make_room(struct segments *s, struct segments_user *u, uint64_t byt
 {
 	const struct segments_limits *limits = &s->opts.limits;
 
-	while (u->bytes + bytes > limits->user_bytes)
-		if (!segments_evict_one(s, u->uid, WHOSE_OWN, NULL))
+	while (u->bytes + bytes > limits->user_bytes) {
+		const uint64_t freed = segments_evict_one(s, u->uid, WHOSE_OWN, NULL);
+
+		u->evicted_bytes += freed;
+		if (freed == 0)
 			return err_set(err, -EDQUOT,
 				       "uid %u has %llu bytes in '%s' and may have %llu; a file of "
 				       "%llu is wanted",
 				       u->uid, (unsigned long long)u->bytes, s->dir,
 				       (unsigned long long)limits->user_bytes,
 				       (unsigned long long)bytes);
+	}
 	while (total_bytes(s) + bytes > limits->total_bytes)
 		if (!segments_evict_one(s, u->uid, WHOSE_SHARED, NULL))
 			return err_set(err, -ENOSPC,

@@ -66,6 +66,7 @@ struct segments_file {
 struct segments_user {
 	uint32_t uid;
 	uint64_t bytes;
+	uint64_t evicted_bytes; /* for its own limit */
 	bool has_dir;
 	bool unlinked; /* files, since its directory was last synced */
 	struct segments_file *active; /* where records are appended, or NULL */

@@ -367,7 +367,8 @@ uint32_t segments_usage(const struct segments *s, struct segments_usage **ret)
 	if (!at)
 		return 0;
 	for (uint32_t i = 0; i < s->n_users; i++)
-		at[i] = (struct segments_usage){ s->users[i]->uid, s->users[i]->bytes };
+		at[i] = (struct segments_usage){ s->users[i]->uid, s->users[i]->bytes,
+						 s->users[i]->evicted_bytes };
 	*ret = at;
 	return s->n_users;
 }

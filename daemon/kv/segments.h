@@ -195,7 +195,7 @@ uint64_t segments_user_bytes(const struct segments *s, uid_t uid);
 /* What each uid has: as its limit counts it. malloc'd; returns how many, 0 also without memory. */
 struct segments_usage {
 	uid_t uid;
-	uint64_t bytes;
+	uint64_t bytes, evicted_bytes; /* evicted: for its own limit, since it was opened */
 };
 uint32_t segments_usage(const struct segments *s, struct segments_usage **ret);
 

@@ -41,10 +41,12 @@ void execrecord_write(int fd, const struct execrecord *record)
 int execrecord_read(int fd, struct execrecord *ret)
 {
 	struct execrecord record;
+	const ssize_t n = pread(fd, &record, sizeof(record), 0);
 
-	if (pread(fd, &record, sizeof(record), 0) != (ssize_t)sizeof(record) ||
-	    record.version != EXECRECORD_VERSION || record.state < EXECRECORD_LOADING ||
-	    record.state > EXECRECORD_GONE)
+	if (n < 0)
+		return -errno;
+	if (n != (ssize_t)sizeof(record) || record.version != EXECRECORD_VERSION ||
+	    record.state < EXECRECORD_LOADING || record.state > EXECRECORD_GONE)
 		return -EBADMSG;
 	record.ready.isa[sizeof(record.ready.isa) - 1] = '\0';
 	record.ready.device[sizeof(record.ready.device) - 1] = '\0';

@@ -36,7 +36,7 @@ struct execrecord {
 
 /* A new memfd with @record, parked. A descriptor or a negative errno. */
 int execrecord_new(const struct execrecord *record);
-/* Reads what an earlier broker left in @fd. Returns 0; -EBADMSG: it makes no sense. */
+/* Reads what an earlier broker left in @fd. Returns 0; -EBADMSG: it makes no sense; or why it cannot be read. */
 int execrecord_read(int fd, struct execrecord *ret);
 void execrecord_write(int fd, const struct execrecord *record);
 /* Parks it once more: unparking the executor removed it. */

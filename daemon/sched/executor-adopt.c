@@ -15,13 +15,16 @@ static bool has_ended(int control_fd)
 
 int executor_recall(struct executor *e, int record_fd)
 {
+	int r;
+
 	closep(&e->record_fd);
 	e->record_fd = -1;
 	if (record_fd < 0)
 		return -ENOENT;
-	if (execrecord_read(record_fd, &e->record) < 0) {
+	r = execrecord_read(record_fd, &e->record);
+	if (r < 0) {
 		close(record_fd);
-		return -EBADMSG;
+		return r;
 	}
 	e->record_fd = record_fd;
 	return 0;
@@ -87,7 +90,7 @@ int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct
 	}
 	r = executor_watch(e);
 	if (r < 0) {
-		executor_end(e);
+		executor_detach(e);
 		return err_wrap(err, r, "cannot watch the executor");
 	}
 	e->generation++;

@@ -33,6 +33,8 @@ struct executor {
 
 /* Has its socket and bell wake the loop. */
 int executor_watch(struct executor *e);
+/* Lets go of what this life of the executor consists of, which lives on if it is parked. */
+void executor_detach(struct executor *e);
 /* Ends it wherever it is: all duplicates of the socket are at their end, a parked one too. */
 void executor_end(struct executor *e);
 void executor_order(struct executor *e, enum control_kind kind);

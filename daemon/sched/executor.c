@@ -120,8 +120,7 @@ int executor_new(sd_event *loop, const struct executor_options *options, struct 
 	return 0;
 }
 
-/* Lets go of what this life of the executor consists of. */
-static void detach(struct executor *e)
+void executor_detach(struct executor *e)
 {
 	e->control = sd_event_source_disable_unref(e->control);
 	e->bell = sd_event_source_disable_unref(e->bell);
@@ -140,7 +139,7 @@ void executor_end(struct executor *e)
 		shutdown(e->control_fd, SHUT_RDWR);
 		unpark();
 	}
-	detach(e);
+	executor_detach(e);
 	e->adopted = e->wake_wanted = e->leave_wanted = e->resizing = false;
 	e->n_seen = 0;
 	e->state = EXECUTOR_OFF;
@@ -150,7 +149,7 @@ struct executor *executor_free(struct executor *e)
 {
 	if (!e)
 		return NULL;
-	detach(e);
+	executor_detach(e);
 	closep(&e->record_fd);
 	sd_event_source_disable_unref(e->tell);
 	sd_event_unref(e->loop);

@@ -56,7 +56,7 @@ void executor_stop(struct executor *e); /* ends it: a parked one too */
 /*
  * What an earlier broker knew of its executor, by the record that it parked
  * (execrecord.h); takes @record_fd over. It may be -1: there is none. Returns
- * 0; -ENOENT: there is none; -EBADMSG: it makes no sense.
+ * 0; -ENOENT: there is none; -EBADMSG: it makes no sense; or why it cannot be read.
  */
 int executor_recall(struct executor *e, int record_fd);
 
@@ -65,7 +65,7 @@ int executor_recall(struct executor *e, int record_fd);
  * systemd, after executor_recall(). 0: it is READY or LOADING, on_results may
  * follow at once; or a negative errno (-EBADMSG: nothing was recalled, or the
  * socket is none; -EPIPE: it is gone): then both were closed and removed from
- * the store.
+ * the store. After what may pass they were only closed: it lives on, as parked.
  */
 int executor_adopt(struct executor *e, int control_fd, struct ring *ring, struct err *err);
 

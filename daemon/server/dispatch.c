@@ -10,6 +10,7 @@
 #include "daemon/server/explain.h"
 #include "daemon/server/limits.h"
 #include "daemon/server/looking.h"
+#include "daemon/server/opening.h"
 #include "daemon/server/report.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -198,8 +199,9 @@ static int on_resume(struct request *q, struct err *err)
 	const struct msg_resume *req = &q->msg.resume;
 	struct stream *st = stream_find(q->server, req->turn);
 
-	/* while the model is being opened again, turns of the last life are not yet known */
-	if (!st && q->server->opening)
+	/* until the model is opened, turns of the last life are not yet known */
+	if (!st &&
+	    (opening_is_under_way(q->server->opening) || opening_is_waiting(q->server->opening)))
 		return request_begin(q, err);
 	if (!st || st->turn.rec->uid != q->peer->uid)
 		return err_set(err, -ENOENT, "no turn %llu to resume; it ended, or was never yours",

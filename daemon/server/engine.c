@@ -203,41 +203,52 @@ static void on_executor_results(struct executor *executor, void *userdata)
 		sched_results(e->sched);
 }
 
-static void adopt_turns(struct engine *e, int stored_fd)
+/* What is no turns of ours is left out; 0, or a negative errno that may pass. */
+static int adopt_turns(struct engine *e, int stored_fd, struct err *ret_err)
 {
 	struct err err = { 0 };
 	int r;
 
 	r = turns_adopt(stored_fd, &e->turns, &err);
 	if (r < 0) {
-		log_warning("stored turns are not taken over: %s", err.text);
 		close(stored_fd);
-		return;
+		if (err_may_pass(r))
+			return err_set(ret_err, r, "%s", err.text);
+		log_warning("stored turns are not taken over: %s", err.text);
+		return 0;
 	}
 	if (turns_max_context(e->turns) == e->plan.max_context) {
 		e->adopted = true;
-		return;
+		return 0;
 	}
 	log_warning("stored turns are not taken over: they are for a context of %u, now it is %u",
 		    turns_max_context(e->turns), e->plan.max_context);
 	e->turns = turns_free(e->turns);
+	return 0;
 }
 
 /*
  * What the stored executor was configured with. Arena, turns and executor are
- * taken over only by a broker that would configure them exactly so.
+ * taken over only by a broker that would configure them exactly so. Returns
+ * whether they are, or why that cannot be told now.
  */
-static bool stored_fits(const struct control_configure *now)
+static int stored_fits(const struct control_configure *now, struct err *err)
 {
 	_cleanup_(closep) int fd = fdstore_take("exec-config");
-	_cleanup_(freep) struct control_configure *then = calloc(1, sizeof(*then));
-	const bool is_read = fd >= 0 && then &&
-			     pread(fd, then, sizeof(*then), 0) == (ssize_t)sizeof(*then);
+	struct control_configure then;
+	ssize_t n;
 
-	if (fd >= 0 && (!is_read || then->version != now->version))
+	if (fd < 0)
+		return false;
+	n = pread(fd, &then, sizeof(then), 0);
+	if (n < 0)
+		return err_wrap(err, -errno, "cannot read the stored configuration");
+	if (n != (ssize_t)sizeof(then) || then.version != now->version) {
 		log_warning("nothing stored is taken over: the stored configuration is not of this "
 			    "version of steamd");
-	return is_read && memcmp(then, now, sizeof(*now)) == 0;
+		return false;
+	}
+	return memcmp(&then, now, sizeof(*now)) == 0;
 }
 
 /* What cannot be stored is served all the same: a broker that finds less than all begins afresh. */
@@ -302,8 +313,11 @@ static int make_memory(struct engine *e, bool adopt, bool *ret_same_arena, struc
 	const int turns_stored = adopt ? fdstore_take("turns") : -1;
 	int r;
 
-	if (turns_stored >= 0)
-		adopt_turns(e, turns_stored);
+	if (turns_stored >= 0) {
+		r = adopt_turns(e, turns_stored, err);
+		if (r < 0)
+			return r;
+	}
 	r = make_cache(e, adopt, ret_same_arena, err);
 	if (r < 0)
 		return r;
@@ -317,7 +331,7 @@ static int make_memory(struct engine *e, bool adopt, bool *ret_same_arena, struc
 	return 0;
 }
 
-static int map_steps(struct ring *ret)
+static int map_steps(struct ring *ret, struct err *ret_err)
 {
 	_cleanup_(closep) int memfd = fdstore_take("ring"), down_fd = fdstore_take("ring-down");
 	_cleanup_(closep) int up_fd = fdstore_take("ring-up");
@@ -327,6 +341,8 @@ static int map_steps(struct ring *ret)
 	if (memfd < 0 || down_fd < 0 || up_fd < 0)
 		return -ENOENT;
 	r = ring_map(memfd, down_fd, up_fd, ret, &err);
+	if (err_may_pass(r))
+		return err_set(ret_err, r, "%s", err.text);
 	if (r < 0) {
 		log_warning("the stored steps are not taken over: %s", err.text);
 		return r;
@@ -339,30 +355,39 @@ static int map_steps(struct ring *ret)
 
 /*
  * Takes over the stored executor if all its parts are there. Returns whether it
- * did. None of them is left for fdstore_discard_rest(), which goes by names and
- * comes after those of the next executor were stored.
+ * did, or a negative errno that may pass. None of them is left for
+ * fdstore_discard_rest(), which goes by names and comes after those of the next
+ * executor were stored.
  */
-static bool adopt_executor(struct engine *e, bool same_arena)
+static int adopt_executor(struct engine *e, bool same_arena, struct err *ret_err)
 {
-	int control_fd = fdstore_take("exec-ctl"), r;
+	_cleanup_(closep) int control_fd = fdstore_take("exec-ctl");
 	_cleanup_(ring_deinit) struct ring ring = { 0 };
 	struct err err = { 0 };
+	int r;
 
-	if (executor_recall(e->executor, fdstore_take("exec-ready")) == -EBADMSG)
+	r = executor_recall(e->executor, fdstore_take("exec-ready"));
+	if (err_may_pass(r))
+		return err_set(ret_err, r, "what was stored of the executor cannot be read: %s",
+			       strerror(-r));
+	if (r == -EBADMSG)
 		log_warning(
 			"what was stored of the executor is not taken over: it is damaged, or not "
 			"of this version of steamd");
-	r = map_steps(&ring);
+	r = map_steps(&ring, ret_err);
+	if (err_may_pass(r))
+		return r;
 	if (r >= 0 && control_fd >= 0 && same_arena) {
-		r = executor_adopt(e->executor, control_fd, &ring, &err);
+		r = executor_adopt(e->executor, steal_fd(&control_fd), &ring, &err);
 		if (r >= 0)
 			return true;
+		if (err_may_pass(r))
+			return err_set(ret_err, r, "%s", err.text);
 		log_warning("the stored executor is not taken over: %s", err.text);
 		return false;
 	}
 	if (control_fd >= 0)
 		shutdown(control_fd, SHUT_RDWR); /* it leaves, whoever else has a duplicate */
-	closep(&control_fd);
 	fdstore_remove("exec-ctl");
 	fdstore_remove("ring");
 	fdstore_remove("ring-down");
@@ -382,29 +407,24 @@ static void on_discard(const char *name)
 	log_info("the descriptor store held '%s', which is of no use here: discarded", name);
 }
 
-int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
-	       struct engine **ret, struct err *err)
+/* All but what is reckoned; see engine_new(). */
+static int make(struct engine *e, const struct textmodel *model, bool *ret_fits, struct err *err)
 {
-	_cleanup_(engine_freep) struct engine *e = calloc(1, sizeof(*e));
+	const struct engine_options *options = &e->options;
 	struct executor_options executor = { 0 };
 	struct sched_options sched = { .settings = options->settings };
-	bool fits, same_arena = false;
+	bool same_arena = false;
 	int r;
 
-	if (!e)
-		return err_set(err, -ENOMEM, "out of memory");
-	e->options = *options;
-	e->loop = loop; /* outlives it */
-	r = engine_reckon(options->settings, &model->config, ram_bytes(), &e->plan, err);
+	configure(options->settings, &e->plan, model->dir, &executor.configure);
+	r = stored_fits(&executor.configure, err);
 	if (r < 0)
 		return r;
-
-	configure(options->settings, &e->plan, model->dir, &executor.configure);
-	fits = stored_fits(&executor.configure);
-	if (!fits)
+	*ret_fits = r;
+	if (!*ret_fits)
 		fdstore_discard_rest(
 			on_discard); /* an executor of an earlier life sees the end of its socket */
-	r = make_memory(e, fits, &same_arena, err);
+	r = make_memory(e, *ret_fits, &same_arena, err);
 	if (r < 0)
 		return r;
 	store_configuration(&executor.configure);
@@ -416,7 +436,7 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	executor.on_results = on_executor_results;
 	executor.on_seen = on_executor_seen;
 	executor.userdata = e;
-	r = executor_new(loop, &executor, &e->executor, err);
+	r = executor_new(e->loop, &executor, &e->executor, err);
 	if (r < 0)
 		return r;
 
@@ -425,18 +445,45 @@ int engine_new(sd_event *loop, const struct engine_options *options, const struc
 	sched.executor = e->executor;
 	sched.on_applied = options->on_applied;
 	sched.userdata = options->userdata;
-	r = sched_new(loop, &sched, &e->sched);
+	r = sched_new(e->loop, &sched, &e->sched);
 	if (r < 0)
 		return err_set(err, r, "cannot make the scheduler: %s", strerror(-r));
 
-	if (!adopt_executor(e, same_arena) &&
-	    !(same_arena && executor_adopt_gone(e->executor) == 0)) {
-		r = executor_start(e->executor, NULL, err);
+	r = adopt_executor(e, same_arena, err);
+	if (r < 0)
+		return r;
+	if (r > 0 || (same_arena && executor_adopt_gone(e->executor) == 0))
+		return 0;
+	return executor_start(e->executor, NULL, err);
+}
+
+int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
+	       struct engine **ret, struct err *err)
+{
+	struct engine *e = calloc(1, sizeof(*e));
+	bool fits = true;
+	int r;
+
+	if (!e)
+		return err_set(err, -ENOMEM, "out of memory");
+	e->options = *options;
+	e->loop = loop; /* outlives it */
+	r = engine_reckon(options->settings, &model->config, ram_bytes(), &e->plan, err);
+	if (r >= 0) {
+		r = fdstore_keep();
 		if (r < 0)
-			return r;
+			err_set(err, r, "cannot duplicate what the last broker left: %s",
+				strerror(-r));
+	}
+	if (r >= 0)
+		r = make(e, model, &fits, err);
+	if (r < 0) {
+		fdstore_give_back();
+		engine_free(e, !fits); /* what fits is for the next try */
+		return r;
 	}
 	fdstore_discard_rest(on_discard);
-	*ret = steal(e);
+	*ret = e;
 	return 0;
 }
 

@@ -52,7 +52,8 @@ int engine_reckon(const struct settings *s, const struct config *c, uint64_t ram
 /*
  * Makes or adopts everything and starts the executor; its state follows as
  * events. Adopted turns are not yet with the scheduler. Returns 0 or a
- * negative errno with a sentence.
+ * negative errno with a sentence; then what was to be adopted can be adopted
+ * another time.
  */
 int engine_new(sd_event *loop, const struct engine_options *options, const struct textmodel *model,
 	       struct engine **ret, struct err *err);

@@ -86,6 +86,7 @@ static void put_disk(json_t *o, const struct server *s, uid_t uid)
 	if (limit > 0)
 		put(disk, "limit", integer(limit));
 	put(o, "disk_bytes", disk);
+	put(o, "disk_evicted", integer(kvdisk_user_evicted(s->engine->disk, uid)));
 }
 
 static json_t *describe_user(const struct server *s, uid_t uid, const struct store_usage *usage,

@@ -10,6 +10,8 @@ struct store_usage;
  * {"users":[{"uid":…,"connections":{"used":…,"limit":…},…},…]}: @p's own user
  * first, and for administrators all others that hold anything.
  *
+ * disk_evicted: bytes of KV on disk that went to keep the user within its quota.
+ *
  * usage	[n_usage] sessions of each; NULL: none are kept
  *
  * malloc'd; NULL: out of memory.

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/server/opening.h"
 #include "daemon/server/sharedprompts.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -360,7 +361,8 @@ char *report_status(const struct server *s, const struct peer *p)
 	json_t *o = json_object();
 
 	put(o, "state", json_string(server_state_name(server_state(s))));
-	put(o, "text", json_string(s->refusal.code ? s->refusal.text : s->hindrance.text));
+	put(o, "text",
+	    json_string(s->refusal.code ? s->refusal.text : opening_hindrance(s->opening)));
 	put(o, "version", json_string(STEAMD_VERSION));
 	put(o, "boot_id", json_string(s->boot_id));
 	put(o, "pid", json_integer(getpid()));

@@ -19,6 +19,7 @@
 #include "daemon/server/explain.h"
 #include "daemon/server/health.h"
 #include "daemon/server/looking.h"
+#include "daemon/server/opening.h"
 #include "daemon/server/sharedprompts.h"
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
@@ -79,7 +80,8 @@ static int on_reap(sd_event_source *source, void *userdata)
 
 bool server_is_busy(const struct server *s)
 {
-	if (s->opening || (s->worker && worker_waiting(s->worker) > 0)) /* none: at the end */
+	if (opening_is_under_way(s->opening) ||
+	    (s->worker && worker_waiting(s->worker) > 0)) /* none: at the end */
 		return true;
 	if (!s->engine)
 		return false;
@@ -108,7 +110,7 @@ enum server_state server_state(const struct server *s)
 	if (s->refusal.code)
 		return SERVER_REFUSED;
 	if (!s->engine)
-		return s->again ? SERVER_WAITING : SERVER_LOADING;
+		return opening_is_waiting(s->opening) ? SERVER_WAITING : SERVER_LOADING;
 	switch (executor_state(s->engine->executor)) {
 	case EXECUTOR_READY:
 		return SERVER_READY;
@@ -136,11 +138,9 @@ const char *server_state_name(enum server_state state)
 
 uint64_t server_retry_us(const struct server *s)
 {
-	const uint64_t now = clock_us();
-
 	if (s->engine)
 		return executor_retry_us(s->engine->executor);
-	return s->again && s->again_at_us > now ? s->again_at_us - now : 0;
+	return opening_retry_us(s->opening);
 }
 
 int server_refuses(const struct server *s, struct err *err)
@@ -158,7 +158,7 @@ int server_refuses(const struct server *s, struct err *err)
 	if (!e && server_retry_us(s) > 0)
 		return err_set(err, -EHOSTDOWN,
 			       "the model cannot be opened: %s; it is tried again in %llu s",
-			       s->hindrance.text,
+			       opening_hindrance(s->opening),
 			       (unsigned long long)(server_retry_us(s) / US_PER_S));
 	if (e && executor_lacks_gpu(e))
 		return err_set(err, -EHOSTDOWN, "%s; it is looked for again in %llu s",
@@ -176,7 +176,7 @@ int server_refuses(const struct server *s, struct err *err)
 }
 
 /* The model is not served until a reload; whoever waits is told. */
-static void refuse(struct server *s, int code, const char *text)
+void server_refuse(struct server *s, int code, const char *text)
 {
 	struct stream *st, *next;
 	struct err err = { 0 };
@@ -211,7 +211,7 @@ static void became_ready(struct server *s)
 		s->options.on_ready(s->options.userdata);
 	s->was_ready = true;
 	s->waking = s->without_gpu = false;
-	s->n_hindered = 0;
+	opening_proved(s->opening);
 }
 
 static void show_loading(struct server *s)
@@ -256,7 +256,7 @@ static void tell_death(struct server *s)
 }
 
 /* May come while the executor is being made; then there is no engine to look at yet. */
-static void on_engine_state(void *userdata)
+void server_engine_changed(void *userdata)
 {
 	struct server *s = userdata;
 	const enum server_state state = server_state(s);
@@ -284,8 +284,8 @@ static void on_engine_state(void *userdata)
 		s->waking = true;
 		break;
 	case SERVER_REFUSED:
-		refuse(s, executor_refusal(s->engine->executor),
-		       executor_text(s->engine->executor));
+		server_refuse(s, executor_refusal(s->engine->executor),
+			      executor_text(s->engine->executor));
 		return;
 	}
 	TAILQ_FOREACH(st, &s->streams, link)
@@ -293,192 +293,12 @@ static void on_engine_state(void *userdata)
 	server_busy_changed(s);
 }
 
-static void on_engine_applied(void *userdata)
+void server_steps_applied(void *userdata)
 {
 	struct server *s = userdata;
 
 	peer_release(s);
 	power_look(s->power);
-}
-
-/* What was read of SharedPrompts= is in force from now on. */
-static void share_prompts(struct server *s, struct sharedprompts *shared)
-{
-	warm_stop(s->warm);
-	sharedprompts_free(s->shared);
-	s->shared = shared;
-	for (uint32_t i = 0; i < shared->n_refused; i++)
-		log_warning("%s", shared->refused[i]);
-	if (kvcache_set_shared(s->engine->kv, shared->at, shared->n) < 0)
-		log_warning("out of memory: the shared prompts stay as they were");
-	else if (shared->n + shared->n_refused > 0)
-		log_info("SharedPrompts=: %u taken, %u refused", shared->n, shared->n_refused);
-	warm_all(s->warm);
-}
-
-static void on_engine_seen(void *userdata)
-{
-	looking_seen(userdata);
-}
-
-static int start_engine(struct server *s, struct sharedprompts **shared, struct err *err)
-{
-	const struct engine_options options = {
-		.settings = s->settings,
-		.program = s->options.program,
-		.unit_socket = s->options.unit_socket,
-		.state_dir = s->options.state_dir,
-		.on_state = on_engine_state,
-		.on_seen = on_engine_seen,
-		.on_applied = on_engine_applied,
-		.userdata = s,
-	};
-	int r;
-
-	r = engine_new(s->loop, &options, s->model, &s->engine, err);
-	if (r < 0)
-		return r;
-	if (s->engine->plan.warning[0])
-		log_warning("%s", s->engine->plan.warning);
-	if (shared && *shared)
-		share_prompts(s, steal(*shared)); /* before turns go on */
-	sleep_set_engine(s, s->engine);
-	sessions_settle(s);
-	if (s->engine->adopted)
-		stream_adopt_all(s);
-	sleep_adopted(s);
-	sessions_recall(s); /* behind what goes on */
-	return 0;
-}
-
-/* What the worker needs of the settings, which may change meanwhile. */
-struct prompts_source {
-	char *dir, *chat_template;
-};
-
-static int prompts_source_init(struct prompts_source *p, const struct settings *settings)
-{
-	p->dir = strdup(settings->shared_prompts);
-	p->chat_template = strdup(settings->chat_template);
-	return p->dir && p->chat_template ? 0 : -ENOMEM;
-}
-
-static void prompts_source_deinit(struct prompts_source *p)
-{
-	free(p->dir);
-	free(p->chat_template);
-}
-
-/* NULL in *@ret: out of memory. */
-static void read_prompts(const struct prompts_source *p, const struct textmodel *m,
-			 struct sharedprompts **ret)
-{
-	const struct settings settings = { .chat_template = p->chat_template };
-	const char *warning;
-
-	sharedprompts_read(p->dir, m->tokenizer, textmodel_layout(m, &settings, &warning), ret);
-}
-
-struct opening {
-	struct server *server;
-	char *dir;
-	struct textmodel *model;
-	struct prompts_source source;
-	struct sharedprompts *shared;
-	int result;
-	struct err err;
-};
-
-static void run_opening(void *userdata)
-{
-	struct opening *o = userdata;
-
-	o->result = textmodel_open(o->dir, &o->model, &o->err);
-	if (o->result >= 0)
-		read_prompts(&o->source, o->model, &o->shared);
-}
-
-static void opening_free(struct opening *o)
-{
-	prompts_source_deinit(&o->source);
-	sharedprompts_free(o->shared);
-	free(o->dir);
-	free(o);
-}
-
-static void retire_nothing(void *userdata)
-{
-	(void)userdata;
-}
-
-static void retire_model(void *userdata)
-{
-	textmodel_free(userdata);
-}
-
-/* Jobs under way may still read it; it goes when those before it are done. */
-static void drop_model(struct server *s)
-{
-	if (s->model && worker_push(s->worker, retire_nothing, retire_model, s->model) < 0)
-		log_warning("out of memory: the old model's tokenizer stays");
-	s->model = NULL;
-}
-
-static void hinder(struct server *s, int code, const char *text);
-
-static int on_again(sd_event_source *source, uint64_t usec, void *userdata)
-{
-	struct server *s = userdata;
-	struct err err = { 0 };
-
-	(void)source, (void)usec;
-	if (server_load(s, &err) < 0)
-		hinder(s, err.code, err.text);
-	return 0;
-}
-
-/* What failed may pass: the model is opened again, at once or after a while; then whoever waits is told. */
-static void hinder(struct server *s, int code, const char *text)
-{
-	const uint64_t wait_us = executor_backoff_s(++s->n_hindered) * US_PER_S;
-
-	err_set(&s->hindrance, code, "%s", text);
-	log_warning("model '%s' cannot be opened now: %s", s->settings->model, text);
-	drop_model(s);
-	if (sd_event_add_time_relative(s->loop, &s->again, CLOCK_BOOTTIME, wait_us, 0, on_again,
-				       s) < 0) {
-		refuse(s, code, text);
-		return;
-	}
-	s->again_at_us = clock_us() + wait_us;
-	health_status(s->health, "Waiting to open the model again: %s", text);
-	if (wait_us > 0)
-		request_resume_waiting(s);
-	server_busy_changed(s);
-}
-
-static void opening_done(void *userdata)
-{
-	struct opening *o = userdata;
-	struct server *s = o->server;
-	int r = o->result;
-
-	s->opening = false;
-	if (r >= 0 && o->model && !s->leaving) {
-		s->model = steal(o->model);
-		r = start_engine(s, &o->shared, &o->err);
-	}
-	if (s->leaving) {
-		/* what is parked is for the next broker: it is neither adopted nor judged */
-	} else if (r < 0) {
-		(err_may_pass(r) ? hinder : refuse)(s, r,
-						    o->err.text[0] ? o->err.text : strerror(-r));
-	} else if (s->engine) {
-		on_engine_state(s);
-		request_resume_waiting(s);
-	}
-	textmodel_free(o->model);
-	opening_free(o);
 }
 
 static void unload(struct server *s)
@@ -495,84 +315,14 @@ static void unload(struct server *s)
 	s->engine = engine_free(s->engine, true);
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
-	drop_model(s);
+	opening_drop_model(s);
 }
 
 int server_load(struct server *s, struct err *err)
 {
-	struct opening *o;
-	int r;
-
 	unload(s);
-	s->again = sd_event_source_disable_unref(s->again);
-	s->refusal = s->hindrance = (struct err){ 0 };
-	o = calloc(1, sizeof(*o));
-	if (!o)
-		return err_set(err, -ENOMEM, "out of memory");
-	o->server = s;
-	o->dir = strdup(s->settings->model);
-	r = prompts_source_init(&o->source, s->settings);
-	if (r >= 0)
-		r = o->dir ? worker_push(s->worker, run_opening, opening_done, o) : -ENOMEM;
-	if (r < 0) {
-		opening_free(o);
-		return err_set(err, r, "out of memory");
-	}
-	s->opening = true;
-	health_status(s->health, "Opening %s", s->settings->model);
-	server_busy_changed(s);
-	return 0;
-}
-
-/* SharedPrompts= read again, for the model in service. */
-struct rereading {
-	struct server *server;
-	const struct textmodel *model; /* stays until jobs before its end are done */
-	struct prompts_source source;
-	struct sharedprompts *shared;
-};
-
-static void run_rereading(void *userdata)
-{
-	struct rereading *re = userdata;
-
-	read_prompts(&re->source, re->model, &re->shared);
-}
-
-static void rereading_free(struct rereading *re)
-{
-	prompts_source_deinit(&re->source);
-	sharedprompts_free(re->shared);
-	free(re);
-}
-
-static void rereading_done(void *userdata)
-{
-	struct rereading *re = userdata;
-	struct server *s = re->server;
-
-	if (!s->leaving && s->engine && s->model == re->model && re->shared)
-		share_prompts(s, steal(re->shared));
-	rereading_free(re);
-}
-
-static int reread_prompts(struct server *s, struct err *err)
-{
-	struct rereading *re = calloc(1, sizeof(*re));
-	int r;
-
-	if (!re)
-		return err_set(err, -ENOMEM, "out of memory");
-	re->server = s;
-	re->model = s->model;
-	r = prompts_source_init(&re->source, s->settings);
-	if (r >= 0)
-		r = worker_push(s->worker, run_rereading, rereading_done, re);
-	if (r < 0) {
-		rereading_free(re);
-		return err_set(err, r, "out of memory");
-	}
-	return 0;
+	s->refusal = (struct err){ 0 };
+	return opening_begin(s->opening, err);
 }
 
 static void find_admin_group(struct server *s)
@@ -616,7 +366,7 @@ int server_reload(struct server *s, char **ret, struct err *err)
 		json_decref(kept);
 		return err_wrap(err, -EINVAL, "nothing was changed");
 	}
-	if (s->options.reread && (s->refusal.code || s->again)) {
+	if (s->options.reread && (s->refusal.code || opening_is_waiting(s->opening))) {
 		/* nothing is in service that the old values belong to */
 		settings_deinit(s->settings);
 		*s->settings = next;
@@ -629,10 +379,10 @@ int server_reload(struct server *s, char **ret, struct err *err)
 	if (s->engine)
 		engine_reload(s->engine);
 	power_look(s->power);
-	if (s->refusal.code || s->again || changed_asleep(s))
+	if (s->refusal.code || opening_is_waiting(s->opening) || changed_asleep(s))
 		r = server_load(s, err);
 	else if (s->engine)
-		r = reread_prompts(s, err);
+		r = opening_reread_prompts(s, err);
 	log_info("settings reloaded: %d changed, %zu kept", n, json_array_size(kept));
 	answer = json_pack("{s:i, s:o, s:s}", "applied", n, "kept", kept, "state",
 			   server_state_name(server_state(s)));
@@ -734,6 +484,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = spans_new(&s->spans);
 	if (r >= 0)
+		r = opening_new(s, &s->opening);
+	if (r >= 0)
 		r = tidy_new(s, &s->tidy);
 	if (r >= 0)
 		r = warm_new(s, &s->warm);
@@ -814,6 +566,7 @@ struct server *server_free(struct server *s)
 	while ((st = TAILQ_FIRST(&s->streams)))
 		stream_free(st);
 	explain_forget_all(s);
+	s->opening = opening_free(s->opening);
 	textmodel_free(s->model);
 	sharedprompts_free(s->shared);
 	s->spans = spans_free(s->spans);
@@ -822,7 +575,6 @@ struct server *server_free(struct server *s)
 	looking_close(s);
 	sd_event_source_disable_unref(s->listener);
 	sd_event_source_disable_unref(s->accept_again);
-	sd_event_source_disable_unref(s->again);
 	closep(&s->listen_fd);
 	if (s->socket_path)
 		unlink(s->socket_path);

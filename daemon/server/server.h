@@ -21,6 +21,7 @@
 #define SERVER_STOP_US (5 * 1000000ull)	      /* of TimeoutStopSec=, which is 30 s */
 #define SERVER_KEEP_US (600 * 1000000ull)     /* an ended turn that nobody reads */
 
+struct opening;
 struct peer;
 struct power;
 struct sharedprompts;
@@ -73,11 +74,8 @@ struct server {
 	struct engine *engine;	 /* NULL until then, too */
 	struct sharedprompts *shared; /* as last read; NULL: not yet */
 	struct err refusal;	 /* why the model is not served; code 0: it is, or will be */
-	struct err hindrance; /* why it could not be opened last, and may pass; code 0: it could */
-	uint32_t n_hindered;  /* times in a row */
-	sd_event_source *again; /* armed: it is opened again at @again_at_us */
-	uint64_t again_at_us;
-	bool opening, was_ready, stopping, leaving;
+	struct opening *opening;
+	bool was_ready, stopping, leaving;
 	struct tiers_flush last_flush; /* when it stops */
 	bool without_gpu;	 /* it was said that there is none */
 	uint32_t deaths_told;	 /* of the executor, in a row */
@@ -158,6 +156,12 @@ int server_refuses(const struct server *s, struct err *err);
 /* The user's record, made on demand. NULL: out of memory. user_drop() when a count went down. */
 struct user *server_user(struct server *s, uid_t uid);
 void server_user_drop(struct user *user);
+
+/* The model is not served until a reload; whoever waits is told. */
+void server_refuse(struct server *s, int code, const char *text);
+/* The executor's state or progress changed; @userdata: the server, which may still be making its engine. */
+void server_engine_changed(void *userdata);
+void server_steps_applied(void *userdata); /* the scheduler's on_applied */
 
 /* Something became free to be freed. */
 void server_reap_later(struct server *s);

@@ -11,7 +11,8 @@ struct sessions {
 	struct err off;		    /* why there is none */
 	uint64_t again_at_us;	    /* it is not tried again before */
 	struct store_counts counts; /* as they were when the last job came home */
-	bool settled;
+	bool settled, settle_again; /* settle_again: it failed */
+	uint64_t check_at_us; /* the thread's: a database that could not be mended is not tried again before */
 	bool recalling; /* what sessions said: see sessions_recall() */
 	uint64_t recalled_vocab, n_recalled;
 	sd_event_source *idle; /* armed while there is a log to write into the database */

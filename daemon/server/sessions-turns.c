@@ -219,6 +219,15 @@ static int run_settle(struct job *job)
 	return store_settle(job->x->store, job->live, job->n_live, &job->err);
 }
 
+static void settled(struct job *job)
+{
+	job_log_failure(job);
+	if (job->result >= 0)
+		return;
+	job->x->settled = false;
+	job->x->settle_again = true;
+}
+
 static int add_live(struct job *job, const struct turn_record *rec)
 {
 	struct store_live *more = reallocarray(job->live, job->n_live + 1, sizeof(*more));
@@ -238,9 +247,10 @@ void sessions_settle(struct server *s)
 	struct job *job;
 	int r = 0;
 
-	if (s->sessions->settled || job_new(s, NULL, run_settle, job_log_failure, &job, &err) < 0)
+	if (s->sessions->settled || job_new(s, NULL, run_settle, settled, &job, &err) < 0)
 		return;
 	s->sessions->settled = true;
+	s->sessions->settle_again = false;
 	while (r == 0 && (rec = turns_next(turns, rec)))
 		if (rec->session && rec->state != TURN_OPEN && !rec->session_told)
 			r = add_live(job, rec);

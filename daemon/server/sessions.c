@@ -2,7 +2,6 @@
 #include "daemon/server/sessions.h"
 
 #include <errno.h>
-#include <semaphore.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,14 +38,38 @@ static int run_check(struct job *job)
 	return r;
 }
 
+/*
+ * The check failed at the start. Where the database is damaged and cannot be
+ * mended, for want of room as a rule, nothing is done to it: whoever asks hears
+ * why, and it is tried again for them, from time to time.
+ */
+static int check_again(struct job *job)
+{
+	struct sessions *x = job->x;
+	struct err err = { 0 };
+
+	if (store_is_checked(x->store) || job->run == run_check)
+		return 0;
+	if (clock_us() >= x->check_at_us) {
+		store_check(x->store, &err);
+		x->check_at_us = clock_us() + SESSIONS_AGAIN_US;
+	}
+	if (store_is_open(x->store))
+		return 0;
+	store_checkpoint(x->store, true, &err); /* which says why not */
+	return err_set(&job->err, -EHOSTDOWN, "sessions are not kept now: %s", err.text);
+}
+
 static void on_job_run(void *userdata)
 {
 	struct job *job = userdata;
 
 	job->err = (struct err){ 0 };
-	if (!store_is_checked(job->x->store) && job->run != run_check)
-		store_check(job->x->store, NULL); /* it failed at the start */
-	job->result = job->run(job);
+	job->result = check_again(job);
+	if (job->result >= 0)
+		job->result = job->run(job);
+	if (job->result == -ENOSPC)
+		job->result = -EHOSTDOWN; /* there will be room again */
 	if (job->result == -ENOMEM && !job->err.text[0])
 		err_set(&job->err, -ENOMEM, "out of memory");
 	store_checkpoint(job->x->store, false, NULL);
@@ -77,6 +100,8 @@ static void on_job_home(void *userdata)
 			arm_checkpoint(job->x);
 		job->x->counts = job->counts;
 	}
+	if (job->result >= 0 && job->x->settle_again && job->x->server->engine)
+		sessions_settle(job->x->server);
 	if (q)
 		q->in_worker = false;
 	if (q && !q->peer) { /* its client left meanwhile */
@@ -253,33 +278,12 @@ int sessions_new(struct server *s, struct sessions **ret)
 	return 0;
 }
 
-static void post(void *userdata)
-{
-	sem_post(userdata);
-}
-
-static void nothing(void *userdata)
-{
-	(void)userdata;
-}
-
-/* Jobs run in order: when the last one has run, all have. */
-static void drain(struct sessions *x)
-{
-	sem_t done;
-
-	sem_init(&done, 0, 0);
-	if (x->thread && worker_push(x->thread, post, nothing, &done) == 0)
-		while (sem_wait(&done) < 0 && errno == EINTR)
-			;
-	sem_destroy(&done);
-}
-
 struct sessions *sessions_free(struct sessions *x)
 {
 	if (!x)
 		return NULL;
-	drain(x);
+	if (x->thread)
+		worker_drain(x->thread);
 	x->server->sessions = x;
 	x->thread = worker_free(x->thread); /* the ends of its jobs come first */
 	x->server->sessions = NULL;

@@ -176,6 +176,8 @@ static void on_done(struct power_wish *w, int r, const struct err *err)
 	/* a lease without a process has no other end */
 	const bool held = w->kind == POWER_WISH_YIELD && w->holds && r == -ECANCELED;
 
+	if (r == -ESRCH) /* its process ended */
+		r = -ENOENT;
 	q->nap = NULL;
 	if (r == 0 || held)
 		json = describe_end(q->server, w, r);

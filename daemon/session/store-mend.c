@@ -214,7 +214,7 @@ int store_count_kept(struct store *s, struct err *err)
 	return r;
 }
 
-int store_mend(struct store *s, struct err *err)
+static int mend(struct store *s, struct err *err)
 {
 	_cleanup_(freep) char *reading = beside(s->path, ".reading");
 	_cleanup_(freep) char *mending = beside(s->path, ".mending");
@@ -246,6 +246,21 @@ int store_mend(struct store *s, struct err *err)
 	if (r == 0)
 		r = store_count_kept(s, err);
 	return r < 0 ? r : 1;
+}
+
+int store_mend(struct store *s, struct err *err)
+{
+	struct err why = { 0 };
+	int r;
+
+	r = mend(s, &why);
+	if (r >= 0)
+		return r;
+	s->unmended = (struct err){ 0 };
+	err_set(&s->unmended, r, "%s", why.text[0] ? why.text : strerror(-r));
+	if (!s->db)
+		return store_fault(s, err);
+	return err_set(err, r, "%s", s->unmended.text);
 }
 
 /* An earlier life may have been mending. */

@@ -12,6 +12,7 @@ struct store {
 	sqlite3 *db;
 	char *path, *vfs;
 	bool full_sync, checked;
+	struct err unmended; /* why it is damaged still, while db is NULL */
 	struct store_counts counts;
 	struct store_live *running; /* begun in this life, or going on from an earlier one */
 	size_t n_running, cap_running;

@@ -35,9 +35,9 @@ int store_fault(struct store *s, struct err *err)
 	const char *text;
 
 	if (!s->db) /* it was to be mended */
-		return err_set(err, -EIO,
-			       "the session database '%s' is damaged and could not be set aside",
-			       s->path);
+		return err_set(err, s->unmended.code ? s->unmended.code : -EIO,
+			       "the session database '%s' is damaged, and cannot be mended now: %s",
+			       s->path, s->unmended.text);
 	text = sqlite3_errmsg(s->db);
 	switch (sqlite3_errcode(s->db) & 0xff) {
 	case SQLITE_NOMEM:
@@ -47,6 +47,9 @@ int store_fault(struct store *s, struct err *err)
 	case SQLITE_NOTADB:
 		return err_set(err, -EUCLEAN, "the session database '%s' is damaged: %s", s->path,
 			       text);
+	case SQLITE_FULL:
+		return err_set(err, -ENOSPC, "there is no room for the session database '%s'",
+			       s->path);
 	case SQLITE_BUSY:
 		return err_set(err, -EBUSY,
 			       "the session database '%s' is in use by another process", s->path);
@@ -580,6 +583,11 @@ int store_check(struct store *s, struct err *err)
 
 	s->checked = r >= 0;
 	return r;
+}
+
+bool store_is_open(const struct store *s)
+{
+	return s->db;
 }
 
 bool store_is_checked(const struct store *s)

@@ -16,9 +16,9 @@
  * a newer steamd: it is written twice, in PRAGMA user_version and in the table
  * format. All of it is counted; nothing of it refuses to open.
  *
- * Returned everywhere, beside what is said at a call: -EIO, -EUCLEAN (damaged)
- * and -ENOMEM for what SQLite says about the file; -EINVAL for what the caller
- * got wrong.
+ * Returned everywhere, beside what is said at a call: -ENOSPC (no room), -EIO,
+ * -EUCLEAN (damaged) and -ENOMEM for what SQLite says about the file; -EINVAL for
+ * what the caller got wrong.
  */
 #pragma once
 
@@ -61,6 +61,7 @@ struct store *store_free(struct store *s);
  * until it succeeds other calls may fail with -EUCLEAN or -EIO.
  */
 bool store_is_checked(const struct store *s); /* it has succeeded */
+bool store_is_open(const struct store *s); /* false: it is damaged, and mending it failed: all calls do, with why */
 int store_check(struct store *s, struct err *err);
 
 /* Writes what the log holds into the database. @now: even if it is short of STORE_WAL_BYTES_MAX. */

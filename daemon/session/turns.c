@@ -231,6 +231,7 @@ int turns_adopt(int memfd, struct turns **ret, struct err *err)
 	struct turns_shared head;
 	char boot_id[BOOT_ID_BYTES];
 	struct stat st;
+	ssize_t n;
 	int r;
 
 	if (!t)
@@ -238,8 +239,11 @@ int turns_adopt(int memfd, struct turns **ret, struct err *err)
 	r = read_boot_id(boot_id);
 	if (r < 0)
 		return err_wrap(err, r, "cannot read the boot id");
-	if (fstat(memfd, &st) < 0 || pread(memfd, &head, sizeof(head), 0) != (ssize_t)sizeof(head))
-		return err_set(err, -EBADMSG, "the turns' memory cannot be read");
+	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
+	if (n < 0)
+		return err_wrap(err, -errno, "cannot read the turns' memory");
+	if (n != (ssize_t)sizeof(head))
+		return err_set(err, -EBADMSG, "the turns' memory ends in its head");
 	if (head.magic != TURNS_MAGIC || head.version != TURNS_VERSION ||
 	    head.n_records != TURNS_MAX)
 		return err_set(err, -EBADMSG, "the turns' memory is not of this version of steamd");

@@ -28,6 +28,9 @@ double bench_median(const struct bench_series *s);
 /* The width of the middle half of the values, over the median; 0 for a single value. */
 double bench_spread(const struct bench_series *s);
 
+struct bench_row;
+bool bench_is_short(const struct bench_row *row); /* of its bar */
+
 /* Monotonic. */
 double bench_now_s(void);
 
@@ -51,6 +54,7 @@ struct bench_row {
 	enum bench_limit kind;
 	const char *limit_name;
 	double limit, ratio;
+	double at_most, at_least; /* a bar for the ratio, and the row says whether it is held; 0: none */
 	double gbs, gflops, tokens; /* the same in GB/s, GFLOP/s and tokens/s; 0: means nothing here */
 };
 

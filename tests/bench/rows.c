@@ -95,6 +95,17 @@ static void print_beside(const char *key, double value)
 		print_number(key, value);
 }
 
+static bool has_bar(const struct bench_row *row)
+{
+	return row->at_most > 0 || row->at_least > 0;
+}
+
+bool bench_is_short(const struct bench_row *row)
+{
+	return (row->at_most > 0 && !(row->ratio <= row->at_most)) ||
+	       (row->at_least > 0 && !(row->ratio >= row->at_least));
+}
+
 static void print_json(const struct bench_row *row)
 {
 	const bool limited = row->kind != LIMIT_NONE;
@@ -109,6 +120,10 @@ static void print_json(const struct bench_row *row)
 		printf(",\"limit_name\":null");
 	print_number("ratio", limited ? row->ratio : NAN);
 	print_number("spread", row->spread);
+	print_beside("at_most", row->at_most);
+	print_beside("at_least", row->at_least);
+	if (has_bar(row))
+		printf(",\"bar\":\"%s\"", bench_is_short(row) ? "short" : "ok");
 	print_beside("gbs", row->gbs);
 	print_beside("gflops", row->gflops);
 	print_beside("tokens_per_s", row->tokens);
@@ -126,6 +141,10 @@ static void print_table(const struct bench_row *row)
 		printf("; %.1f GFLOP/s", row->gflops);
 	if (row->tokens > 0 && strcmp(row->unit, "tokens/s") != 0)
 		printf("; %.1f tokens/s", row->tokens);
+	if (has_bar(row))
+		printf("; %s: at %s %.2f", bench_is_short(row) ? "short" : "ok",
+		       row->at_most > 0 ? "most" : "least",
+		       row->at_most > 0 ? row->at_most : row->at_least);
 	printf("\n");
 }
 

@@ -2,6 +2,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <math.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -64,6 +65,17 @@ static void what_is_beyond_its_limit_is_an_error(void **state)
 	assert_int_equal(b.n_rows, 8);
 }
 
+static void a_bar_is_held_or_the_row_is_short_of_it(void **state)
+{
+	(void)state;
+	assert_false(bench_is_short(&(struct bench_row){ .ratio = 5 }));
+	assert_false(bench_is_short(&(struct bench_row){ .ratio = 1, .at_most = 1 }));
+	assert_true(bench_is_short(&(struct bench_row){ .ratio = 1.01, .at_most = 1 }));
+	assert_false(bench_is_short(&(struct bench_row){ .ratio = 0.7, .at_least = 0.7 }));
+	assert_true(bench_is_short(&(struct bench_row){ .ratio = 0.69, .at_least = 0.7 }));
+	assert_true(bench_is_short(&(struct bench_row){ .ratio = NAN, .at_most = 1 }));
+}
+
 /* Twice its limit, then half of it. */
 static int once(void *userdata, double *ret_value, double *ret_limit)
 {
@@ -95,6 +107,7 @@ int main(void)
 		cmocka_unit_test(the_median_is_between_the_middle_values),
 		cmocka_unit_test(a_series_that_is_full_drops_values),
 		cmocka_unit_test(what_is_beyond_its_limit_is_an_error),
+		cmocka_unit_test(a_bar_is_held_or_the_row_is_short_of_it),
 		cmocka_unit_test(rounds_take_the_median_of_their_own_ratios),
 	};
 

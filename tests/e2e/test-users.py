@@ -74,6 +74,10 @@ def who_is_over_its_disk_quota_loses_pages_of_its_own():
             wait_for(lambda: d.status()["kv_disk"]["waiting"] == 0, 20, "the disk")
             own = limits(d, uid=ALICE)[0]["disk_bytes"]
             assert own["used"] <= own["limit"] == 1 << 20, own
+        assert limits(d, uid=ALICE)[0]["disk_evicted"] > 0 and limits(d, uid=BOB)[0]["disk_evicted"] == 0
+        text = d.ctl("status", "--limits", uid=ALICE).decode()
+        assert f"{'disk_evicted':<16} {limits(d, uid=ALICE)[0]['disk_evicted']:>14}" in text, text
+        assert "Over disk_bytes nothing is refused" in " ".join(text.split()), text
         assert d.status()["kv_disk"]["evicted_segments"] > 0, d.status()["kv_disk"]
         assert used(BOB) == before
         lease = d.popen("yield", "1G", stdout=subprocess.PIPE)  # nothing is in the arena any more

@@ -52,7 +52,9 @@ struct computer {
 	char path[64];
 	struct control_configure configure;
 	struct ring ring;
-	uint32_t *kv; /* the arena: an entry a position, see computer_entry() */
+	uint32_t *kv; /* the arena: an entry a position, see computer_entry(), in the first of a page's strips */
+	uint32_t n_strips; /* of a page; the second holds whose turn wrote, by its seed. 0: one */
+	uint32_t stop_id, stop_every; /* every so-many-th token that it would say is this one; 0: none */
 	size_t kv_bytes;
 	struct computer_slot slots[STEP_ROWS_MAX];
 	uint64_t n_steps, n_rows_of_slot[STEP_ROWS_MAX];
@@ -80,6 +82,30 @@ static inline void computer_open(struct computer *c)
 	assert(listen(c->listen_fd, 8) == 0);
 }
 
+static inline size_t computer_page_bytes(const struct computer *c)
+{
+	const size_t bytes = c->configure.page_bytes_lo | (size_t)c->configure.page_bytes_hi << 32;
+
+	return bytes ? bytes : c->configure.page_tokens * sizeof(uint32_t);
+}
+
+static inline uint32_t *computer_page(const struct computer *c, uint32_t page)
+{
+	return (uint32_t *)((char *)c->kv + page * computer_page_bytes(c));
+}
+
+static inline size_t computer_strip_bytes(const struct computer *c)
+{
+	return computer_page_bytes(c) / (c->n_strips ? c->n_strips : 1);
+}
+
+/* The entry of position @i of a page. */
+static inline uint32_t *computer_position(const struct computer *c, uint32_t page, uint32_t i)
+{
+	return (uint32_t *)((char *)computer_page(c, page) +
+			    i * (computer_strip_bytes(c) / c->configure.page_tokens));
+}
+
 static inline void computer_die(struct computer *c)
 {
 	if (c->fd < 0)
@@ -89,7 +115,7 @@ static inline void computer_die(struct computer *c)
 	c->fd = -1;
 	for (uint32_t i = 0; i < c->configure.n_pages && c->aside; i++) {
 		if (c->only_here[i])
-			memset(c->kv + i * c->configure.page_tokens, 0xdd, c->configure.page_tokens * 4);
+			memset(computer_page(c, i), 0xdd, computer_page_bytes(c));
 		c->only_here[i] = false;
 	}
 	munmap(c->kv, c->kv_bytes);
@@ -161,18 +187,24 @@ static inline uint32_t *computer_at(struct computer *c, const struct computer_sl
 	const uint32_t page_tokens = c->configure.page_tokens;
 
 	assert(at / page_tokens < s->n_pages);
-	return &c->kv[s->pages[at / page_tokens] * page_tokens + at % page_tokens];
+	return computer_position(c, s->pages[at / page_tokens], at % page_tokens);
+}
+
+/* The seed of the turn that wrote it; there are two strips or more. */
+static inline uint32_t *computer_writer(const struct computer *c, uint32_t page, uint32_t i)
+{
+	return (uint32_t *)((char *)computer_position(c, page, i) + computer_strip_bytes(c));
 }
 
 /* What KV is here: the token, and above it what stands for all that is before it. */
 static inline uint32_t computer_entry(uint32_t before, uint32_t token)
 {
-	return token | ((before ^ token * 2654435761u) * 2246822519u) >> 10 << 10;
+	return token | ((before ^ token * 2654435761u) * 2246822519u) >> 13 << 13;
 }
 
 static inline uint32_t computer_token(uint32_t entry)
 {
-	return entry & 1023;
+	return entry & 8191;
 }
 
 static inline void computer_write(struct computer *c, struct computer_slot *s, uint32_t token)
@@ -180,6 +212,9 @@ static inline void computer_write(struct computer *c, struct computer_slot *s, u
 	const uint32_t before = s->length > 0 ? *computer_at(c, s, s->length - 1) : 0;
 
 	c->only_here[s->pages[s->length / c->configure.page_tokens]] = c->aside;
+	if (c->n_strips > 1)
+		*computer_writer(c, s->pages[s->length / c->configure.page_tokens],
+				 s->length % c->configure.page_tokens) = (uint32_t)s->sampler.seed;
 	*computer_at(c, s, s->length++) = computer_entry(before, token);
 }
 
@@ -189,6 +224,13 @@ static inline void computer_believe(struct computer *c, struct computer_slot *s,
 	const uint32_t before = s->length > 0 ? *computer_at(c, s, s->length - 1) : 0;
 
 	assert(*computer_at(c, s, s->length++) == computer_entry(before, token));
+}
+
+/* The token that follows those of which @h is the hash. */
+static inline uint32_t computer_say(const struct computer *c, uint64_t h)
+{
+	return c->stop_every && (h >> 40) % c->stop_every == 0 ? c->stop_id
+							       : (uint32_t)((h >> 20) % COMPUTER_VOCAB);
 }
 
 /* Of the tokens that the slot's pages hold; each must belong to those before it. */
@@ -204,7 +246,7 @@ static inline uint32_t computer_hash(struct computer *c, const struct computer_s
 		h = (h ^ token) * 1099511628211ull;
 		before = entry;
 	}
-	return (uint32_t)((h >> 20) % COMPUTER_VOCAB);
+	return computer_say(c, h);
 }
 
 static inline float computer_logprob(uint32_t predicted, uint32_t target)
@@ -244,13 +286,30 @@ static inline void computer_sample(struct computer *c, struct computer_slot *s, 
 		r->flags |= RESULT_STOPPED;
 }
 
-/* The sum of the first positions of a page, as the disk tier reckons it too. */
-static inline void computer_sum(const uint32_t *page, uint32_t n, uint64_t ret[2])
+/* The sum of the first positions of a page's strips, as the disk tier reckons it too. */
+static inline void computer_sum(const struct computer *c, uint32_t page, uint32_t n, uint64_t ret[2])
 {
-	const XXH128_hash_t h = XXH3_128bits(page, n * sizeof(*page));
+	const size_t bytes = computer_strip_bytes(c);
+	XXH3_state_t state;
+	XXH128_hash_t h;
+
+	XXH3_128bits_reset(&state);
+	for (size_t at = 0; at < computer_page_bytes(c); at += bytes)
+		XXH3_128bits_update(&state, (char *)computer_page(c, page) + at,
+				    bytes / c->configure.page_tokens * n);
+	h = XXH3_128bits_digest(&state);
 
 	ret[0] = h.low64;
 	ret[1] = h.high64;
+}
+
+static inline void computer_copy(struct computer *c, uint32_t to, uint32_t from, uint32_t n)
+{
+	const size_t bytes = computer_strip_bytes(c);
+
+	for (size_t at = 0; at < computer_page_bytes(c); at += bytes)
+		memcpy((char *)computer_page(c, to) + at, (char *)computer_page(c, from) + at,
+		       bytes / c->configure.page_tokens * n);
 }
 
 /* Returns the bytes of the results at @out. */
@@ -262,17 +321,15 @@ static inline uint32_t computer_moves(struct computer *c, const struct step *ste
 	struct step_moved *moved = out;
 
 	for (uint32_t i = 0; i < step->n_rows; i++) {
-		uint32_t *to = c->kv + moves[i].to * page_tokens;
-
 		assert(moves[i].to < c->configure.n_pages && moves[i].n_tokens > 0 &&
 		       moves[i].n_tokens <= page_tokens);
 		assert(moves[i].from < c->configure.n_pages || moves[i].from == STEP_NO_PAGE);
 		if (moves[i].from == STEP_NO_PAGE)
-			memset(to, 0, page_tokens * 4);
+			memset(computer_page(c, moves[i].to), 0, computer_page_bytes(c));
 		else if (moves[i].from != moves[i].to)
-			memcpy(to, c->kv + moves[i].from * page_tokens, moves[i].n_tokens * 4);
+			computer_copy(c, moves[i].to, moves[i].from, moves[i].n_tokens);
 		c->only_here[moves[i].to] = false;
-		computer_sum(to, moves[i].n_tokens, moved[i].sum);
+		computer_sum(c, moves[i].to, moves[i].n_tokens, moved[i].sum);
 		c->n_moves++;
 	}
 	return step->n_rows * sizeof(*moved);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -20,8 +21,6 @@
 #include "tests/unit/manager.h"
 
 #define EXECUTOR "STEAMD_TEST_EXECUTOR"
-#define FIRST_FD 3
-#define N_FDS 12
 
 struct watch {
 	sd_event *loop;
@@ -32,6 +31,9 @@ struct watch {
 };
 
 static size_t failing_bytes; /* the next pwrite() of so many fails */
+static struct {		     /* the call to come that fails; 0: none */
+	uint32_t calloc, mmap, pread, fcntl, io, defer;
+} failing;
 
 /* Stands before libc's. */
 ssize_t pwrite(int fd, const void *data, size_t n, off_t at)
@@ -42,6 +44,68 @@ ssize_t pwrite(int fd, const void *data, size_t n, off_t at)
 		return -1;
 	}
 	return syscall(SYS_pwrite64, fd, data, n, at);
+}
+
+static bool fails(uint32_t *at, int code)
+{
+	if (*at == 0 || --*at > 0)
+		return false;
+	errno = code;
+	return true;
+}
+
+/* The linker has the broker's objects call these. */
+void *__real_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_calloc(size_t n, size_t size)
+{
+	return fails(&failing.calloc, ENOMEM) ? NULL : __real_calloc(n, size);
+}
+
+void *__real_mmap(void *at, size_t n, int prot, int flags, int fd, off_t from);
+void *__wrap_mmap(void *at, size_t n, int prot, int flags, int fd, off_t from);
+void *__wrap_mmap(void *at, size_t n, int prot, int flags, int fd, off_t from)
+{
+	return fails(&failing.mmap, ENOMEM) ? MAP_FAILED
+					    : __real_mmap(at, n, prot, flags, fd, from);
+}
+
+ssize_t __real_pread(int fd, void *to, size_t n, off_t at);
+ssize_t __wrap_pread(int fd, void *to, size_t n, off_t at);
+ssize_t __wrap_pread(int fd, void *to, size_t n, off_t at)
+{
+	return fails(&failing.pread, EIO) ? -1 : __real_pread(fd, to, n, at);
+}
+
+int __real_fcntl(int fd, int what, long with);
+int __wrap_fcntl(int fd, int what, long with);
+int __wrap_fcntl(int fd, int what, long with)
+{
+	return what == F_DUPFD_CLOEXEC && fails(&failing.fcntl, EMFILE)
+		       ? -1
+		       : __real_fcntl(fd, what, with);
+}
+
+int __real_sd_event_add_io(sd_event *loop, sd_event_source **ret, int fd, uint32_t events,
+			   sd_event_io_handler_t fn, void *userdata);
+int __wrap_sd_event_add_io(sd_event *loop, sd_event_source **ret, int fd, uint32_t events,
+			   sd_event_io_handler_t fn, void *userdata);
+int __wrap_sd_event_add_io(sd_event *loop, sd_event_source **ret, int fd, uint32_t events,
+			   sd_event_io_handler_t fn, void *userdata)
+{
+	return fails(&failing.io, 0) ? -EMFILE
+				     : __real_sd_event_add_io(loop, ret, fd, events, fn, userdata);
+}
+
+int __real_sd_event_add_defer(sd_event *loop, sd_event_source **ret, sd_event_handler_t fn,
+			      void *userdata);
+int __wrap_sd_event_add_defer(sd_event *loop, sd_event_source **ret, sd_event_handler_t fn,
+			      void *userdata);
+int __wrap_sd_event_add_defer(sd_event *loop, sd_event_source **ret, sd_event_handler_t fn,
+			      void *userdata)
+{
+	return fails(&failing.defer, 0) ? -ENOMEM
+					: __real_sd_event_add_defer(loop, ret, fn, userdata);
 }
 
 /* This program as the executor: it never gets ready, and leaves with its broker. */
@@ -59,18 +123,25 @@ static void on_nothing(void *userdata)
 	(void)userdata;
 }
 
-static void open_engine(struct watch *w)
+static int try_engine(struct watch *w, struct err *err)
 {
 	const struct engine_options options = { .settings = &w->settings,
 						.program = "/proc/self/exe",
 						.on_state = on_nothing,
 						.on_applied = on_nothing,
 						.userdata = w };
+	const int r = engine_new(w->loop, &options, w->model, &w->engine, err);
+
+	manager_read(&w->manager);
+	return r;
+}
+
+static void open_engine(struct watch *w)
+{
 	struct err err = { 0 };
 
-	if (engine_new(w->loop, &options, w->model, &w->engine, &err) < 0)
+	if (try_engine(w, &err) < 0)
 		fail_msg("%s", err.text);
-	manager_read(&w->manager);
 }
 
 static void begin(struct watch *w)
@@ -81,8 +152,6 @@ static void begin(struct watch *w)
 	memset(w, 0, sizeof(*w));
 	snprintf(dir, sizeof(dir), "%s/tests/golden/air", src ? src : ".");
 	setenv(EXECUTOR, "1", 1);
-	while (dup(STDOUT_FILENO) < FIRST_FD + N_FDS - 1)
-		; /* the numbers that a manager passes descriptors under */
 	manager_open(&w->manager);
 	assert_int_equal(settings_init(&w->settings), 0);
 	assert_int_equal(settings_set(&w->settings, "KVCacheSize=64M", "test", NULL), 0);
@@ -91,31 +160,29 @@ static void begin(struct watch *w)
 	open_engine(w);
 }
 
-/* The broker dies and begins again with what the manager has, but for @lost; NULL: with all. */
-static void restart(struct watch *w, const char *lost)
+/* The broker dies, and another one has got what the manager has, but for @lost; NULL: all. */
+static void die(struct watch *w, const char *lost)
 {
-	char names[512] = "", number[16];
-	int high[MANAGER_FDS_MAX], n;
+	char **names;
+	int *fds;
 
 	w->engine = engine_free(w->engine, false);
 	manager_read(&w->manager);
 	if (lost)
 		manager_forget(&w->manager, lost);
-	n = w->manager.n;
-	assert_in_range(n, 1, N_FDS);
-	for (int i = 0; i < n; i++)
-		high[i] = fcntl(w->manager.fds[i], F_DUPFD_CLOEXEC, 200);
-	for (int i = 0; i < n; i++) {
-		assert_int_equal(dup2(high[i], FIRST_FD + i), FIRST_FD + i);
-		close(high[i]);
-		strcat(strcat(names, i ? ":" : ""), w->manager.names[i]);
+	names = calloc((size_t)w->manager.n, sizeof(*names));
+	fds = calloc((size_t)w->manager.n, sizeof(*fds));
+	assert_true(names && fds);
+	for (int i = 0; i < w->manager.n; i++) {
+		names[i] = strdup(w->manager.names[i]);
+		fds[i] = fcntl(w->manager.fds[i], F_DUPFD_CLOEXEC, 3);
 	}
-	snprintf(number, sizeof(number), "%d", n);
-	setenv("LISTEN_FDS", number, 1);
-	setenv("LISTEN_FDNAMES", names, 1);
-	snprintf(number, sizeof(number), "%d", (int)getpid());
-	setenv("LISTEN_PID", number, 1);
-	fdstore_init();
+	fdstore_receive(names, fds, w->manager.n);
+}
+
+static void restart(struct watch *w, const char *lost)
+{
+	die(w, lost);
 	open_engine(w);
 }
 
@@ -135,8 +202,6 @@ static void finish(struct watch *w)
 	textmodel_free(w->model);
 	settings_deinit(&w->settings);
 	sd_event_unref(w->loop);
-	for (int fd = FIRST_FD; fd < FIRST_FD + N_FDS; fd++)
-		close(fd);
 	unsetenv(EXECUTOR);
 }
 
@@ -204,6 +269,81 @@ static void a_configuration_that_cannot_be_stored_costs_the_next_broker_its_star
 	finish(&w);
 }
 
+/* Which memory the manager has under each name: the numbers of the files. */
+struct memory {
+	ino_t arena, kvdir, turns, causes, ring, control;
+};
+
+static ino_t stored_inode(const struct watch *w, const char *name)
+{
+	_cleanup_(closep) int fd = manager_get(&w->manager, name);
+	struct stat st;
+
+	assert_true(fd >= 0);
+	assert_int_equal(fstat(fd, &st), 0);
+	return st.st_ino;
+}
+
+static struct memory stored_memory(const struct watch *w)
+{
+	return (struct memory){
+		stored_inode(w, "arena"),  stored_inode(w, "kvdir"), stored_inode(w, "turns"),
+		stored_inode(w, "causes"), stored_inode(w, "ring"),  stored_inode(w, "exec-ctl"),
+	};
+}
+
+/* Each call of one kind fails once, in a broker of its own; returns how many starts failed. */
+static uint32_t fail_each(struct watch *w, uint32_t *which)
+{
+	const pid_t pid = executor_pid(w->engine->executor);
+	const struct memory memory = stored_memory(w);
+	uint32_t n_failed = 0;
+
+	for (uint32_t n = 1;; n++) {
+		struct err err = { 0 };
+		struct memory now;
+		bool came;
+		int r;
+
+		die(w, NULL);
+		*which = n;
+		r = try_engine(w, &err);
+		came = *which == 0;
+		*which = 0;
+		now = stored_memory(w);
+		assert_memory_equal(&now, &memory, sizeof(now));
+		if (r < 0) {
+			n_failed++;
+			assert_true(err_may_pass(r));
+			assert_true(err.text[0]);
+			assert_int_equal(kill(pid, 0), 0);
+			open_engine(w); /* the same broker, another time */
+		}
+		assert_true(w->engine->adopted);
+		assert_true(executor_is_adopted(w->engine->executor));
+		assert_int_equal(executor_pid(w->engine->executor), pid);
+		now = stored_memory(w);
+		assert_memory_equal(&now, &memory, sizeof(now));
+		if (!came)
+			return n_failed;
+	}
+}
+
+static void what_was_left_is_kept_where_taking_it_over_fails(void **state)
+{
+	struct watch w;
+
+	(void)state;
+	begin(&w);
+	assert_true(fail_each(&w, &failing.calloc) > 5);
+	assert_true(fail_each(&w, &failing.mmap) >= 4);
+	assert_true(fail_each(&w, &failing.pread) >= 6);
+	assert_true(fail_each(&w, &failing.fcntl) >= 9);
+	assert_true(fail_each(&w, &failing.io) >= 2);
+	assert_true(fail_each(&w, &failing.defer) >= 2);
+	finish(&w);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -212,6 +352,7 @@ int main(void)
 		cmocka_unit_test(a_record_that_cannot_be_written_is_none),
 		cmocka_unit_test(
 			a_configuration_that_cannot_be_stored_costs_the_next_broker_its_start),
+		cmocka_unit_test(what_was_left_is_kept_where_taking_it_over_fails),
 	};
 
 	if (getenv(EXECUTOR))

@@ -406,6 +406,42 @@ static void a_part_may_be_given_up_for_a_read_that_fails(void **state)
 	nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+/* The turn that it is for may be gone before: meanwhile the page is nobody else's. */
+static void a_page_that_is_copied_to_is_free_when_that_is_done(void **state)
+{
+	struct kvcache *c = new_cache(8, -1, -1, "");
+	struct kvcache_chain chain = { 0 };
+	struct kvcache_counts before, n;
+	struct kvcache_held held;
+	struct step_move moves[2];
+	struct step_moved sum = { 0 };
+	kv_page table[8];
+	uint32_t n_held;
+
+	(void)state;
+	say(c, 5, text, 7);
+	kvcache_count(c, &before);
+	for (uint32_t under_way = 0; under_way < 2; under_way++) {
+		n_held = kvcache_hold(c, kvcache_root(c, 5, ""), 5, text, 12, table, &held);
+		assert_int_equal(n_held, 2);
+		assert_int_equal(held.source_tokens, 3);
+		assert_int_equal(kvcache_settle(c, table, &held, &chain), 1);
+		if (under_way)
+			assert_int_equal(kvcache_moves(c, moves, 2), 1);
+		kvcache_drop(c, table, n_held); /* it was cancelled */
+		kvcache_count(c, &n);
+		assert_int_equal(n.n_free, before.n_free - 1);
+		if (under_way)
+			kvcache_moved(c, &sum, 1);
+		else
+			do_moves(c);
+		kvcache_count(c, &n);
+		assert_int_equal(n.n_free, before.n_free);
+		kvcache_check(c);
+	}
+	kvcache_free(c);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -418,6 +454,7 @@ int main(void)
 		cmocka_unit_test(what_replaces_a_damaged_record_is_written_again),
 		cmocka_unit_test(what_the_disk_has_lost_is_known_to_the_next_life),
 		cmocka_unit_test(a_part_may_be_given_up_for_a_read_that_fails),
+		cmocka_unit_test(a_page_that_is_copied_to_is_free_when_that_is_done),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -106,28 +106,42 @@ static void another_uid_and_another_label_find_nothing(void **state)
 	world_close(&w);
 }
 
-static void ten_forks_at_once_compute_and_hold_one_prompt(void **state)
+static void fork_ten_at_once(uint32_t n_prompt, uint32_t batch_tokens)
 {
+	const uint32_t n_pages = n_prompt / WORLD_PAGE_TOKENS;
 	struct world w;
 	struct kvcache_counts n;
 	uint64_t n_new;
 
-	(void)state;
-	world_open(&w, 128, 12, 64);
-	world_submit(&w, 1, 320, 40);
+	world_open_context(&w, n_prompt + 64, n_pages + 108, 12, batch_tokens);
+	world_submit(&w, 1, n_prompt, 40);
 	for (int i = 1; i < 10; i++)
-		follow(&w, 1, &w.t[0], 320, 320, 40);
-	world_run(&w, 20);
+		follow(&w, 1, &w.t[0], n_prompt, n_prompt, 40);
+	world_run(&w, n_prompt / batch_tokens + 15);
 	kvcache_count(w.cache, &n);
-	/* twenty pages once, and for each at most three of its own */
-	assert_true(n.n_held <= 20 + 10 * 3);
+	for (int i = 0; i < 10; i++)
+		assert_int_equal(w.t[i].rec->state, TURN_RUNNING); /* all of them at once */
+	/* the prompt's pages once, and for each fork at most three of its own */
+	assert_in_range(n.n_held, n_pages, n_pages + 10 * 3);
 	world_run_all(&w);
 	for (int i = 0; i < 10; i++)
 		world_assert_text(&w, &w.t[i], 40);
-	n_new = w.computer.n_computed - 320 - 10 * 39;
+	n_new = w.computer.n_computed - n_prompt - 10 * 39;
 	assert_true(n_new <= 9 * 16); /* what a page could not share */
 	world_assert_all_free(&w);
 	world_close(&w);
+}
+
+static void ten_forks_at_once_compute_and_hold_one_prompt(void **state)
+{
+	(void)state;
+	fork_ten_at_once(320, 64);
+}
+
+static void ten_forks_of_8_k_tokens_compute_and_hold_them_once(void **state)
+{
+	(void)state;
+	fork_ten_at_once(8192, 512);
 }
 
 static void a_divergence_inside_a_page_copies_its_beginning(void **state)
@@ -524,6 +538,7 @@ int main(void)
 		cmocka_unit_test(the_next_turn_of_a_conversation_computes_what_is_new),
 		cmocka_unit_test(another_uid_and_another_label_find_nothing),
 		cmocka_unit_test(ten_forks_at_once_compute_and_hold_one_prompt),
+		cmocka_unit_test(ten_forks_of_8_k_tokens_compute_and_hold_them_once),
 		cmocka_unit_test(a_divergence_inside_a_page_copies_its_beginning),
 		cmocka_unit_test(pages_are_given_up_when_others_need_them),
 		cmocka_unit_test(what_is_anothers_by_right_is_left_to_it),

@@ -364,7 +364,7 @@ static void a_damaged_database_that_has_to_stay_is_told_of(void **state)
 	s = open_store(&f);
 	assert_true(store_check(s, &err) < 0);
 	assert_true(begin(s, &alice, "talk", "c", &b, &err) < 0);
-	assert_non_null(strstr(err.text, "is damaged and could not be set aside"));
+	assert_non_null(strstr(err.text, "is damaged, and cannot be mended now: "));
 	assert_true(store_checkpoint(s, true, &err) < 0);
 	store_count(s, &counts);
 	assert_int_equal(counts.n_set_aside, 0);

@@ -10,6 +10,9 @@
 #include <sys/queue.h>
 
 #include "client/wire/ownership.h"
+#include "tests/unit/worker-inline.h"
+
+static bool killed;
 
 struct job {
 	STAILQ_ENTRY(job) link;
@@ -89,6 +92,22 @@ int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *
 	w->n_waiting++;
 	sd_event_source_set_enabled(w->source, SD_EVENT_ON);
 	return 0;
+}
+
+void worker_inline_kill(bool yes)
+{
+	killed = yes;
+}
+
+void worker_drain(struct worker *w)
+{
+	struct job *job;
+
+	while (!killed && (job = take(w))) {
+		job->run(job->userdata);
+		job->done(job->userdata);
+		free(job);
+	}
 }
 
 size_t worker_waiting(const struct worker *w)

@@ -195,8 +195,7 @@ static void new_disk(struct world *w)
 		.page_tokens = WORLD_PAGE_TOKENS,
 		.page_bytes = WORLD_PAGE_TOKENS * 4,
 		.segment_bytes = 4096 * 1024,
-		.limits.total_bytes = w->disk_bytes ? w->disk_bytes : 256 * 1024 * 1024,
-		.limits.user_bytes = w->disk_bytes / 2,
+		.limits.total_bytes = 256 * 1024 * 1024,
 	};
 
 	assert_int_equal(kvdisk_new(w->loop, &o, on_disk_ready, w, &w->disk), 0);

@@ -27,7 +27,6 @@ struct world {
 	struct kvpool *kv; /* the cache's */
 	struct kvdisk *disk; /* NULL: none */
 	char disk_dir[64];
-	uint64_t disk_bytes; /* its limit, half of it for a user; 0: plenty */
 	struct kvcache_shared shared[2]; /* marked prompts, of every life */
 	uint32_t n_shared;
 	struct turns *turns;
