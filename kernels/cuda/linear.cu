@@ -1,6 +1,8 @@
-/* op_linears() for 1 to 8 tokens, and op_embed(). */
+/* op_linears() for 1 to 4 tokens, and op_embed(). */
 #include "kernels/cuda/few.h"
 #include "kernels/cuda/matrix.h"
+
+#define SHARED_OF_MANY (160 << 10) /* cards that have less have 99 KiB for a block */
 
 struct few_job {
 	const char *w;
@@ -28,16 +30,14 @@ static __device__ __forceinline__ const struct few_job &job_of(const struct few_
 }
 
 template <int KIND>
-static __device__ __forceinline__ struct strip find_strip(const struct few_linears &g,
-							  uint32_t number, uint32_t lane)
+static __device__ __forceinline__ const char *find_strip(const struct few_linears &g, uint32_t number)
 {
 	const struct few_job &job = job_of(g, number);
 
-	return strip_of<KIND>(job.w, number - job.first_strip, groups_of(g.cols), lane);
+	return strip_at<KIND>(job.w, number - job.first_strip, groups_of(g.cols));
 }
 
 /* Adds up @n strips and writes their rows of y. */
-template <int PARTS>
 static __device__ __forceinline__ void write_strips(const struct few_linears &g, const float *sums,
 						    uint32_t first, uint32_t n)
 {
@@ -51,20 +51,21 @@ static __device__ __forceinline__ void write_strips(const struct few_linears &g,
 
 		if (row >= job.rows)
 			continue;
-		sum = few_total<PARTS>(sums, slot, i % STRIP_ROWS, token);
+		sum = few_total(sums, slot, i % STRIP_ROWS, token);
 		if (job.bias)
 			sum += job.bias[row];
 		*y = job.add ? *y + sum : sum;
 	}
 }
 
-template <int KIND, int PARTS>
+template <int KIND, int DEPTH>
 static __global__ void __launch_bounds__(FEW_THREADS, 2) k_linears_few(const struct few_linears g)
 {
 	const uint32_t n_tiles = tiles_of(g.cols), lane = threadIdx.x % 32;
 	const uint32_t pitch = few_pitch(g.run_tiles * TILE_COLS);
 	float *sums = shared_memory<float>();
-	char *rows = (char *)(sums + g.slots * FEW_SLOT);
+	char *ring = (char *)(sums + g.slots * FEW_SLOT);
+	char *rows = ring + few_ring_bytes<KIND, 1, DEPTH>;
 	const struct few_span span = { few_share(g.n_strips, blockIdx.x, gridDim.x),
 				       few_share(g.n_strips, blockIdx.x + 1, gridDim.x), g.slots,
 				       n_tiles, g.run_tiles };
@@ -73,32 +74,29 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_linears_few(const str
 	};
 
 	pdl_release();
-	few_run<KIND, PARTS, 1>(
-		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums, 0,
-		[&](uint32_t number) { return find_strip<KIND>(g, number, lane); },
+	few_run<KIND, 1, DEPTH>(
+		span, few_rows(rows, pitch, g.tokens, lane), sums, ring, groups_of(g.cols), 0,
+		[&](uint32_t number) { return find_strip<KIND>(g, number); },
 		[&] {
 			pdl_wait();
 			fill(0, g.run_tiles);
 			__syncthreads();
 		},
-		fill, [&](uint32_t first, uint32_t n) { write_strips<PARTS>(g, sums, first, n); });
+		fill, [&](uint32_t first, uint32_t n) { write_strips(g, sums, first, n); });
 }
 
-template <int KIND, int PARTS> static int launch_few(struct stream *st, struct few_linears *g)
+/* One block a multiprocessor, so that all have as much to do; what it has under way is as much as two would have. */
+template <int KIND, int DEPTH> static int launch_few(struct stream *st, struct few_linears *g)
 {
-	const struct few_plan plan = few_plan_of(st->dev, 0, g->n_strips, 1, st->dev->n_sm,
-						 g->tokens, tiles_of(g->cols),
-						 FEW_WARPS * few_depth<KIND, 1>);
+	const struct few_plan plan = few_plan_of(st->dev->shared_max - 1024,
+						 few_ring_bytes<KIND, 1, DEPTH>, g->n_strips, 1,
+						 FEW_SLOTS, st->dev->n_sm, g->tokens,
+						 tiles_of(g->cols));
 
 	g->slots = plan.slots;
 	g->run_tiles = plan.run_tiles;
-	return launch(st, LAUNCH_PDL, k_linears_few<KIND, PARTS>, plan.blocks, FEW_THREADS,
+	return launch(st, LAUNCH_PDL, k_linears_few<KIND, DEPTH>, plan.blocks, FEW_THREADS,
 		      plan.shared_bytes, *g);
-}
-
-template <int KIND> static int launch_kind(struct stream *st, struct few_linears *g)
-{
-	return g->tokens <= FEW_PACKED ? launch_few<KIND, 1>(st, g) : launch_few<KIND, 2>(st, g);
 }
 
 /* The jobs of one kind, in one launch. */
@@ -125,13 +123,15 @@ static int linears_few(struct stream *st, enum weight_kind kind, const struct li
 		return 0;
 	switch (kind) {
 	case WEIGHT_BF16:
-		return launch_kind<WEIGHT_BF16>(st, &g);
+		return st->dev->shared_max < SHARED_OF_MANY
+			       ? launch_few<WEIGHT_BF16, 3>(st, &g)
+			       : launch_few<WEIGHT_BF16, 6>(st, &g);
 	case WEIGHT_F32:
-		return launch_kind<WEIGHT_F32>(st, &g);
+		return launch_few<WEIGHT_F32, 2>(st, &g);
 	case WEIGHT_INT4:
-		return launch_kind<WEIGHT_INT4>(st, &g);
+		return launch_few<WEIGHT_INT4, 12>(st, &g);
 	default:
-		return launch_kind<WEIGHT_INT4_F32>(st, &g);
+		return launch_few<WEIGHT_INT4_F32, 10>(st, &g);
 	}
 }
 

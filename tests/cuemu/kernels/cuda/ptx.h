@@ -19,16 +19,6 @@ static __device__ __forceinline__ void pdl_release()
 	cuemu_pdl_release();
 }
 
-static __device__ __forceinline__ uint4 load_once(const void *at)
-{
-	return *static_cast<const uint4 *>(at);
-}
-
-static __device__ __forceinline__ uint2 load_once_8(const void *at)
-{
-	return *static_cast<const uint2 *>(at);
-}
-
 /* Round to nearest even; what is no number stays none. */
 static inline uint32_t cuemu_narrow(float value)
 {
