@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include "kernels/cuda/sum.h"
 #include "kernels/cuda/tile.h"
 
 #define FEW_TOKENS 4
@@ -27,10 +28,16 @@ LAYOUT_FN uint32_t few_pitch(uint32_t cols)
 	return cols * 2 + 64;
 }
 
+/* How rows are normalised as they are filled in: x * factor * weight; weights NULL: not at all. */
+struct few_norm {
+	const float *weights; /* [cols], aligned to 16 bytes; cols a multiple of 4 */
+	const float *factors; /* shared: [tokens] */
+};
+
 /* Columns first … first + n (a multiple of 64) of all tokens, split: rows of high halves, then of low ones. */
 static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, const float *x,
 						uint32_t cols, uint32_t tokens, uint32_t first,
-						uint32_t n)
+						uint32_t n, const struct few_norm &norm)
 {
 	const bool is_aligned = cols % 4 == 0 && ((uintptr_t)x & 15) == 0;
 	const uint32_t quads = n / 4, all = tokens * quads;
@@ -55,6 +62,10 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 
 			if (i >= all)
 				continue;
+			if (norm.weights && first + i % quads * 4 < cols)
+				v[j] = normed(v[j], norm.factors[i / quads],
+					      __ldg((const float4 *)(norm.weights + first +
+								     i % quads * 4)));
 			split_pair(&high.x, &low.x, v[j].x, v[j].y);
 			split_pair(&high.y, &low.y, v[j].z, v[j].w);
 			*(uint2 *)to = high;

@@ -16,6 +16,17 @@ static inline bool is_batch(const struct tensor *t, uint32_t tokens, uint32_t co
 	       t->shape[2] == cols && (t->data || !tokens);
 }
 
+static inline bool linear_job_fits(const struct linear_job *job, const struct tensor *x)
+{
+	const struct weight *w = job->w;
+
+	if (!w->rows || !weight_is_whole(w, w->rows, x->shape[2]))
+		return false;
+	if (job->bias.data && !is_batch(&job->bias, 1, w->rows))
+		return false;
+	return is_batch(&job->y, x->shape[1], w->rows);
+}
+
 /* Takes @bytes off the scratch at *@at (offset, rounded up to 256); NULL if it does not fit. */
 static inline void *matrix_scratch_take(const struct stream *st, size_t *at, size_t bytes)
 {

@@ -139,7 +139,8 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const stru
 	const bool has_shared = span.first < span.last;
 	uint32_t n_items = 0;
 	const auto fill = [&](uint32_t tile, uint32_t n) {
-		few_fill(rows, pitch, g.x, g.dim, g.tokens, tile * TILE_COLS, n * TILE_COLS);
+		few_fill(rows, pitch, g.x, g.dim, g.tokens, tile * TILE_COLS, n * TILE_COLS,
+			 {});
 	};
 
 	pdl_release();

@@ -32,6 +32,12 @@ static __device__ __forceinline__ void pdl_release()
 #endif
 }
 
+/* Has what lies at @at brought to the second cache. */
+static __device__ __forceinline__ void prefetch(const void *at)
+{
+	asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
 /* Both rounded to BF16, to nearest even: @low to the lower half. */
 static __device__ __forceinline__ uint32_t bf16_pair(float low, float high)
 {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Hot kernels keep all they have in registers, on every architecture that they were compiled for: what
 # ptxas said of each file is beside its object.
-hot="k_linears_few k_linears_manyILi1 k_linears_manyILi3 k_moe_up_few k_moe_down_few k_moe_up_tiles k_moe_down_tiles k_rope_kv k_rmsnorm k_logits_few k_choose
+hot="k_linears_few k_linears_manyILi1 k_linears_manyILi3 k_moe_up_few k_moe_down_few k_moe_up_tiles k_moe_down_tiles k_layer_in k_rope_kv k_rmsnorm k_router_few k_router_many
 	k_attend_decodeILi128 k_attend_prefillILi128"
 files=("${builddir:-.}"/kernels/cuda/*.ptxas)
 

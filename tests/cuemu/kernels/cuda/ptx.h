@@ -19,6 +19,11 @@ static __device__ __forceinline__ void pdl_release()
 	cuemu_pdl_release();
 }
 
+static __device__ __forceinline__ void prefetch(const void *at)
+{
+	(void)at;
+}
+
 /* Round to nearest even; what is no number stays none. */
 static inline uint32_t cuemu_narrow(float value)
 {
