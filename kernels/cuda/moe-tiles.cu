@@ -161,7 +161,7 @@ static __device__ __forceinline__ bool find_tile(const struct moe_tiles &g, stru
 
 static __device__ __forceinline__ float silu_times(float z, float up)
 {
-	return z / (1 + expf(-z)) * up;
+	return __fdividef(z, 1 + expf(-z)) * up; /* a true division is a call, with registers to save */
 }
 
 /* silu(gate) * up of a block's rows, split, to the rows of h of its choices; the padding with them. */
@@ -170,18 +170,20 @@ static __device__ __forceinline__ void write_hidden(const float (&acc)[2][NT][4]
 						    uint32_t ffn_dim, const struct moe_work &work)
 {
 	constexpr uint32_t ups = NT * 8 * HIDDEN_PITCH; /* these lie behind gates */
-	const uint32_t cols = padded_cols(ffn_dim), first = blockIdx.x * MANY_ROWS;
 	float *values = shared_memory<float>();
+	float *own = values + many_token(0, 0) * HIDDEN_PITCH + threadIdx.x / 32 * STRIP_ROWS +
+		     many_row(0);
 
 #pragma unroll
 	for (int i = 0; i < NT * 4; i++) {
-		const uint32_t at = many_token(i / 4, i % 4) * HIDDEN_PITCH +
-				    threadIdx.x / 32 * STRIP_ROWS + many_row(i % 4);
+		const int at = (i / 4 * 8 + i % 2) * HIDDEN_PITCH + i % 4 / 2 * 8;
 
-		values[at] = acc[0][i / 4][i % 4];
-		values[ups + at] = acc[1][i / 4][i % 4];
+		own[at] = acc[0][i / 4][i % 4];
+		own[ups + at] = acc[1][i / 4][i % 4];
 	}
 	__syncthreads();
+
+	const uint32_t cols = padded_cols(ffn_dim), first = blockIdx.x * MANY_ROWS;
 #pragma unroll 1
 	for (uint32_t i = threadIdx.x; i < work.n * (MANY_ROWS / 4); i += MANY_THREADS) {
 		const uint32_t token = i / (MANY_ROWS / 4), at = i % (MANY_ROWS / 4) * 4;

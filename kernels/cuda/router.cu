@@ -14,8 +14,10 @@ extern "C" {
 #define FEW_TOKENS 8
 #define FEW_THREADS 128
 #define FEW_AHEAD 8	 /* vectors of a row that a thread has under way */
-#define TILE_THREADS 256 /* a block has TILE x TILE logits, a warp some of the columns */
-#define TILE 4
+#define TILE_THREADS 256 /* a block has a square of logits, a warp some of the columns */
+#define TILE 4		 /* of its sides, */
+#define WIDE_TILE 8	 /* or, with so many tokens that what blocks read counts: */
+#define WIDE_TOKENS 256
 #define NORM_TOKENS 4 /* that are normalised on the way */
 
 static __device__ __forceinline__ double add_lanes(double v)
@@ -218,46 +220,47 @@ static __global__ void __launch_bounds__(FEW_THREADS, 4)
 		choose<FEW_THREADS>(choice, &choosing, t);
 }
 
-/* The blocks of TILE tokens: the last one of them chooses. */
+/* Of the blocks of @SIDE tokens the last one chooses. */
+template <uint32_t SIDE>
 static __global__ void __launch_bounds__(TILE_THREADS)
 	k_router_many(const struct logits g, const struct choice choice)
 {
 	constexpr uint32_t WARPS = TILE_THREADS / 32;
-	__shared__ double of_warp[WARPS][TILE * TILE];
+	__shared__ double of_warp[WARPS][SIDE * SIDE];
 	__shared__ struct choosing choosing;
 	const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-	const uint32_t e = blockIdx.x * TILE, t = blockIdx.y * TILE;
-	double sums[TILE][TILE] = {};
+	const uint32_t e = blockIdx.x * SIDE, t = blockIdx.y * SIDE;
+	double sums[SIDE][SIDE] = {};
 
 	pdl_release();
 	pdl_wait();
 	for (uint32_t c = threadIdx.x * 4; c < g.dim; c += TILE_THREADS * 4) {
-		float4 x[TILE];
+		float4 x[SIDE];
 
 #pragma unroll
-		for (uint32_t i = 0; i < TILE; i++)
+		for (uint32_t i = 0; i < SIDE; i++)
 			x[i] = columns_of(g.x + (size_t)min(t + i, g.tokens - 1) * g.dim, c, g.dim,
 					  g.is_aligned);
 #pragma unroll
-		for (uint32_t j = 0; j < TILE; j++) {
+		for (uint32_t j = 0; j < SIDE; j++) {
 			const float4 w = columns_of(g.w + (size_t)min(e + j, g.experts - 1) * g.dim,
 						    c, g.dim, g.is_aligned);
 
 #pragma unroll
-			for (uint32_t i = 0; i < TILE; i++)
+			for (uint32_t i = 0; i < SIDE; i++)
 				sums[i][j] = dot4(x[i], w, sums[i][j]);
 		}
 	}
 #pragma unroll
-	for (uint32_t i = 0; i < TILE * TILE; i++) {
-		const double sum = add_lanes(sums[i / TILE][i % TILE]);
+	for (uint32_t i = 0; i < SIDE * SIDE; i++) {
+		const double sum = add_lanes(sums[i / SIDE][i % SIDE]);
 
 		if (lane == 0)
 			of_warp[warp][i] = sum;
 	}
 	__syncthreads();
-	if (threadIdx.x < TILE * TILE) {
-		const uint32_t token = t + threadIdx.x / TILE, expert = e + threadIdx.x % TILE;
+	if (threadIdx.x < SIDE * SIDE) {
+		const uint32_t token = t + threadIdx.x / SIDE, expert = e + threadIdx.x % SIDE;
 		double sum = 0;
 
 		for (uint32_t w = 0; w < WARPS; w++)
@@ -267,7 +270,7 @@ static __global__ void __launch_bounds__(TILE_THREADS)
 	}
 	if (!is_last_of(choice.arrivals + blockIdx.y, gridDim.x))
 		return;
-	for (uint32_t i = t; i < min(t + TILE, g.tokens); i++)
+	for (uint32_t i = t; i < min(t + SIDE, g.tokens); i++)
 		choose<TILE_THREADS>(choice, &choosing, i);
 }
 
@@ -318,9 +321,13 @@ static int run_router(struct stream *st, uint32_t *ret_experts, float *ret_weigh
 	choice.normalise = params->normalise;
 	if (tokens <= FEW_TOKENS)
 		return launch(st, LAUNCH_PDL, k_router_few, experts, FEW_THREADS, 0, logits, choice);
-	return launch(st, LAUNCH_PDL, k_router_many,
-		      dim3(ceil_div(experts, TILE), ceil_div(tokens, TILE)), TILE_THREADS, 0, logits,
-		      choice);
+	if (tokens < WIDE_TOKENS)
+		return launch(st, LAUNCH_PDL, k_router_many<TILE>,
+			      dim3(ceil_div(experts, TILE), ceil_div(tokens, TILE)), TILE_THREADS, 0,
+			      logits, choice);
+	return launch(st, LAUNCH_PDL, k_router_many<WIDE_TILE>,
+		      dim3(ceil_div(experts, WIDE_TILE), ceil_div(tokens, WIDE_TILE)), TILE_THREADS, 0,
+		      logits, choice);
 }
 
 int op_router(struct stream *st, uint32_t *ret_experts, float *ret_weights, const struct tensor *x,

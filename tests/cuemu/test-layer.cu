@@ -1,4 +1,6 @@
 /* Parts of a layer in one kernel each: the bits of the operations they are made of. */
+#include <math.h>
+
 #include "tests/cuemu/matrices.h"
 
 extern "C" {
@@ -189,12 +191,49 @@ static void one_kernel_normalises_and_chooses_experts(void **state)
 	}
 }
 
+/* More parts of a row than a warp has lanes, and a few. */
+static void many_parts_of_a_row_add_up_as_few_do(void **state)
+{
+	const uint32_t heads = 3, dim = 32, at = 2599, n_pages = at / PAGE_TOKENS + 1;
+	const std::vector<float> q = random_floats(heads * dim);
+	std::vector<uint32_t> pages(n_pages);
+	std::vector<uint16_t> keys;
+	std::vector<float> y[2];
+
+	(void)state;
+	for (uint32_t i = 0; i < n_pages; i++)
+		pages[i] = n_pages - 1 - i;
+	for (uint32_t i = 0; i < n_pages * 2 * PAGE_TOKENS * dim; i++) {
+		const float value = random_f32();
+		uint32_t bits;
+
+		memcpy(&bits, &value, sizeof(bits));
+		keys.push_back((uint16_t)(bits >> 16));
+	}
+	for (int i = 0; i < 2; i++) {
+		const struct seq seq = { 0, 1, at, n_pages, pages.data() };
+		struct rig rig(i ? 24 : 2);
+		device_memory dq(q.size() * 4, q.data()), dy(q.size() * 4);
+		device_memory dkeys(keys.size() * 2, keys.data());
+		const struct kv_cache kv = { dkeys.at, DT_BF16, n_pages, PAGE_TOKENS, 1, 1, dim, 0 };
+		const struct tensor tq = { dq.at, DT_F32, { 1, heads, dim } };
+		const struct tensor ty = { dy.at, DT_F32, { 1, heads, dim } };
+
+		assert_int_equal(op_attention(rig.st, &ty, &tq, &kv, 0, &seq, 1), 0);
+		y[i] = dy.read<float>(rig.st);
+	}
+	for (uint32_t i = 0; i < heads * dim; i++)
+		assert_true(fabsf(y[0][i] - y[1][i]) < 1e-5f);
+	assert_true(y[0] != y[1]);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(one_kernel_normalises_projects_and_rotates),
 		cmocka_unit_test(what_one_kernel_cannot_do_several_do),
 		cmocka_unit_test(one_kernel_normalises_and_chooses_experts),
+		cmocka_unit_test(many_parts_of_a_row_add_up_as_few_do),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -248,13 +248,13 @@ static void tiles_of_tokens_agree_with_double(void **state)
 {
 	(void)state;
 	for (const struct shape &shape : shapes)
-		for (uint32_t tokens : { 3, 8, 15, 30, 70 }) {
+		for (uint32_t tokens : { 3, 15, 30, 70 }) {
 			const bool is_odd = shape.dim % 32 || shape.ffn_dim % 32;
 			const struct form routed = { DT_I32, DT_BF16, is_odd ? 0 : 32u };
 			struct rig rig(4);
 			struct mixture m;
 
-			if ((shape.experts > 100 || shape.dim * shape.ffn_dim > 10000) && tokens > 30)
+			if ((shape.experts > 100 || shape.dim * shape.ffn_dim > 10000) && tokens > 3)
 				continue;
 			mixture_make(rig.dev, &m, shape, routed, bf16, true);
 			assert_true(moe_is_regular(&m.w, shape.top_k));
