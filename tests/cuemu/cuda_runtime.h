@@ -62,10 +62,6 @@ static inline int __syncthreads_count(int p) { return (int)cuemu_barrier(0, 0, C
 static inline int __syncthreads_or(int p) { return (int)cuemu_barrier(0, 0, CUEMU_TALLY_OR, p != 0); }
 static inline int __syncthreads_and(int p) { return (int)cuemu_barrier(0, 0, CUEMU_TALLY_AND, p != 0); }
 static inline void __syncwarp(unsigned mask = 0xffffffffu) { cuemu_syncwarp(mask); }
-static inline float __fdividef(float a, float b)
-{
-	return a / b;
-}
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 static inline void __threadfence_system() {}
