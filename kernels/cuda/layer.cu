@@ -4,11 +4,12 @@
  * the cache.
  */
 #include "kernels/cuda/few-linears.h"
-#include "kernels/cuda/rope.h"
 
 extern "C" {
+#include "kernels/cpu/kv.h"
 #include "kernels/layer.h"
 }
+#include "kernels/cuda/rope.h"
 
 #define LINE_FLOATS 32 /* of a cache line */
 

@@ -1,6 +1,9 @@
 /* Rotation and the writing of the KV cache: a warp a head, some heads of one token a block. */
 #include <string.h>
 
+extern "C" {
+#include "kernels/cpu/kv.h"
+}
 #include "kernels/cuda/rope.h"
 
 #define ROPE_WARPS 8

@@ -1,13 +1,9 @@
-/* Rotation of one head by a warp, and its way into the KV cache. */
+/* Rotation of one head by a warp, and its way into the KV cache. Behind kernels/cpu/kv.h. */
 #pragma once
 
 #include "kernels/cuda/kv.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/sum.h"
-
-extern "C" {
-#include "kernels/cpu/kv.h"
-}
 
 #define ROPE_LANE_DIMS (KV_HEAD_DIM_MAX / 32)
 

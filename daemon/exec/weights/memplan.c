@@ -349,8 +349,7 @@ static uint64_t moe_bytes(const struct config *c, uint64_t tokens, uint64_t n, u
 	return split_bytes(tokens, c->dim) + split_bytes(n, ffn_dim) +
 	       split_bytes(tokens, shared_dim) + (n + tokens) * rows * sizeof(float) +
 	       (n ? (uint64_t)c->experts * (tokens * sizeof(uint32_t) + MOE_TABLE_BYTES) : 0) +
-	       (c->experts + n / MOE_TILE_TOKENS) * MOE_ITEM_BYTES +
-	       MOE_ROUNDING;
+	       (c->experts + n / MOE_TILE_TOKENS) * MOE_ITEM_BYTES + MOE_ROUNDING;
 }
 
 /* What kernels/cuda asks for, op_scratch(): the most that an operation needs at a time. */
