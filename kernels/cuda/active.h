@@ -3,13 +3,12 @@
 
 #include "kernels/cuda/few.h"
 
-#define ACTIVE_MAX 128 /* choices, and so experts */
+#define ACTIVE_MAX 32 /* choices, and so experts: one for each lane */
 
 struct active {
 	uint16_t expert[ACTIVE_MAX];		/* rising */
 	uint8_t tokens[ACTIVE_MAX];		/* bit t: token t chose it … */
 	uint8_t choice[ACTIVE_MAX][FEW_TOKENS]; /* … as its choice of this number */
-	uint32_t picked[ACTIVE_MAX], warps[FEW_WARPS];
 };
 
 /*
@@ -21,43 +20,27 @@ static __device__ __forceinline__ uint32_t active_find(struct active *to, const 
 						       uint32_t tokens, uint32_t top_k,
 						       uint32_t experts)
 {
-	const uint32_t n = tokens * top_k, lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-	uint32_t total = 0;
+	const uint32_t n = tokens * top_k, lane = threadIdx.x % 32;
+	const uint32_t own = lane < n ? chosen[lane] : experts;
+	uint32_t firsts, rank = 0, mask = 0;
+	bool is_first = own < experts;
 
-	if (threadIdx.x < n)
-		to->picked[threadIdx.x] = chosen[threadIdx.x];
-	__syncthreads();
-#pragma unroll 1 /* here and below: registers are full of weights */
-	for (uint32_t base = 0; base < experts && n; base += FEW_THREADS) {
-		const uint32_t e = base + threadIdx.x;
-		uint32_t mask = 0, ballot, before = 0;
+	for (uint32_t i = 0; i < n; i++)
+		is_first &= __shfl_sync(0xffffffffu, own, i) != own || i >= lane;
+	firsts = __ballot_sync(0xffffffffu, is_first);
+	for (uint32_t i = 0; i < n; i++) {
+		const uint32_t other = __shfl_sync(0xffffffffu, own, i);
 
-#pragma unroll 1
-		for (uint32_t t = 0, i = 0; t < tokens && e < experts; t++)
-#pragma unroll 1
-			for (uint32_t k = 0; k < top_k; k++, i++)
-				mask |= (uint32_t)(to->picked[i] == e) << t;
-		ballot = __ballot_sync(0xffffffffu, mask != 0);
-		if (lane == 0)
-			to->warps[warp] = __popc(ballot);
-		__syncthreads();
-#pragma unroll 1
-		for (uint32_t w = 0; w < FEW_WARPS; w++) {
-			if (w == warp)
-				before = total + __popc(ballot & ((1u << lane) - 1));
-			total += to->warps[w];
-		}
-		if (mask) {
-			to->expert[before] = (uint16_t)e;
-			to->tokens[before] = (uint8_t)mask;
-		}
-		__syncthreads();
+		rank += (firsts >> i & 1) && other < own;
+		mask |= (uint32_t)(other == own) << i / top_k;
 	}
-	if (threadIdx.x < n)
-#pragma unroll 1
-		for (uint32_t a = 0; a < total; a++)
-			if (to->expert[a] == to->picked[threadIdx.x])
-				to->choice[a][threadIdx.x / top_k] = (uint8_t)(threadIdx.x % top_k);
+	if (threadIdx.x < n && own < experts) {
+		to->choice[rank][lane / top_k] = (uint8_t)(lane % top_k);
+		if (is_first) {
+			to->expert[rank] = (uint16_t)own;
+			to->tokens[rank] = (uint8_t)mask;
+		}
+	}
 	__syncthreads();
-	return total;
+	return __popc(firsts);
 }

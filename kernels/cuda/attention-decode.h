@@ -179,20 +179,41 @@ static __device__ __forceinline__ void merge_splits(const struct attend_job &job
 			     ((size_t)(blockIdx.x - work.split) * gridDim.y + blockIdx.y) *
 				     decode_part<D>;
 
-	for (uint32_t row = threadIdx.x; row < work.n_heads; row += DECODE_WARPS * 32) {
-		float most = -INFINITY, weight = 0;
+	constexpr uint32_t OWN = ATTEND_ROWS / DECODE_WARPS; /* rows of a warp, a lane a split */
+	const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+	float scores[OWN], weights[OWN]; /* of the first 32 splits: all are on their way together */
 
-		for (uint32_t s = 0; s < work.n_splits; s++)
-			most = fmaxf(most, __ldcg(parts + s * stride + ATTEND_ROWS * D + row));
-		for (uint32_t s = 0; s < work.n_splits; s++) {
-			const float *part = parts + s * stride;
-			const float own = __ldcg(part + ATTEND_ROWS * D + row);
+#pragma unroll
+	for (uint32_t i = 0; i < OWN; i++) {
+		const uint32_t row = i * DECODE_WARPS + warp;
+		const float *part = parts + lane * stride + ATTEND_ROWS * D + row;
+		const bool is_there = row < work.n_heads && lane < work.n_splits;
+
+		scores[i] = is_there ? __ldcg(part) : -INFINITY;
+		weights[i] = is_there ? __ldcg(part + ATTEND_ROWS) : 0;
+	}
+#pragma unroll
+	for (uint32_t i = 0; i < OWN; i++) {
+		const uint32_t row = i * DECODE_WARPS + warp;
+		const float *part = parts + ATTEND_ROWS * D + row;
+		float most = scores[i], weight = 0;
+
+		if (row >= work.n_heads)
+			break;
+		for (uint32_t s = lane + 32; s < work.n_splits; s += 32)
+			most = fmaxf(most, __ldcg(part + s * stride));
+		for (int bits = 16; bits > 0; bits /= 2)
+			most = fmaxf(most, __shfl_xor_sync(WARP_ALL, most, bits));
+		for (uint32_t s = lane; s < work.n_splits; s += 32) {
+			const float own = s < 32 ? scores[i] : __ldcg(part + s * stride);
 			const float factor = own == -INFINITY ? 0 : exp2f(own - most);
 
+			weight += factor * (s < 32 ? weights[i] : __ldcg(part + s * stride + ATTEND_ROWS));
 			factors[s * ATTEND_ROWS + row] = factor;
-			weight += factor * __ldcg(part + ATTEND_ROWS * (D + 1) + row);
 		}
-		factors[work.n_splits * ATTEND_ROWS + row] = weight;
+		weight = sum_warp(weight);
+		if (lane == 0)
+			factors[work.n_splits * ATTEND_ROWS + row] = weight;
 	}
 	__syncthreads();
 	for (uint32_t i = threadIdx.x; i < work.n_heads * (D / 4); i += DECODE_WARPS * 32) {
@@ -201,7 +222,7 @@ static __device__ __forceinline__ void merge_splits(const struct attend_job &job
 
 		if (d >= job.kv.head_dim)
 			continue;
-#pragma unroll 8
+#pragma unroll 16
 		for (uint32_t s = 0; s < work.n_splits; s++) {
 			const float4 v = __ldcg(
 				reinterpret_cast<const float4 *>(parts + s * stride + row * D + d));

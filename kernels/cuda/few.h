@@ -1,35 +1,26 @@
 /*
- * Products with 1 to 8 tokens. A block has its activations in shared memory,
+ * Products with 1 to 4 tokens, whose high and low halves share one B, the low ones
+ * in its columns 4 and on. A block has its activations in shared memory,
  * split; its warps take the tiles of a strip in turn, so each has a sum of its
  * own of every output, and these are added up in the order of the warps.
  */
 #pragma once
 
+#include "kernels/cuda/sum.h"
 #include "kernels/cuda/tile.h"
 
-#define FEW_TOKENS 8
+#define FEW_TOKENS 4
 #define FEW_WARPS 8
 #define FEW_THREADS (FEW_WARPS * 32)
 
-/* Blocks that a multiprocessor takes: one where it has no shared memory, or too few registers, for two. */
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900
-#define FEW_BLOCKS 1
-#else
-#define FEW_BLOCKS 2
-#endif
 #define FEW_FILL 4	 /* vectors of activations that a thread reads at a time */
-#define FEW_SLOTS 8	 /* strips whose sums are kept, at most, until they are added up */
+#define FEW_SLOTS 4	 /* strips whose sums are kept, at most, until they are added up */
 #define FEW_ACC (16 * 8) /* sums of a warp for a strip: a mma's d */
 #define FEW_SLOT (FEW_WARPS * FEW_ACC)
-/* Up to so many tokens the high and the low halves share one B, low ones in its columns 4 and on. */
-#define FEW_PACKED 4
 
-/* Tiles of a warp that are under way, of each of M matrices: as many as there are registers for. */
-template <int KIND, int M>
-static constexpr int few_depth = (KIND == WEIGHT_F32	? 1
-				  : KIND == WEIGHT_INT4 ? 8
-							: 4) /
-				 M;
+/* Bytes of shared memory for tiles that are under way, @depth of each warp in each of @m matrices. */
+template <int KIND, int M, int DEPTH>
+static constexpr uint32_t few_ring_bytes = FEW_WARPS *M *DEPTH *tile_bytes<KIND>;
 
 /* Bytes from row to row of @cols activations: two rows use all banks. */
 LAYOUT_FN uint32_t few_pitch(uint32_t cols)
@@ -37,20 +28,16 @@ LAYOUT_FN uint32_t few_pitch(uint32_t cols)
 	return cols * 2 + 64;
 }
 
-/* Four columns of a row, as far as there are any. */
-static __device__ __forceinline__ float4 few_columns(const float *row, uint32_t c, uint32_t cols,
-						     bool is_aligned)
-{
-	if (is_aligned && c < cols)
-		return *(const float4 *)(row + c);
-	return make_float4(c < cols ? row[c] : 0, c + 1 < cols ? row[c + 1] : 0,
-			   c + 2 < cols ? row[c + 2] : 0, c + 3 < cols ? row[c + 3] : 0);
-}
+/* How rows are normalised as they are filled in: x * factor * weight; weights NULL: not at all. */
+struct few_norm {
+	const float *weights; /* [cols], aligned to 16 bytes; cols a multiple of 4 */
+	const float *factors; /* shared: [tokens] */
+};
 
 /* Columns first … first + n (a multiple of 64) of all tokens, split: rows of high halves, then of low ones. */
 static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, const float *x,
 						uint32_t cols, uint32_t tokens, uint32_t first,
-						uint32_t n)
+						uint32_t n, const struct few_norm &norm)
 {
 	const bool is_aligned = cols % 4 == 0 && ((uintptr_t)x & 15) == 0;
 	const uint32_t quads = n / 4, all = tokens * quads;
@@ -64,7 +51,7 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 			const uint32_t i = base + j * FEW_THREADS;
 
 			if (i < all)
-				v[j] = few_columns(x + (size_t)(i / quads) * cols,
+				v[j] = four_columns(x + (size_t)(i / quads) * cols,
 						   first + i % quads * 4, cols, is_aligned);
 		}
 #pragma unroll
@@ -75,6 +62,10 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 
 			if (i >= all)
 				continue;
+			if (norm.weights && first + i % quads * 4 < cols)
+				v[j] = normed(v[j], norm.factors[i / quads],
+					      __ldg((const float4 *)(norm.weights + first +
+								     i % quads * 4)));
 			split_pair(&high.x, &low.x, v[j].x, v[j].y);
 			split_pair(&high.y, &low.y, v[j].z, v[j].w);
 			*(uint2 *)to = high;
@@ -84,25 +75,23 @@ static __device__ __forceinline__ void few_fill(char *rows, uint32_t pitch, cons
 }
 
 /* What a lane reads of rows as few_fill() leaves them. */
-template <int PARTS> struct few_rows {
+struct few_rows {
 	const char *at; /* NULL: no token */
-	uint32_t low;	/* bytes from the high to the low halves, with PARTS 2 */
 
 	__device__ __forceinline__ few_rows(const char *rows, uint32_t pitch, uint32_t tokens,
 					    uint32_t lane)
 	{
-		const uint32_t g = lane / 4, token = PARTS == 1 ? g % FEW_PACKED : g;
-		const uint32_t row = PARTS == 1 ? g / FEW_PACKED * tokens + token : token;
+		const uint32_t g = lane / 4, token = g % FEW_TOKENS;
+		const uint32_t row = g / FEW_TOKENS * tokens + token;
 
 		at = token < tokens ? rows + row * pitch + lane % 4 * 16 : NULL;
-		low = tokens * pitch;
 	}
 
-	__device__ __forceinline__ uint4 columns(uint32_t tile, int part, int group) const
+	__device__ __forceinline__ uint4 columns(uint32_t tile, int group) const
 	{
 		if (!at)
 			return make_uint4(0, 0, 0, 0);
-		return *(const uint4 *)(at + tile * (TILE_COLS * 2) + part * low + group * 64);
+		return *(const uint4 *)(at + tile * (TILE_COLS * 2) + group * 64);
 	}
 };
 
@@ -123,7 +112,6 @@ static __device__ __forceinline__ void few_leave(float *sums, uint32_t slot, boo
 }
 
 /* The sum of all warps for a row of the strip and a token. */
-template <int PARTS>
 static __device__ __forceinline__ float few_total(const float *sums, uint32_t slot, uint32_t row,
 						  uint32_t token)
 {
@@ -133,17 +121,9 @@ static __device__ __forceinline__ float few_total(const float *sums, uint32_t sl
 
 	for (uint32_t w = 0; w < FEW_WARPS; w++)
 		sum += at[w * FEW_ACC];
-	for (uint32_t w = 0; PARTS == 1 && w < FEW_WARPS; w++)
+	for (uint32_t w = 0; w < FEW_WARPS; w++)
 		sum += at[w * FEW_ACC + 2 * 4]; /* low halves: two lanes on */
 	return sum;
-}
-
-/* Bytes of shared memory that rows may take beside the slots: two blocks, of one kernel or two, share an H200's. */
-static inline uint32_t few_room(const struct dev *dev, size_t others)
-{
-	const size_t usual = 66 << 10, left = dev->shared_max - others;
-
-	return (uint32_t)(left < usual ? left : usual);
 }
 
 /* The share of block @i of @n of [0, total). */
@@ -186,68 +166,77 @@ few_after(const struct few_place &p, const struct few_span &s, uint32_t round)
 }
 
 /*
- * Computes the items of @s. Tiles that are read while others are computed are
- * always some ahead, across the ends of strips, runs and batches.
+ * Computes the items of @s. Each warp has tiles under way in a ring of its own, the
+ * next ones across the ends of strips, runs and batches.
  *
+ * ring			few_ring_bytes<KIND, M, DEPTH>
  * distance		bytes from a strip of an item to that of its second matrix
  * find(item)		the first strip
  * ready()		called once weights are on their way: fills the rows of the first run
  * fill(tile, n)	fills rows anew, with columns from that tile on
  * finish(item, n)	adds up the slots of these items
  */
-template <int KIND, int PARTS, int M, typename FIND, typename READY, typename FILL, typename FINISH>
-static __device__ __forceinline__ void few_run(const struct few_span &s, const few_rows<PARTS> &x,
-					       float *sums, ptrdiff_t distance, FIND find,
-					       READY ready, FILL fill, FINISH finish)
+template <int KIND, int M, int DEPTH, typename FIND, typename READY, typename FILL, typename FINISH>
+static __device__ __forceinline__ void few_run(const struct few_span &s, const few_rows &x,
+					       float *sums, char *ring, uint32_t groups,
+					       ptrdiff_t distance, FIND find, READY ready,
+					       FILL fill, FINISH finish)
 {
-	constexpr int DEPTH = few_depth<KIND, M>;
+	constexpr uint32_t BYTES = M * tile_bytes<KIND>;
 	const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-	struct few_place at = { s.first, 0, 0, s.first };
-	struct tile<KIND> ring[DEPTH][M];
-	struct strip from = {};
+	char *const own = ring + warp * DEPTH * BYTES;
+	struct few_place at = { s.first, 0, 0, s.first }, ahead = at;
+	uint32_t slot = 0, to = 0;
+	const char *from = NULL;
 	float acc[M][1][4] = {};
+	const auto copy = [&] {
+		if (ahead.item < s.last) {
+			const struct few_place next = few_after(ahead, s, FEW_WARPS);
+			const uint32_t number = ahead.tile + warp;
 
+			if (number < min(ahead.run + s.run_tiles, s.n_tiles))
+#pragma unroll
+				for (int m = 0; m < M; m++)
+					copy_tile<KIND>(own + to + m * tile_bytes<KIND>,
+							from + m * distance, groups, number, lane);
+			if (next.item != ahead.item && next.item < s.last)
+				from = find(next.item);
+			ahead = next;
+		}
+		copy_async_commit();
+		to = to + BYTES == DEPTH * BYTES ? 0 : to + BYTES;
+	};
+
+	static_assert(DEPTH >= 2, "one tile is copied while another one is used");
 	if (s.first < s.last)
 		from = find(s.first);
-#pragma unroll
-	for (int i = 0; i < DEPTH; i++)
-#pragma unroll
-		for (int m = 0; m < M; m++)
-			if (s.first < s.last && i * FEW_WARPS + warp < s.run_tiles)
-				load_tile(ring[i][m], { from.at + m * distance, from.groups },
-					  i * FEW_WARPS + warp, lane);
+#pragma unroll 1
+	for (int i = 0; i < DEPTH - 1; i++)
+		copy();
 	ready();
 
+#pragma unroll 1
 	while (at.item < s.last) {
-		const struct few_place next = few_after(at, s, FEW_WARPS * DEPTH);
-		const uint32_t end = min(at.run + s.run_tiles, s.n_tiles);
+		const struct few_place next = few_after(at, s, FEW_WARPS);
+		const uint32_t number = at.tile + warp;
 		const uint32_t next_end = next.item < s.last
 						  ? min(next.run + s.run_tiles, s.n_tiles)
 						  : 0;
 
-		if (next.item != at.item && next.item < s.last)
-			from = find(next.item);
-#pragma unroll
-		for (int i = 0; i < DEPTH; i++) {
-			const uint32_t tile = at.tile + i * FEW_WARPS + warp;
-			const uint32_t ahead = next.tile + i * FEW_WARPS + warp;
-
-#pragma unroll
-			for (int m = 0; m < M; m++) {
-				if (tile < end)
-					multiply<KIND, 1, PARTS>(
-						acc[m], ring[i][m], [&](int, int part, int group) {
-							return x.columns(tile - at.run, part,
-									 group);
+		copy_async_wait<DEPTH - 2>();
+		__syncwarp();
+		copy();
+		if (number < min(at.run + s.run_tiles, s.n_tiles))
+			multiply<KIND, M, 1, 1>(acc, own + slot, 2 * number + 1 < groups, lane,
+						[&](int, int, int group) {
+							return x.columns(number - at.run, group);
 						});
-				if (ahead < next_end)
-					load_tile(ring[i][m],
-						  { from.at + m * distance, from.groups }, ahead,
-						  lane);
-			}
-		}
-		for (int m = 0; m < M && next.tile == next.run; m++)
-			few_leave(sums, (at.item - at.batch) * M + m, at.run == 0, acc[m][0]);
+		slot = slot + BYTES == DEPTH * BYTES ? 0 : slot + BYTES;
+		if (next.tile == next.run)
+#pragma unroll
+			for (int m = 0; m < M; m++)
+				few_leave(sums, (at.item - at.batch) * M + m, at.run == 0,
+					  acc[m][0]);
 		if (next.run != at.run || next.batch != at.batch) {
 			__syncthreads();
 			if (next.batch != at.batch)
@@ -258,9 +247,11 @@ static __device__ __forceinline__ void few_run(const struct few_span &s, const f
 		}
 		at = next;
 	}
+	copy_async_wait<0>();
+	__syncwarp();
 }
 
-/* Shared memory of a block: slots, then rows; and how much of a row fits. On the host. */
+/* Shared memory of a block: slots, the ring, then rows; and how much of a row fits. On the host. */
 struct few_plan {
 	uint32_t blocks, slots, run_tiles;
 	size_t shared_bytes;
@@ -268,24 +259,24 @@ struct few_plan {
 
 /*
  * @n_items, @m strips each, for at most @blocks blocks; a run is all of a row,
- * or whole rounds of FEW_WARPS * depth tiles. The kernel has @others bytes of
- * shared memory besides.
+ * or whole rounds of FEW_WARPS tiles. The block may have @room bytes of shared
+ * memory, with @ring_bytes of them for the ring.
  */
-static inline struct few_plan few_plan_of(const struct dev *dev, size_t others, uint32_t n_items,
-					  uint32_t m, uint32_t blocks, uint32_t tokens,
-					  uint32_t n_tiles, uint32_t round)
+static inline struct few_plan few_plan_of(size_t room, size_t ring_bytes, uint32_t n_items,
+					  uint32_t m, uint32_t max_slots, uint32_t blocks,
+					  uint32_t tokens, uint32_t n_tiles)
 {
 	struct few_plan p = {};
-	uint32_t room, fit;
+	size_t others;
+	uint32_t fit;
 
 	p.blocks = n_items < blocks ? n_items : blocks;
 	p.slots = (n_items / p.blocks + (n_items % p.blocks != 0)) * m;
-	if (p.slots > FEW_SLOTS)
-		p.slots = FEW_SLOTS;
-	room = few_room(dev, others + p.slots * FEW_SLOT * sizeof(float));
-	fit = (room / (2 * tokens) - 64) / (TILE_COLS * 2);
-	p.run_tiles = n_tiles <= fit ? n_tiles : fit > round ? fit / round * round : fit;
-	p.shared_bytes = p.slots * FEW_SLOT * sizeof(float) +
-			 (size_t)2 * tokens * few_pitch(p.run_tiles * TILE_COLS);
+	if (p.slots > max_slots)
+		p.slots = max_slots;
+	others = ring_bytes + p.slots * FEW_SLOT * sizeof(float);
+	fit = (uint32_t)(((room - others) / (2 * tokens) - 64) / (TILE_COLS * 2));
+	p.run_tiles = n_tiles <= fit ? n_tiles : fit > FEW_WARPS ? fit / FEW_WARPS * FEW_WARPS : fit;
+	p.shared_bytes = others + (size_t)2 * tokens * few_pitch(p.run_tiles * TILE_COLS);
 	return p;
 }

@@ -1,149 +1,41 @@
-/* op_linears() for 1 to 8 tokens, and op_embed(). */
-#include "kernels/cuda/few.h"
-#include "kernels/cuda/matrix.h"
+/* op_linears() for 1 to 4 tokens, and op_embed(). */
+#include "kernels/cuda/few-linears.h"
 
-struct few_job {
-	const char *w;
-	const float *bias; /* NULL: none */
-	float *y;
-	uint32_t rows, first_strip; /* of all jobs' strips behind one another */
-	bool add;
-};
-
-struct few_linears {
-	struct few_job jobs[OP_LINEARS_MAX];
-	const float *x;
-	uint32_t n_jobs, n_strips, tokens, cols;
-	uint32_t slots, run_tiles; /* as planned */
-};
-
-static __device__ __forceinline__ const struct few_job &job_of(const struct few_linears &g,
-							       uint32_t strip)
-{
-	uint32_t i = 0;
-
-	while (i + 1 < g.n_jobs && strip >= g.jobs[i + 1].first_strip)
-		i++;
-	return g.jobs[i];
-}
-
-template <int KIND>
-static __device__ __forceinline__ struct strip find_strip(const struct few_linears &g,
-							  uint32_t number, uint32_t lane)
-{
-	const struct few_job &job = job_of(g, number);
-
-	return strip_of<KIND>(job.w, number - job.first_strip, groups_of(g.cols), lane);
-}
-
-/* Adds up @n strips and writes their rows of y. */
-template <int PARTS>
-static __device__ __forceinline__ void write_strips(const struct few_linears &g, const float *sums,
-						    uint32_t first, uint32_t n)
-{
-	for (uint32_t i = threadIdx.x; i < n * STRIP_ROWS * g.tokens; i += FEW_THREADS) {
-		const uint32_t token = i / STRIP_ROWS % g.tokens;
-		const uint32_t slot = i / STRIP_ROWS / g.tokens;
-		const struct few_job &job = job_of(g, first + slot);
-		const uint32_t row = (first + slot - job.first_strip) * STRIP_ROWS + i % STRIP_ROWS;
-		float *y = job.y + (size_t)token * job.rows + row;
-		float sum;
-
-		if (row >= job.rows)
-			continue;
-		sum = few_total<PARTS>(sums, slot, i % STRIP_ROWS, token);
-		if (job.bias)
-			sum += job.bias[row];
-		*y = job.add ? *y + sum : sum;
-	}
-}
-
-template <int KIND, int PARTS>
+template <int KIND, int DEPTH>
 static __global__ void __launch_bounds__(FEW_THREADS, 2) k_linears_few(const struct few_linears g)
 {
-	const uint32_t n_tiles = tiles_of(g.cols), lane = threadIdx.x % 32;
-	const uint32_t pitch = few_pitch(g.run_tiles * TILE_COLS);
-	float *sums = shared_memory<float>();
-	char *rows = (char *)(sums + g.slots * FEW_SLOT);
-	const struct few_span span = { few_share(g.n_strips, blockIdx.x, gridDim.x),
-				       few_share(g.n_strips, blockIdx.x + 1, gridDim.x), g.slots,
-				       n_tiles, g.run_tiles };
-	const auto fill = [&](uint32_t tile, uint32_t n) {
-		few_fill(rows, pitch, g.x, g.cols, g.tokens, tile * TILE_COLS, n * TILE_COLS);
-	};
-
 	pdl_release();
-	few_run<KIND, PARTS, 1>(
-		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums, 0,
-		[&](uint32_t number) { return find_strip<KIND>(g, number, lane); },
-		[&] {
-			pdl_wait();
-			fill(0, g.run_tiles);
-			__syncthreads();
-		},
-		fill, [&](uint32_t first, uint32_t n) { write_strips<PARTS>(g, sums, first, n); });
+	run_linears<KIND, DEPTH>(g, {}, [] { pdl_wait(); }, [](uint32_t, uint32_t) {});
 }
 
-template <int KIND, int PARTS> static int launch_few(struct stream *st, struct few_linears *g)
+template <int KIND, int DEPTH> static int launch_few(struct stream *st, struct few_linears *g)
 {
-	const struct few_plan plan = few_plan_of(st->dev, 0, g->n_strips, 1, st->dev->n_sm,
-						 g->tokens, tiles_of(g->cols),
-						 FEW_WARPS * few_depth<KIND, 1>);
+	const struct few_plan plan = few_linears_plan<KIND, DEPTH>(st->dev, g);
 
-	g->slots = plan.slots;
-	g->run_tiles = plan.run_tiles;
-	return launch(st, LAUNCH_PDL, k_linears_few<KIND, PARTS>, plan.blocks, FEW_THREADS,
+	return launch(st, LAUNCH_PDL, k_linears_few<KIND, DEPTH>, plan.blocks, FEW_THREADS,
 		      plan.shared_bytes, *g);
-}
-
-template <int KIND> static int launch_kind(struct stream *st, struct few_linears *g)
-{
-	return g->tokens <= FEW_PACKED ? launch_few<KIND, 1>(st, g) : launch_few<KIND, 2>(st, g);
 }
 
 /* The jobs of one kind, in one launch. */
 static int linears_few(struct stream *st, enum weight_kind kind, const struct linear_job *jobs,
 		       uint32_t n_jobs, const struct tensor *x)
 {
-	struct few_linears g = {};
+	struct few_linears g = few_linears_of(kind, jobs, n_jobs, x);
 
-	g.x = (const float *)x->data;
-	g.tokens = x->shape[1];
-	g.cols = x->shape[2];
-	for (const struct linear_job *job = jobs; job < jobs + n_jobs; job++) {
-		if (job->w->kind != kind)
-			continue;
-		g.jobs[g.n_jobs++] = { (const char *)job->w->data,
-				       (const float *)job->bias.data,
-				       (float *)job->y.data,
-				       job->w->rows,
-				       g.n_strips,
-				       job->add };
-		g.n_strips += strips_of(job->w->rows);
-	}
 	if (g.n_jobs == 0)
 		return 0;
 	switch (kind) {
 	case WEIGHT_BF16:
-		return launch_kind<WEIGHT_BF16>(st, &g);
+		return st->dev->shared_max < SHARED_OF_MANY
+			       ? launch_few<WEIGHT_BF16, 3>(st, &g)
+			       : launch_few<WEIGHT_BF16, 6>(st, &g);
 	case WEIGHT_F32:
-		return launch_kind<WEIGHT_F32>(st, &g);
+		return launch_few<WEIGHT_F32, 2>(st, &g);
 	case WEIGHT_INT4:
-		return launch_kind<WEIGHT_INT4>(st, &g);
+		return launch_few<WEIGHT_INT4, 12>(st, &g);
 	default:
-		return launch_kind<WEIGHT_INT4_F32>(st, &g);
+		return launch_few<WEIGHT_INT4_F32, 10>(st, &g);
 	}
-}
-
-static bool job_fits(const struct linear_job *job, const struct tensor *x)
-{
-	const struct weight *w = job->w;
-
-	if (!w->rows || !weight_is_whole(w, w->rows, x->shape[2]))
-		return false;
-	if (job->bias.data && !is_batch(&job->bias, 1, w->rows))
-		return false;
-	return is_batch(&job->y, x->shape[1], w->rows);
 }
 
 int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
@@ -159,7 +51,7 @@ int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs
 	if (!x->data)
 		return -EINVAL;
 	for (uint32_t i = 0; i < n_jobs; i++)
-		if (!job_fits(&jobs[i], x))
+		if (!linear_job_fits(&jobs[i], x))
 			return -EINVAL;
 	if (tokens > FEW_TOKENS)
 		return linears_many(st, jobs, n_jobs, x);

@@ -16,6 +16,17 @@ static inline bool is_batch(const struct tensor *t, uint32_t tokens, uint32_t co
 	       t->shape[2] == cols && (t->data || !tokens);
 }
 
+static inline bool linear_job_fits(const struct linear_job *job, const struct tensor *x)
+{
+	const struct weight *w = job->w;
+
+	if (!w->rows || !weight_is_whole(w, w->rows, x->shape[2]))
+		return false;
+	if (job->bias.data && !is_batch(&job->bias, 1, w->rows))
+		return false;
+	return is_batch(&job->y, x->shape[1], w->rows);
+}
+
 /* Takes @bytes off the scratch at *@at (offset, rounded up to 256); NULL if it does not fit. */
 static inline void *matrix_scratch_take(const struct stream *st, size_t *at, size_t bytes)
 {
@@ -43,20 +54,53 @@ size_t matrix_scratch(const struct dev *dev, const struct op_limits *limits);
 size_t split_bytes(size_t rows, uint32_t cols);
 int split_rows(struct stream *st, uint16_t *to, const float *x, uint32_t rows, uint32_t cols);
 
-/* op_linears() with more tokens than 8: jobs of any kinds, checked. */
+/* op_linears() with more tokens than 4: jobs of any kinds, checked. */
 int linears_many(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs,
 		 const struct tensor *x);
 size_t linears_many_scratch(const struct dev *dev, uint32_t tokens, uint32_t cols);
 
-/* op_moe() once it is checked; the first for 1 to 8 tokens, if moe_is_few(). */
+/* One matrix of every expert, at equal distances. */
+struct experts {
+	const char *first;
+	size_t stride;
+};
+struct experts experts_of(const struct weight *w, uint32_t n);
+/* Whether all routed experts are so, in int4, and the shared one, if there is any, BF16. */
+bool moe_is_regular(const struct moe_weights *w, uint32_t top_k);
+
+/*
+ * op_moe() once it is checked: the first for 1 to 4 tokens, if moe_is_few(), the
+ * second for any number, if moe_is_regular().
+ */
 bool moe_is_few(const struct dev *dev, const struct moe_weights *w, uint32_t tokens,
 		uint32_t top_k);
 int moe_few(struct stream *st, const struct tensor *y, const struct tensor *x,
 	    const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen,
 	    const float *weights);
+int moe_tiles(struct stream *st, const struct tensor *y, const struct tensor *x,
+	      const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen,
+	      const float *weights);
 int moe_many(struct stream *st, const struct tensor *y, const struct tensor *x,
 	     const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen,
 	     const float *weights);
+
+/* Scratch that moe_tiles() and moe_many() have in common. */
+struct moe_room {
+	uint16_t *x, *h, *shared_h;
+	float *out, *shared_out; /* [tokens][top_k][n_rows], [tokens][n_rows] */
+	uint32_t *lists, *counts; /* [experts][tokens], [experts]: the choices that fell on each */
+	void *items;	 /* of moe_tiles() */
+	void *tables;	 /* of moe_many() */
+	uint32_t n_rows; /* of down at a time */
+};
+/* False if the stream's scratch is too small. */
+bool moe_take_room(const struct stream *st, struct moe_room *ret, uint32_t tokens, uint32_t top_k,
+		   uint32_t experts, uint32_t dim, uint32_t ffn_dim, uint32_t shared_dim);
+size_t moe_items_bytes(uint32_t choices, uint32_t experts);
+/* y, rows first … first + n_rows, += the choices of each token by rising expert, then the shared one. */
+int moe_add_up(struct stream *st, const struct tensor *y, const struct moe_room *room,
+	       uint32_t top_k, uint32_t experts, uint32_t shared_dim, const uint32_t *chosen,
+	       const float *weights, uint32_t first, uint32_t n_rows);
 size_t moe_few_scratch(const struct op_limits *limits);
 size_t moe_many_scratch(const struct op_limits *limits);
 size_t router_scratch(const struct op_limits *limits);

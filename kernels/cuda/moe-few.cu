@@ -1,19 +1,27 @@
 /*
- * op_moe() and op_mlp() for 1 to 8 tokens, routed experts int4 and the rest
+ * op_moe() and op_mlp() for 1 or 2 tokens, routed experts int4 and the rest
  * BF16. One kernel computes gate and up of all experts, and of the shared one,
  * whose weights are known before the router has chosen; one adds up down.
  */
 #include "kernels/cuda/active.h"
 #include "kernels/cuda/matrix.h"
 
-#define TOKENS_COLUMNS 8 /* of a mma's B */
-#define DOWN_DEPTH 6	 /* int4 tiles of a warp that are under way in down */
+#define MOE_FEW_TOKENS 2
+/* Tiles of a warp that are under way, so that two blocks fit into a multiprocessor */
+#define UP_DEPTH 7
+#define SHARED_UP_DEPTH 2
+#define DOWN_DEPTH 12
+#define SHARED_DOWN_DEPTH 3
+#define UP_RING (64 << 10)
+#define DOWN_RING (54 << 10)
+#define UP_SLOTS 2
+#define BLOCK_ROOM (110 << 10) /* bytes of shared memory, where there are so many */
 
-/* One matrix of every expert, at equal distances. */
-struct experts {
-	const char *first;
-	size_t stride;
-};
+static_assert(few_ring_bytes<WEIGHT_INT4, 2, UP_DEPTH> <= UP_RING &&
+		      few_ring_bytes<WEIGHT_BF16, 2, SHARED_UP_DEPTH> <= UP_RING &&
+		      few_ring_bytes<WEIGHT_INT4, 1, DOWN_DEPTH> <= DOWN_RING &&
+		      few_ring_bytes<WEIGHT_BF16, 1, SHARED_DOWN_DEPTH> <= DOWN_RING,
+	      "both rings have the same place");
 
 struct moe_few {
 	struct experts gate, up, down;
@@ -40,7 +48,6 @@ static __device__ __forceinline__ uint16_t *h_row(const struct moe_few &g, uint3
 }
 
 /* Row @row of h gets its columns that a strip of gate and up made, and the last strip the padding. */
-template <int PARTS>
 static __device__ __forceinline__ void write_hidden(const struct moe_few &g, const float *sums,
 						    uint32_t item, uint32_t strip, uint32_t token,
 						    uint32_t row, uint32_t ffn_dim, uint32_t i)
@@ -50,8 +57,8 @@ static __device__ __forceinline__ void write_hidden(const struct moe_few &g, con
 	float value = 0;
 
 	if (at < ffn_dim)
-		value = silu(few_total<PARTS>(sums, item * 2, i, token)) *
-			few_total<PARTS>(sums, item * 2 + 1, i, token);
+		value = silu(few_total(sums, item * 2, i, token)) *
+			few_total(sums, item * 2 + 1, i, token);
 	split_pair(&high, &low, value, 0);
 	h_row(g, row, 0)[at] = (uint16_t)high;
 	h_row(g, row, 1)[at] = (uint16_t)low;
@@ -63,7 +70,6 @@ static __device__ __forceinline__ uint32_t rows_to_write(uint32_t strip, uint32_
 					      : padded_cols(ffn_dim) - strip * STRIP_ROWS;
 }
 
-template <int PARTS>
 static __device__ __forceinline__ void finish_shared(const struct moe_few &g, const float *sums,
 						     uint32_t first, uint32_t n)
 {
@@ -71,12 +77,11 @@ static __device__ __forceinline__ void finish_shared(const struct moe_few &g, co
 		const uint32_t rows = rows_to_write(first + item, g.shared_dim);
 
 		for (uint32_t i = threadIdx.x; i < rows * g.tokens; i += FEW_THREADS)
-			write_hidden<PARTS>(g, sums, item, first + item, i / rows,
+			write_hidden(g, sums, item, first + item, i / rows,
 					    g.tokens * g.top_k + i / rows, g.shared_dim, i % rows);
 	}
 }
 
-template <int PARTS>
 static __device__ __forceinline__ void finish_routed(const struct moe_few &g, const float *sums,
 						     const struct active &active, uint32_t first,
 						     uint32_t n)
@@ -91,7 +96,7 @@ static __device__ __forceinline__ void finish_routed(const struct moe_few &g, co
 			const uint32_t token = i / rows;
 
 			if (active.tokens[a] >> token & 1)
-				write_hidden<PARTS>(g, sums, item, strip, token,
+				write_hidden(g, sums, item, strip, token,
 						    token * g.top_k + active.choice[a][token],
 						    g.ffn_dim, i % rows);
 		}
@@ -118,8 +123,7 @@ static __device__ __forceinline__ uint32_t routed_share(const struct moe_few &g,
 				      (uint64_t)n_items);
 }
 
-template <int PARTS>
-static __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS) k_moe_up_few(const struct moe_few g)
+static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_up_few(const struct moe_few g)
 {
 	__shared__ struct active active;
 	const uint32_t n_shared = g.shared_gate ? strips_of(g.shared_dim) : 0;
@@ -127,51 +131,49 @@ static __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS) k_moe_up_few(c
 	const uint32_t groups = groups_of(g.dim), lane = threadIdx.x % 32;
 	const uint32_t pitch = few_pitch(g.up_run * TILE_COLS);
 	float *sums = shared_memory<float>();
-	char *rows = (char *)(sums + g.up_slots * FEW_SLOT);
-	const few_rows<PARTS> x(rows, pitch, g.tokens, lane);
+	char *ring = (char *)(sums + g.up_slots * FEW_SLOT), *rows = ring + UP_RING;
+	const few_rows x(rows, pitch, g.tokens, lane);
 	struct few_span span = { few_share(n_shared, blockIdx.x, gridDim.x),
 				 few_share(n_shared, blockIdx.x + 1, gridDim.x), g.up_slots / 2,
 				 n_tiles, g.up_run };
 	const bool has_shared = span.first < span.last;
 	uint32_t n_items = 0;
 	const auto fill = [&](uint32_t tile, uint32_t n) {
-		few_fill(rows, pitch, g.x, g.dim, g.tokens, tile * TILE_COLS, n * TILE_COLS);
+		few_fill(rows, pitch, g.x, g.dim, g.tokens, tile * TILE_COLS, n * TILE_COLS,
+			 {});
 	};
 
 	pdl_release();
-	few_run<WEIGHT_BF16, PARTS, 2>(
-		span, x, sums, g.shared_up - g.shared_gate,
-		[&](uint32_t item) {
-			return strip_of<WEIGHT_BF16>(g.shared_gate, item, groups, lane);
-		},
+	few_run<WEIGHT_BF16, 2, SHARED_UP_DEPTH>(
+		span, x, sums, ring, groups, g.shared_up - g.shared_gate,
+		[&](uint32_t item) { return strip_at<WEIGHT_BF16>(g.shared_gate, item, groups); },
 		[&] {
 			pdl_wait();
 			n_items = active_find(&active, g.chosen, g.tokens, g.top_k, g.experts) *
 				  strips;
-			fill(0, g.up_run);
+			if (has_shared)
+				fill(0, g.up_run);
 			__syncthreads();
 		},
-		fill, [&](uint32_t first, uint32_t n) { finish_shared<PARTS>(g, sums, first, n); });
+		fill, [&](uint32_t first, uint32_t n) { finish_shared(g, sums, first, n); });
 
 	span.first = routed_share(g, n_items, blockIdx.x);
 	span.last = routed_share(g, n_items, blockIdx.x + 1);
-	few_run<WEIGHT_INT4, PARTS, 2>(
-		span, x, sums, g.up.first - g.gate.first,
+	few_run<WEIGHT_INT4, 2, UP_DEPTH>(
+		span, x, sums, ring, groups, g.up.first - g.gate.first,
 		[&](uint32_t item) {
-			return strip_of<WEIGHT_INT4>(g.gate.first + active.expert[item / strips] *
+			return strip_at<WEIGHT_INT4>(g.gate.first + active.expert[item / strips] *
 									    g.gate.stride,
-						     item % strips, groups, lane);
+						     item % strips, groups);
 		},
 		[&] {
-			if (!has_shared || g.up_run == n_tiles)
+			if (has_shared && g.up_run == n_tiles)
 				return;
 			fill(0, g.up_run);
 			__syncthreads();
 		},
 		fill,
-		[&](uint32_t first, uint32_t n) {
-			finish_routed<PARTS>(g, sums, active, first, n);
-		});
+		[&](uint32_t first, uint32_t n) { finish_routed(g, sums, active, first, n); });
 }
 
 /* Columns of @n rows of h from @first_tile on, to rows of few_rows: halves of each row apart. */
@@ -180,17 +182,28 @@ static __device__ __forceinline__ void copy_hidden(char *rows, uint32_t pitch,
 						   const struct moe_few &g, uint32_t n,
 						   uint32_t first_tile, uint32_t n_tiles, ROW row)
 {
-	const uint32_t chunks = n_tiles * 8;
+	const uint32_t chunks = n_tiles * 8, all = 2 * n * chunks;
 
-#pragma unroll 1 /* registers are full of weights */
-	for (uint32_t i = threadIdx.x; i < 2 * n * chunks; i += FEW_THREADS) {
-		const uint32_t to = i / chunks, chunk = i % chunks;
+#pragma unroll 1
+	for (uint32_t base = threadIdx.x; base < all; base += FEW_FILL * FEW_THREADS) {
+		uint4 v[FEW_FILL]; /* on their way together */
 
-		copy_async(rows + to * pitch + chunk * 16,
-			   h_row(g, row(to % n), to >= n) + first_tile * TILE_COLS + chunk * 8);
+#pragma unroll
+		for (uint32_t j = 0; j < FEW_FILL; j++) {
+			const uint32_t i = base + j * FEW_THREADS, to = i / chunks;
+
+			if (i < all)
+				v[j] = *(const uint4 *)(h_row(g, row(to % n), to >= n) +
+							first_tile * TILE_COLS + i % chunks * 8);
+		}
+#pragma unroll
+		for (uint32_t j = 0; j < FEW_FILL; j++) {
+			const uint32_t i = base + j * FEW_THREADS;
+
+			if (i < all)
+				*(uint4 *)(rows + i / chunks * pitch + i % chunks * 16) = v[j];
+		}
 	}
-	copy_async_commit();
-	copy_async_wait<0>();
 }
 
 /* A warp's way through the tiles of several experts behind one another. */
@@ -259,52 +272,56 @@ static __device__ __forceinline__ uint32_t hidden_row(const struct moe_few &g,
 }
 
 /* Sums of down for experts first … end - 1 and strips batch … last - 1, added to their slots. */
-template <int PARTS>
 static __device__ __forceinline__ void
-run_experts(const struct moe_few &g, struct down_tables *t, float *sums, char *rows, uint32_t batch,
-	    uint32_t last, uint32_t first, uint32_t end, uint32_t n_rows, bool is_first)
+run_experts(const struct moe_few &g, struct down_tables *t, float *sums, char *ring, char *rows,
+	    uint32_t batch, uint32_t last, uint32_t first, uint32_t end, uint32_t n_rows,
+	    bool is_first)
 {
-	constexpr int DEPTH = DOWN_DEPTH;
+	constexpr uint32_t BYTES = tile_bytes<WEIGHT_INT4>;
 	const uint32_t lane = threadIdx.x % 32, g_lane = lane / 4;
 	const uint32_t n_tiles = tiles_of(g.ffn_dim), groups = groups_of(g.ffn_dim);
 	const uint32_t pitch = few_pitch(n_tiles * TILE_COLS);
-	const uint32_t rounds = ((end - first) * n_tiles + FEW_WARPS * DEPTH - 1) /
-				(FEW_WARPS * DEPTH);
-	const uint32_t token = PARTS == 1 ? g_lane % FEW_PACKED : g_lane;
-	const uint32_t part = PARTS == 1 ? g_lane / FEW_PACKED : 0;
-	const uint32_t column = lane % 4 * 2 % (PARTS == 1 ? FEW_PACKED : TOKENS_COLUMNS);
-	struct tile<WEIGHT_INT4> ring[DEPTH];
+	const uint32_t token = g_lane % FEW_TOKENS, part = g_lane / FEW_TOKENS;
+	const uint32_t column = lane % 4 * 2 % FEW_TOKENS;
 	const struct few_stride by = { FEW_WARPS / n_tiles, FEW_WARPS % n_tiles, n_tiles };
 	struct few_walk ahead = walk_from(first, n_tiles);
-	const auto load = [&](int i, uint32_t strip) {
-		if (ahead.a < end)
-			load_tile(ring[i],
-				  strip_of<WEIGHT_INT4>(g.down.first + t->active.expert[ahead.a] *
-									       g.down.stride,
-							strip, groups, lane),
-				  ahead.tile, lane);
+	char *const own = ring + threadIdx.x / 32 * DOWN_DEPTH * BYTES;
+	uint32_t strip_ahead = batch, slot = 0, to = 0;
+	const auto copy = [&] {
+		if (ahead.a >= end) {
+			ahead = walk_from(first, n_tiles);
+			strip_ahead++;
+		}
+		if (ahead.a < end && strip_ahead < last)
+			copy_tile<WEIGHT_INT4>(
+				own + to,
+				strip_at<WEIGHT_INT4>(g.down.first + t->active.expert[ahead.a] *
+									      g.down.stride,
+						      strip_ahead, groups),
+				groups, ahead.tile, lane);
 		walk_on(&ahead, by);
+		copy_async_commit();
+		to = to + BYTES == DOWN_DEPTH * BYTES ? 0 : to + BYTES;
 	};
 
-#pragma unroll
-	for (int i = 0; i < DEPTH; i++)
-		load(i, batch);
+#pragma unroll 1
+	for (int i = 0; i < DOWN_DEPTH - 1; i++)
+		copy();
 	copy_hidden(rows, pitch, g, n_rows, 0, n_tiles,
 		    [&](uint32_t i) { return hidden_row(g, *t, first, i); });
 	__syncthreads();
 
 	for (uint32_t strip = batch; strip < last; strip++) {
-		struct few_walk at = walk_from(first, n_tiles);
 		uint32_t of = first;
 		const char *row = NULL;
-		float out[4] = {}, acc[1][4] = {};
+		float out[4] = {}, acc[1][1][4] = {};
 		const auto turn_to = [&](uint32_t a) {
 			const uint32_t mask = a < end ? t->active.tokens[a] : 0;
 			const float *w = &t->weights[of][column];
 
 			for (int i = 0; i < 4; i++) {
-				out[i] = fmaf(acc[0][i], w[i % 2], out[i]);
-				acc[0][i] = 0;
+				out[i] = fmaf(acc[0][0][i], w[i % 2], out[i]);
+				acc[0][0][i] = 0;
 			}
 			of = a;
 			row = mask >> token & 1 ? rows +
@@ -316,39 +333,29 @@ run_experts(const struct moe_few &g, struct down_tables *t, float *sums, char *r
 		};
 
 		turn_to(first);
-		for (uint32_t round = 0; round < rounds; round++) {
-			const bool ends = round + 1 == rounds;
-
-			if (ends)
-				ahead = walk_from(first, n_tiles);
-#pragma unroll
-			for (int i = 0; i < DEPTH; i++) {
-				if (at.a < end) {
-					if (at.a != of)
-						turn_to(at.a);
-					multiply<WEIGHT_INT4, 1, PARTS>(
-						acc, ring[i], [&](int, int half, int group) {
-							return row ? *(const uint4
-									       *)(row +
-										  half * n_rows *
-											  pitch +
-										  at.tile * 128 +
-										  group * 64)
-								   : make_uint4(0, 0, 0, 0);
-						});
-				}
-				walk_on(&at, by);
-				if (!ends || strip + 1 < last)
-					load(i, ends ? strip + 1 : strip);
-			}
+#pragma unroll 1
+		for (struct few_walk at = walk_from(first, n_tiles); at.a < end; walk_on(&at, by)) {
+			copy_async_wait<DOWN_DEPTH - 2>();
+			__syncwarp();
+			copy();
+			if (at.a != of)
+				turn_to(at.a);
+			multiply<WEIGHT_INT4, 1, 1, 1>(
+				acc, own + slot, 2 * at.tile + 1 < groups, lane,
+				[&](int, int, int group) {
+					return row ? *(const uint4 *)(row + at.tile * 128 +
+								      group * 64)
+						   : make_uint4(0, 0, 0, 0);
+				});
+			slot = slot + BYTES == DOWN_DEPTH * BYTES ? 0 : slot + BYTES;
 		}
 		turn_to(end);
 		few_leave(sums, strip - batch, is_first, out);
 	}
+	copy_async_wait<0>();
 	__syncthreads();
 }
 
-template <int PARTS>
 static __device__ __forceinline__ void add_to_y(const struct moe_few &g, const float *sums,
 						uint32_t first, uint32_t n)
 {
@@ -357,7 +364,7 @@ static __device__ __forceinline__ void add_to_y(const struct moe_few &g, const f
 		const uint32_t row = (first + slot) * STRIP_ROWS + i % STRIP_ROWS;
 
 		if (row < g.dim)
-			g.y[(size_t)token * g.dim + row] += few_total<PARTS>(sums, slot,
+			g.y[(size_t)token * g.dim + row] += few_total(sums, slot,
 									     i % STRIP_ROWS, token);
 	}
 }
@@ -382,7 +389,6 @@ static __device__ __forceinline__ uint32_t fill_tables(const struct moe_few &g,
 }
 
 /* A block has slots for all of its strips. */
-template <int PARTS>
 static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const struct moe_few g)
 {
 	__shared__ struct down_tables tables;
@@ -392,7 +398,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const st
 	const uint32_t lane = threadIdx.x % 32, shared_row = g.tokens * g.top_k;
 	const uint32_t groups = groups_of(g.shared_dim);
 	float *sums = shared_memory<float>();
-	char *rows = (char *)(sums + g.down_slots * FEW_SLOT);
+	char *ring = (char *)(sums + g.down_slots * FEW_SLOT), *rows = ring + DOWN_RING;
 	uint32_t n_active = 0;
 	const auto fill = [&](uint32_t tile, uint32_t n) {
 		copy_hidden(rows, pitch, g, g.tokens, tile, n,
@@ -402,11 +408,9 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const st
 				       tiles_of(g.shared_dim), g.shared_run };
 
 	pdl_release();
-	few_run<WEIGHT_BF16, PARTS, 1>(
-		span, few_rows<PARTS>(rows, pitch, g.tokens, lane), sums, 0,
-		[&](uint32_t item) {
-			return strip_of<WEIGHT_BF16>(g.shared_down, item, groups, lane);
-		},
+	few_run<WEIGHT_BF16, 1, SHARED_DOWN_DEPTH>(
+		span, few_rows(rows, pitch, g.tokens, lane), sums, ring, groups, 0,
+		[&](uint32_t item) { return strip_at<WEIGHT_BF16>(g.shared_down, item, groups); },
 		[&] {
 			pdl_wait();
 			n_active = fill_tables(g, &tables);
@@ -419,37 +423,16 @@ static __global__ void __launch_bounds__(FEW_THREADS, 2) k_moe_down_few(const st
 	for (uint32_t a = 0, next, n_rows; a < n_active; a = next) {
 		next = take_experts(&tables, g.room_rows, a, n_active, &n_rows);
 		__syncthreads();
-		run_experts<PARTS>(g, &tables, sums, rows, first, last, a, next, n_rows,
-				   !g.shared_down && a == 0);
+		run_experts(g, &tables, sums, ring, rows, first, last, a, next, n_rows,
+			    !g.shared_down && a == 0);
 	}
 	if (g.shared_down || n_active)
-		add_to_y<PARTS>(g, sums, first, last - first);
-}
-
-/* Whether matrices of one kind and size are at equal distances. */
-static bool is_regular(const struct weight *w, uint32_t n)
-{
-	const ptrdiff_t stride = n > 1 ? (const char *)w[1].data - (const char *)w[0].data : 0;
-
-	if (stride < 0)
-		return false;
-	for (uint32_t e = 0; e < n; e++)
-		if (w[e].kind != WEIGHT_INT4 || w[e].rows != w[0].rows || w[e].cols != w[0].cols ||
-		    (const char *)w[e].data != (const char *)w[0].data + e * stride)
-			return false;
-	return true;
+		add_to_y(g, sums, first, last - first);
 }
 
 static uint32_t max_of(uint32_t a, uint32_t b)
 {
 	return a > b ? a : b;
-}
-
-static struct experts experts_of(const struct weight *w, uint32_t n)
-{
-	const char *first = (const char *)w[0].data;
-
-	return { first, n > 1 ? (size_t)((const char *)w[1].data - first) : 0 };
 }
 
 static uint32_t ffn_dim_of(const struct moe_weights *w, uint32_t top_k)
@@ -462,26 +445,26 @@ static uint32_t shared_dim_of(const struct moe_weights *w)
 	return w->shared_gate.kind == WEIGHT_NONE ? 0 : w->shared_gate.rows;
 }
 
-/* Rows of h that a block of down can hold beside its slots. */
-static uint32_t room_rows(const struct dev *dev, uint32_t ffn_dim)
+/* Bytes of shared memory that a block takes besides what is static: two fit, where a multiprocessor has many. */
+static uint32_t block_room(const struct dev *dev)
 {
-	return few_room(dev, FEW_SLOTS * FEW_SLOT * sizeof(float) + sizeof(struct down_tables)) /
-	       (2 * few_pitch(padded_cols(ffn_dim)));
+	const size_t most = dev->shared_max - 2048;
+
+	return (uint32_t)(most < BLOCK_ROOM ? most : BLOCK_ROOM);
+}
+
+/* Rows of h that a block of down can hold beside its slots. */
+static uint32_t room_rows(const struct dev *dev, uint32_t ffn_dim, uint32_t slots)
+{
+	const uint32_t others = DOWN_RING + slots * FEW_SLOT * (uint32_t)sizeof(float);
+
+	return (block_room(dev) - others) / (2 * few_pitch(padded_cols(ffn_dim)));
 }
 
 bool moe_is_few(const struct dev *dev, const struct moe_weights *w, uint32_t tokens, uint32_t top_k)
 {
-	if (tokens > FEW_TOKENS || tokens * top_k > ACTIVE_MAX)
-		return false;
-	if (w->shared_gate.kind != WEIGHT_NONE &&
-	    (w->shared_gate.kind != WEIGHT_BF16 || w->shared_up.kind != WEIGHT_BF16 ||
-	     w->shared_down.kind != WEIGHT_BF16))
-		return false;
-	if (top_k == 0)
-		return true;
-	return is_regular(w->gate, w->experts) && is_regular(w->up, w->experts) &&
-	       experts_of(w->gate, w->experts).stride == experts_of(w->up, w->experts).stride &&
-	       is_regular(w->down, w->experts) && room_rows(dev, w->gate[0].rows) >= tokens;
+	return tokens <= MOE_FEW_TOKENS && tokens * top_k <= ACTIVE_MAX && moe_is_regular(w, top_k) &&
+	       (top_k == 0 || room_rows(dev, w->gate[0].rows, FEW_SLOTS) >= tokens);
 }
 
 static uint32_t hidden_cols(uint32_t ffn_dim, uint32_t shared_dim)
@@ -491,12 +474,12 @@ static uint32_t hidden_cols(uint32_t ffn_dim, uint32_t shared_dim)
 
 size_t moe_few_scratch(const struct op_limits *l)
 {
-	const uint32_t tokens = l->tokens < FEW_TOKENS ? l->tokens : FEW_TOKENS;
+	const uint32_t tokens = l->tokens < MOE_FEW_TOKENS ? l->tokens : MOE_FEW_TOKENS;
 
 	return split_bytes((size_t)tokens * (l->top_k + 1), l->ffn_dim) + 256;
 }
 
-template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
+static int launch_moe(struct stream *st, struct moe_few *g)
 {
 	const uint32_t blocks = 2 * st->dev->n_sm, strips = strips_of(g->dim);
 	const uint32_t most = strips_of(g->shared_dim) +
@@ -505,31 +488,29 @@ template <int PARTS> static int launch_moe(struct stream *st, struct moe_few *g)
 	size_t routed = 0;
 	int r;
 
-	up = few_plan_of(st->dev, sizeof(struct active), most, 2, blocks, g->tokens,
-			 tiles_of(g->dim), FEW_WARPS * few_depth<WEIGHT_INT4, 2>);
+	up = few_plan_of(block_room(st->dev), UP_RING, most, 2, UP_SLOTS, blocks, g->tokens,
+			 tiles_of(g->dim));
 	g->up_slots = up.slots;
 	g->up_run = up.run_tiles;
-	r = launch(st, LAUNCH_PDL, k_moe_up_few<PARTS>, up.blocks, FEW_THREADS, up.shared_bytes,
-		   *g);
+	r = launch(st, LAUNCH_PDL, k_moe_up_few, up.blocks, FEW_THREADS, up.shared_bytes, *g);
 	if (r < 0)
 		return r;
 
-	down = few_plan_of(st->dev, sizeof(struct down_tables), strips, 1,
+	down = few_plan_of(block_room(st->dev), DOWN_RING, strips, 1, FEW_SLOTS,
 			   max_of(blocks, ceil_div(strips, FEW_SLOTS)), g->tokens,
-			   g->shared_dim ? tiles_of(g->shared_dim) : 1,
-			   FEW_WARPS * few_depth<WEIGHT_BF16, 1>);
+			   g->shared_dim ? tiles_of(g->shared_dim) : 1);
 	g->down_slots = down.slots;
 	g->shared_run = down.run_tiles;
 	if (g->top_k) {
 		const uint32_t n = g->tokens * g->top_k;
 
-		g->room_rows = room_rows(st->dev, g->ffn_dim);
+		g->room_rows = room_rows(st->dev, g->ffn_dim, down.slots);
 		if (g->room_rows > n)
 			g->room_rows = n;
-		routed = down.slots * FEW_SLOT * sizeof(float) +
+		routed = DOWN_RING + down.slots * FEW_SLOT * sizeof(float) +
 			 (size_t)2 * g->room_rows * few_pitch(padded_cols(g->ffn_dim));
 	}
-	return launch(st, LAUNCH_PDL, k_moe_down_few<PARTS>, down.blocks, FEW_THREADS,
+	return launch(st, LAUNCH_PDL, k_moe_down_few, down.blocks, FEW_THREADS,
 		      routed > down.shared_bytes ? routed : down.shared_bytes, *g);
 }
 
@@ -565,5 +546,5 @@ int moe_few(struct stream *st, const struct tensor *y, const struct tensor *x,
 	g.y = (float *)y->data;
 	g.chosen = chosen;
 	g.weights = weights;
-	return g.tokens <= FEW_PACKED ? launch_moe<1>(st, &g) : launch_moe<2>(st, &g);
+	return launch_moe(st, &g);
 }

@@ -1,5 +1,6 @@
 /*
- * op_moe() and op_mlp() for any number of tokens and any kinds. Tokens are
+ * op_moe() and op_mlp() for any number of tokens and any kinds, and what it shares
+ * with moe-tiles.cu. Tokens are
  * listed by expert; gate and up of all experts, then down for some rows at a
  * time, each leaving a row of its own for every choice of every token, and the
  * choices added up in the order of the experts.
@@ -71,15 +72,17 @@ struct moe_many {
 };
 
 template <int KIND>
-static __device__ __noinline__ void product_of_kind(float (&acc)[NT][4], const struct moe_matrix &w,
+static __device__ __noinline__ void product_of_kind(float (&acc)[1][NT][4], const struct moe_matrix &w,
 						    uint32_t strip, bool is_there, uint32_t cols,
 						    const struct many_rows &x)
 {
-	many_product<KIND, NT>(acc, w.data, strip, is_there, cols, x, shared_memory<char>(), 0,
-			       tiles_of(cols));
+	const char *const strips[1] = { strip_at<KIND>(w.data, strip, groups_of(cols)) };
+
+	many_product<KIND, 1, NT>(acc, strips, is_there, cols, x, shared_memory<char>(), 0,
+				  tiles_of(cols));
 }
 
-static __device__ __forceinline__ void product(float (&acc)[NT][4], const struct moe_matrix &w,
+static __device__ __forceinline__ void product(float (&acc)[1][NT][4], const struct moe_matrix &w,
 					       uint32_t strip, bool is_there, uint32_t cols,
 					       const struct many_rows &x)
 {
@@ -116,7 +119,7 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) k_moe_up_many(const st
 	pdl_wait();
 	n = choices_of(g, e);
 	for (uint32_t first = blockIdx.z * TOKENS; first < n; first += gridDim.z * TOKENS) {
-		float gate[NT][4] = {}, up[NT][4] = {};
+		float gate[1][NT][4] = {}, up[1][NT][4] = {};
 		const struct many_rows x = { g.x, padded_cols(g.dim), which };
 
 		if (threadIdx.x < TOKENS) {
@@ -129,15 +132,16 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) k_moe_up_many(const st
 		product(gate, g.gate[e], strip, is_there, g.dim, x);
 		product(up, g.up[e], strip, is_there, g.dim, x);
 		for (int i = 0; i < NT * 4; i++) {
-			const uint32_t row = blockIdx.x * MANY_ROWS + many_row(i % 4);
+			const uint32_t row = (blockIdx.x * MANY_WARPS + threadIdx.x / 32) * STRIP_ROWS +
+					     many_row(i % 4);
 			const uint32_t token = many_token(i / 4, i % 4);
-			const float z = gate[i / 4][i % 4];
+			const float z = gate[0][i / 4][i % 4];
 			uint32_t high, low;
 
 			if (first + token >= n || row >= g.h_cols)
 				continue;
 			split_pair(&high, &low,
-				   row < g.ffn_dim ? z / (1 + expf(-z)) * up[i / 4][i % 4] : 0, 0);
+				   row < g.ffn_dim ? z / (1 + expf(-z)) * up[0][i / 4][i % 4] : 0, 0);
 
 			uint16_t *h = g.h + (size_t)choices[token] * 2 * g.h_cols + row;
 
@@ -161,18 +165,19 @@ static __global__ void __launch_bounds__(MANY_THREADS, 2) k_moe_down_many(const 
 	pdl_wait();
 	n = choices_of(g, e);
 	for (uint32_t first = blockIdx.z * TOKENS; first < n; first += gridDim.z * TOKENS) {
-		float acc[NT][4] = {};
+		float acc[1][NT][4] = {};
 
 		if (threadIdx.x < TOKENS)
 			which[threadIdx.x] = choice_of(g, e, min(first + threadIdx.x, n - 1));
 		__syncthreads();
 		product(acc, g.down[e], strip, is_there, g.ffn_dim, { g.h, g.h_cols, which });
 		for (int i = 0; i < NT * 4; i++) {
-			const uint32_t row = blockIdx.x * MANY_ROWS + many_row(i % 4);
+			const uint32_t row = (blockIdx.x * MANY_WARPS + threadIdx.x / 32) * STRIP_ROWS +
+					     many_row(i % 4);
 			const uint32_t token = many_token(i / 4, i % 4);
 
 			if (first + token < n && row < g.n_rows && g.first_row + row < g.dim)
-				g.out[(size_t)which[token] * g.n_rows + row] = acc[i / 4][i % 4];
+				g.out[(size_t)which[token] * g.n_rows + row] = acc[0][i / 4][i % 4];
 		}
 		__syncthreads();
 	}
@@ -220,15 +225,6 @@ static __global__ void __launch_bounds__(SUM_THREADS) k_moe_sum(const struct moe
 	g.y[(size_t)token * g.dim + g.first_row + row] += sum;
 }
 
-/* Scratch of one call, or with @st NULL its size. */
-struct moe_room {
-	uint16_t *x, *h, *shared_h;
-	float *out, *shared_out;
-	uint32_t *lists, *counts;
-	struct moe_matrix *tables; /* [gate, up, down][experts], then of the shared one */
-	uint32_t n_rows;	   /* of down at a time */
-};
-
 static void *take(const struct stream *st, size_t *at, size_t bytes, bool *ret_fits)
 {
 	void *p;
@@ -242,6 +238,7 @@ static void *take(const struct stream *st, size_t *at, size_t bytes, bool *ret_f
 	return p;
 }
 
+/* With @st NULL only its size. */
 static bool take_room(const struct stream *st, size_t *at, struct moe_room *ret, uint32_t tokens,
 		      uint32_t top_k, uint32_t experts, uint32_t dim, uint32_t ffn_dim,
 		      uint32_t shared_dim)
@@ -259,9 +256,17 @@ static bool take_room(const struct stream *st, size_t *at, struct moe_room *ret,
 					&fits);
 	ret->lists = (uint32_t *)take(st, at, (size_t)experts * tokens * sizeof(uint32_t), &fits);
 	ret->counts = (uint32_t *)take(st, at, experts * sizeof(uint32_t), &fits);
-	ret->tables = (struct moe_matrix *)take(
-		st, at, (size_t)3 * (experts + 1) * sizeof(struct moe_matrix), &fits);
+	ret->items = take(st, at, moe_items_bytes(tokens * top_k, experts), &fits);
+	ret->tables = take(st, at, (size_t)3 * (experts + 1) * sizeof(struct moe_matrix), &fits);
 	return fits;
+}
+
+bool moe_take_room(const struct stream *st, struct moe_room *ret, uint32_t tokens, uint32_t top_k,
+		   uint32_t experts, uint32_t dim, uint32_t ffn_dim, uint32_t shared_dim)
+{
+	size_t at = 0;
+
+	return take_room(st, &at, ret, tokens, top_k, experts, dim, ffn_dim, shared_dim);
 }
 
 /* Of experts, and of a dense MLP, which is a shared expert alone and may be wider. */
@@ -322,7 +327,7 @@ static int run_up(struct stream *st, const struct moe_many &g, uint32_t experts)
 	return launch(
 		st, LAUNCH_PDL, k_moe_up_many,
 		dim3(ceil_div(g.h_cols, MANY_ROWS), experts, blocks_of_tokens(g.tokens, g.lists)),
-		MANY_THREADS, many_shared_bytes<NT>, g);
+		MANY_THREADS, MANY_SHARED, g);
 }
 
 static int run_down(struct stream *st, const struct moe_many &g, uint32_t experts)
@@ -330,12 +335,25 @@ static int run_down(struct stream *st, const struct moe_many &g, uint32_t expert
 	return launch(
 		st, LAUNCH_PDL, k_moe_down_many,
 		dim3(ceil_div(g.n_rows, MANY_ROWS), experts, blocks_of_tokens(g.tokens, g.lists)),
-		MANY_THREADS, many_shared_bytes<NT>, g);
+		MANY_THREADS, MANY_SHARED, g);
 }
 
-static int run_sum(struct stream *st, const struct moe_sum &sum, uint32_t tokens)
+int moe_add_up(struct stream *st, const struct tensor *y, const struct moe_room *room,
+	       uint32_t top_k, uint32_t experts, uint32_t shared_dim, const uint32_t *chosen,
+	       const float *weights, uint32_t first, uint32_t n_rows)
 {
-	return launch(st, LAUNCH_PDL, k_moe_sum, dim3(ceil_div(sum.n_rows, SUM_THREADS), tokens),
+	const struct moe_sum sum = { experts ? room->out : NULL,
+				     shared_dim ? room->shared_out : NULL,
+				     chosen,
+				     weights,
+				     (float *)y->data,
+				     top_k,
+				     y->shape[2],
+				     experts,
+				     first,
+				     n_rows };
+
+	return launch(st, LAUNCH_PDL, k_moe_sum, dim3(ceil_div(n_rows, SUM_THREADS), y->shape[1]),
 		      SUM_THREADS, 0, sum);
 }
 
@@ -347,9 +365,8 @@ int moe_many(struct stream *st, const struct tensor *y, const struct tensor *x,
 	const uint32_t experts = top_k ? w->experts : 0;
 	const bool has_shared = w->shared_gate.kind != WEIGHT_NONE;
 	struct moe_many routed = {}, shared = {};
-	struct moe_sum sum = {};
+	struct moe_matrix *tables;
 	struct moe_room room;
-	size_t at = 0;
 	int r;
 
 	routed.tokens = shared.tokens = tokens;
@@ -362,8 +379,9 @@ int moe_many(struct stream *st, const struct tensor *y, const struct tensor *x,
 	for (uint32_t e = 1; e < experts; e++)
 		if (w->gate[e].rows != routed.ffn_dim)
 			return -EINVAL;
-	if (!take_room(st, &at, &room, tokens, top_k, experts, dim, routed.ffn_dim, shared.ffn_dim))
+	if (!moe_take_room(st, &room, tokens, top_k, experts, dim, routed.ffn_dim, shared.ffn_dim))
 		return -EINVAL;
+	tables = (struct moe_matrix *)room.tables;
 	routed.x = shared.x = room.x;
 	routed.h = room.h;
 	shared.h = room.shared_h;
@@ -374,40 +392,30 @@ int moe_many(struct stream *st, const struct tensor *y, const struct tensor *x,
 
 	r = split_rows(st, room.x, (const float *)x->data, tokens, dim);
 	if (r == 0 && experts)
-		r = put_tables(st, &routed, room.tables, w->gate, w->up, w->down, experts);
+		r = put_tables(st, &routed, tables, w->gate, w->up, w->down, experts);
 	if (r == 0 && experts)
 		r = launch(st, LAUNCH_PDL, k_lists, ceil_div(experts, LIST_THREADS / 32),
 			   LIST_THREADS, 0, room.lists, room.counts, chosen, tokens, top_k,
 			   experts);
 	if (r == 0 && has_shared)
-		r = put_tables(st, &shared, room.tables + 3 * experts, &w->shared_gate,
+		r = put_tables(st, &shared, tables + 3 * experts, &w->shared_gate,
 			       &w->shared_up, &w->shared_down, 1);
 	if (r == 0 && experts)
 		r = run_up(st, routed, experts);
 	if (r == 0 && has_shared)
 		r = run_up(st, shared, 1);
 
-	sum = { experts ? room.out : NULL,
-		has_shared ? room.shared_out : NULL,
-		chosen,
-		weights,
-		(float *)y->data,
-		top_k,
-		dim,
-		w->experts,
-		0,
-		0 };
 	for (uint32_t first = 0; first < dim && r == 0; first += room.n_rows) {
-		routed.first_row = shared.first_row = sum.first_row = first;
-		routed.n_rows = shared.n_rows = sum.n_rows = dim - first < room.n_rows
-								     ? dim - first
-								     : room.n_rows;
+		routed.first_row = shared.first_row = first;
+		routed.n_rows = shared.n_rows = dim - first < room.n_rows ? dim - first
+									  : room.n_rows;
 		if (experts)
 			r = run_down(st, routed, experts);
 		if (r == 0 && has_shared)
 			r = run_down(st, shared, 1);
 		if (r == 0)
-			r = run_sum(st, sum, tokens);
+			r = moe_add_up(st, y, &room, top_k, experts, shared.ffn_dim, chosen, weights,
+				       first, routed.n_rows);
 	}
 	return r;
 }

@@ -26,6 +26,40 @@ static bool moe_fits(const struct tensor *y, const struct tensor *x, const struc
 	return true;
 }
 
+/* Whether matrices of one kind and size are at equal distances. */
+static bool is_regular(const struct weight *w, uint32_t n)
+{
+	const ptrdiff_t stride = n > 1 ? (const char *)w[1].data - (const char *)w[0].data : 0;
+
+	if (stride < 0)
+		return false;
+	for (uint32_t e = 0; e < n; e++)
+		if (w[e].kind != WEIGHT_INT4 || w[e].rows != w[0].rows || w[e].cols != w[0].cols ||
+		    (const char *)w[e].data != (const char *)w[0].data + e * stride)
+			return false;
+	return true;
+}
+
+struct experts experts_of(const struct weight *w, uint32_t n)
+{
+	const char *first = (const char *)w[0].data;
+
+	return { first, n > 1 ? (size_t)((const char *)w[1].data - first) : 0 };
+}
+
+bool moe_is_regular(const struct moe_weights *w, uint32_t top_k)
+{
+	if (w->shared_gate.kind != WEIGHT_NONE &&
+	    (w->shared_gate.kind != WEIGHT_BF16 || w->shared_up.kind != WEIGHT_BF16 ||
+	     w->shared_down.kind != WEIGHT_BF16))
+		return false;
+	if (top_k == 0)
+		return true;
+	return is_regular(w->gate, w->experts) && is_regular(w->up, w->experts) &&
+	       experts_of(w->gate, w->experts).stride == experts_of(w->up, w->experts).stride &&
+	       is_regular(w->down, w->experts);
+}
+
 int op_moe(struct stream *st, const struct tensor *y, const struct tensor *x,
 	   const struct moe_weights *w, uint32_t top_k, const uint32_t *chosen,
 	   const float *weights)
@@ -38,6 +72,8 @@ int op_moe(struct stream *st, const struct tensor *y, const struct tensor *x,
 		return 0;
 	if (moe_is_few(st->dev, w, tokens, top_k))
 		return moe_few(st, y, x, w, top_k, chosen, weights);
+	if (moe_is_regular(w, top_k))
+		return moe_tiles(st, y, x, w, top_k, chosen, weights);
 	return moe_many(st, y, x, w, top_k, chosen, weights);
 }
 

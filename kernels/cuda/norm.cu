@@ -7,7 +7,6 @@ extern "C" {
 #include "kernels/norm.h"
 }
 
-#define NORM_THREADS 512
 #define NORM_KEPT 4 /* of a thread: rows of up to 8192 elements are read once */
 
 static __device__ __forceinline__ float square(float v)
@@ -17,7 +16,7 @@ static __device__ __forceinline__ float square(float v)
 
 static __device__ __forceinline__ float square(float4 v)
 {
-	return (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
+	return sum_squares(v);
 }
 
 static __device__ __forceinline__ float scaled(float v, float factor, float w)
@@ -27,8 +26,7 @@ static __device__ __forceinline__ float scaled(float v, float factor, float w)
 
 static __device__ __forceinline__ float4 scaled(float4 v, float factor, float4 w)
 {
-	return make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z,
-			   v.w * factor * w.w);
+	return normed(v, factor, w);
 }
 
 /* @n: elements of V in a row; @dim: numbers in it. y may be x, so neither is __restrict__. */

@@ -32,26 +32,10 @@ static __device__ __forceinline__ void pdl_release()
 #endif
 }
 
-/* 16 bytes of memory that is read once: not kept in L1, first to leave L2. */
-static __device__ __forceinline__ uint4 load_once(const void *at)
+/* Has what lies at @at brought to the second cache. */
+static __device__ __forceinline__ void prefetch(const void *at)
 {
-	uint4 v;
-
-	asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-		     : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-		     : "l"(at));
-	return v;
-}
-
-/* The same of 8 bytes. */
-static __device__ __forceinline__ uint2 load_once_8(const void *at)
-{
-	uint2 v;
-
-	asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];"
-		     : "=r"(v.x), "=r"(v.y)
-		     : "l"(at));
-	return v;
+	asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
 }
 
 /* Both rounded to BF16, to nearest even: @low to the lower half. */

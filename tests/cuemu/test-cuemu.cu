@@ -421,7 +421,7 @@ static void what_begins_early_has_to_wait(void **)
 static __global__ void k_vectors(float *y, const float *x)
 {
 	const float4 v = *reinterpret_cast<const float4 *>(x + threadIdx.x * 4);
-	const uint4 w = load_once(x + threadIdx.x * 4);
+	const uint4 w = *(const uint4 *)(x + threadIdx.x * 4);
 
 	y[threadIdx.x] = v.x + v.y * v.z - v.w + (float)(w.x + w.y);
 }

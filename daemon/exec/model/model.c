@@ -16,7 +16,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "kernels/norm.h"
+#include "kernels/layer.h"
 
 #define BUFFER_ALIGN 256
 #define REPLAY_ROWS 128 /* the most that is recorded */
@@ -379,30 +379,31 @@ static int attend(struct model *m, uint32_t layer, uint32_t n_tokens, const stru
 	const struct tensor hidden = rows(m->hidden, n_tokens, c->dim);
 	const struct tensor norm = rows(m->norm, n_tokens, c->dim);
 	const struct tensor q = f32(m->q, n_tokens, heads, c->head_dim);
-	const struct tensor k = f32(m->k, n_tokens, kv_heads, c->head_dim);
-	const struct tensor v = f32(m->v, n_tokens, kv_heads, c->head_dim);
 	const struct tensor attention = f32(m->attention, n_tokens, heads, c->head_dim);
 	const struct tensor concat = rows(m->attention, n_tokens, q_width);
-	const struct linear_job in[] = {
-		{ &w->q, w->q_bias, rows(m->q, n_tokens, q_width), false },
-		{ &w->k, w->k_bias, rows(m->k, n_tokens, kv_width), false },
-		{ &w->v, w->v_bias, rows(m->v, n_tokens, kv_width), false },
+	const struct layer_in in = {
+		.norm = w->input_norm,
+		.eps = c->norm_eps,
+		.jobs = {
+			{ &w->q, w->q_bias, rows(m->q, n_tokens, q_width), false },
+			{ &w->k, w->k_bias, rows(m->k, n_tokens, kv_width), false },
+			{ &w->v, w->v_bias, rows(m->v, n_tokens, kv_width), false },
+		},
+		.q_norm = w->q_norm,
+		.k_norm = w->k_norm,
+		.rope = &m->rope,
+		.kv = &m->kv,
+		.layer = layer,
+		.seqs = seqs,
+		.n_seqs = n_seqs,
 	};
 	const struct linear_job out = { &w->o, w->o_bias, hidden, is_first_rank(m) };
 	int r;
 
-	r = op_rmsnorm(m->stream, &norm, &hidden, &w->input_norm, c->norm_eps);
-	if (r < 0)
-		return r;
-	r = op_linears(m->stream, in, ARRAY_SIZE(in), &norm);
+	r = op_layer_in(m->stream, &in, &norm, &hidden);
 	if (r < 0)
 		return r;
 	show(m, TAP_V, layer, n_tokens, kv_width, m->v);
-
-	r = op_rope_kv(m->stream, &q, &k, &v, &w->q_norm, &w->k_norm, c->norm_eps, &m->rope, &m->kv,
-		       layer, seqs, n_seqs);
-	if (r < 0)
-		return r;
 	show(m, TAP_Q, layer, n_tokens, q_width, m->q);
 	show_keys(m, layer, n_tokens, seqs, n_seqs);
 
@@ -451,14 +452,12 @@ static int think(struct model *m, uint32_t layer, uint32_t n_tokens)
 	};
 	int r;
 
-	r = op_rmsnorm(m->stream, &norm, &hidden, &w->post_norm, c->norm_eps);
-	if (r < 0)
-		return r;
-	if (w->dense)
-		return add_mlp(m, layer, n_tokens);
-
-	r = op_router(m->stream, m->experts, m->expert_weights, &norm, &w->router, &w->router_bias,
-		      &params);
+	if (w->dense) {
+		r = op_rmsnorm(m->stream, &norm, &hidden, &w->post_norm, c->norm_eps);
+		return r < 0 ? r : add_mlp(m, layer, n_tokens);
+	}
+	r = op_norm_router(m->stream, &norm, m->experts, m->expert_weights, &hidden, &w->post_norm,
+			   c->norm_eps, &w->router, &w->router_bias, &params);
 	if (r < 0)
 		return r;
 	show(m, TAP_ROUTER, layer, n_tokens, c->top_k, m->expert_weights);

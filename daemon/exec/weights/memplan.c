@@ -21,6 +21,8 @@
 #define MOE_OUT_BYTES (64u << 20)
 #define MOE_TILE_ROWS 128u
 #define MOE_TABLE_BYTES 52u /* of an expert: where its matrices are, and how many rows it has */
+#define MOE_TILE_TOKENS 48u /* of an expert that blocks compute together */
+#define MOE_ITEM_BYTES 16u
 #define MOE_ROUNDING 4096u
 #define COUNTERS_BYTES (64u << 10)
 #define BATCH_ROWS_MAX 128u
@@ -347,7 +349,7 @@ static uint64_t moe_bytes(const struct config *c, uint64_t tokens, uint64_t n, u
 	return split_bytes(tokens, c->dim) + split_bytes(n, ffn_dim) +
 	       split_bytes(tokens, shared_dim) + (n + tokens) * rows * sizeof(float) +
 	       (n ? (uint64_t)c->experts * (tokens * sizeof(uint32_t) + MOE_TABLE_BYTES) : 0) +
-	       MOE_ROUNDING;
+	       (c->experts + n / MOE_TILE_TOKENS) * MOE_ITEM_BYTES + MOE_ROUNDING;
 }
 
 /* What kernels/cuda asks for, op_scratch(): the most that an operation needs at a time. */

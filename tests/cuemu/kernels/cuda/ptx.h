@@ -19,14 +19,9 @@ static __device__ __forceinline__ void pdl_release()
 	cuemu_pdl_release();
 }
 
-static __device__ __forceinline__ uint4 load_once(const void *at)
+static __device__ __forceinline__ void prefetch(const void *at)
 {
-	return *static_cast<const uint4 *>(at);
-}
-
-static __device__ __forceinline__ uint2 load_once_8(const void *at)
-{
-	return *static_cast<const uint2 *>(at);
+	(void)at;
 }
 
 /* Round to nearest even; what is no number stays none. */
