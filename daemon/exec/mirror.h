@@ -6,8 +6,9 @@
  * the arena holds all that is sealed, and the next executor finds it there.
  *
  * There may be fewer frames than pages: then those that were used longest ago
- * give way, and what only the device had of them goes down before. Memory comes and goes by whole groups of frames; the addresses stay.
- * A frame that had another page is zeroed before it is computed into.
+ * give way, and what only the device had of them goes down before. Memory comes
+ * and goes by whole groups of frames; the addresses stay. A frame that had
+ * another page is zeroed before it is computed into.
  *
  * Of one thread, but for mirror_look().
  */
@@ -37,7 +38,10 @@ int mirror_new(struct dev *dev, const struct kv_cache *arena, const struct mirro
 	       struct mirror **ret, struct kv_cache *ret_kv, struct err *err);
 struct mirror *mirror_free(struct mirror *m);
 
-/* Frames that have memory; mirror_use() takes batches of so many pages, a page in two sequences counted twice. */
+/*
+ * Frames that have memory; mirror_use() takes batches of so many pages, a page
+ * in two sequences counted twice.
+ */
 uint32_t mirror_frames(const struct mirror *m);
 
 /*
@@ -72,10 +76,10 @@ int mirror_resize(struct mirror *m, struct stream *st, uint64_t most_bytes);
 
 struct mirror_figures {
 	uint64_t page_bytes, group_bytes, bytes, most_bytes; /* bytes: backed; most: of all pages */
-	uint32_t frames, live_frames;		 /* backed; of those that have a page */
-	uint32_t largest_free_run;		 /* of free backed frames side by side */
-	double fragmentation;			 /* share of the free frames that stand in groups with live ones; 0: none */
-	uint64_t n_up, n_down, n_moved;		 /* pages copied from and to the arena; and within the device */
+	uint32_t frames, live_frames;	/* backed; of those that have a page */
+	uint32_t largest_free_run;	/* of free backed frames side by side */
+	double fragmentation;		/* share of free frames in groups with live ones; 0: none */
+	uint64_t n_up, n_down, n_moved; /* pages copied from and to the arena; within the device */
 };
 /*
  * From any thread. @map: of room + 1 characters, one for as many frames each as

@@ -178,28 +178,35 @@ static uint32_t allowance(const struct stream *st)
 	return MIN(n, (uint32_t)STREAM_BATCH_TOKENS);
 }
 
-/* Reads one batch and, if that was all, what the parser held back. Returns whether it did anything. */
+static void send_some(struct stream *st, uint32_t index, uint32_t n)
+{
+	struct request *q = st->request;
+
+	if (q && q->limited)
+		q->credit -= n;
+	if (q)
+		send_tokens(st, index, n);
+	if (st->answer)
+		answer_clear(st->answer);
+}
+
+/*
+ * Reads one batch and, if that was all, what the parser held back: in a frame of
+ * its own, by which who resumes behind the last token knows what it has already.
+ * Returns whether it did anything.
+ */
 static bool step(struct stream *st)
 {
 	const uint32_t index = st->n_read, n = take(st, allowance(st));
-	struct request *q = st->request;
-	bool last = false;
 
-	if (st->answer && is_all_read(st) && !st->flushed) {
-		last = true;
-		st->flushed = true;
-		if (answer_finish(st->answer) < 0)
-			st->fault = -ENOMEM;
-	}
-	if (n == 0 && !last)
-		return false;
-	if (q) {
-		if (q->limited)
-			q->credit -= n;
-		send_tokens(st, index, n);
-	}
-	if (st->answer)
-		answer_clear(st->answer);
+	if (n > 0)
+		send_some(st, index, n);
+	if (!st->answer || !is_all_read(st) || st->flushed)
+		return n > 0;
+	st->flushed = true;
+	if (answer_finish(st->answer) < 0)
+		st->fault = -ENOMEM;
+	send_some(st, st->n_read, 0);
 	return true;
 }
 

@@ -36,24 +36,6 @@ static void on_accepted(struct day_talk *t, const struct msg_accepted *a)
 	       t->n_prompt * sizeof(*t->ids));
 }
 
-static bool ends_with(const char *text, struct span end)
-{
-	const size_t n = text ? strlen(text) : 0;
-
-	return n >= end.len && memcmp(text + n - end.len, end.data, end.len) == 0;
-}
-
-/*
- * The end of an answer that stops inside a character is told behind its last
- * token; who resumes there, not knowing that it was the last, is told again.
- */
-static char *add_text(const struct day_talk *t, char *text, struct span more, uint32_t n_ids)
-{
-	if (n_ids == 0 && t->was_resumed && t->resumed_at == t->n_got && ends_with(text, more))
-		return text;
-	return day_append(text, more.data, more.len);
-}
-
 /* Whole, in order, once; and what the toy model says after what the broker took for the prompt. */
 static void on_told(struct day_talk *t, const struct msg_tokens *m)
 {
@@ -61,6 +43,10 @@ static void on_told(struct day_talk *t, const struct msg_tokens *m)
 
 	assert_true(t->accepted);
 	assert_int_equal(m->index, t->n_got);
+	/* what the end held back comes without tokens, and again to who resumes there */
+	if (n == 0 && t->has_tail)
+		return;
+	t->has_tail = n == 0;
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t *at = &t->ids[t->n_prompt + t->n_got];
 
@@ -71,9 +57,10 @@ static void on_told(struct day_talk *t, const struct msg_tokens *m)
 		t->n_got++;
 	}
 	if (m->has_reasoning)
-		t->running.reasoning = add_text(t, t->running.reasoning, m->reasoning, n);
+		t->running.reasoning = day_append(t->running.reasoning, m->reasoning.data,
+						  m->reasoning.len);
 	if (m->has_content)
-		t->running.content = add_text(t, t->running.content, m->content, n);
+		t->running.content = day_append(t->running.content, m->content.data, m->content.len);
 }
 
 static void end(struct day_talk *t, bool sure)
@@ -292,7 +279,7 @@ void day_ask(void)
 	else
 		t->running.question = strdup(day_question());
 	t->asked = true;
-	t->accepted = t->cancelled = t->left = t->again = t->was_resumed = false;
+	t->accepted = t->cancelled = t->left = t->again = t->has_tail = false;
 	t->id = 100 + day.n_asked++;
 	/* which tells whose it is in what the executor writes */
 	t->seed = (1 + (uint64_t)day_random(1u << 30)) * DAY_USERS + (t->uid - DAY_UID);
@@ -318,8 +305,6 @@ static void want_rest(struct day_talk *t)
 		send_request(t);
 		return;
 	}
-	t->was_resumed = true;
-	t->resumed_at = t->n_got;
 	MSG_SET(&m.resume, turn, t->turn);
 	MSG_SET(&m.resume, index, t->n_got);
 	day_send(&t->client, &m);

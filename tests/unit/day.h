@@ -68,8 +68,8 @@ struct day_talk {
 	uint32_t ids[DAY_CONTEXT + 1]; /* the prompt as the broker has it, then what was told */
 	bool unsure;    /* it ended, and only the store knows how */
 	bool again;     /* it was asked a second time */
-	bool prompt_is_known, was_resumed;
-	uint32_t resumed_at; /* tokens told before */
+	bool prompt_is_known;
+	bool has_tail; /* was told text that no token came with */
 	bool loose_end; /* the one before may still run */
 
 	/* a session: the turns that were told to be saved, or seen in the store */
