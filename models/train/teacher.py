@@ -39,7 +39,7 @@ class Teacher:
                                        min_df=2)
         features = hstack([self.words.fit_transform(questions),
                            self.letters.fit_transform(questions)]).tocsr().astype(np.float32)
-        machine = LinearSVC(C=strictness, random_state=seed).fit(features, about)
+        machine = LinearSVC(C=strictness, tol=0.01, random_state=seed).fit(features, about)
         self.classes = machine.classes_
         self.weights = np.ascontiguousarray(machine.coef_.T.astype(np.float32))
         self.bias = machine.intercept_.astype(np.float32)
