@@ -61,7 +61,7 @@ static void fill(const char *db)
 	assert_int_equal(store_open(db, NULL, &s, &err), 0);
 	for (int i = 0; i < SESSIONS; i++) {
 		struct bytes said = { 0 };
-		char name[16];
+		char name[32];
 
 		snprintf(name, sizeof(name), "session-%d", i);
 		assert_int_equal(store_new(s, &who, span_of(name), SPAN("{}"), 100, &said, &err),
