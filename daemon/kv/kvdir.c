@@ -176,6 +176,8 @@ int kvdir_adopt(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvdir 
 	if (r < 0)
 		return r;
 	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
+	if (n < 0 && errno == ESPIPE)
+		return err_set(err, -EBADMSG, "the KV directory is no file");
 	if (n < 0)
 		return err_wrap(err, -errno, "cannot read the KV directory");
 	if (n != (ssize_t)sizeof(head))

@@ -368,9 +368,9 @@ static void another_directory_is_refused(void **state)
 	int fd, pipes[2];
 
 	(void)state;
-	assert_refused(empty, N_PAGES, PAGE_TOKENS, "the KV directory cannot be read");
+	assert_refused(empty, N_PAGES, PAGE_TOKENS, "the KV directory ends in its head");
 	assert_int_equal(pipe(pipes), 0);
-	assert_refused(pipes[0], N_PAGES, PAGE_TOKENS, "the KV directory cannot be read");
+	assert_refused(pipes[0], N_PAGES, PAGE_TOKENS, "the KV directory is no file");
 	close(pipes[0]);
 	close(pipes[1]);
 	assert_refused(kvdir_fd(d), 5, 16,
