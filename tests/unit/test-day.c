@@ -221,8 +221,7 @@ static void assert_day(uint64_t n_us)
 	assert_true(n_us >= DAY_US && n_us < DAY_US + 2 * 3600 * US_PER_S);
 	assert_int_equal(day.n_asked, DAY_REQUESTS);
 	assert_true(n->done > DAY_REQUESTS * 2 / 3);
-	assert_true(n->stops > 0 && n->kills_broker > 0 && n->inside > 0 && n->before_orders > 0 &&
-		    n->reboots > 0);
+	assert_true(n->stops > 0 && n->kills_broker > 0 && n->inside > 0 && n->reboots > 0);
 	assert_true(n->resumed > 0 && n->again > 0 && n->kills > 0 && n->parks > 0 &&
 		    n->leaves > 0 && n->wakes > 0);
 	assert_true(n->wishes > 0 && n->leases > 0 && n->presses > 0 && n->suspends > 0);
@@ -232,6 +231,9 @@ static void assert_day(uint64_t n_us)
 	/* what follows a damaged page is lost with it; where no bit flips, nothing is */
 	assert_true(n->flips > 0 || n->damaged == 0);
 }
+
+/* Deaths before pages were cleared, in all days. */
+static uint32_t n_before_orders;
 
 static void live_a_day(uint64_t seed)
 {
@@ -257,6 +259,7 @@ static void live_a_day(uint64_t seed)
 	close_day();
 	tell(n_us);
 	assert_day(n_us);
+	n_before_orders += day.n.before_orders;
 	day_shut_down();
 }
 
@@ -267,6 +270,8 @@ static void days_go_by(void **state)
 	(void)state;
 	for (uint64_t seed = first; seed <= last; seed++)
 		live_a_day(seed);
+	/* too rare for each of the days */
+	assert_true(n_before_orders > 0 || last - first < 3);
 }
 
 static bool read_seeds(const char *text)
