@@ -392,7 +392,9 @@ int transfer_take(struct request *q, struct span data, struct err *err)
 	struct transfer *t = q->transfer;
 	int r = 0;
 
-	if (!t || q->msg.type != MSG_SESSION_IMPORT || t->ended || data.len > t->n_wanted)
+	/* no file ends but where more of it is wanted */
+	if (!t || q->msg.type != MSG_SESSION_IMPORT || t->ended || t->n_wanted == 0 ||
+	    data.len > t->n_wanted)
 		return err_set(err, -EPROTO, "session_data came, and was not wanted");
 	if (data.len == 0)
 		return ends_early(t, err);

@@ -67,6 +67,7 @@ def unpack(data, at=0):
 
 HELLO, DONE, ERROR, CANCELLED, ACCEPTED, PROGRESS, TOKENS, CREDIT, CANCEL = range(1, 10)
 GENERATE, SCORE, RESUME, TOKENIZE = 16, 17, 18, 19
+SESSION_IMPORT, SESSION_DATA, SESSION_WANT = 41, 70, 71
 
 
 class Wire:
@@ -270,6 +271,23 @@ def an_end_that_had_to_wait_is_none_that_is_open():
             w.send(GENERATE, i, request(p, 1))
         ends = [w.until_end() for _ in range(25)]
         assert [kind for kind, _, _ in ends] == [DONE] * 25, ends
+
+
+def a_file_that_ends_behind_its_end_is_refused():
+    """That there is no more of it is told where more is wanted, or there is nothing to say it of."""
+    with Daemon("air") as d:
+        d.ctl("session", "new", "talk")
+        file = d.ctl("session", "export", "talk")
+        w = Wire(d)
+        w.send(SESSION_IMPORT, 1, {"pieces": True, "name": "copy"})
+        while file:
+            kind, _, fields = w.receive()
+            assert kind == SESSION_WANT, (kind, fields)
+            piece, file = file[:fields["bytes"]], file[fields["bytes"]:]
+            w.send_all((SESSION_DATA, 1, {"data": piece}), *[(SESSION_DATA, 1, {"data": b""})] * (not file))
+        kind, _, fields = w.receive()
+        assert kind == ERROR and fields["code"] == "bad-state", (kind, fields)
+        assert d.complete([5], 2)["finish"] == "length"
 
 
 def labels_are_kept_and_hello_says_the_limits():
