@@ -291,9 +291,18 @@ static int print_man(void)
 	return EXIT_OK;
 }
 
+/* Not by compgen -W, which expands its words: a name may come with somebody's file, and be a command. */
+static const char complete_names[] =
+	"_steamctl_names()\n{\n\tlocal name quoted\n\tCOMPREPLY=()\n"
+	"\twhile IFS= read -r name; do\n\t\tprintf -v quoted %q \"$name\"\n"
+	"\t\t[[ $name == \"$cur\"* || $quoted == \"$cur\"* ]] && COMPREPLY+=(\"$quoted\")\n"
+	"\tdone < <(steamctl session list --names 2>/dev/null)\n}\n";
+
 static int print_completion(void)
 {
-	printf("# bash completion for steamctl\n_steamctl()\n{\n\tlocal "
+	printf("# bash completion for steamctl\n");
+	fputs(complete_names, stdout);
+	printf("_steamctl()\n{\n\tlocal "
 	       "cur=${COMP_WORDS[COMP_CWORD]} word\n"
 	       "\tlocal command=\n\tfor word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n\t\tcase "
 	       "$word in\n\t\t");
@@ -314,9 +323,7 @@ static int print_completion(void)
 	       "\t--socket | --file | -f | --tools) COMPREPLY=($(compgen -f -- \"$cur\")) "
 	       ";;\n\t--session | -S | show | fork | rewind | rename | pin | unpin | rm | "
 	       "export | explain)\n\t\t[[ $command == @(ask|chat|session|cache) ]] "
-	       "&&\n\t\t\tCOMPREPLY=($(compgen "
-	       "-W "
-	       "\"$(steamctl session list --names 2>/dev/null)\" -- \"$cur\")) ;;\n"
+	       "&&\n\t\t\t_steamctl_names ;;\n"
 	       "\tcache) COMPREPLY=($(compgen -W explain -- \"$cur\")) ;;\n"
 	       "\tsession) COMPREPLY=($(compgen -W \"list show new fork rewind rename pin unpin rm "
 	       "export import gc\" -- \"$cur\")) ;;\n"

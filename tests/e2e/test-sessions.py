@@ -176,6 +176,11 @@ def names_complete_in_a_shell():
         assert complete("steamctl", "session", "re") == ["rewind", "rename"]
         assert "--session" in complete("steamctl", "chat", "--se")
         assert "rewind NAME N" in d.ctl("session", "--help").decode()
+        # a name may come with somebody's file: it is no command, neither now nor when the line is run
+        d.ctl("session", "new", f"$(touch${{IFS}}{d.dir}/ran)")
+        assert complete("steamctl", "session", "show", "$") == [fr"\$\(touch\$\{{IFS\}}{d.dir}/ran\)"]
+        assert complete("steamctl", "session", "show", r"\$\(t") == complete("steamctl", "session", "show", "$")
+        assert not (d.dir / "ran").exists()
 
 
 def the_log_is_written_into_the_database_when_all_is_idle():
