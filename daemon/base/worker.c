@@ -16,16 +16,21 @@ struct job {
 	worker_run_fn run;
 	worker_done_fn done;
 	void *userdata;
+	uid_t uid;	/* NOBODY: it keeps its place */
+	uint64_t round; /* a user has one job in each */
 };
 STAILQ_HEAD(jobs, job);
+
+#define NOBODY ((uid_t)-1)
 
 struct worker {
 	pthread_t thread;
 	bool has_thread;
-	pthread_mutex_t lock; /* guards waiting, ended, n_waiting, closing */
+	pthread_mutex_t lock; /* guards waiting, ended, round, n_waiting, closing */
 	pthread_cond_t woken;
-	struct jobs waiting, ended;
-	size_t n_waiting; /* pushed and not yet run to their end */
+	struct jobs waiting, ended; /* waiting: by rounds */
+	uint64_t round;		    /* of the job that was begun last */
+	size_t n_waiting;	    /* pushed and not yet run to their end */
 	bool closing;
 	int ended_fd; /* rings the loop */
 	sd_event_source *source;
@@ -45,6 +50,7 @@ static void *work(void *userdata)
 			break;
 		job = STAILQ_FIRST(&w->waiting);
 		STAILQ_REMOVE_HEAD(&w->waiting, link);
+		w->round = job->round;
 		pthread_mutex_unlock(&w->lock);
 
 		job->run(job->userdata);
@@ -159,15 +165,46 @@ struct worker *worker_free(struct worker *w)
 	return NULL;
 }
 
+/* Into the round behind its user's last one, and behind all that keep their place. */
+static void insert(struct worker *w, struct job *job)
+{
+	struct job *at, *kept = NULL, *after;
+
+	job->round = w->round;
+	STAILQ_FOREACH(at, &w->waiting, link)
+	{
+		if (at->uid == NOBODY)
+			kept = at;
+		if (at->uid == NOBODY || job->uid == NOBODY)
+			job->round = at->round;
+		else if (at->uid == job->uid)
+			job->round = at->round + 1;
+	}
+	after = kept;
+	at = kept ? STAILQ_NEXT(kept, link) : STAILQ_FIRST(&w->waiting);
+	for (; at && at->round <= job->round; at = STAILQ_NEXT(at, link))
+		after = at;
+	if (after)
+		STAILQ_INSERT_AFTER(&w->waiting, after, job, link);
+	else
+		STAILQ_INSERT_HEAD(&w->waiting, job, link);
+}
+
 int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *userdata)
+{
+	return worker_push_for(w, NOBODY, run, done, userdata);
+}
+
+int worker_push_for(struct worker *w, uid_t uid, worker_run_fn run, worker_done_fn done,
+		    void *userdata)
 {
 	struct job *job = malloc(sizeof(*job));
 
 	if (!job)
 		return -ENOMEM;
-	*job = (struct job){ .run = run, .done = done, .userdata = userdata };
+	*job = (struct job){ .run = run, .done = done, .userdata = userdata, .uid = uid };
 	pthread_mutex_lock(&w->lock);
-	STAILQ_INSERT_TAIL(&w->waiting, job, link);
+	insert(w, job);
 	w->n_waiting++;
 	pthread_cond_signal(&w->woken);
 	pthread_mutex_unlock(&w->lock);

@@ -215,7 +215,7 @@ static int push(struct carry *x, struct worker *worker)
 	int r;
 
 	x->arena_fd = fcntl(kvpool_fd(x->cache->pool), F_DUPFD_CLOEXEC, 3);
-	r = x->arena_fd < 0 ? -errno : worker_push(worker, run, home, x);
+	r = x->arena_fd < 0 ? -errno : worker_push_for(worker, x->uid, run, home, x);
 	if (r < 0)
 		carry_free(x);
 	return r;

@@ -151,7 +151,7 @@ void request_free(struct request *q)
 	if (q->in_worker)
 		return; /* the job's end comes back here */
 	if (q->begun.session)
-		sessions_abort(s, q->begun.session, q->begun.turn);
+		sessions_abort(s, q->user->uid, q->begun.session, q->begun.turn);
 	drop_input(q);
 	q->user->n_requests--;
 	server_user_drop(q->user);
@@ -370,7 +370,7 @@ int request_start(struct request *q, struct err *err)
 		worked(q);
 		return 0;
 	}
-	r = worker_push(s->worker, on_work_run, on_work_done, q);
+	r = worker_push_for(s->worker, q->user->uid, on_work_run, on_work_done, q);
 	if (r < 0)
 		return err_set(err, r, "out of memory");
 	q->in_worker = true;

@@ -150,7 +150,7 @@ void said_remember(const struct stream *st)
 	memcpy(l->label, rec->label, sizeof(l->label));
 	memcpy(l->ids, turn_ids(turns_of(st), st->turn.rec), n_ids * sizeof(*l->ids));
 	if (n_ids < REQUEST_INLINE_BYTES ||
-	    worker_push(st->server->worker, run_lesson, free, l) < 0) {
+	    worker_push_for(st->server->worker, rec->uid, run_lesson, free, l) < 0) {
 		run_lesson(l);
 		free(l);
 	}

@@ -31,6 +31,7 @@ struct job {
 
 	char label[64];
 	uid_t uid;
+	bool has_uid; /* else it is the daemon's own */
 	uint64_t vocab, turn; /* turn: the record's id, to find its stream again */
 	uint32_t vocab_size, max_sessions;
 	struct bytes out, file;
@@ -51,6 +52,8 @@ struct job {
 /* For the namespace of @q, or of nobody yet; *@ret is to be pushed, or freed. */
 int job_new(struct server *s, struct request *q, int (*run)(struct job *),
 	    void (*home)(struct job *), struct job **ret, struct err *err);
+/* It waits for @uid's turn, as those of its requests do. */
+void job_for(struct job *job, uid_t uid);
 void job_free(struct job *job);
 struct store_who job_who(const struct job *job);
 /* A request's end comes with its job's; until then it outlives its peer. */

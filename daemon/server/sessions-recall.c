@@ -93,7 +93,7 @@ static void read_home(struct job *job)
 		learned(c);
 		return;
 	}
-	if (worker_push(s->worker, run_learn, learned, c) < 0)
+	if (worker_push_for(s->worker, c->names[c->at].uid, run_learn, learned, c) < 0)
 		end(c);
 }
 
@@ -110,6 +110,7 @@ static void next(struct recall *c)
 		return;
 	}
 	job->recall = c;
+	job_for(job, c->names[c->at].uid);
 	if (job_push(job) < 0) {
 		job_free(job);
 		end(c);

@@ -104,13 +104,14 @@ static int run_abort(struct job *job)
 	return store_abort(job->x->store, job->end.session, job->end.turn, &job->err);
 }
 
-void sessions_abort(struct server *s, uint64_t session, uint32_t turn)
+void sessions_abort(struct server *s, uid_t uid, uint64_t session, uint32_t turn)
 {
 	struct err err = { 0 };
 	struct job *job;
 
 	if (job_new(s, NULL, run_abort, job_log_failure, &job, &err) < 0)
 		return;
+	job_for(job, uid);
 	job->end.session = session;
 	job->end.turn = turn;
 	job_push_own(job, "a turn that was given up is forgotten at the next start");
@@ -150,6 +151,7 @@ static int fill_end(struct stream *st, struct job *job)
 		return -ENOMEM;
 	memcpy(job->ids, turn_ids(st->server->engine->turns, st->turn.rec),
 	       job->end.n_ids * sizeof(*job->ids));
+	job_for(job, rec->uid);
 	job->turn = rec->id;
 	job->end.session = rec->session;
 	job->end.turn = rec->session_turn;
@@ -193,7 +195,7 @@ void sessions_end(struct stream *st)
 	}
 	if (!is_worth_keeping(st)) {
 		rec->session_told = TURN_TOLD;
-		sessions_abort(st->server, rec->session, rec->session_turn);
+		sessions_abort(st->server, rec->uid, rec->session, rec->session_turn);
 		return;
 	}
 	r = job_new(st->server, NULL, run_commit, committed, &job, &err);

@@ -106,7 +106,8 @@ static void on_job_home(void *userdata)
 		q->in_worker = false;
 	if (q && !q->peer) { /* its client left meanwhile */
 		if (job->result >= 0 && job->begun.session)
-			sessions_abort(job->x->server, job->begun.session, job->begun.turn);
+			sessions_abort(job->x->server, job->uid, job->begun.session,
+				       job->begun.turn);
 		request_free(q);
 	} else {
 		job->home(job);
@@ -114,9 +115,17 @@ static void on_job_home(void *userdata)
 	job_free(job);
 }
 
+void job_for(struct job *job, uid_t uid)
+{
+	job->uid = uid;
+	job->has_uid = true;
+}
+
 int job_push(struct job *job)
 {
-	const int r = worker_push(job->x->thread, on_job_run, on_job_home, job);
+	const int r = job->has_uid ? worker_push_for(job->x->thread, job->uid, on_job_run,
+						     on_job_home, job)
+				   : worker_push(job->x->thread, on_job_run, on_job_home, job);
 
 	if (r < 0)
 		return r;
@@ -166,7 +175,7 @@ int job_new(struct server *s, struct request *q, int (*run)(struct job *),
 		job->vocab_size = s->model->vocab_real;
 	}
 	if (q) {
-		job->uid = q->peer->uid;
+		job_for(job, q->peer->uid);
 		snprintf(job->label, sizeof(job->label), "%s", q->peer->label);
 	}
 	*ret = job;

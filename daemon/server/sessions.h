@@ -46,7 +46,7 @@ int sessions_explain(struct request *q, struct err *err);
 
 /* A generate request that names a session: begins its turn, then request_start() with q->begun. */
 int sessions_begin(struct request *q, struct err *err);
-void sessions_abort(struct server *s, uint64_t session, uint32_t turn);
+void sessions_abort(struct server *s, uid_t uid, uint64_t session, uint32_t turn);
 /* The turn of @st has ended: it is committed or forgotten; then stream_saved(), if it is still there. */
 void sessions_end(struct stream *st);
 /* Tells the store, once, which turns go on from an earlier life. */

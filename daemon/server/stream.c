@@ -632,7 +632,8 @@ void stream_abandon(struct stream *st, int r, const struct err *err)
 {
 	st->dropped = true;
 	if (st->turn.rec->session && !st->ended)
-		sessions_abort(st->server, st->turn.rec->session, st->turn.rec->session_turn);
+		sessions_abort(st->server, st->turn.rec->uid, st->turn.rec->session,
+			       st->turn.rec->session_turn);
 	if (st->request)
 		tell_error(st, r, err);
 }
@@ -658,7 +659,7 @@ static void adopt(struct server *s, struct turn_record *rec)
 	if (r < 0) {
 		log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, strerror(-r));
 		if (rec->session)
-			sessions_abort(s, rec->session, rec->session_turn);
+			sessions_abort(s, rec->uid, rec->session, rec->session_turn);
 		turns_drop(s->engine->turns, rec);
 		return;
 	}
@@ -669,7 +670,7 @@ static void adopt(struct server *s, struct turn_record *rec)
 		if (r < 0) {
 			log_warning("turn %llu is lost: %s", (unsigned long long)rec->id, err.text);
 			if (rec->session)
-				sessions_abort(s, rec->session, rec->session_turn);
+				sessions_abort(s, rec->uid, rec->session, rec->session_turn);
 			stream_free(st);
 			return;
 		}

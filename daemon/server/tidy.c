@@ -283,7 +283,7 @@ void tidy_ended(struct stream *st)
 		c->model = s->model;
 		c->layout = (enum chat_layout)st->turn.rec->chat_layout;
 		c->result = -ECANCELED; /* unless it is run */
-		if (take(st, c) < 0 || worker_push(s->worker, run_find, found, c) < 0)
+		if (take(st, c) < 0 || worker_push_for(s->worker, c->uid, run_find, found, c) < 0)
 			chat_free(c);
 	}
 	st->turn.rec->conversation_len = 0;

@@ -332,7 +332,7 @@ static int check_page(struct transfer *t)
 {
 	t->fault = NULL;
 	t->under_way = true;
-	if (worker_push(t->server->worker, run_check, checked, t) >= 0)
+	if (worker_push_for(t->server->worker, t->user->uid, run_check, checked, t) >= 0)
 		return 0;
 	t->under_way = false;
 	return -ENOMEM;

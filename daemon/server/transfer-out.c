@@ -112,7 +112,7 @@ static void carried(int r, const uint64_t sum[2], void *userdata)
 		put_section(t, true);
 		memcpy(t->front + offsetof(struct export_page, sum), sum, 2 * sizeof(*sum));
 		t->under_way = true;
-		r = worker_push(t->server->worker, run_sum, summed, t);
+		r = worker_push_for(t->server->worker, t->user->uid, run_sum, summed, t);
 		if (r >= 0)
 			return;
 		t->under_way = false;

@@ -186,6 +186,40 @@ def two_that_flood_leave_turns_for_a_third():
             w.close()
 
 
+def many_long_texts_of_one_hold_up_no_other():
+    need_root()
+    fd = os.memfd_create("long", os.MFD_ALLOW_SEALING)
+    os.write(fd, b"a " * (2 << 20))
+    wire.fcntl.fcntl(fd, wire.fcntl.F_ADD_SEALS, 0xf)
+    with Daemon("air", socket_mode="0666") as d:
+        alice, bob = connect(d, ALICE), connect(d, BOB)
+        for i in range(10):
+            alice.send_with(fd, wire.GENERATE, 1 + i, {"attached": "prompt"})
+        assert end_of(alice)[1]["code"] == "too-long"
+        bob.send(wire.TOKENIZE, 1, {"text": "a " * 20000})
+        assert end_of(bob)[0] == wire.DONE
+        counts = next(u for u in limits(d, uid=ALICE) if u["uid"] == ALICE)
+        assert counts["requests"]["used"] >= 3, counts
+        for _ in range(9):
+            assert end_of(alice)[1]["code"] == "too-long"
+    os.close(fd)
+
+
+def many_sessions_of_one_hold_up_no_other():
+    need_root()
+    n = 200
+    with Daemon("air", "MaxRequestsPerConnection=250", socket_mode="0666") as d:
+        d.ctl("ask", "--session", "talk", "-n", 1, stdin=b"a " * 5000, uid=ALICE)
+        alice, bob = connect(d, ALICE), connect(d, BOB)
+        alice.send_all(*[(wire.SESSION_FORK, 1 + i, {"session": "talk", "name": f"copy{i}"}) for i in range(n)])
+        bob.send(wire.SESSION_LIST, 1, {})
+        assert end_of(bob)[0] == wire.DONE
+        alice.send(wire.STATUS, n + 1, {})
+        ends = [alice.receive()[:2] for _ in range(n + 1)]
+        assert all(kind == wire.DONE for kind, _ in ends), ends
+        assert ends.index([wire.DONE, n + 1]) < n * 3 // 4, "all were copied before"
+
+
 def a_turn_is_resumed_and_cancelled_by_nobody_else():
     need_root()
     p = prompt("air", "t33")

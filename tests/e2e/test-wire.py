@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """The wire itself: detached turns, resuming by index, credit, deadlines, labels, lost connections."""
+import fcntl
 import socket
 
 from steamd_e2e import *
@@ -66,8 +67,8 @@ def unpack(data, at=0):
 
 
 HELLO, DONE, ERROR, CANCELLED, ACCEPTED, PROGRESS, TOKENS, CREDIT, CANCEL = range(1, 10)
-GENERATE, SCORE, RESUME, TOKENIZE = 16, 17, 18, 19
-SESSION_IMPORT, SESSION_DATA, SESSION_WANT = 41, 70, 71
+GENERATE, SCORE, RESUME, TOKENIZE, RENDER = 16, 17, 18, 19, 21
+STATUS, SESSION_LIST, SESSION_FORK, SESSION_IMPORT, SESSION_DATA, SESSION_WANT = 22, 32, 35, 41, 70, 71
 
 
 class Wire:
@@ -87,6 +88,11 @@ class Wire:
         """Several frames in one piece, so that the daemon reads them at once."""
         payloads = [pack(list(frame)) for frame in frames]
         self.s.sendall(b"".join(struct.pack("<I", len(p)) + p for p in payloads))
+
+    def send_with(self, fd, kind, id, fields):
+        """With a descriptor on the frame's first byte."""
+        payload = pack([kind, id, fields])
+        socket.send_fds(self.s, [struct.pack("<I", len(payload)) + payload], [fd])
 
     def exactly(self, n):
         data = b""

@@ -7,10 +7,12 @@
 #include <stdint.h>
 #include <cmocka.h>
 
+#include "client/wire/ownership.h"
+
 static struct {
 	pthread_t loop_thread;
 	pthread_mutex_t gate; /* held by a test to keep jobs from running on */
-	int run[8], done[8];
+	int run[16], done[16];
 	int n_run, n_done;
 	bool run_on_loop, done_off_loop;
 } seen;
@@ -61,6 +63,44 @@ static void jobs_run_in_order_off_the_loop_and_end_on_it(void **state)
 	sd_event_unref(loop);
 }
 
+static void users_take_turns(void **state)
+{
+	/* whose, 0: it keeps its place; the ends of the names are their order */
+	static const struct {
+		uid_t uid;
+		int name;
+	} pushed[] = { { 1, 11 }, { 1, 12 }, { 1, 13 }, { 2, 21 }, { 3, 31 },
+		       { 2, 22 }, { 0, 1 },  { 1, 14 }, { 1, 15 }, { 3, 32 } };
+	static const int wanted[] = { 11, 21, 31, 12, 22, 13, 1, 14, 32, 15 };
+	int names[ARRAY_SIZE(pushed)];
+	struct worker *w = NULL;
+	sd_event *loop = NULL;
+	int held = 0;
+
+	(void)state;
+	assert_int_equal(sd_event_new(&loop), 0);
+	assert_int_equal(worker_new(loop, &w), 0);
+	pthread_mutex_lock(&seen.gate);
+	assert_int_equal(worker_push(w, run, done, &held), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(pushed); i++) {
+		names[i] = pushed[i].name;
+		if (pushed[i].uid)
+			assert_int_equal(worker_push_for(w, pushed[i].uid, run, done, &names[i]),
+					 0);
+		else
+			assert_int_equal(worker_push(w, run, done, &names[i]), 0);
+	}
+	pthread_mutex_unlock(&seen.gate);
+	while (seen.n_done < 1 + (int)ARRAY_SIZE(pushed))
+		assert_true(sd_event_run(loop, 10000000) > 0);
+	for (size_t i = 0; i < ARRAY_SIZE(wanted); i++) {
+		assert_int_equal(seen.run[1 + i], wanted[i]);
+		assert_int_equal(seen.done[1 + i], wanted[i]);
+	}
+	worker_free(w);
+	sd_event_unref(loop);
+}
+
 static void what_waits_at_the_end_is_done_unrun(void **state)
 {
 	int jobs[] = { 1, 2, 3 };
@@ -87,6 +127,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(jobs_run_in_order_off_the_loop_and_end_on_it, setup),
+		cmocka_unit_test_setup(users_take_turns, setup),
 		cmocka_unit_test_setup(what_waits_at_the_end_is_done_unrun, setup),
 	};
 

@@ -94,6 +94,14 @@ int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *
 	return 0;
 }
 
+/* Users' turns are worker.c's own. */
+int worker_push_for(struct worker *w, uid_t uid, worker_run_fn run, worker_done_fn done,
+		    void *userdata)
+{
+	(void)uid;
+	return worker_push(w, run, done, userdata);
+}
+
 void worker_inline_kill(bool yes)
 {
 	killed = yes;
