@@ -288,6 +288,8 @@ static void open_request(struct peer *p, const struct msg *m, struct span payloa
 		r = attached_check(fd, p->server->settings->max_prompt_bytes, &q->attached_bytes,
 				   &err);
 		q->attached_fd = steal_fd(&fd);
+		if (r >= 0)
+			r = request_hold(q, q->attached_bytes, &err);
 	}
 	if (r >= 0)
 		r = handlers[i].handle(q, &err);

@@ -18,6 +18,19 @@ static bool wants_turn(const struct request *q)
 	return q->msg.type == MSG_GENERATE || q->msg.type == MSG_SCORE;
 }
 
+/* Of one request that has @own bytes already; one that is alone may be larger. */
+static int check_held(const struct user *user, uint64_t own, uint64_t bytes, struct err *err)
+{
+	if (bytes == 0 || user->held_bytes == own ||
+	    user->held_bytes + bytes <= SERVER_USER_HELD_BYTES_MAX)
+		return 0;
+	return err_set(err, -EAGAIN,
+		       "uid %u has %llu bytes of requests waiting, and this one wants %llu more; "
+		       "%u may be",
+		       user->uid, (unsigned long long)user->held_bytes, (unsigned long long)bytes,
+		       SERVER_USER_HELD_BYTES_MAX);
+}
+
 static int check_limits(struct peer *p, size_t held, struct err *err)
 {
 	const struct settings *s = p->server->settings;
@@ -28,10 +41,17 @@ static int check_limits(struct peer *p, size_t held, struct err *err)
 	if (p->user->n_requests + p->user->n_left >= s->max_user_requests)
 		return err_set(err, -EAGAIN, "uid %u has %u requests open; %u may be", p->uid,
 			       p->user->n_requests + p->user->n_left, s->max_user_requests);
-	if (p->user->held_bytes + held > SERVER_USER_HELD_BYTES_MAX)
-		return err_set(err, -EAGAIN, "uid %u has %llu bytes of requests waiting; %u may be",
-			       p->uid, (unsigned long long)p->user->held_bytes,
-			       SERVER_USER_HELD_BYTES_MAX);
+	return check_held(p->user, 0, held, err);
+}
+
+int request_hold(struct request *q, uint64_t bytes, struct err *err)
+{
+	const int r = check_held(q->user, q->held_bytes, bytes, err);
+
+	if (r < 0)
+		return r;
+	q->held_bytes += bytes;
+	q->user->held_bytes += bytes;
 	return 0;
 }
 
@@ -363,9 +383,7 @@ int request_start(struct request *q, struct err *err)
 		return err_set(err, -EHOSTDOWN, "the model is being loaded again");
 	q->model = s->model;
 	q->layout = textmodel_layout(s->model, s->settings, &warning);
-	if (q->held_bytes + q->attached_bytes + q->begun.conversation_len +
-		    q->begun.n_ids * sizeof(*q->begun.ids) <=
-	    REQUEST_INLINE_BYTES) {
+	if (q->held_bytes <= REQUEST_INLINE_BYTES) {
 		request_work(q);
 		worked(q);
 		return 0;

@@ -19,7 +19,7 @@ struct request {
 	uint64_t id;
 	uint64_t received_us;
 	char *bytes; /* the frame, which msg points into */
-	size_t held_bytes;
+	uint64_t held_bytes; /* of it, of what is attached, and of the conversation before */
 	struct msg msg;
 	bool is_waiting, is_looking, in_worker;
 
@@ -53,6 +53,9 @@ struct request {
 /* Opens a request; counts it. -EAGAIN: a limit, with the numbers. @payload is copied if @hold. */
 int request_new(struct peer *p, const struct msg *m, struct span payload, bool hold,
 		struct request **ret, struct err *err);
+
+/* Counts @bytes that its text work needs: -EAGAIN with the numbers if its user has too many waiting. */
+int request_hold(struct request *q, uint64_t bytes, struct err *err);
 
 /* Forgets it, whatever state it is in; sends nothing. */
 void request_free(struct request *q);

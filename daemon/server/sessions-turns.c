@@ -77,7 +77,11 @@ static void begun(struct job *job)
 	} else if (r >= 0) {
 		q->begun = job->begun;
 		memset(&job->begun, 0, sizeof(job->begun));
-		r = request_start(q, &err);
+		r = request_hold(q,
+				 q->begun.conversation_len + q->begun.n_ids * sizeof(*q->begun.ids),
+				 &err);
+		if (r >= 0)
+			r = request_start(q, &err);
 	} else {
 		err = job->err;
 	}

@@ -279,6 +279,24 @@ def an_end_that_had_to_wait_is_none_that_is_open():
         assert [kind for kind, _, _ in ends] == [DONE] * 25, ends
 
 
+def what_is_attached_counts_as_long_as_it_is_needed():
+    """Eight of 60 MiB are more than a user's 256 MiB; one after the other there is room for each."""
+    fd = os.memfd_create("attached", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, 60 << 20)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xf)
+    with Daemon("air") as d:
+        w = Wire(d)
+        for i in range(1, 9):
+            w.send_with(fd, RENDER, i, {"attached": "messages"})
+        ends = [w.receive()[2] for _ in range(8)]
+        busy = [e for e in ends if e["code"] == "busy"]
+        assert busy and all("this one wants 62914560 more; 268435456 may be" in e["text"] for e in busy), ends
+        assert [e["code"] for e in ends if e not in busy][:4] == ["bad-request"] * 4, ends
+        w.send_with(fd, RENDER, 9, {"attached": "messages"})
+        assert w.receive()[2]["code"] == "bad-request"
+    os.close(fd)
+
+
 def a_file_that_ends_behind_its_end_is_refused():
     """That there is no more of it is told where more is wanted, or there is nothing to say it of."""
     with Daemon("air") as d:
