@@ -108,6 +108,7 @@ struct importing {
 	json_t *not_taken;
 	uint64_t session;
 	uint32_t n_turns;
+	size_t n_values; /* of the turns' JSON, which is one conversation when the next one begins */
 	struct turn_ids ids;
 	bool no_ids; /* those of the turn in hand and of all later ones stay behind */
 };
@@ -235,6 +236,12 @@ static int take_turn(struct importing *in, const json_t *o, struct span ids, str
 	const char *vocab = json_string_value(json_object_get(o, "vocab")), *fault;
 
 	row.vocab = vocab ? strtoull(vocab, NULL, 16) : 0;
+	in->n_values += pyjson_count(row.request) + pyjson_count(row.answer);
+	if (in->n_values > PYJSON_VALUES_MAX) {
+		leave(in, "a conversation of so many JSON values could not go on",
+		      "turn %u and what follows", row.n);
+		return 1;
+	}
 	if (integer_at(o, "n") != row.n || row.n > STORE_TURNS_MAX ||
 	    !is_message_list(row.request) || !is_object(row.answer) || row.finish.len > 32) {
 		leave(in, "it is no turn that could be here", "turn %u and what follows", row.n);

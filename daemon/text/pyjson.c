@@ -71,6 +71,24 @@ static void mark_big_integers(struct span text, struct bytes *out)
 	bytes_append(out, from, (size_t)(end - from));
 }
 
+size_t pyjson_count(struct span text)
+{
+	bool in_string = false;
+	size_t n = 1;
+
+	for (size_t i = 0; i < text.len; i++) {
+		const char c = text.data[i];
+
+		if (in_string && c == '\\')
+			i++;
+		else if (c == '"')
+			in_string = !in_string;
+		else if (!in_string)
+			n += c == ',' || c == ':' || c == '[' || c == '{';
+	}
+	return n;
+}
+
 static bool is_big_integer(const char *s, size_t len)
 {
 	if (len < sizeof(big_mark) + 1 || memcmp(s, big_mark, sizeof(big_mark)) != 0)
@@ -91,6 +109,9 @@ int pyjson_load(struct span text, json_t **ret, struct err *err)
 	json_error_t error;
 	json_t *value;
 
+	if (pyjson_count(text) > PYJSON_VALUES_MAX)
+		return err_set(err, -EBADMSG, "the JSON has more than %u values",
+			       PYJSON_VALUES_MAX);
 	mark_big_integers(text, &marked);
 	if (marked.failed) {
 		bytes_deinit(&marked);

@@ -304,6 +304,32 @@ static void floats_and_integers_print_as_python_prints_them(void **state)
 	json_decref(value);
 }
 
+/* So that what a client sends takes a bounded number of times its length. */
+static void json_of_too_many_values_is_refused(void **state)
+{
+	const size_t n = PYJSON_VALUES_MAX;
+	struct bytes text = { 0 };
+	struct err err = { 0 };
+	json_t *value = NULL;
+
+	(void)state;
+	bytes_append_string(&text, "[\"a,[{:\\\",\"");
+	for (size_t i = 0; i < n - 3; i++)
+		bytes_append_string(&text, ",1");
+	bytes_append_string(&text, "]");
+	assert_false(text.failed);
+	assert_int_equal(pyjson_count(bytes_span(&text)), n - 1);
+	assert_int_equal(pyjson_load(bytes_span(&text), &value, &err), 0);
+	assert_int_equal(json_array_size(value), n - 2);
+	json_decref(value);
+	text.at[text.n - 1] = ',';
+	bytes_append_string(&text, "{}]");
+	assert_int_equal(pyjson_count(bytes_span(&text)), n + 1);
+	assert_int_equal(pyjson_load(bytes_span(&text), &value, &err), -EBADMSG);
+	assert_string_equal(err.text, "the JSON has more than 1048576 values");
+	bytes_deinit(&text);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -313,6 +339,7 @@ int main(void)
 		cmocka_unit_test(what_is_no_conversation_is_refused_exactly),
 		cmocka_unit_test(the_layout_follows_features_of_the_template),
 		cmocka_unit_test(floats_and_integers_print_as_python_prints_them),
+		cmocka_unit_test(json_of_too_many_values_is_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

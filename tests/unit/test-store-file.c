@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "daemon/session/export.h"
+#include "daemon/text/pyjson.h"
 
 static char *read_all(const char *path, size_t *ret_len)
 {
@@ -546,6 +547,45 @@ static void sections_of_later_steamds_are_named_and_passed_over(void **state)
 	folder_close(&f);
 }
 
+/* Each turn can be read, and all of them would be one conversation. */
+static void turns_of_too_many_json_values_stay_behind(void **state)
+{
+	_cleanup_(bytes_deinit) struct bytes request = { 0 }, file = { 0 };
+	struct err err = { 0 };
+	struct store *s;
+	struct folder f;
+	json_t *o;
+
+	(void)state;
+	bytes_append_string(&request, "{\"messages\": [{\"role\": \"user\"}], \"tools\": [0");
+	for (size_t i = 0; i < PYJSON_VALUES_MAX * 2 / 3; i++)
+		bytes_append_string(&request, ",0");
+	bytes_append_string(&request, "]}");
+	folder_open(&f);
+	s = open_store(&f);
+	for (uint32_t turn = 1; turn <= 2; turn++) {
+		_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+		struct store_end end = {
+			.answer = SPAN("{}"), .finish = SPAN("stop"), .turn = turn, .vocab = VOCAB
+		};
+
+		assert_int_equal(store_begin(s, &alice, SPAN("talk"), true, SESSIONS_MAX,
+					     bytes_span(&request), VOCAB, &b, &err),
+				 0);
+		end.session = b.session;
+		assert_int_equal(store_commit(s, &end, &err), 0);
+	}
+	export(s, &file);
+	assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
+	assert_int_equal(json_integer_value(json_object_get(o, "turns")), 1);
+	assert_int_equal(not_taken(o, "turn 2 and what follows",
+				   "a conversation of so many JSON values could not go on"),
+			 1);
+	json_decref(o);
+	store_free(s);
+	folder_close(&f);
+}
+
 static void a_file_cut_anywhere_gives_whole_turns_or_a_sentence(void **state)
 {
 	size_t n_taken = 0, n_refused = 0;
@@ -642,6 +682,7 @@ int main(void)
 		cmocka_unit_test(a_session_goes_out_and_comes_in_whole),
 		cmocka_unit_test(ids_that_mean_nothing_here_stay_behind),
 		cmocka_unit_test(sections_of_later_steamds_are_named_and_passed_over),
+		cmocka_unit_test(turns_of_too_many_json_values_stay_behind),
 		cmocka_unit_test(a_file_cut_anywhere_gives_whole_turns_or_a_sentence),
 		cmocka_unit_test(a_flipped_bit_anywhere_is_found),
 	};
