@@ -24,6 +24,7 @@ struct executor {
 	bool resizing;			 /* it has not answered yet */
 	struct control_seen seen[CONTROL_RANKS_MAX];
 	uint32_t n_seen;
+	bool looking; /* the last rank has not answered yet */
 	int refusal;
 	struct control_progress progress;
 	char text[ERR_TEXT_MAX];

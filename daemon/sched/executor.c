@@ -140,7 +140,7 @@ void executor_end(struct executor *e)
 		unpark();
 	}
 	executor_detach(e);
-	e->adopted = e->wake_wanted = e->leave_wanted = e->resizing = false;
+	e->adopted = e->wake_wanted = e->leave_wanted = e->resizing = e->looking = false;
 	e->n_seen = 0;
 	e->state = EXECUTOR_OFF;
 }
@@ -385,7 +385,10 @@ int executor_look(struct executor *e)
 {
 	if (e->control_fd < 0 || !executor_known(e) || executor_uses_arena(e))
 		return -EAGAIN;
+	if (e->looking)
+		return 0; /* a device that hangs is not asked until no order fits any more */
 	e->n_seen = 0;
+	e->looking = true;
 	executor_order(e, CONTROL_LOOK);
 	return e->control_fd < 0 ? -EAGAIN : 0;
 }
@@ -409,7 +412,10 @@ static void on_seen(struct executor *e, const struct control_seen *seen)
 		to->text[sizeof(to->text) - 1] = '\0';
 	}
 	e->n_seen = MIN(seen->n_ranks, CONTROL_RANKS_MAX);
-	if (seen->rank + 1 >= seen->n_ranks && e->options.on_seen)
+	if (seen->rank + 1 < seen->n_ranks)
+		return;
+	e->looking = false;
+	if (e->options.on_seen)
 		e->options.on_seen(e, e->options.userdata);
 }
 

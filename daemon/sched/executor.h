@@ -98,7 +98,8 @@ void executor_wake(struct executor *e);
 void executor_set_pool(struct executor *e, uint64_t bytes);
 bool executor_is_resizing(const struct executor *e);
 /*
- * Asks what is to be said of its devices: 0, and on_seen() follows while it lives;
+ * Asks what is to be said of its devices, unless it was and has not answered yet:
+ * 0, and on_seen() follows while it lives;
  * -EAGAIN: it computes on the host, or is not there.
  */
 int executor_look(struct executor *e);

@@ -292,6 +292,16 @@ static void what_is_seen_is_told_once_and_with_its_bounds(void **state)
 	assert_null(executor_seen(w.executor, 2));
 	assert_int_equal(executor_look(w.executor), 0);
 	assert_null(executor_seen(w.executor, 0)); /* that was then */
+
+	/* one that does not come to look is asked once, however many want to know */
+	assert_int_equal(kill(executor_pid(w.executor), SIGSTOP), 0);
+	for (int i = 0; i < 10000; i++)
+		assert_int_equal(executor_look(w.executor), 0);
+	assert_int_equal(kill(executor_pid(w.executor), SIGCONT), 0);
+	while (w.n_seen == 1)
+		assert_true(sd_event_run(w.loop, 10000000) > 0);
+	assert_non_null(executor_seen(w.executor, 1));
+	assert_int_equal(executor_look(w.executor), 0);
 	executor_stop(w.executor);
 	assert_int_equal(executor_look(w.executor), -EAGAIN);
 	finish(&w);
