@@ -467,7 +467,8 @@ static int settle(struct store *s, const struct store_live *live, size_t n, stru
 		const uint32_t turn = (uint32_t)sqlite3_column_int64(stmt, 1);
 
 		r = 0;
-		if (is_live(live, n, session, turn))
+		if (is_live(live, n, session, turn) ||
+		    is_live(s->running, s->n_running, session, turn))
 			continue;
 		s->counts.n_unfinished++;
 		r = forget_turn(s, session, turn, err);

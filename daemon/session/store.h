@@ -144,7 +144,7 @@ int store_abort(struct store *s, uint64_t session, uint32_t turn, struct err *er
 
 /*
  * Says which turns of an earlier life go on: they count as running. All others
- * that were begun there and not committed are forgotten. Once a life.
+ * that were begun there and not committed are forgotten. Until it succeeds.
  */
 struct store_live {
 	uint64_t session;

@@ -269,6 +269,31 @@ static void a_new_life_keeps_the_turns_that_go_on_and_forgets_the_others(void **
 	folder_close(&f);
 }
 
+/* Where it failed at the start, it is done again when turns of this life run already. */
+static void to_settle_late_forgets_no_turn_of_this_life(void **state)
+{
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 }, c = { 0 };
+	_cleanup_(store_freep) struct store *s = NULL;
+	struct store_counts counts;
+	struct err err = { 0 };
+	struct folder f;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	assert_int_equal(begin(s, &alice, "lost", "a", &b, &err), 0);
+	s = store_free(s);
+	s = open_store(&f);
+	assert_int_equal(begin(s, &alice, "live", "a", &c, &err), 0);
+	assert_int_equal(store_settle(s, NULL, 0, &err), 0);
+	store_count(s, &counts);
+	assert_int_equal(counts.n_unfinished, 1);
+	assert_int_equal(count_sessions(s, &alice), 1);
+	assert_int_equal(commit(s, &c, "said", 5, 2, &err), 0);
+	s = store_free(s);
+	folder_close(&f);
+}
+
 static void nobody_can_tell_anothers_session_from_none(void **state)
 {
 	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
@@ -466,6 +491,7 @@ int main(void)
 		cmocka_unit_test(one_turn_at_a_time),
 		cmocka_unit_test(what_was_begun_and_given_up_was_never_there),
 		cmocka_unit_test(a_new_life_keeps_the_turns_that_go_on_and_forgets_the_others),
+		cmocka_unit_test(to_settle_late_forgets_no_turn_of_this_life),
 		cmocka_unit_test(nobody_can_tell_anothers_session_from_none),
 		cmocka_unit_test(sessions_are_limited_per_user_with_the_numbers),
 		cmocka_unit_test(names_that_would_confuse_are_refused),
