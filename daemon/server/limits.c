@@ -6,7 +6,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/peruser.h"
 #include "daemon/sched/fair.h"
-#include "daemon/server/peer.h"
+#include "daemon/server/request.h"
 #include "daemon/session/store.h"
 
 static json_t *integer(uint64_t value)
@@ -102,7 +102,8 @@ static json_t *describe_user(const struct server *s, uid_t uid, const struct sto
 	put(o, "uid", integer(uid));
 	put_limit(o, "connections", user ? user->n_peers : 0, t->max_user_connections);
 	put_limit(o, "requests", user ? user->n_requests + user->n_left : 0, t->max_user_requests);
-	put_limit(o, "request_bytes", user ? user->held_bytes : 0, SERVER_USER_HELD_BYTES_MAX);
+	put_limit(o, "request_bytes", user ? request_user_bytes(s, user) : 0,
+		  SERVER_USER_HELD_BYTES_MAX);
 	put_limit(o, "queued_tokens", counts.queued_tokens, t->max_user_queued_tokens);
 	if (usage)
 		put_limit(o, "sessions", sessions_of(usage, n_usage, uid), t->max_user_sessions);

@@ -18,16 +18,31 @@ static bool wants_turn(const struct request *q)
 	return q->msg.type == MSG_GENERATE || q->msg.type == MSG_SCORE;
 }
 
-/* Of one request that has @own bytes already; one that is alone may be larger. */
-static int check_held(const struct user *user, uint64_t own, uint64_t bytes, struct err *err)
+uint64_t request_user_bytes(const struct server *s, const struct user *user)
 {
-	if (bytes == 0 || user->held_bytes == own ||
-	    user->held_bytes + bytes <= SERVER_USER_HELD_BYTES_MAX)
+	uint64_t bytes = user->held_bytes;
+	const struct peer *p;
+
+	TAILQ_FOREACH(p, &s->peers, link)
+		bytes += p->user == user ? p->out.queued_bytes : 0;
+	return bytes;
+}
+
+/* Of one request that has @own bytes already; one that is alone may be larger. */
+static int check_held(const struct server *s, const struct user *user, uint64_t own, uint64_t bytes,
+		      struct err *err)
+{
+	uint64_t is;
+
+	if (bytes == 0)
+		return 0;
+	is = request_user_bytes(s, user);
+	if (is == own || is + bytes <= SERVER_USER_HELD_BYTES_MAX)
 		return 0;
 	return err_set(err, -EAGAIN,
-		       "uid %u has %llu bytes of requests waiting, and this one wants %llu more; "
-		       "%u may be",
-		       user->uid, (unsigned long long)user->held_bytes, (unsigned long long)bytes,
+		       "uid %u has %llu bytes of requests waiting and of answers not read, and "
+		       "this one wants %llu more; %u may be",
+		       user->uid, (unsigned long long)is, (unsigned long long)bytes,
 		       SERVER_USER_HELD_BYTES_MAX);
 }
 
@@ -41,12 +56,12 @@ static int check_limits(struct peer *p, size_t held, struct err *err)
 	if (p->user->n_requests + p->user->n_left >= s->max_user_requests)
 		return err_set(err, -EAGAIN, "uid %u has %u requests open; %u may be", p->uid,
 			       p->user->n_requests + p->user->n_left, s->max_user_requests);
-	return check_held(p->user, 0, held, err);
+	return check_held(p->server, p->user, 0, held, err);
 }
 
 int request_hold(struct request *q, uint64_t bytes, struct err *err)
 {
-	const int r = check_held(q->user, q->held_bytes, bytes, err);
+	const int r = check_held(q->server, q->user, q->held_bytes, bytes, err);
 
 	if (r < 0)
 		return r;

@@ -54,7 +54,9 @@ struct request {
 int request_new(struct peer *p, const struct msg *m, struct span payload, bool hold,
 		struct request **ret, struct err *err);
 
-/* Counts @bytes that its text work needs: -EAGAIN with the numbers if its user has too many waiting. */
+/* What @user's requests hold until their work is done, and their answers until they are read. */
+uint64_t request_user_bytes(const struct server *s, const struct user *user);
+/* Counts @bytes that its work needs: -EAGAIN with the numbers if its user has too many. */
 int request_hold(struct request *q, uint64_t bytes, struct err *err);
 
 /* Forgets it, whatever state it is in; sends nothing. */

@@ -179,6 +179,8 @@ static void reply(struct job *job)
 		job->result = err_set(&job->err, -E2BIG,
 				      "the answer has %zu bytes; %zu can be sent", job->out.n,
 				      most);
+	if (job->result >= 0)
+		job->result = request_hold(job->request, job->out.n, &job->err);
 	if (job->result < 0) {
 		request_error(job->request, job->result, &job->err);
 		return;

@@ -297,6 +297,33 @@ def what_is_attached_counts_as_long_as_it_is_needed():
     os.close(fd)
 
 
+def answers_that_nobody_reads_count():
+    n = 9
+    said = json.dumps({"messages": [{"role": "user", "content": "a" * (30 << 20)}]}).encode()
+    fd = os.memfd_create("attached", os.MFD_ALLOW_SEALING)
+    os.write(fd, said)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 0xf)
+
+    def used(what):
+        return json.loads(d.ctl("status", "--limits", "--json"))["users"][0][what]["used"]
+
+    with Daemon("air", "ChatTemplate=glm47") as d:
+        lines = []
+        for i in range(n):
+            w = Wire(d)
+            lines.append(w)
+            w.send_with(fd, RENDER, 1, {"attached": "messages"})
+            wait_for(lambda: used("requests") == 1, 30, "the end of the render")
+            assert used("request_bytes") <= 256 << 20
+        answers = [w.receive() for w in lines]
+        assert [kind for kind, _, _ in answers[:8]] == [DONE] * 8
+        assert "bytes of requests waiting and of answers not read" in answers[-1][2]["text"], answers[-1]
+        assert used("request_bytes") < 1 << 20
+        lines[0].send_with(fd, RENDER, 2, {"attached": "messages"})
+        assert lines[0].receive()[0] == DONE
+    os.close(fd)
+
+
 def a_file_that_ends_behind_its_end_is_refused():
     """That there is no more of it is told where more is wanted, or there is nothing to say it of."""
     with Daemon("air") as d:
