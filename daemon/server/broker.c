@@ -2,6 +2,7 @@
 #include "daemon/server/broker.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <limits.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -27,6 +28,8 @@
 #ifndef STEAMD_DATADIR
 #define STEAMD_DATADIR "/usr/share/steamd"
 #endif
+
+#define LARGE_BYTES (256 << 10) /* what is larger is given back to the machine when it is freed */
 
 static int apply_sets(struct settings *s, const struct options *o, struct err *err)
 {
@@ -343,6 +346,8 @@ int broker_run(const struct options *o)
 		return BROKER_OK;
 	}
 	log_init("steamd", log_level_of(settings.log_level));
+	/* left alone, the library keeps as much as the longest prompt took */
+	mallopt(M_MMAP_THRESHOLD, LARGE_BYTES);
 	r = serve(o, &settings, &err);
 	if (r >= 0)
 		return r;

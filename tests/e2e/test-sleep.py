@@ -249,6 +249,17 @@ def no_timer_is_armed_but_that_of_the_next_rung():
         wait_for(lambda: timers(d.process.pid) == 0, 10, "no timer on the last rung")
 
 
+def a_long_text_leaves_the_broker_as_small_as_it_was():
+    if SANITIZED:
+        raise Skip("what is freed is kept there")
+    with Daemon("air") as d:
+        before = power(d)["held"]["broker_bytes"]
+        for i in range(2):
+            d.ctl("ask", "--session", f"talk{i}", stdin=b"word " * (2 << 20), code=65)
+        after = power(d)["held"]["broker_bytes"]
+        assert after < before + (8 << 20), (before, after)
+
+
 def progress_is_told_to_who_waits_for_the_wake_up():
     spec = importlib.util.spec_from_file_location("wire", SRC / "tests" / "e2e" / "test-wire.py")
     wire = importlib.util.module_from_spec(spec)
