@@ -60,7 +60,8 @@ static void on_told(struct day_talk *t, const struct msg_tokens *m)
 		t->running.reasoning = day_append(t->running.reasoning, m->reasoning.data,
 						  m->reasoning.len);
 	if (m->has_content)
-		t->running.content = day_append(t->running.content, m->content.data, m->content.len);
+		t->running.content =
+			day_append(t->running.content, m->content.data, m->content.len);
 }
 
 static void end(struct day_talk *t, bool sure)
