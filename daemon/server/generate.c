@@ -74,6 +74,10 @@ static int fill_sampling(const struct request *q, struct step_sampler *p, struct
 
 	textmodel_defaults(q->model, q->server->settings, &d);
 	overlay_session(q, &d);
+	if (!g->has_top_k)
+		r = in_range("top_k", d.top_k.value, 0, UINT32_MAX, err);
+	if (r < 0)
+		return r;
 	p->temperature = g->has_temperature ? g->temperature : d.temperature.value;
 	p->top_p = g->has_top_p ? g->top_p : d.top_p.value;
 	p->min_p = g->has_min_p ? g->min_p : d.min_p.value;
