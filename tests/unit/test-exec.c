@@ -13,6 +13,7 @@
 
 #include "client/wire/control.h"
 #include "daemon/exec/exec.h"
+#include "daemon/exec/mirror.h"
 #include "daemon/exec/service.h"
 #include "daemon/exec/weights/memplan.h"
 #include "tests/fidelity/rig.h"
@@ -1014,6 +1015,39 @@ static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
 	*kv = before;
 }
 
+#define TOO_MANY_PAGES 400 /* of LARGE_PAGE, for a card of 1 GiB */
+
+/* Scratch, samplers and recorded steps have what they need, and some is left for what the driver takes later. */
+static void a_pool_larger_than_the_card_is_as_large_as_it_can_be(void **state)
+{
+	struct bench *b = *state;
+	const struct kv_cache before = b->rig.kv;
+	uint32_t whole[4][MANY_SLOTS], cut[4][MANY_SLOTS];
+	struct kv_cache *kv = &b->rig.kv;
+	struct team_pool pool;
+
+	while (kv_page_bytes(kv) % LARGE_PAGE)
+		kv->page_tokens *= 2;
+	kv->base = calloc(TOO_MANY_PAGES, kv_page_bytes(kv));
+	assert_non_null(kv->base);
+	sample_from_pool(b, false, whole);
+	kv->n_pages = TOO_MANY_PAGES;
+	setenv("CUEMU_GIB", "1", 1);
+	sample_from_pool(b, false, cut);
+	assert_memory_equal(whole, cut, sizeof(whole));
+	pool = team_pool(b->rig.team);
+	assert_true(pool.bytes < ((uint64_t)1 << 30) - MIRROR_SPARE_BYTES);
+	assert_true(pool.bytes + MIRROR_SPARE_BYTES > (uint64_t)1 << 29);
+	assert_int_equal(exec_resize(b->exec, pool.least_bytes, NULL), 0);
+	assert_int_equal(team_pool(b->rig.team).bytes, pool.least_bytes);
+	assert_int_equal(exec_resize(b->exec, UINT64_MAX, NULL), 0);
+	assert_int_equal(team_pool(b->rig.team).bytes, pool.bytes);
+	unsetenv("CUEMU_GIB");
+	b->exec = exec_free(b->exec);
+	free(kv->base);
+	*kv = before;
+}
+
 #define KERNELS_PER_LAYER 6 /* of a step of one row */
 
 static void a_step_of_one_row_is_few_kernels(void **state)
@@ -1147,6 +1181,8 @@ int main(void)
 		ON_ONE(steps_take_no_memory_of_the_device)
 			ON_TWO(steps_take_no_memory_of_the_device) cmocka_unit_test_setup_teardown(
 				a_step_of_one_row_is_few_kernels, setup_air, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_pool_larger_than_the_card_is_as_large_as_it_can_be, setup_air, teardown),
 		ON_ONE(what_does_not_fit_a_small_pool_is_computed_in_turn)
 			ON_TWO(what_does_not_fit_a_small_pool_is_computed_in_turn)
 	};
