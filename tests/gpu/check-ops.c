@@ -40,10 +40,11 @@ static struct {
 	int n_passed, n_failed, n_skipped;
 	bool failed;	  /* of the check under way */
 	uint64_t results; /* its results' bits, folded */
-	struct {
-		void *at;
+	struct buffer {
+		char *at;
 		size_t bytes;
-	} buffers[BUFFERS_MAX]; /* that the check under way has */
+		bool is_taken; /* by the check under way */
+	} buffers[BUFFERS_MAX]; /* addresses are for life, and a device has only so many ranges of them */
 	int n_buffers;
 } run;
 
@@ -62,29 +63,47 @@ static void *allocate(size_t n, size_t bytes)
 	return p;
 }
 
+/* Addresses that no check has, of @bytes. */
+static struct buffer *buffer_of(size_t bytes)
+{
+	struct buffer *b = run.buffers;
+
+	while (b < run.buffers + run.n_buffers && (b->is_taken || b->bytes != bytes))
+		b++;
+	if (b == run.buffers + BUFFERS_MAX)
+		return NULL;
+	if (b == run.buffers + run.n_buffers) {
+		*b = (struct buffer){ dev_reserve(run.dev, bytes), bytes, false };
+		if (!b->at)
+			return NULL;
+		run.n_buffers++;
+	}
+	b->is_taken = true;
+	return b;
+}
+
 /* Device memory with @bytes of @from in it (NULL: none), until the check ends; nothing is mapped behind it. */
 static void *give(const void *from, size_t bytes)
 {
 	const size_t room = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
-	char *base = dev_reserve(run.dev, room), *at = base + (room - bytes) / 64 * 64;
+	struct buffer *b = buffer_of(room);
+	char *at = b ? b->at + (room - bytes) / 64 * 64 : NULL;
 	int r;
 
-	r = base && run.n_buffers < BUFFERS_MAX ? dev_back(run.dev, base, room) : -ENOMEM;
+	r = b ? dev_back(run.dev, b->at, room) : -ENOMEM;
 	if (r == 0 && from)
 		r = dev_write(run.dev, at, from, bytes);
 	if (r < 0)
 		give_up("device memory", r);
-	run.buffers[run.n_buffers].at = base;
-	run.buffers[run.n_buffers++].bytes = room;
 	return at;
 }
 
 static void give_back_all(void)
 {
-	while (run.n_buffers > 0) {
-		run.n_buffers--;
-		dev_unback(run.dev, run.buffers[run.n_buffers].at,
-			   run.buffers[run.n_buffers].bytes);
+	for (struct buffer *b = run.buffers; b < run.buffers + run.n_buffers; b++) {
+		if (b->is_taken)
+			dev_unback(run.dev, b->at, b->bytes);
+		b->is_taken = false;
 	}
 }
 
