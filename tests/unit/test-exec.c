@@ -1017,7 +1017,7 @@ static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
 
 #define TOO_MANY_PAGES 400 /* of LARGE_PAGE, for a card of 1 GiB */
 
-/* Scratch, samplers and recorded steps have what they need, and some is left for what the driver takes later. */
+/* Scratch, samplers and recorded steps have what they need, and the driver is left some. */
 static void a_pool_larger_than_the_card_is_as_large_as_it_can_be(void **state)
 {
 	struct bench *b = *state;
