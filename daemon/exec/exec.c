@@ -155,10 +155,11 @@ int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_lim
 	};
 	r = allocate(e, err);
 	if (r == 0)
-		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context,
-				     limits->pool_bytes, err);
+		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context, err);
 	if (r == 0 && !dev_is_host(e->dev))
 		r = make_aside(e, err);
+	if (r == 0) /* last: it takes what there is */
+		r = exec_resize(e, limits->pool_bytes ? limits->pool_bytes : UINT64_MAX, err);
 	if (r < 0)
 		return r;
 	*ret = steal(e);

@@ -54,14 +54,57 @@ static int back(struct mirror *m, uint32_t group)
 	return 0;
 }
 
+static uint32_t live_in(const struct mirror *m, uint32_t group)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < m->group_pages; i++)
+		n += m->frames[group * m->group_pages + i].page != NONE;
+	return n;
+}
+
+static int unback(struct mirror *m, uint32_t group)
+{
+	const int r = dev_unback(m->dev, page_of(&m->kv, group * m->group_pages), group_bytes(m));
+
+	if (r < 0)
+		return r;
+	m->backed[group] = false;
+	m->n_backed -= m->group_pages;
+	return 0;
+}
+
+/* Gives groups up again that have no page, down to @least frames, until the device has its spare. */
+static int leave_spare(struct mirror *m, uint32_t least)
+{
+	uint64_t given = 0;
+	int r = 0;
+
+	for (uint32_t g = m->n_groups; r == 0 && g-- > 0 && given < MIRROR_SPARE_BYTES;) {
+		if (!m->backed[g] || live_in(m, g) > 0)
+			continue;
+		if (m->n_backed < least + m->group_pages)
+			break;
+		r = unback(m, g);
+		given += group_bytes(m);
+	}
+	return r;
+}
+
 /* The lowest that have none, until there are @frames. */
 static int grow(struct mirror *m, uint32_t frames)
 {
+	const uint32_t least = MAX(m->n_backed, m->least_frames);
 	int r = 0;
 
 	for (uint32_t g = 0; r == 0 && g < m->n_groups && m->n_backed < frames; g++)
 		if (!m->backed[g])
 			r = back(m, g);
+	if (r == -ENOMEM && m->n_backed > least) {
+		const int given = leave_spare(m, least);
+
+		return given < 0 ? given : r;
+	}
 	return r;
 }
 
@@ -415,15 +458,6 @@ int mirror_move(struct mirror *m, struct stream *st, const struct step_move *mov
 	return r < 0 ? r : st_wait(st);
 }
 
-static uint32_t live_in(const struct mirror *m, uint32_t group)
-{
-	uint32_t n = 0;
-
-	for (uint32_t i = 0; i < m->group_pages; i++)
-		n += m->frames[group * m->group_pages + i].page != NONE;
-	return n;
-}
-
 /* The backed group with the fewest pages that stays so far; of equals the highest. */
 static uint32_t emptiest(const struct mirror *m, const bool *goes)
 {
@@ -457,17 +491,6 @@ static int evacuate(struct mirror *m, struct stream *st, uint32_t frame, const b
 	m->frame_of[f.page] = to;
 	m->frames[frame].page = NONE;
 	m->n_moved++;
-	return 0;
-}
-
-static int unback(struct mirror *m, uint32_t group)
-{
-	const int r = dev_unback(m->dev, page_of(&m->kv, group * m->group_pages), group_bytes(m));
-
-	if (r < 0)
-		return r;
-	m->backed[group] = false;
-	m->n_backed -= m->group_pages;
 	return 0;
 }
 

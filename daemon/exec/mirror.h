@@ -20,6 +20,9 @@
 
 struct mirror;
 
+/* What a device that has not memory for all is left: for recorded steps, and the driver's own. */
+#define MIRROR_SPARE_BYTES ((uint64_t)256 << 20)
+
 struct mirror_size {
 	uint32_t group_pages; /* frames in a group */
 	uint32_t least_pages; /* with fewer frames it is of no use; 0 counts as 1 */
@@ -31,8 +34,9 @@ struct mirror_size {
  *		(kv_heads_of()); copied, its memory outlives the mirror
  * ret_kv	the same cache on the device, of those heads alone; page ids are frames'
  *
- * Where the device has not memory for all, as many groups as it has. Returns 0;
- * -ENOMEM with the bytes wanted: not even for least_pages; -EIO.
+ * Where the device has not memory for all, as many groups as leave it
+ * MIRROR_SPARE_BYTES, but at least for least_pages. Returns 0; -ENOMEM with the
+ * bytes wanted: not even for these; -EIO.
  */
 int mirror_new(struct dev *dev, const struct kv_cache *arena, const struct mirror_size *size,
 	       struct mirror **ret, struct kv_cache *ret_kv, struct err *err);
@@ -69,8 +73,8 @@ int mirror_move(struct mirror *m, struct stream *st, const struct step_move *mov
  * that go, those with the fewest pages, what the device used last is copied to
  * free frames of those that stay, lowest first; the rest gives way. Waits.
  *
- * Returns 0; -ENOMEM: it grew as far as the device has memory, see
- * mirror_frames(); or -EIO.
+ * Returns 0; -ENOMEM: it grew as far as the device has memory beside
+ * MIRROR_SPARE_BYTES, see mirror_frames(); or -EIO.
  */
 int mirror_resize(struct mirror *m, struct stream *st, uint64_t most_bytes);
 

@@ -35,8 +35,7 @@ struct service {
 	uint64_t load_began_us;
 	uint64_t read_bytes_per_second; /* measured once */
 	uint32_t percent_told;
-	uint64_t pool_bytes;		/* that the KV cache of devices may have; 0: all */
-	_Atomic uint64_t ordered_bytes; /* of a CONTROL_POOL */
+	_Atomic uint64_t pool_bytes; /* that the KV cache of devices may have, as ordered last; 0: all */
 	_Atomic uint32_t
 		order; /* of the broker, not yet obeyed; written by the watching thread, taken by the main one */
 	_Atomic bool is_open; /* the watching thread may look at the team */
@@ -123,6 +122,7 @@ static int receive(struct service *s, struct err *err)
 			       "%u tokens, batches of %u, %u threads and %u ranks",
 			       c->n_pages, c->page_tokens, c->n_slots, c->max_context,
 			       c->max_batch_tokens, c->n_threads, c->n_ranks);
+	atomic_store(&s->pool_bytes, c->pool_bytes);
 	return 0;
 }
 
@@ -237,7 +237,7 @@ static void *watch(void *userdata)
 		     order.kind != CONTROL_POOL))
 			_exit(SERVICE_EXIT_PROTOCOL);
 		if (order.kind == CONTROL_POOL)
-			atomic_store(&s->ordered_bytes, order.bytes);
+			atomic_store(&s->pool_bytes, order.bytes);
 		atomic_store(&s->order, order.kind);
 		if (write(s->ring.down_fd, &one, sizeof(one)) < 0)
 			_exit(SERVICE_EXIT_FAULT);
@@ -391,7 +391,6 @@ static int prepare(struct service *s, struct err *err)
 	if (r < 0)
 		return r;
 	close_checkpoint(s);
-	s->pool_bytes = c->pool_bytes;
 	r = exec_new(s->team, &s->kv, &limits, &s->exec, err);
 	if (r == 0)
 		atomic_store(&s->is_open, true);
@@ -568,6 +567,14 @@ static void begin_load(struct service *s)
 	s->percent_told = UINT32_MAX;
 }
 
+/* Where the device lacks memory to grow it has what there is. */
+static int resize(struct service *s, struct err *err)
+{
+	const uint64_t bytes = atomic_load(&s->pool_bytes);
+
+	return exec_resize(s->exec, bytes ? bytes : UINT64_MAX, err);
+}
+
 static int wake(struct service *s, struct err *err)
 {
 	int r;
@@ -578,7 +585,7 @@ static int wake(struct service *s, struct err *err)
 		return r;
 	r = team_reload(s->team, s->checkpoint, on_progress, s, err);
 	if (r == 0)
-		r = exec_resize(s->exec, s->pool_bytes ? s->pool_bytes : UINT64_MAX, err);
+		r = resize(s, err);
 	if (r == -ESTALE)
 		err_wrap(err, r, "'%s' is not the model that was loaded before",
 			 s->configure.model);
@@ -612,13 +619,11 @@ static int tell_pooled(const struct service *s, struct err *err)
 	return r < 0 ? err_wrap(err, r, "cannot tell the broker how large the KV cache is") : 0;
 }
 
-/* Between steps. Where the device lacks memory to grow it has what there is, and says so. */
-static int resize(struct service *s, struct err *err)
+/* Between steps. */
+static int obey_pool(struct service *s, struct err *err)
 {
-	int r;
+	const int r = resize(s, err);
 
-	s->pool_bytes = atomic_load(&s->ordered_bytes);
-	r = exec_resize(s->exec, s->pool_bytes ? s->pool_bytes : UINT64_MAX, err);
 	return r < 0 ? r : tell_pooled(s, err);
 }
 
@@ -642,7 +647,6 @@ static int stay_parked(struct service *s, struct err *err)
 			before_bytes = 0;
 		}
 		if (order == CONTROL_POOL) { /* counts when it wakes */
-			s->pool_bytes = atomic_load(&s->ordered_bytes);
 			r = tell_pooled(s, err);
 			if (r < 0)
 				return r;
@@ -680,7 +684,7 @@ static int run(struct service *s, struct err *err)
 		told = order == CONTROL_POOL;
 		if (order == CONTROL_WAKE)
 			continue; /* to wake up what is awake: it is told so */
-		r = blame_gpu(order == CONTROL_POOL ? resize(s, err) : stay_parked(s, err), err);
+		r = blame_gpu(order == CONTROL_POOL ? obey_pool(s, err) : stay_parked(s, err), err);
 		if (r < 0) {
 			tell_refused(s, err, r);
 			return exit_code(r);

@@ -206,7 +206,6 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 struct making {
 	const struct kv_cache *kv;
 	uint32_t max_tokens, max_context;
-	uint64_t pool_bytes;
 	struct err *err; /* of rank 0 */
 };
 
@@ -235,8 +234,7 @@ static int make_model(struct team *team, uint32_t rank, void *userdata)
 		const struct mirror_size size = {
 			.group_pages = memplan_group_pages(own_page_bytes(&kv), kv.n_pages),
 			.least_pages = team->least_pages,
-			.most_bytes =
-				making->pool_bytes ? MAX(making->pool_bytes / team->n_ranks, 1) : 0,
+			.most_bytes = 1, /* no more than that */
 		};
 
 		r = mirror_new(m->dev, &arena, &size, &m->mirror, &kv, err);
@@ -253,9 +251,9 @@ static int join(struct team *team, uint32_t rank, void *userdata)
 }
 
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
-		     uint32_t max_context, uint64_t pool_bytes, struct err *err)
+		     uint32_t max_context, struct err *err)
 {
-	struct making making = { kv, max_tokens, max_context, pool_bytes, err };
+	struct making making = { kv, max_tokens, max_context, err };
 	int r;
 
 	/* a move has two */

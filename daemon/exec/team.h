@@ -43,12 +43,12 @@ int team_reload(struct team *team, const struct checkpoint *c, weights_progress_
 /*
  * Makes each rank's model, over its heads of the pages of @kv, after team_load();
  * in place of those that were made before. On devices that are not the host the
- * pages of @kv, which is in the host's memory, have a mirror there: of at most
- * @pool_bytes on all devices together, 0: of all pages, and at least of one
- * context. Else as model_new().
+ * pages of @kv, which is in the host's memory, have a mirror there, of one context:
+ * team_resize() is for when all else that needs memory of the device has it. Else as
+ * model_new().
  */
 int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_tokens,
-		     uint32_t max_context, uint64_t pool_bytes, struct err *err);
+		     uint32_t max_context, struct err *err);
 
 /*
  * As model_forward() and model_logits(), and for whole logits; -EIO also if another rank failed.

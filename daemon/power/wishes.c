@@ -42,13 +42,14 @@ uint64_t power_pool_left(const struct power *p)
 /* Tells the executor what the leases leave of it; does nothing if it knows. */
 static void settle_pool(const struct power *p)
 {
-	uint64_t leased;
+	uint64_t leased, most;
 
 	if (!power_is_on_device(p))
 		return;
 	leased = leased_pages_bytes(p);
-	executor_set_pool(p->executor,
-			  leased ? executor_known(p->executor)->pool.most_bytes - leased : 0);
+	most = executor_known(p->executor)->pool.most_bytes;
+	/* leases may be of an earlier, larger one: it keeps what it cannot do without */
+	executor_set_pool(p->executor, leased ? MAX(most - MIN(most, leased), 1) : 0);
 }
 
 /* Whole groups of it, for @w; returns the bytes, which are free when the executor has answered. */

@@ -5,6 +5,7 @@
 #include "kernels/cuda/matrix.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/sum.h"
+#include "kernels/cuda/tile.h"
 
 extern "C" {
 #include "kernels/cpu/router-choose.h"
@@ -35,16 +36,15 @@ static __device__ __forceinline__ double dot4(const float4 &a, const float4 &b, 
 	return fma((double)a.w, (double)b.w, sum);
 }
 
-/* Columns c … c + 3 of a row, as far as there are any. */
-static __device__ __forceinline__ float4 columns_of(const float *row, uint32_t c, uint32_t dim,
+/*
+ * Columns c … c + 3 of a row of weights, as far as there are any. Not of x, which may be
+ * written until pdl_wait(): such loads need not stay behind it.
+ */
+static __device__ __forceinline__ float4 weights_of(const float *row, uint32_t c, uint32_t dim,
 						    bool is_aligned)
 {
-	if (c >= dim)
-		return make_float4(0, 0, 0, 0);
-	if (is_aligned)
-		return __ldg((const float4 *)(row + c));
-	return make_float4(row[c], c + 1 < dim ? row[c + 1] : 0, c + 2 < dim ? row[c + 2] : 0,
-			   c + 3 < dim ? row[c + 3] : 0);
+	return is_aligned && c < dim ? __ldg((const float4 *)(row + c))
+				     : four_columns(row, c, dim, false);
 }
 
 struct choice {
@@ -176,7 +176,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 4)
 	pdl_release();
 #pragma unroll
 	for (uint32_t i = 0; i < FEW_AHEAD; i++)
-		ahead[i] = columns_of(w, i * step + threadIdx.x * 4, g.dim, g.is_aligned);
+		ahead[i] = weights_of(w, i * step + threadIdx.x * 4, g.dim, g.is_aligned);
 	for (uint32_t c = threadIdx.x * 32; g.norm && c < g.dim; c += FEW_THREADS * 32)
 		prefetch(g.norm + c);
 	pdl_wait();
@@ -187,7 +187,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 4)
 		double sum = 0;
 		/* of column c …; each block leaves some of the normalised ones */
 		const auto columns = [&](uint32_t c) {
-			float4 v = columns_of(x, c, g.dim, g.is_aligned);
+			float4 v = four_columns(x, c, g.dim, g.is_aligned);
 
 			if (g.norm && c < g.dim) {
 				v = normed(v, factors[t], __ldg((const float4 *)(g.norm + c)));
@@ -201,7 +201,7 @@ static __global__ void __launch_bounds__(FEW_THREADS, 4)
 		for (uint32_t i = 0; i < FEW_AHEAD; i++)
 			sum = dot4(ahead[i], columns(i * step + threadIdx.x * 4), sum);
 		for (uint32_t c = FEW_AHEAD * step + threadIdx.x * 4; c < g.dim; c += step)
-			sum = dot4(columns_of(w, c, g.dim, g.is_aligned), columns(c), sum);
+			sum = dot4(weights_of(w, c, g.dim, g.is_aligned), columns(c), sum);
 		sum = add_lanes(sum);
 		if (lane == 0)
 			of_warp[t][warp] = sum;
@@ -239,11 +239,11 @@ static __global__ void __launch_bounds__(TILE_THREADS)
 
 #pragma unroll
 		for (uint32_t i = 0; i < SIDE; i++)
-			x[i] = columns_of(g.x + (size_t)min(t + i, g.tokens - 1) * g.dim, c, g.dim,
-					  g.is_aligned);
+			x[i] = four_columns(g.x + (size_t)min(t + i, g.tokens - 1) * g.dim, c, g.dim,
+					    g.is_aligned);
 #pragma unroll
 		for (uint32_t j = 0; j < SIDE; j++) {
-			const float4 w = columns_of(g.w + (size_t)min(e + j, g.experts - 1) * g.dim,
+			const float4 w = weights_of(g.w + (size_t)min(e + j, g.experts - 1) * g.dim,
 						    c, g.dim, g.is_aligned);
 
 #pragma unroll

@@ -222,13 +222,17 @@ static inline T atomicCAS(T *at, typename cuemu_same<T>::type expected, typename
 /* Loads and stores with hints. */
 #define HINTED_LOAD(name)                                                                          \
 	template <typename T> static inline T name(const T *at) { return *at; }
-HINTED_LOAD(__ldg)
 HINTED_LOAD(__ldcg)
 HINTED_LOAD(__ldca)
 HINTED_LOAD(__ldcs)
 HINTED_LOAD(__ldcv)
 HINTED_LOAD(__ldlu)
 #undef HINTED_LOAD
+template <typename T> static inline T __ldg(const T *at)
+{
+	cuemu_constant(at, sizeof(*at));
+	return *at;
+}
 template <typename T> static inline void __stcg(T *at, T v) { *at = v; }
 template <typename T> static inline void __stcs(T *at, T v) { *at = v; }
 template <typename T> static inline void __stwt(T *at, T v) { *at = v; }

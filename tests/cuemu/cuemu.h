@@ -19,7 +19,9 @@
  * - threads that wait for each other for ever, or meet at different operations;
  * - in a kernel launched with LAUNCH_PDL: anything written before pdl_wait(), or
  *   read that a kernel wrote which need not have ended by then (the one before;
- *   and those before that one, if it released its successor before its own wait).
+ *   and those before that one, if it released its successor before its own wait);
+ * - what such a kernel wrote, or this one, loaded by __ldg(), also after pdl_wait():
+ *   the compiler takes such memory to stay as it is while a kernel lives.
  *
  * Not seen: races between blocks (but compare the bits of the three orders),
  * races in global memory within a block, what only weak ordering of a real

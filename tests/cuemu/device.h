@@ -28,6 +28,7 @@ void cuemu_copy_async(void *shared, const void *global, uint32_t bytes, uint32_t
 void cuemu_copy_commit(void);
 void cuemu_copy_wait(uint32_t n_left);
 
+void cuemu_constant(const void *at, size_t bytes); /* stays as it is while the kernel lives */
 void cuemu_pdl_wait(void);
 void cuemu_pdl_release(void);
 

@@ -471,6 +471,20 @@ void cuemu_atomic(void *at, size_t bytes)
 	memory_access(at, bytes, ACCESS_ATOMIC, __builtin_return_address(0));
 }
 
+void cuemu_constant(const void *at, size_t bytes)
+{
+	const size_t from = (uintptr_t)at - (uintptr_t)arena;
+
+	if ((uintptr_t)at < (uintptr_t)arena || from >= arena_used)
+		return;
+	for (size_t i = from / GRANULE; i <= (from + bytes - 1) / GRANULE; i++)
+		if (written[i] > latest.early)
+			fault_in_kernel(__builtin_return_address(0),
+					"loads %zu bytes at %p by __ldg(), which a kernel wrote "
+					"that need not have ended when this one began",
+					bytes, at);
+}
+
 void cuemu_pdl_wait(void)
 {
 	block_self()->waited_pdl = true;

@@ -388,6 +388,10 @@ static __global__ void k_overlapped(uint32_t *y, const uint32_t *x, int kind)
 		pdl_wait();
 		y[0] = x[0];
 	}
+	if (kind == 4) {
+		pdl_wait();
+		y[0] = __ldg(x);
+	}
 }
 
 static void what_begins_early_has_to_wait(void **)
@@ -396,7 +400,7 @@ static void what_begins_early_has_to_wait(void **)
 	cudaLaunchAttribute pdl = {};
 	cudaLaunchConfig_t config = {};
 	const char *const want[] = { "reads 4 bytes at", "writes 4 bytes at", NULL,
-				     "a kernel launched with LAUNCH_PDL" };
+				     "a kernel launched with LAUNCH_PDL", "loads 4 bytes at" };
 
 	up(x, words, 4);
 	config.attrs = &pdl;
@@ -405,8 +409,10 @@ static void what_begins_early_has_to_wait(void **)
 	pdl.val.programmaticStreamSerializationAllowed = 1;
 	assert_int_equal(cudaLaunchKernelEx(&config, k_overlapped, y, (const uint32_t *)x, 0), cudaSuccess);
 	assert_int_equal(run(k_wild, 1, 1, 16, x, x, 0), cudaSuccess); /* writes x */
-	for (int kind = 0; kind < 4; kind++) {
+	for (int kind = 0; kind < 5; kind++) {
 		cuemu_set_loud(false);
+		if (kind == 4) /* writes x */
+			assert_int_equal(run(k_wild, 1, 1, 16, x, x, 0), cudaSuccess);
 		assert_int_equal(cudaLaunchKernelEx(&config, k_overlapped, y, (const uint32_t *)x, kind),
 				 want[kind] ? cudaErrorIllegalAddress : cudaSuccess);
 		if (want[kind])

@@ -87,7 +87,9 @@ static int make_models(struct rig *rig, uint32_t context, struct err *err)
 	if (!rig->team)
 		return model_new(rig->dev, rig->weights, &rig->kv, rig->max_tokens, context,
 				 &rig->model, err);
-	r = team_make_models(rig->team, &rig->kv, rig->max_tokens, context, 0, err);
+	r = team_make_models(rig->team, &rig->kv, rig->max_tokens, context, err);
+	if (r == 0)
+		r = team_resize(rig->team, UINT64_MAX, err);
 	rig->model = team_model(rig->team, 0);
 	return r;
 }

@@ -197,7 +197,7 @@ int air_new(struct dev *dev, struct stream *st, uint32_t layers, struct weights 
 	}
 	if (r < 0)
 		return r;
-	ret->memory = dev_reserve(dev, bytes);
+	ret->memory = dev_reserve_named(dev, "weights", bytes, DEV_CHUNK_MAX);
 	r = ret->memory ? dev_back(dev, ret->memory, bytes) : -ENOMEM;
 	if (r < 0)
 		return r;

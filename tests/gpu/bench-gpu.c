@@ -145,7 +145,7 @@ static bool is_wanted(const struct bench *b, const char *name)
 
 static void *room(struct bench *b, size_t bytes)
 {
-	void *at = dev_reserve(b->dev, bytes);
+	void *at = dev_reserve_named(b->dev, "bench", bytes, DEV_CHUNK_MAX);
 
 	return at && dev_back(b->dev, at, bytes) == 0 ? at : NULL;
 }

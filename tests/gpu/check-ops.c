@@ -15,9 +15,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "kernels/attention.h"
-#include "kernels/moe.h"
-#include "kernels/norm.h"
+#include "kernels/layer.h"
 #include "tests/gpu/faults.h"
 #include "tests/unit/matrices.h"
 
@@ -42,10 +40,11 @@ static struct {
 	int n_passed, n_failed, n_skipped;
 	bool failed;	  /* of the check under way */
 	uint64_t results; /* its results' bits, folded */
-	struct {
-		void *at;
+	struct buffer {
+		char *at;
 		size_t bytes;
-	} buffers[BUFFERS_MAX]; /* that the check under way has */
+		bool is_taken; /* by the check under way */
+	} buffers[BUFFERS_MAX]; /* addresses are for life, and a device has only so many ranges of them */
 	int n_buffers;
 } run;
 
@@ -64,29 +63,47 @@ static void *allocate(size_t n, size_t bytes)
 	return p;
 }
 
+/* Addresses that no check has, of @bytes. */
+static struct buffer *buffer_of(size_t bytes)
+{
+	struct buffer *b = run.buffers;
+
+	while (b < run.buffers + run.n_buffers && (b->is_taken || b->bytes != bytes))
+		b++;
+	if (b == run.buffers + BUFFERS_MAX)
+		return NULL;
+	if (b == run.buffers + run.n_buffers) {
+		*b = (struct buffer){ dev_reserve(run.dev, bytes), bytes, false };
+		if (!b->at)
+			return NULL;
+		run.n_buffers++;
+	}
+	b->is_taken = true;
+	return b;
+}
+
 /* Device memory with @bytes of @from in it (NULL: none), until the check ends; nothing is mapped behind it. */
 static void *give(const void *from, size_t bytes)
 {
 	const size_t room = (bytes + CHUNK_BYTES - 1) / CHUNK_BYTES * CHUNK_BYTES;
-	char *base = dev_reserve(run.dev, room), *at = base + (room - bytes) / 64 * 64;
+	struct buffer *b = buffer_of(room);
+	char *at = b ? b->at + (room - bytes) / 64 * 64 : NULL;
 	int r;
 
-	r = base && run.n_buffers < BUFFERS_MAX ? dev_back(run.dev, base, room) : -ENOMEM;
+	r = b ? dev_back(run.dev, b->at, room) : -ENOMEM;
 	if (r == 0 && from)
 		r = dev_write(run.dev, at, from, bytes);
 	if (r < 0)
 		give_up("device memory", r);
-	run.buffers[run.n_buffers].at = base;
-	run.buffers[run.n_buffers++].bytes = room;
 	return at;
 }
 
 static void give_back_all(void)
 {
-	while (run.n_buffers > 0) {
-		run.n_buffers--;
-		dev_unback(run.dev, run.buffers[run.n_buffers].at,
-			   run.buffers[run.n_buffers].bytes);
+	for (struct buffer *b = run.buffers; b < run.buffers + run.n_buffers; b++) {
+		if (b->is_taken)
+			dev_unback(run.dev, b->at, b->bytes);
+		b->is_taken = false;
 	}
 }
 
@@ -850,6 +867,149 @@ static void check_mlp(void)
 	}
 }
 
+/* What op_layer_in() writes, or op_norm_router(): bits, of which no run may have others. */
+struct written {
+	const void *at;
+	size_t bytes;
+	void *want, *got;
+};
+
+#define WRITTEN 3
+
+static void written_new(struct written *w, size_t bytes)
+{
+	*w = (struct written){ give(NULL, bytes), bytes, allocate(bytes, 1), allocate(bytes, 1) };
+}
+
+/* The first time that is what the others are held against. */
+static void written_take(struct written *w, int n_times, const char *what)
+{
+	for (int i = 0; i < WRITTEN; i++) {
+		take(n_times ? w[i].got : w[i].want, w[i].at, w[i].bytes);
+		if (n_times && memcmp(w[i].got, w[i].want, w[i].bytes)) {
+			wrong("%s, time %d: result %d has other bits", what, n_times, i);
+			return;
+		}
+	}
+}
+
+static void written_free(struct written *w)
+{
+	for (int i = 0; i < WRITTEN; i++) {
+		free(w[i].want);
+		free(w[i].got);
+	}
+}
+
+/* In one kernel, many times, as by one operation after another: blocks meet in another order each time. */
+static void layer_once(uint32_t dim, const uint32_t *shape, const uint32_t (*seqs)[2],
+		       uint32_t n_seqs, int n_times)
+{
+	const uint32_t heads = shape[0], kv_heads = shape[1], head_dim = shape[2];
+	const uint32_t rows[3] = { heads * head_dim, kv_heads * head_dim, kv_heads * head_dim };
+	float *x, *norm = random_floats(dim, 1), *head_norm = random_floats(head_dim, 1);
+	struct rope_table rope;
+	struct written w[WRITTEN];
+	struct layer_in in = { .eps = 1e-5f, .layer = 1 };
+	struct tensor room, tx;
+	struct matrix m[3];
+	struct cached c;
+
+	cached_new(&c, kv_heads, head_dim, 64, seqs, n_seqs);
+	rope_table_init(&rope, 1e6, head_dim / 2, MAX_CONTEXT);
+	x = random_floats((size_t)c.tokens * dim, 1);
+	tx = tensor_at(give(x, (size_t)c.tokens * dim * 4), 1, c.tokens, dim);
+	room = tensor_at(give(NULL, (size_t)c.tokens * dim * 4), 1, c.tokens, dim);
+	written_new(&w[0], (size_t)c.tokens * rows[0] * 4);
+	written_new(&w[1], (size_t)c.tokens * rows[2] * 4);
+	w[2] = (struct written){ c.device.base, c.host.n_pages * kv_page_bytes(&c.host), NULL, NULL };
+	w[2].want = allocate(w[2].bytes, 1);
+	w[2].got = allocate(w[2].bytes, 1);
+	for (int i = 0; i < 3; i++) {
+		void *y = i == 1 ? give(NULL, (size_t)c.tokens * rows[1] * 4) : (void *)w[i / 2].at;
+
+		m[i] = matrix_given(&forms[0], rows[i], dim);
+		in.jobs[i] = (struct linear_job){ .w = &m[i].packed,
+						  .y = tensor_at(y, 1, c.tokens, rows[i]) };
+	}
+	in.norm = tensor_at(give(norm, dim * 4), 1, 1, dim);
+	in.q_norm = in.k_norm = tensor_at(give(head_norm, head_dim * 4), 1, 1, head_dim);
+	in.rope = &rope;
+	in.kv = &c.device;
+	in.seqs = c.seqs;
+	in.n_seqs = c.n_seqs;
+	for (int i = 0; i <= n_times && !run.failed; i++) {
+		const int r = (i ? op_layer_in : layer_in_apart)(run.st, &in, &room, &tx);
+
+		if (r < 0)
+			wrong("%u/%u heads of %u: %s", heads, kv_heads, head_dim, strerror(-r));
+		written_take(w, i, "a layer's beginning");
+		for (int j = 0; j < 3; j++)
+			op_clear(run.st, &in.jobs[j].y);
+		st_wait(run.st);
+		dev_write(run.dev, c.device.base, c.host.base, w[2].bytes);
+	}
+	for (int i = 0; i < 3; i++)
+		matrix_done(&m[i]);
+	free(x);
+	free(norm);
+	free(head_norm);
+	rope_table_deinit(&rope);
+	written_free(w);
+	cached_free(&c);
+}
+
+static void norm_router_once(uint32_t tokens, uint32_t dim, uint32_t experts, int n_times)
+{
+	const struct router_params p = { 8, 1, 1, true, 1 };
+	const size_t n = (size_t)tokens * dim;
+	float *x = random_floats(n, 1), *norm = random_floats(dim, 1);
+	float *router = random_floats((size_t)experts * dim, 0.05f);
+	float *bias = random_floats(experts, 0.01f);
+	const struct tensor tx = tensor_at(give(x, n * 4), 1, tokens, dim);
+	const struct tensor tnorm = tensor_at(give(norm, dim * 4), 1, 1, dim);
+	const struct tensor tw = tensor_at(give(router, (size_t)experts * dim * 4), 1, experts, dim);
+	const struct tensor tbias = tensor_at(give(bias, experts * 4), 1, 1, experts);
+	struct written w[WRITTEN];
+
+	written_new(&w[0], n * 4);
+	written_new(&w[1], (size_t)tokens * p.top_k * 4);
+	written_new(&w[2], (size_t)tokens * p.top_k * 4);
+	for (int i = 0; i <= n_times && !run.failed; i++) {
+		const struct tensor y = tensor_at((void *)w[0].at, 1, tokens, dim);
+		const int r = (i ? op_norm_router : norm_router_apart)(
+			run.st, &y, (uint32_t *)w[1].at, (float *)w[2].at, &tx, &tnorm, 1e-5f, &tw,
+			&tbias, &p);
+
+		if (r < 0)
+			wrong("%u experts: %s", experts, strerror(-r));
+		written_take(w, i, "norm and router");
+		op_clear(run.st, &y);
+	}
+	free(x);
+	free(norm);
+	free(router);
+	free(bias);
+	written_free(w);
+	give_back_all();
+}
+
+static void check_layer(void)
+{
+	static const uint32_t one[][2] = { { 516, 1 } }, four[][2] = { { 62, 3 }, { 300, 1 } };
+	static const uint32_t few_heads[] = { 6, 2, 32 }, air[] = { 96, 8, 128 };
+	const int n_times = dev_is_host(run.dev) ? 1 : 200;
+
+	layer_once(160, few_heads, four, 2, 3);
+	norm_router_once(3, 160, 10, 3);
+	if (run.small)
+		return;
+	layer_once(4096, air, one, 1, n_times);
+	layer_once(4096, air, four, 2, n_times);
+	norm_router_once(1, 4096, 128, n_times);
+	norm_router_once(4, 5120, 160, n_times);
+}
+
 static const struct {
 	const char *name;
 	void (*check)(void);
@@ -859,6 +1019,7 @@ static const struct {
 	{ "linears", check_linears }, { "mlp", check_mlp },
 	{ "moe", check_moe },	      { "router", check_router },
 	{ "rope", check_rope },	      { "attention", check_attention },
+	{ "layer", check_layer },
 };
 
 static bool is_wanted(const char *name, int argc, char **argv)

@@ -13,6 +13,7 @@
 
 #include "client/wire/control.h"
 #include "daemon/exec/exec.h"
+#include "daemon/exec/mirror.h"
 #include "daemon/exec/service.h"
 #include "daemon/exec/weights/memplan.h"
 #include "tests/fidelity/rig.h"
@@ -1014,22 +1015,73 @@ static void what_does_not_fit_a_small_pool_is_computed_in_turn(void **state)
 	*kv = before;
 }
 
-#define KERNELS_PER_LAYER 6 /* of a step of one row */
+#define TOO_MANY_PAGES 400 /* of LARGE_PAGE, for a card of 1 GiB */
 
-static void a_step_of_one_row_is_few_kernels(void **state)
+/* Scratch, samplers and recorded steps have what they need, and the driver is left some. */
+static void a_pool_larger_than_the_card_is_as_large_as_it_can_be(void **state)
 {
 	struct bench *b = *state;
-	const struct step_sampler s = greedy(b);
-	const uint32_t layers = b->rig.weights->config.layers;
+	const struct kv_cache before = b->rig.kv;
+	uint32_t whole[4][MANY_SLOTS], cut[4][MANY_SLOTS];
+	struct kv_cache *kv = &b->rig.kv;
+	struct team_pool pool;
+
+	while (kv_page_bytes(kv) % LARGE_PAGE)
+		kv->page_tokens *= 2;
+	kv->base = calloc(TOO_MANY_PAGES, kv_page_bytes(kv));
+	assert_non_null(kv->base);
+	sample_from_pool(b, false, whole);
+	kv->n_pages = TOO_MANY_PAGES;
+	setenv("CUEMU_GIB", "1", 1);
+	sample_from_pool(b, false, cut);
+	assert_memory_equal(whole, cut, sizeof(whole));
+	pool = team_pool(b->rig.team);
+	assert_true(pool.bytes < ((uint64_t)1 << 30) - MIRROR_SPARE_BYTES);
+	assert_true(pool.bytes + MIRROR_SPARE_BYTES > (uint64_t)1 << 29);
+	assert_int_equal(exec_resize(b->exec, pool.least_bytes, NULL), 0);
+	assert_int_equal(team_pool(b->rig.team).bytes, pool.least_bytes);
+	assert_int_equal(exec_resize(b->exec, UINT64_MAX, NULL), 0);
+	assert_int_equal(team_pool(b->rig.team).bytes, pool.bytes);
+	unsetenv("CUEMU_GIB");
+	b->exec = exec_free(b->exec);
+	free(kv->base);
+	*kv = before;
+}
+
+#define KERNELS_PER_LAYER 6 /* of a step of one row */
+
+static uint64_t kernels_of_step(struct bench *b, uint32_t n_rows)
+{
 	uint64_t before, after, allocations;
 
-	open_slot(b, 0, &s, ROW_SAMPLE);
-	go_on(b, 0);
-	cuemu_calls(&before, &allocations);
-	go_on(b, 0);
-	cuemu_calls(&after, &allocations);
-	print_message("%llu kernels of %u layers\n", (unsigned long long)(after - before), layers);
-	assert_true(after - before <= layers * KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
+	for (int i = 0; i < 2; i++) { /* the first may record */
+		cuemu_calls(&before, &allocations);
+		begin(b);
+		b->used = n_rows * sizeof(struct row);
+		for (uint32_t slot = 0; slot < n_rows; slot++)
+			add(b, ROW_CONT, slot, ROW_SAMPLE);
+		run(b);
+		cuemu_calls(&after, &allocations);
+	}
+	return after - before;
+}
+
+static void a_step_is_few_kernels(void **state)
+{
+	struct bench *b = *state;
+	const uint32_t layers = b->rig.weights->config.layers;
+	const uint32_t dense = b->rig.weights->config.dense_layers;
+	uint32_t ids[4][MANY_SLOTS];
+	uint64_t one, many;
+
+	sample_from_pool(b, false, ids);
+	one = kernels_of_step(b, 1);
+	many = kernels_of_step(b, MANY_SLOTS);
+	print_message("%llu kernels of %u layers, %llu of several rows\n", (unsigned long long)one,
+		      layers, (unsigned long long)many);
+	assert_true(one <= layers * KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
+	/* a dense layer has no router and no lists */
+	assert_true(many <= layers * MEMPLAN_KERNELS_PER_LAYER - 2 * dense + MEMPLAN_KERNELS_AROUND);
 }
 
 #define FAILURES 24 /* spread over all calls of a life */
@@ -1146,7 +1198,9 @@ int main(void)
 	const struct CMUnitTest device[] = {
 		ON_ONE(steps_take_no_memory_of_the_device)
 			ON_TWO(steps_take_no_memory_of_the_device) cmocka_unit_test_setup_teardown(
-				a_step_of_one_row_is_few_kernels, setup_air, teardown),
+				a_step_is_few_kernels, setup_air, teardown),
+		cmocka_unit_test_setup_teardown(
+			a_pool_larger_than_the_card_is_as_large_as_it_can_be, setup_air, teardown),
 		ON_ONE(what_does_not_fit_a_small_pool_is_computed_in_turn)
 			ON_TWO(what_does_not_fit_a_small_pool_is_computed_in_turn)
 	};

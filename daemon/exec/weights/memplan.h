@@ -26,7 +26,7 @@
  * RANK, RANKS	NCCL with few channels: so much, and so much again for each rank
  */
 #define MEMPLAN_CONTEXT_BYTES ((uint64_t)448 << 20)
-#define MEMPLAN_KERNELS_PER_LAYER 13u
+#define MEMPLAN_KERNELS_PER_LAYER 14u
 #define MEMPLAN_KERNELS_AROUND 6u
 #define MEMPLAN_NODE_BYTES ((uint64_t)16 << 10)
 #define MEMPLAN_RANKS_BYTES ((uint64_t)128 << 20)
