@@ -160,7 +160,8 @@ class Daemon(Client):
 
     def executor(self):
         """Process id of the running executor."""
-        return wait_for(lambda: children(self.process.pid), 20, "an executor")[0]
+        # one that has died often is started again after a minute
+        return wait_for(lambda: children(self.process.pid), 90, "an executor")[0]
 
 
 def truth(checkpoint):
