@@ -27,3 +27,15 @@ bool sealed_is(int fd)
 
 	return seals >= 0 && (seals & SEALS) == SEALS;
 }
+
+ssize_t sealed_head(int fd, void *head, size_t bytes, struct stat *ret)
+{
+	ssize_t n;
+
+	if (fstat(fd, ret) < 0)
+		return -errno;
+	if (!S_ISREG(ret->st_mode))
+		return 0;
+	n = pread(fd, head, bytes, 0);
+	return n < 0 ? -errno : n;
+}

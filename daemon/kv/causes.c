@@ -138,9 +138,9 @@ int causes_adopt(int memfd, struct causes **ret, struct err *err)
 	ssize_t n;
 	int r;
 
-	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
+	n = sealed_head(memfd, &head, sizeof(head), &st);
 	if (n < 0)
-		return err_wrap(err, -errno, "cannot read the causes of lost KV");
+		return err_wrap(err, (int)n, "cannot read the causes of lost KV");
 	if (n != (ssize_t)sizeof(head))
 		return err_set(err, -EBADMSG, "the causes of lost KV end in their head");
 	if (head.magic != CAUSES_MAGIC || head.version != CAUSES_VERSION)

@@ -175,11 +175,11 @@ int kvdir_adopt(int memfd, uint32_t n_pages, uint32_t page_tokens, struct kvdir 
 	r = lay_out(d, n_pages, page_tokens, err);
 	if (r < 0)
 		return r;
-	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
-	if (n < 0 && errno == ESPIPE)
-		return err_set(err, -EBADMSG, "the KV directory is no file");
+	n = sealed_head(memfd, &head, sizeof(head), &st);
 	if (n < 0)
-		return err_wrap(err, -errno, "cannot read the KV directory");
+		return err_wrap(err, (int)n, "cannot read the KV directory");
+	if (!S_ISREG(st.st_mode))
+		return err_set(err, -EBADMSG, "the KV directory is no file");
 	if (n != (ssize_t)sizeof(head))
 		return err_set(err, -EBADMSG, "the KV directory ends in its head");
 	if (head.magic != KVDIR_MAGIC || head.version != KVDIR_VERSION)

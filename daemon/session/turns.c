@@ -239,9 +239,9 @@ int turns_adopt(int memfd, struct turns **ret, struct err *err)
 	r = read_boot_id(boot_id);
 	if (r < 0)
 		return err_wrap(err, r, "cannot read the boot id");
-	n = fstat(memfd, &st) < 0 ? -1 : pread(memfd, &head, sizeof(head), 0);
+	n = sealed_head(memfd, &head, sizeof(head), &st);
 	if (n < 0)
-		return err_wrap(err, -errno, "cannot read the turns' memory");
+		return err_wrap(err, (int)n, "cannot read the turns' memory");
 	if (n != (ssize_t)sizeof(head))
 		return err_set(err, -EBADMSG, "the turns' memory ends in its head");
 	if (head.magic != TURNS_MAGIC || head.version != TURNS_VERSION ||

@@ -162,7 +162,7 @@ static void another_kind_of_memory_is_refused(void **state)
 	struct causes *c = new_causes(), *got = NULL;
 	struct err err = { 0 };
 	uint8_t *map = map_of(c);
-	int fd;
+	int fd, pipes[2];
 
 	(void)state;
 	assert_memory_equal(map + AT_MAGIC, "smtcaus1", 8);
@@ -185,6 +185,10 @@ static void another_kind_of_memory_is_refused(void **state)
 	fd = memfd_create("other", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	assert_int_equal(causes_adopt(fd, &got, &err), -EBADMSG);
 	assert_string_equal(err.text, "the causes of lost KV end in their head");
+	assert_int_equal(pipe(pipes), 0);
+	assert_int_equal(causes_adopt(pipes[0], &got, &err), -EBADMSG);
+	close(pipes[0]);
+	close(pipes[1]);
 	assert_int_equal(write(fd, map, ALL_BYTES), ALL_BYTES);
 	err.text[0] = 0;
 	assert_int_equal(causes_adopt(fd, &got, &err), -EBADMSG);

@@ -294,6 +294,7 @@ static void memory_without_seals_or_of_another_size_is_refused(void **state)
 	struct err err = { 0 };
 	off_t bytes = lseek(turns_fd(t), 0, SEEK_END);
 	char head[4096];
+	int pipes[2];
 
 	(void)state;
 	assert_int_equal(pread(turns_fd(t), head, sizeof(head), 0), sizeof(head));
@@ -303,6 +304,10 @@ static void memory_without_seals_or_of_another_size_is_refused(void **state)
 	assert_int_equal(ftruncate(copy, bytes), 0);
 	assert_int_equal(turns_adopt(copy, &next, &err), -EBADMSG);
 	assert_string_equal(err.text, "the turns' memory is not sealed against resizing");
+	assert_int_equal(pipe(pipes), 0);
+	assert_int_equal(turns_adopt(pipes[0], &next, &err), -EBADMSG); /* no memory at all */
+	close(pipes[0]);
+	close(pipes[1]);
 	turns_free(t);
 }
 
