@@ -114,17 +114,13 @@ static uint32_t frames_for(const struct mirror *m, uint64_t bytes)
 	return (uint32_t)MIN(bytes / group_bytes(m), m->n_groups) * m->group_pages;
 }
 
-static int open_frames(struct mirror *m, const struct mirror_size *size, struct err *err)
+static int open_frames(struct mirror *m, struct err *err)
 {
-	const uint32_t wanted = size->most_bytes ? frames_for(m, size->most_bytes)
-						 : m->n_groups * m->group_pages;
 	int r;
 
 	m->kv.base = dev_reserve_named(m->dev, "KV cache", m->n_groups * group_bytes(m),
 				       group_bytes(m));
-	r = m->kv.base ? grow(m, MAX(wanted, m->least_frames)) : -ENOMEM;
-	if (r == -ENOMEM && m->kv.base && m->n_backed >= m->least_frames)
-		return 0;
+	r = m->kv.base ? grow(m, m->least_frames) : -ENOMEM;
 	if (r < 0)
 		return err_set(
 			err, r,
@@ -160,7 +156,7 @@ int mirror_new(struct dev *dev, const struct kv_cache *arena, const struct mirro
 	if (!m->frames || !m->backed || !m->frame_of)
 		return -ENOMEM;
 	memset(m->frame_of, 0xff, arena->n_pages * sizeof(*m->frame_of));
-	r = open_frames(m, size, err);
+	r = open_frames(m, err);
 	if (r < 0)
 		return r;
 	*ret_kv = m->kv;
@@ -561,7 +557,7 @@ static void count(const struct mirror *m, struct mirror_figures *f)
 
 void mirror_look(struct mirror *m, struct mirror_figures *ret, char *map, uint32_t room)
 {
-	const uint32_t n = m->n_groups * m->group_pages, n_chars = MIN(room, n);
+	const uint32_t n = m->n_groups * m->group_pages, n_chars = map ? MIN(room, n) : 0;
 
 	pthread_mutex_lock(&m->lock);
 	*ret = (struct mirror_figures){
@@ -579,6 +575,7 @@ void mirror_look(struct mirror *m, struct mirror_figures *ret, char *map, uint32
 	for (uint32_t i = 0; i < n_chars; i++)
 		map[i] = draw(m, (uint32_t)((uint64_t)i * n / n_chars),
 			      (uint32_t)((uint64_t)(i + 1) * n / n_chars));
-	map[n_chars] = '\0';
+	if (map)
+		map[n_chars] = '\0';
 	pthread_mutex_unlock(&m->lock);
 }

@@ -26,7 +26,6 @@ struct mirror;
 struct mirror_size {
 	uint32_t group_pages; /* frames in a group */
 	uint32_t least_pages; /* with fewer frames it is of no use; 0 counts as 1 */
-	uint64_t most_bytes;  /* of frames; 0: one for each page of the arena */
 };
 
 /*
@@ -34,9 +33,8 @@ struct mirror_size {
  *		(kv_heads_of()); copied, its memory outlives the mirror
  * ret_kv	the same cache on the device, of those heads alone; page ids are frames'
  *
- * Where the device has not memory for all, as many groups as leave it
- * MIRROR_SPARE_BYTES, but at least for least_pages. Returns 0; -ENOMEM with the
- * bytes wanted: not even for these; -EIO.
+ * It begins with least_pages, in whole groups, see mirror_resize(). Returns 0;
+ * -ENOMEM with the bytes wanted; -EIO.
  */
 int mirror_new(struct dev *dev, const struct kv_cache *arena, const struct mirror_size *size,
 	       struct mirror **ret, struct kv_cache *ret_kv, struct err *err);
@@ -86,7 +84,7 @@ struct mirror_figures {
 	uint64_t n_up, n_down, n_moved; /* pages copied from and to the arena; within the device */
 };
 /*
- * From any thread. @map: of room + 1 characters, one for as many frames each as
+ * From any thread. @map: NULL, or of room + 1 characters, one for as many frames each as
  * it takes: ' ' has no memory, '.' free, 'o' some free, '#' has pages.
  */
 void mirror_look(struct mirror *m, struct mirror_figures *ret, char *map, uint32_t room);

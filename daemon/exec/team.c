@@ -234,7 +234,6 @@ static int make_model(struct team *team, uint32_t rank, void *userdata)
 		const struct mirror_size size = {
 			.group_pages = memplan_group_pages(own_page_bytes(&kv), kv.n_pages),
 			.least_pages = team->least_pages,
-			.most_bytes = 1, /* no more than that */
 		};
 
 		r = mirror_new(m->dev, &arena, &size, &m->mirror, &kv, err);
@@ -373,46 +372,40 @@ uint32_t team_pages(const struct team *team)
 	return n;
 }
 
-struct resizing {
-	uint64_t bytes; /* of each rank */
-};
-
 static uint64_t least_bytes(const struct team *team, uint32_t rank)
 {
 	struct mirror_figures f;
-	char map[1];
 
-	mirror_look(team->members[rank].mirror, &f, map, 0);
+	mirror_look(team->members[rank].mirror, &f, NULL, 0);
 	return (team->least_pages * f.page_bytes + f.group_bytes - 1) / f.group_bytes *
 	       f.group_bytes;
 }
 
 static int resize(struct team *team, uint32_t rank, void *userdata)
 {
-	const struct resizing *resizing = userdata;
+	const uint64_t bytes = *(const uint64_t *)userdata; /* of each rank */
 	const struct member *m = &team->members[rank];
 	const uint64_t least = least_bytes(team, rank);
 	int r;
 
 	r = mirror_resize(m->mirror, model_stream(m->model),
-			  resizing->bytes ? MAX(resizing->bytes, least) : 0);
+			  bytes ? MAX(bytes, least) : 0);
 	/* what there is does, if it is enough for one sequence */
 	return r == -ENOMEM && mirror_frames(m->mirror) >= team->least_pages ? 0 : r;
 }
 
 int team_resize(struct team *team, uint64_t pool_bytes, struct err *err)
 {
-	struct resizing resizing = { pool_bytes ? MAX(pool_bytes / team->n_ranks, 1) : 0 };
+	uint64_t bytes = pool_bytes ? MAX(pool_bytes / team->n_ranks, 1) : 0;
 	int r;
 
 	if (!team_has_mirrors(team))
 		return 0;
-	r = team_run(team, resize, &resizing);
+	r = team_run(team, resize, &bytes);
 	for (uint32_t i = 0; r == -ENOMEM && i < team->n_ranks; i++) {
 		struct mirror_figures f;
-		char map[1];
 
-		mirror_look(team->members[i].mirror, &f, map, 0);
+		mirror_look(team->members[i].mirror, &f, NULL, 0);
 		if (f.frames < team->least_pages)
 			return err_set(err, r,
 				       "no memory on device %u for the KV cache: one context needs "
@@ -429,9 +422,8 @@ struct team_pool team_pool(const struct team *team)
 
 	for (uint32_t i = 0; i < team->n_ranks && team->members[i].mirror; i++) {
 		struct mirror_figures f;
-		char map[1];
 
-		mirror_look(team->members[i].mirror, &f, map, 0);
+		mirror_look(team->members[i].mirror, &f, NULL, 0);
 		pool.bytes += f.bytes;
 		pool.least_bytes += least_bytes(team, i);
 		pool.most_bytes += f.most_bytes;

@@ -76,6 +76,7 @@ static void open_card(struct card *c, uint32_t n_gpus, const char *size, uint32_
 	pool = (struct mirror_size){ .group_pages = c->plan.group_pages };
 	before = taken();
 	assert_int_equal(mirror_new(c->dev, &own, &pool, &c->mirror, &mirrored, NULL), 0);
+	assert_int_equal(mirror_resize(c->mirror, NULL, UINT64_MAX), 0); /* to grow needs no stream */
 	c->kv_bytes = taken() - before;
 
 	before = taken();

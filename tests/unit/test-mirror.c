@@ -31,6 +31,7 @@ static void open_mirror(struct fixture *f)
 	const struct mirror_size size = { .group_pages = GROUP, .least_pages = 3 };
 
 	assert_int_equal(mirror_new(f->dev, &f->arena, &size, &f->mirror, &f->kv, NULL), 0);
+	assert_int_equal(mirror_resize(f->mirror, f->st, UINT64_MAX), 0);
 }
 
 static int setup(void **state)
