@@ -73,20 +73,26 @@ static inline uint32_t tile_of(uint32_t n_tokens, uint32_t most)
 	return (n_tokens + n_tiles - 1) / n_tiles;
 }
 
-/* Does @call with T the number @n as a constant, for kernels that are inlined: n from 1 to 6, or to 8. */
+/* Does @call with T the number @n as a constant, for kernels that are inlined: n from 1 to 3, 6 or 8. */
 #define TILE_CASE(t, call)                                                                         \
 	case t: {                                                                                  \
 		enum { T = t };                                                                    \
 		call;                                                                              \
 		break;                                                                             \
 	}
-#define TILE_CASES_6(call)                                                                         \
+#define TILE_CASES_3(call)                                                                         \
 	TILE_CASE(1, call)                                                                         \
 	TILE_CASE(2, call)                                                                         \
-	TILE_CASE(3, call)                                                                         \
+	TILE_CASE(3, call)
+#define TILE_CASES_6(call)                                                                         \
+	TILE_CASES_3(call)                                                                         \
 	TILE_CASE(4, call)                                                                         \
 	TILE_CASE(5, call)                                                                         \
 	TILE_CASE(6, call)
+#define WITH_TILE_3(n, call)                                                                       \
+	switch (n) {                                                                               \
+		TILE_CASES_3(call)                                                                 \
+	}
 #define WITH_TILE_6(n, call)                                                                       \
 	switch (n) {                                                                               \
 		TILE_CASES_6(call)                                                                 \

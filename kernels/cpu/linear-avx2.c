@@ -348,12 +348,7 @@ INLINE void mul_nibbles_few(float *out, const uint8_t *w, size_t strip_bytes, ui
 			float *to = out + t * MUL_ROWS;
 
 			n = tile_of(n_tokens - t, NIBBLE_TILE);
-			if (n == 1)
-				mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, 1, f32);
-			else if (n == 2)
-				mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, 2, f32);
-			else
-				mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, 3, f32);
+			WITH_TILE_3(n, mul_nibbles_tile(to, w, 0, n_groups, x + t, 2, T, f32));
 		}
 }
 

@@ -1,5 +1,5 @@
 /*
- * op_moe() and op_mlp() for more tokens than 4, routed experts int4 and the rest
+ * op_moe() and op_mlp() for 3 tokens and more, routed experts int4 and the rest
  * BF16. Tokens are listed by expert and cut into tiles; one kernel
  * computes gate and up of all tiles, routed and shared, and one down, each leaving
  * a row of its own for every choice of every token; these are added up in the order
@@ -224,37 +224,6 @@ static __device__ __forceinline__ void run_up(const struct moe_tiles &g, const s
 	write_hidden<NT>(acc, KIND == WEIGHT_INT4 ? g.h : g.shared_h, ffn_dim_of<KIND>(g), work);
 }
 
-template <int KIND>
-static __device__ __forceinline__ void run_up_of(const struct moe_tiles &g,
-						 const struct moe_work &work)
-{
-	if (blockIdx.x * MANY_ROWS >= padded_cols(ffn_dim_of<KIND>(g)))
-		return;
-	if (work.n <= 8)
-		run_up<KIND, 1>(g, work);
-	else if (work.n <= 16)
-		run_up<KIND, 2>(g, work);
-	else if (work.n <= 32 || KIND == WEIGHT_BF16)
-		run_up<KIND, 4>(g, work);
-	else
-		run_up<WEIGHT_INT4, 6>(g, work);
-}
-
-static __global__ void __launch_bounds__(MANY_THREADS, MANY_BLOCKS)
-	k_moe_up_tiles(const struct moe_tiles g)
-{
-	__shared__ struct moe_work work;
-
-	pdl_release();
-	pdl_wait();
-	if (!find_tile(g, &work))
-		return;
-	if (blockIdx.y < g.n_shared)
-		run_up_of<WEIGHT_BF16>(g, work);
-	else
-		run_up_of<WEIGHT_INT4>(g, work);
-}
-
 /* Two strips of down for a warp. */
 template <int KIND, int NT>
 static __device__ __forceinline__ void run_down(const struct moe_tiles &g,
@@ -289,22 +258,31 @@ static __device__ __forceinline__ void run_down(const struct moe_tiles &g,
 	}
 }
 
-template <int KIND>
-static __device__ __forceinline__ void run_down_of(const struct moe_tiles &g,
-						   const struct moe_work &work)
+template <int KIND, int NT, bool IS_UP>
+static __device__ __forceinline__ void run(const struct moe_tiles &g, const struct moe_work &work)
 {
-	if (work.n <= 8)
-		run_down<KIND, 1>(g, work);
-	else if (work.n <= 16)
-		run_down<KIND, 2>(g, work);
-	else if (work.n <= 32 || KIND == WEIGHT_BF16)
-		run_down<KIND, 4>(g, work);
+	if constexpr (IS_UP)
+		run_up<KIND, NT>(g, work);
 	else
-		run_down<WEIGHT_INT4, 6>(g, work);
+		run_down<KIND, NT>(g, work);
 }
 
-static __global__ void __launch_bounds__(MANY_THREADS, MANY_BLOCKS)
-	k_moe_down_tiles(const struct moe_tiles g)
+template <int KIND, bool IS_UP>
+static __device__ __forceinline__ void run_of(const struct moe_tiles &g, const struct moe_work &work)
+{
+	if (IS_UP && blockIdx.x * MANY_ROWS >= padded_cols(ffn_dim_of<KIND>(g)))
+		return;
+	if (work.n <= 8)
+		run<KIND, 1, IS_UP>(g, work);
+	else if (work.n <= 16)
+		run<KIND, 2, IS_UP>(g, work);
+	else if (work.n <= 32 || KIND == WEIGHT_BF16)
+		run<KIND, 4, IS_UP>(g, work);
+	else
+		run<WEIGHT_INT4, 6, IS_UP>(g, work);
+}
+
+template <bool IS_UP> static __device__ __forceinline__ void run_block(const struct moe_tiles &g)
 {
 	__shared__ struct moe_work work;
 
@@ -313,9 +291,21 @@ static __global__ void __launch_bounds__(MANY_THREADS, MANY_BLOCKS)
 	if (!find_tile(g, &work))
 		return;
 	if (blockIdx.y < g.n_shared)
-		run_down_of<WEIGHT_BF16>(g, work);
+		run_of<WEIGHT_BF16, IS_UP>(g, work);
 	else
-		run_down_of<WEIGHT_INT4>(g, work);
+		run_of<WEIGHT_INT4, IS_UP>(g, work);
+}
+
+static __global__ void __launch_bounds__(MANY_THREADS, MANY_BLOCKS)
+	k_moe_up_tiles(const struct moe_tiles g)
+{
+	run_block<true>(g);
+}
+
+static __global__ void __launch_bounds__(MANY_THREADS, MANY_BLOCKS)
+	k_moe_down_tiles(const struct moe_tiles g)
+{
+	run_block<false>(g);
 }
 
 static uint32_t items_most(uint32_t choices, uint32_t experts)
