@@ -1,4 +1,4 @@
-/* What executor.c and -adopt share. Nobody else includes this. */
+/* What executor.c, -adopt and -devices share. Nobody else includes this. */
 #pragma once
 
 #include "client/wire/ownership.h"
@@ -39,5 +39,11 @@ void executor_detach(struct executor *e);
 /* Ends it wherever it is: all duplicates of the socket are at their end, a parked one too. */
 void executor_end(struct executor *e);
 void executor_order(struct executor *e, enum control_kind kind);
+void executor_order_wake(struct executor *e);
+/* Orders the KV cache on devices as large as is wanted, if it is at rest between orders. */
+void executor_tell_pool(struct executor *e);
+void executor_pooled(struct executor *e, const struct control_pooled *pooled);
+/* What is said of one rank: whole when the last is there. */
+void executor_was_seen(struct executor *e, const struct control_seen *seen);
 /* States are told from the loop, never from inside a caller's call. */
 void executor_tell(struct executor *e);

@@ -356,85 +356,6 @@ static void note_ready(struct executor *e, const struct control_ready *ready)
 	set_record(e, EXECRECORD_READY);
 }
 
-/* At rest between orders. */
-static void tell_pool(struct executor *e)
-{
-	if (e->resizing || e->pool_told == e->pool_wanted || executor_uses_arena(e) ||
-	    (e->state != EXECUTOR_READY && e->state != EXECUTOR_PARKED))
-		return;
-	e->pool_told = e->pool_wanted;
-	e->resizing = true;
-	executor_order(e, CONTROL_POOL);
-	/* a broker that dies in between is followed by one that orders it again */
-	e->record.pool_bytes = e->pool_wanted;
-	execrecord_write(e->record_fd, &e->record);
-}
-
-void executor_set_pool(struct executor *e, uint64_t bytes)
-{
-	e->pool_wanted = bytes;
-	tell_pool(e);
-}
-
-bool executor_is_resizing(const struct executor *e)
-{
-	return e->resizing;
-}
-
-int executor_look(struct executor *e)
-{
-	if (e->control_fd < 0 || !executor_known(e) || executor_uses_arena(e))
-		return -EAGAIN;
-	if (e->looking)
-		return 0; /* a device that hangs is not asked until no order fits any more */
-	e->n_seen = 0;
-	e->looking = true;
-	executor_order(e, CONTROL_LOOK);
-	return e->control_fd < 0 ? -EAGAIN : 0;
-}
-
-const struct control_seen *executor_seen(const struct executor *e, uint32_t rank)
-{
-	return rank < e->n_seen ? &e->seen[rank] : NULL;
-}
-
-/* Whole when the last rank is there. */
-static void on_seen(struct executor *e, const struct control_seen *seen)
-{
-	if (seen->rank < MIN(seen->n_ranks, CONTROL_RANKS_MAX)) {
-		struct control_seen *to = &e->seen[seen->rank];
-
-		*to = *seen;
-		to->n_regions = MIN(seen->n_regions, CONTROL_REGIONS_MAX);
-		for (uint32_t i = 0; i < to->n_regions; i++)
-			to->regions[i].name[sizeof(to->regions[i].name) - 1] = '\0';
-		to->map[CONTROL_MAP_MAX] = '\0';
-		to->text[sizeof(to->text) - 1] = '\0';
-	}
-	e->n_seen = MIN(seen->n_ranks, CONTROL_RANKS_MAX);
-	if (seen->rank + 1 < seen->n_ranks)
-		return;
-	e->looking = false;
-	if (e->options.on_seen)
-		e->options.on_seen(e, e->options.userdata);
-}
-
-static void order_wake(struct executor *e);
-
-static void on_pooled(struct executor *e, const struct control_pooled *pooled)
-{
-	if (e->state == EXECUTOR_READY) { /* a parked one has none */
-		e->record.ready.resident_bytes = pooled->resident_bytes;
-		e->record.ready.pool = pooled->pool;
-		execrecord_write(e->record_fd, &e->record);
-	}
-	e->resizing = false;
-	tell_pool(e);
-	if (e->wake_wanted && e->state == EXECUTOR_PARKED && !e->resizing)
-		order_wake(e);
-	executor_tell(e);
-}
-
 static void on_ready(struct executor *e)
 {
 	if (e->state != EXECUTOR_LOADING)
@@ -442,7 +363,7 @@ static void on_ready(struct executor *e)
 	e->text[0] = '\0';
 	e->began_us = 0;
 	e->state = EXECUTOR_READY;
-	tell_pool(e);
+	executor_tell_pool(e);
 	executor_tell(e);
 }
 
@@ -459,7 +380,7 @@ void executor_order(struct executor *e, enum control_kind kind)
 		executor_fail(e, "the executor takes no order");
 }
 
-static void order_wake(struct executor *e)
+void executor_order_wake(struct executor *e)
 {
 	e->wake_wanted = false;
 	set_record(e, EXECRECORD_WAKING);
@@ -482,9 +403,9 @@ static void on_parked(struct executor *e, const struct control_parked *parked)
 	if (e->leave_wanted)
 		go(e);
 	else if (e->wake_wanted)
-		order_wake(e);
+		executor_order_wake(e);
 	else
-		tell_pool(e);
+		executor_tell_pool(e);
 	executor_tell(e);
 }
 
@@ -541,7 +462,7 @@ void executor_wake(struct executor *e)
 		if (e->resizing)
 			e->wake_wanted = true; /* after its answer */
 		else
-			order_wake(e);
+			executor_order_wake(e);
 		return;
 	case EXECUTOR_PARKING:
 	case EXECUTOR_LEAVING:
@@ -628,11 +549,11 @@ static bool handle_packet(struct executor *e)
 		return true;
 	}
 	if ((size_t)n == sizeof(packet.pooled) && packet.kind == CONTROL_POOLED) {
-		on_pooled(e, &packet.pooled);
+		executor_pooled(e, &packet.pooled);
 		return true;
 	}
 	if ((size_t)n == sizeof(packet.seen) && packet.kind == CONTROL_SEEN) {
-		on_seen(e, &packet.seen);
+		executor_was_seen(e, &packet.seen);
 		return true;
 	}
 	if ((size_t)n == sizeof(packet.refused) && packet.kind == CONTROL_REFUSED) {
