@@ -10,6 +10,27 @@
 #define EXPIRE_US (3600ull * 1000 * 1000) /* old ones are looked for after so long … */
 #define EXPIRE_EVERY 50			  /* … or so many new ones */
 
+static const struct response_cost *responses_cost(const struct gateway *g, const char *digits)
+{
+	const struct responses *all = g->responses;
+	const size_t n = all ? all->n_recent : 0;
+
+	for (size_t i = n; i > n - MIN(n, (size_t)RESPONSES_RECENT); i--)
+		if (strcmp(all->recent[(i - 1) % RESPONSES_RECENT].digits, digits) == 0)
+			return &all->recent[(i - 1) % RESPONSES_RECENT];
+	return NULL;
+}
+
+void response_remember_cost(const struct response *p)
+{
+	struct responses *all = p->r->g->responses;
+	struct response_cost *cost = &all->recent[all->n_recent++ % RESPONSES_RECENT];
+
+	memcpy(cost->digits, p->digits, sizeof(cost->digits));
+	cost->n_cached = p->n_cached;
+	cost->n_reasoning = p->n_reasoning;
+}
+
 static const char *argument_of(const struct exchange *x, const char *name)
 {
 	return MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, name);

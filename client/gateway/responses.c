@@ -63,27 +63,6 @@ struct response *responses_running(struct gateway *g, const char *id)
 	return NULL;
 }
 
-const struct response_cost *responses_cost(const struct gateway *g, const char *digits)
-{
-	const struct responses *all = g->responses;
-	const size_t n = all ? all->n_recent : 0;
-
-	for (size_t i = n; i > n - MIN(n, (size_t)RESPONSES_RECENT); i--)
-		if (strcmp(all->recent[(i - 1) % RESPONSES_RECENT].digits, digits) == 0)
-			return &all->recent[(i - 1) % RESPONSES_RECENT];
-	return NULL;
-}
-
-static void remember_cost(const struct response *p)
-{
-	struct responses *all = p->r->g->responses;
-	struct response_cost *cost = &all->recent[all->n_recent++ % RESPONSES_RECENT];
-
-	memcpy(cost->digits, p->digits, sizeof(cost->digits));
-	cost->n_cached = p->n_cached;
-	cost->n_reasoning = p->n_reasoning;
-}
-
 bool response_refuse_running(const struct exchange *x, const char *id, struct refusal *no)
 {
 	const struct response *running = responses_running(x->g, id);
@@ -505,7 +484,7 @@ static void on_whole(struct reply *r)
 	p->n_output = u.n_completion;
 	p->n_reasoning = u.n_reasoning;
 	if (r->fields.store)
-		remember_cost(p);
+		response_remember_cost(p);
 	if (r->fields.stream) {
 		/* there is no event of its own for what was cancelled */
 		snprintf(type, sizeof(type), "response.%s",

@@ -56,8 +56,8 @@ struct responses {
 	size_t n_recent; /* that there were: the last one is in front of this, modulo their number */
 };
 
-/* The newest with these digits; NULL: it is not known any more. */
-const struct response_cost *responses_cost(const struct gateway *g, const char *digits);
+/* What @p cost, for who retrieves it. */
+void response_remember_cost(const struct response *p);
 
 /* NULL: none with this id is being made. */
 struct response *responses_running(struct gateway *g, const char *id);
