@@ -34,6 +34,8 @@ struct worker {
 	bool closing;
 	int ended_fd; /* rings the loop */
 	sd_event_source *source;
+	worker_done_fn idle; /* NULL: nobody asks */
+	void *idle_userdata;
 };
 
 static void *work(void *userdata)
@@ -98,6 +100,8 @@ static int on_jobs_ended(sd_event_source *source, int fd, uint32_t revents, void
 			break;
 		finish(job);
 	}
+	if (w->idle && worker_waiting(w) == 0)
+		w->idle(w->idle_userdata);
 	return 0;
 }
 
@@ -242,4 +246,10 @@ size_t worker_waiting(const struct worker *w)
 	n = w->n_waiting;
 	pthread_mutex_unlock(&locked->lock);
 	return n;
+}
+
+void worker_on_idle(struct worker *w, worker_done_fn idle, void *userdata)
+{
+	w->idle = idle;
+	w->idle_userdata = userdata;
 }

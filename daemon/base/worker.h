@@ -27,7 +27,9 @@ int worker_push(struct worker *w, worker_run_fn run, worker_done_fn done, void *
 /* The same, but in @uid's turn. */
 int worker_push_for(struct worker *w, uid_t uid, worker_run_fn run, worker_done_fn done,
 		    void *userdata);
-size_t worker_waiting(const struct worker *w);
+size_t worker_waiting(const struct worker *w); /* pushed, and not yet run to their end */
+/* On the loop, whenever ends have come home and no job waits: whoever looked at worker_waiting() may look again. */
+void worker_on_idle(struct worker *w, worker_done_fn idle, void *userdata);
 /* Blocks until all jobs pushed so far have run; their ends may still be to come. */
 void worker_drain(struct worker *w);
 

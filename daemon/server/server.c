@@ -105,6 +105,12 @@ void server_busy_changed(struct server *s)
 		health_busy(s->health);
 }
 
+/* It was busy as long as jobs waited. */
+static void on_worker_idle(void *userdata)
+{
+	server_busy_changed(userdata);
+}
+
 enum server_state server_state(const struct server *s)
 {
 	if (s->refusal.code)
@@ -481,6 +487,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 		r = sd_event_source_set_enabled(s->reaper, SD_EVENT_OFF);
 	if (r >= 0)
 		r = worker_new(loop, &s->worker);
+	if (r >= 0)
+		worker_on_idle(s->worker, on_worker_idle, s);
 	if (r >= 0)
 		r = spans_new(&s->spans);
 	if (r >= 0)

@@ -52,7 +52,10 @@ def warm(d, name="policy.txt"):
     def all_of_it():
         p = shared(d)["prompts"].get(name)
         return p if p and p["arena_pages"] == p["pages"] and not shared(d)["warming"]["running"] else None
-    return wait_for(all_of_it, 20, "all of it")
+    try:
+        return wait_for(all_of_it, 20, "all of it")
+    except AssertionError as e:
+        raise AssertionError(f"{e}: {shared(d)}") from None
 
 
 def whole_pages(n):

@@ -13,7 +13,7 @@ static struct {
 	pthread_t loop_thread;
 	pthread_mutex_t gate; /* held by a test to keep jobs from running on */
 	int run[16], done[16];
-	int n_run, n_done;
+	int n_run, n_done, n_idle, done_when_idle;
 	bool run_on_loop, done_off_loop;
 } seen;
 
@@ -29,6 +29,13 @@ static void done(void *userdata)
 {
 	seen.done_off_loop |= pthread_equal(pthread_self(), seen.loop_thread) == 0;
 	seen.done[seen.n_done++] = *(int *)userdata;
+}
+
+static void idle(void *userdata)
+{
+	assert_int_equal(worker_waiting(userdata), 0);
+	seen.n_idle++;
+	seen.done_when_idle = seen.n_done;
 }
 
 static int setup(void **state)
@@ -101,6 +108,30 @@ static void users_take_turns(void **state)
 	sd_event_unref(loop);
 }
 
+static void it_says_when_no_job_waits_any_more(void **state)
+{
+	int jobs[] = { 1, 2, 3 };
+	struct worker *w = NULL;
+	sd_event *loop = NULL;
+
+	(void)state;
+	assert_int_equal(sd_event_new(&loop), 0);
+	assert_int_equal(worker_new(loop, &w), 0);
+	worker_on_idle(w, idle, w);
+	pthread_mutex_lock(&seen.gate);
+	for (int i = 0; i < 3; i++)
+		assert_int_equal(worker_push(w, run, done, &jobs[i]), 0);
+	assert_true(sd_event_run(loop, 1000) >= 0);
+	assert_int_equal(seen.n_idle, 0);
+	pthread_mutex_unlock(&seen.gate);
+	while (seen.n_idle == 0)
+		assert_true(sd_event_run(loop, 10000000) > 0);
+	assert_true(seen.done_when_idle > 0); /* some ends may be a turn of the loop behind */
+	assert_int_equal(seen.n_run, 3);
+	worker_free(w);
+	sd_event_unref(loop);
+}
+
 static void what_waits_at_the_end_is_done_unrun(void **state)
 {
 	int jobs[] = { 1, 2, 3 };
@@ -128,6 +159,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(jobs_run_in_order_off_the_loop_and_end_on_it, setup),
 		cmocka_unit_test_setup(users_take_turns, setup),
+		cmocka_unit_test_setup(it_says_when_no_job_waits_any_more, setup),
 		cmocka_unit_test_setup(what_waits_at_the_end_is_done_unrun, setup),
 	};
 

@@ -26,6 +26,8 @@ struct worker {
 	struct jobs waiting;
 	size_t n_waiting;
 	sd_event_source *source;
+	worker_done_fn idle;
+	void *idle_userdata;
 };
 
 static struct job *take(struct worker *w)
@@ -49,6 +51,8 @@ static int on_turn(sd_event_source *source, void *userdata)
 	job->run(job->userdata);
 	job->done(job->userdata);
 	free(job);
+	if (w->idle && w->n_waiting == 0)
+		w->idle(w->idle_userdata);
 	return 0;
 }
 
@@ -121,4 +125,10 @@ void worker_drain(struct worker *w)
 size_t worker_waiting(const struct worker *w)
 {
 	return w->n_waiting;
+}
+
+void worker_on_idle(struct worker *w, worker_done_fn idle, void *userdata)
+{
+	w->idle = idle;
+	w->idle_userdata = userdata;
 }
