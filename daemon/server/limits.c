@@ -63,13 +63,20 @@ static void put_time(json_t *o, const struct server *s, uid_t uid)
 	put(o, "executor_ms", integer(u ? (uint64_t)(u->used_us / US_PER_MS) : 0));
 }
 
-static uint32_t sessions_of(const struct store_usage *usage, size_t n_usage, uid_t uid)
+static void put_sessions(json_t *o, const struct settings *t, const struct store_usage *usage,
+			 size_t n_usage, uid_t uid)
 {
+	struct store_usage of = { .uid = uid };
+
 	for (size_t i = 0; i < n_usage; i++) {
 		if (usage[i].uid == uid)
-			return usage[i].n_sessions;
+			of = usage[i];
 	}
-	return 0;
+	put_limit(o, "sessions", of.n_sessions, t->max_user_sessions);
+	if (t->user_session_quota > 0)
+		put_limit(o, "session_bytes", of.n_bytes, t->user_session_quota);
+	else
+		put(o, "session_bytes", json_pack("{s:o}", "used", integer(of.n_bytes)));
 }
 
 /* Without a limit of its own a user may have what all may. */
@@ -106,7 +113,7 @@ static json_t *describe_user(const struct server *s, uid_t uid, const struct sto
 		  SERVER_USER_HELD_BYTES_MAX);
 	put_limit(o, "queued_tokens", counts.queued_tokens, t->max_user_queued_tokens);
 	if (usage)
-		put_limit(o, "sessions", sessions_of(usage, n_usage, uid), t->max_user_sessions);
+		put_sessions(o, t, usage, n_usage, uid);
 	if (s->engine)
 		put_cache(o, s->engine, uid);
 	if (s->engine && s->engine->disk)

@@ -317,6 +317,7 @@ static json_t *describe_limits(const struct server *s)
 	put(o, "queued_tokens", integer(t->max_queued_tokens));
 	put(o, "queued_tokens_per_user", integer(t->max_user_queued_tokens));
 	put(o, "sessions_per_user", integer(t->max_user_sessions));
+	put(o, "session_bytes_per_user", integer(t->user_session_quota));
 	put(o, "frame_bytes", integer(t->max_frame));
 	put(o, "prompt_bytes", integer(t->max_prompt_bytes));
 	put(o, "batch", integer(t->max_batch));

@@ -33,7 +33,8 @@ struct job {
 	uid_t uid;
 	bool has_uid; /* else it is the daemon's own */
 	uint64_t vocab, turn; /* turn: the record's id, to find its stream again */
-	uint32_t vocab_size, max_sessions;
+	uint32_t vocab_size;
+	struct store_limits limits;
 	struct bytes out, file;
 	size_t n_ids;
 	char *defaults;

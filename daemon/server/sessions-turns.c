@@ -41,7 +41,7 @@ static int run_begin(struct job *job)
 		messages = (struct span){ attached, q->attached_bytes };
 	}
 	r = store_begin(job->x->store, &who, g->session, g->has_session_create && g->session_create,
-			job->max_sessions, messages, job->vocab, &job->begun, &job->err);
+			&job->limits, messages, job->vocab, &job->begun, &job->err);
 	if (g->has_session_after &&
 	    (r == -EBUSY || (r == 0 && job->begun.turn != g->session_after + 1)))
 		return tell_moved(job, g->session_after);

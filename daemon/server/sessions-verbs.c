@@ -29,7 +29,7 @@ static int run_new(struct job *job)
 	const struct store_who who = job_who(job);
 
 	return store_new(job->x->store, &who, job->request->msg.session_new.session,
-			 span_of(job->defaults), job->max_sessions, &job->out, &job->err);
+			 span_of(job->defaults), &job->limits, &job->out, &job->err);
 }
 
 static int run_fork(struct job *job)
@@ -38,8 +38,7 @@ static int run_fork(struct job *job)
 	const struct store_who who = job_who(job);
 
 	return store_fork(job->x->store, &who, m->session, m->name,
-			  m->has_turn ? m->turn : UINT32_MAX, job->max_sessions, &job->out,
-			  &job->err);
+			  m->has_turn ? m->turn : UINT32_MAX, &job->limits, &job->out, &job->err);
 }
 
 static int run_rewind(struct job *job)
@@ -121,7 +120,7 @@ static int run_import(struct job *job)
 		file = (struct span){ attached, q->attached_bytes };
 	}
 	return store_import(job->x->store, &who, file, m->name, job->vocab, job->vocab_size,
-			    job->max_sessions, &job->out, &job->err);
+			    &job->limits, &job->out, &job->err);
 }
 
 /* The ids of what was imported, by the id that it says it has. */
@@ -145,7 +144,7 @@ static int run_import_file(struct job *job)
 	const struct store_who who = job_who(job);
 	const int r = store_import(job->x->store, &who, bytes_span(&job->file),
 				   job->request->msg.session_import.name, job->vocab,
-				   job->vocab_size, job->max_sessions, &job->out, &job->err);
+				   job->vocab_size, &job->limits, &job->out, &job->err);
 
 	return r < 0 ? r : find_imported(job);
 }

@@ -169,7 +169,8 @@ int job_new(struct server *s, struct request *q, int (*run)(struct job *),
 	job->request = q;
 	job->run = run;
 	job->home = home;
-	job->max_sessions = s->settings->max_user_sessions;
+	job->limits = (struct store_limits){ s->settings->max_user_sessions,
+					     s->settings->user_session_quota };
 	if (s->model) {
 		job->vocab = s->model->vocab_sum;
 		job->vocab_size = s->model->vocab_real;

@@ -303,8 +303,9 @@ static int take_turns(struct importing *in, struct err *err)
 }
 
 /* The name wanted, or that with a number behind it, which is written into @other. */
-static int make_session(struct importing *in, struct session_row *row, uint32_t max_sessions,
-			char id_text[17], char other[STORE_NAME_MAX + 16], struct err *err)
+static int make_session(struct importing *in, struct session_row *row,
+			const struct store_limits *limits, char id_text[17],
+			char other[STORE_NAME_MAX + 16], struct err *err)
 {
 	struct span wanted = row->name;
 	int r;
@@ -313,7 +314,7 @@ static int make_session(struct importing *in, struct session_row *row, uint32_t 
 	while (wanted.len < row->name.len && (wanted.data[wanted.len] & 0xc0) == 0x80)
 		wanted.len--; /* not inside a character */
 	for (int n = 2;; n++) {
-		r = session_make(in->store, in->who, row, max_sessions, id_text, err);
+		r = session_make(in->store, in->who, row, limits, id_text, err);
 		if (r != -EEXIST || n > NAMES_TRIED_MAX)
 			return r;
 		row->name = (struct span){ other,
@@ -322,8 +323,8 @@ static int make_session(struct importing *in, struct session_row *row, uint32_t 
 	}
 }
 
-static int take(struct importing *in, const json_t *sess, struct span name, uint32_t max_sessions,
-		struct bytes *ret, struct err *err)
+static int take(struct importing *in, const json_t *sess, struct span name,
+		const struct store_limits *limits, struct bytes *ret, struct err *err)
 {
 	const json_t *defaults = json_object_get(sess, "defaults");
 	struct session_row row = { .name = name.len ? name : string_at(sess, "name") };
@@ -337,10 +338,12 @@ static int take(struct importing *in, const json_t *sess, struct span name, uint
 	else
 		bytes_append_string(&text, "{}");
 	row.defaults = bytes_span(&text);
-	r = make_session(in, &row, max_sessions, id_text, other, err);
+	r = make_session(in, &row, limits, id_text, other, err);
 	in->session = row.id;
 	if (r == 0)
 		r = take_turns(in, err);
+	if (r == 0)
+		r = store_check_bytes(in->store, in->who->uid, limits, err);
 	if (r == 0)
 		r = session_json(in->store, &row, &o, err);
 	bytes_deinit(&text);
@@ -351,8 +354,8 @@ static int take(struct importing *in, const json_t *sess, struct span name, uint
 }
 
 int store_import(struct store *s, const struct store_who *who, struct span file, struct span name,
-		 uint64_t vocab, uint32_t vocab_size, uint32_t max_sessions, struct bytes *ret,
-		 struct err *err)
+		 uint64_t vocab, uint32_t vocab_size, const struct store_limits *limits,
+		 struct bytes *ret, struct err *err)
 {
 	struct importing in = { .store = s, .who = who, .vocab = vocab, .vocab_size = vocab_size };
 	struct export_section head;
@@ -372,7 +375,7 @@ int store_import(struct store *s, const struct store_who *who, struct span file,
 	in.not_taken = json_array();
 	r = store_transaction(s, true, err);
 	if (r == 0)
-		r = store_finish(s, take(&in, sess, name, max_sessions, ret, err), err);
+		r = store_finish(s, take(&in, sess, name, limits, ret, err), err);
 	json_decref(in.not_taken);
 	json_decref(sess);
 	turn_ids_deinit(&in.ids);

@@ -24,8 +24,8 @@ struct session_row {
 	uid_t uid;
 	struct span label, name, defaults;
 	int64_t created, used;
-	bool pinned, implicit;	/* implicit: made by its first turn, which is not committed yet */
-	uint64_t forked_from; /* 0: none */
+	bool pinned, implicit; /* implicit: made by its first turn, which is not committed yet */
+	uint64_t forked_from;  /* 0: none */
 };
 
 enum turn_row_state { TURN_ROW_BEGUN, TURN_ROW_COMPLETE, TURN_ROW_DAMAGED /* never stored */ };
@@ -96,10 +96,18 @@ int session_find(struct store *s, const struct store_who *who, struct span name,
 int session_id_text(uint64_t id, char ret[17]);
 /* A new one; @row's id, times and, where the name is empty, name are set; -EEXIST, -EDQUOT, -EINVAL. */
 int session_make(struct store *s, const struct store_who *who, struct session_row *row,
-		 uint32_t max_sessions, char id_text[17], struct err *err);
+		 const struct store_limits *limits, char id_text[17], struct err *err);
 int session_json(struct store *s, const struct session_row *row, json_t **ret, struct err *err);
 /* Prints @object, which it takes over, NULL included. */
 int session_print(json_t *object, struct bytes *ret, struct err *err);
+
+/* store-usage.c */
+
+/* From here on what changes is counted. */
+int store_count_bytes(struct store *s, struct err *err);
+/* At the end of a transaction: what @uid has with it. -EDQUOT. */
+int store_check_bytes(struct store *s, uid_t uid, const struct store_limits *limits,
+		      struct err *err);
 
 /* store-turns.c */
 

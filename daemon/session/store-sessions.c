@@ -120,7 +120,7 @@ static int run(struct store *s, const char *sql, uint64_t value, struct err *err
 }
 
 int session_make(struct store *s, const struct store_who *who, struct session_row *row,
-		 uint32_t max_sessions, char id_text[17], struct err *err)
+		 const struct store_limits *limits, char id_text[17], struct err *err)
 {
 	int64_t n = 0;
 	int r = 0;
@@ -131,9 +131,9 @@ int session_make(struct store *s, const struct store_who *who, struct session_ro
 		r = count(s, "SELECT count(*) FROM session WHERE uid=?", who->uid, &n, err);
 	if (r < 0)
 		return r;
-	if (n >= max_sessions)
+	if (n >= limits->max_sessions)
 		return err_set(err, -EDQUOT, "uid %u has %lld sessions; %u may be", who->uid,
-			       (long long)n, max_sessions);
+			       (long long)n, limits->max_sessions);
 	do {
 		if (getrandom(&row->id, sizeof(row->id), 0) != (ssize_t)sizeof(row->id))
 			return err_set(err, -EIO, "no random id could be had");
@@ -298,7 +298,8 @@ int store_show(struct store *s, const struct store_who *who, struct span name, s
 struct change {
 	const struct store_who *who;
 	struct span name, to;
-	uint32_t turn, max_sessions;
+	uint32_t turn;
+	const struct store_limits *limits;
 	bool pinned;
 };
 typedef int (*change_fn)(struct store *s, const struct change *c, struct session_row *row,
@@ -334,7 +335,7 @@ static int tell(struct store *s, const struct session_row *row, struct bytes *re
 }
 
 int store_new(struct store *s, const struct store_who *who, struct span name, struct span defaults,
-	      uint32_t max_sessions, struct bytes *ret, struct err *err)
+	      const struct store_limits *limits, struct bytes *ret, struct err *err)
 {
 	struct session_row row = { .name = name, .defaults = defaults };
 	char id_text[17];
@@ -343,7 +344,9 @@ int store_new(struct store *s, const struct store_who *who, struct span name, st
 	r = store_transaction(s, true, err);
 	if (r < 0)
 		return r;
-	r = session_make(s, who, &row, max_sessions, id_text, err);
+	r = session_make(s, who, &row, limits, id_text, err);
+	if (r == 0)
+		r = store_check_bytes(s, who->uid, limits, err);
 	if (r == 0)
 		r = tell(s, &row, ret, err);
 	return store_finish(s, r, err);
@@ -383,18 +386,20 @@ static int fork_to(struct store *s, const struct change *c, struct session_row *
 	if (c->turn != UINT32_MAX && c->turn > n)
 		return err_set(err, -EINVAL, "session '%.*s' has %lld turns; it cannot fork at %u",
 			       SPAN_ARG(row->name), (long long)n, c->turn);
-	r = session_make(s, c->who, &copy, c->max_sessions, id_text, err);
+	r = session_make(s, c->who, &copy, c->limits, id_text, err);
 	copying.to = copy.id;
 	if (r == 0)
 		r = store_each_turn(s, row, c->turn, false, copy_turn, &copying, err);
+	if (r == 0)
+		r = store_check_bytes(s, c->who->uid, c->limits, err);
 	return r < 0 ? r : tell(s, &copy, ret, err);
 }
 
 int store_fork(struct store *s, const struct store_who *who, struct span name, struct span to,
-	       uint32_t turn, uint32_t max_sessions, struct bytes *ret, struct err *err)
+	       uint32_t turn, const struct store_limits *limits, struct bytes *ret, struct err *err)
 {
 	const struct change c = {
-		.who = who, .name = name, .to = to, .turn = turn, .max_sessions = max_sessions
+		.who = who, .name = name, .to = to, .turn = turn, .limits = limits
 	};
 
 	return change_session(s, &c, fork_to, ret, err);
@@ -509,30 +514,6 @@ int store_rm(struct store *s, const struct store_who *who, struct span name, str
 	const struct change c = { .who = who, .name = name };
 
 	return change_session(s, &c, remove_it, ret, err);
-}
-
-int store_usage(struct store *s, struct store_usage **ret, size_t *ret_n, struct err *err)
-{
-	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
-	_cleanup_(freep) struct store_usage *at = NULL;
-	size_t n = 0;
-	int r;
-
-	r = store_prepare(s, "SELECT uid, COUNT(*) FROM session GROUP BY uid", &stmt, err);
-	while (r >= 0 && (r = store_step(s, stmt, err)) > 0) {
-		struct store_usage *more = reallocarray(at, n + 1, sizeof(*at));
-
-		if (!more)
-			return err_set(err, -ENOMEM, "out of memory");
-		at = more;
-		at[n++] = (struct store_usage){ (uid_t)sqlite3_column_int64(stmt, 0),
-						(uint32_t)sqlite3_column_int64(stmt, 1) };
-	}
-	if (r < 0)
-		return r;
-	*ret = steal(at);
-	*ret_n = n;
-	return 0;
 }
 
 int store_recent(struct store *s, struct store_name **ret, size_t *ret_n, struct err *err)

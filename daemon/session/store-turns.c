@@ -210,7 +210,7 @@ static int fill_begun(struct growing *g, const struct session_row *session, uint
 
 /* The session to begin a turn of, made if need be. */
 static int begin_session(struct store *s, const struct store_who *who, struct span name,
-			 bool create, uint32_t max_sessions, sqlite3_stmt **stmt,
+			 bool create, const struct store_limits *limits, sqlite3_stmt **stmt,
 			 struct session_row *ret, char id_text[17], struct err *err)
 {
 	int r;
@@ -219,7 +219,7 @@ static int begin_session(struct store *s, const struct store_who *who, struct sp
 	if (r != -ENOENT || !create)
 		return r;
 	*ret = (struct session_row){ .name = name, .defaults = SPAN("{}"), .implicit = true };
-	return session_make(s, who, ret, max_sessions, id_text, err);
+	return session_make(s, who, ret, limits, id_text, err);
 }
 
 /* Why a session whose turn is running begins no other. */
@@ -248,7 +248,7 @@ static int tell_busy(struct store *s, const struct session_row *session, struct 
 }
 
 static int begin(struct store *s, const struct store_who *who, struct span name, bool create,
-		 uint32_t max_sessions, struct span request, uint64_t vocab,
+		 const struct store_limits *limits, struct span request, uint64_t vocab,
 		 struct store_begun *ret, struct err *err)
 {
 	_cleanup_(growing_deinit) struct growing g = { .all = json_object(),
@@ -260,7 +260,7 @@ static int begin(struct store *s, const struct store_who *who, struct span name,
 	int r;
 
 	json_object_set_new(g.all, "messages", g.messages);
-	r = begin_session(s, who, name, create, max_sessions, &stmt, &session, id_text, err);
+	r = begin_session(s, who, name, create, limits, &stmt, &session, id_text, err);
 	if (r < 0)
 		return r;
 	if (store_is_running(s, session.id))
@@ -281,12 +281,14 @@ static int begin(struct store *s, const struct store_who *who, struct span name,
 				 .request = request,
 				 .begun = store_now() };
 	r = turn_row_write(s, &row, err);
+	if (r == 0)
+		r = store_check_bytes(s, who->uid, limits, err);
 	return r < 0 ? r : fill_begun(&g, &session, vocab, ret, err);
 }
 
 int store_begin(struct store *s, const struct store_who *who, struct span name, bool create,
-		uint32_t max_sessions, struct span request, uint64_t vocab, struct store_begun *ret,
-		struct err *err)
+		const struct store_limits *limits, struct span request, uint64_t vocab,
+		struct store_begun *ret, struct err *err)
 {
 	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
 	int r;
@@ -296,8 +298,7 @@ int store_begin(struct store *s, const struct store_who *who, struct span name, 
 		r = store_transaction(s, false, err);
 	if (r < 0)
 		return r;
-	r = store_finish(s, begin(s, who, name, create, max_sessions, request, vocab, &b, err),
-			 err);
+	r = store_finish(s, begin(s, who, name, create, limits, request, vocab, &b, err), err);
 	if (r == -EALREADY) {
 		ret->session = b.session;
 		ret->turn = b.turn;

@@ -457,7 +457,9 @@ int store_open_file(struct store *s, const char *path, struct err *err)
 	if (store_connect(path, s->vfs, &s->db) != SQLITE_OK)
 		return store_fault(s, err);
 	r = bring_up_to_date(s, err);
-	return r < 0 ? r : check_schema(s, STORE_FORMAT, err);
+	if (r >= 0)
+		r = check_schema(s, STORE_FORMAT, err);
+	return r < 0 ? r : store_count_bytes(s, err);
 }
 
 struct store *store_free(struct store *s)

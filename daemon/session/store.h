@@ -80,10 +80,21 @@ struct store_counts {
 };
 void store_count(const struct store *s, struct store_counts *ret);
 
-/* Sessions of each uid, of all its labels, as their limit counts them. malloc'd. */
+/*
+ * What a uid may have, of all its labels; a call that makes it more is refused
+ * with -EDQUOT and the numbers, and leaves all as it was. A turn that was begun
+ * is stored whatever its answer's length.
+ */
+struct store_limits {
+	uint32_t max_sessions;
+	uint64_t max_bytes; /* texts, ids and 256 for each turn and session; 0: no limit */
+};
+
+/* What each uid has, as its limits count it. malloc'd. */
 struct store_usage {
 	uid_t uid;
 	uint32_t n_sessions;
+	uint64_t n_bytes;
 };
 int store_usage(struct store *s, struct store_usage **ret, size_t *ret_n, struct err *err);
 
@@ -114,12 +125,12 @@ void store_begun_deinit(struct store_begun *b);
  *	-EBUSY		a turn of it is running
  *	-EALREADY	… that was begun with the same @request: @ret has session and
  *			turn, and nothing else
- *	-EDQUOT		the namespace's uid has @max_sessions already
+ *	-EDQUOT		the namespace's uid would have more than @limits
  *	-EUCLEAN	one of its turns is damaged
  *	-EINVAL		the name or the request makes no sense
  */
 int store_begin(struct store *s, const struct store_who *who, struct span name, bool create,
-		uint32_t max_sessions, struct span request, uint64_t vocab,
+		const struct store_limits *limits, struct span request, uint64_t vocab,
 		struct store_begun *ret, struct err *err);
 
 struct store_end {
@@ -168,10 +179,10 @@ int store_show(struct store *s, const struct store_who *who, struct span name, s
 	       struct err *err);
 /* @defaults: JSON object; @name empty: the id serves as name. */
 int store_new(struct store *s, const struct store_who *who, struct span name, struct span defaults,
-	      uint32_t max_sessions, struct bytes *ret, struct err *err);
+	      const struct store_limits *limits, struct bytes *ret, struct err *err);
 /* A copy up to turn @turn, UINT32_MAX: all that is complete. */
 int store_fork(struct store *s, const struct store_who *who, struct span name, struct span to,
-	       uint32_t turn, uint32_t max_sessions, struct bytes *ret, struct err *err);
+	       uint32_t turn, const struct store_limits *limits, struct bytes *ret, struct err *err);
 /* Forgets what came after turn @turn; 0: everything. */
 int store_rewind(struct store *s, const struct store_who *who, struct span name, uint32_t turn,
 		 struct bytes *ret, struct err *err);
@@ -211,8 +222,8 @@ int store_recent(struct store *s, struct store_name **ret, size_t *ret_n, struct
 int store_export(struct store *s, const struct store_who *who, struct span name,
 		 struct bytes *ret, struct err *err);
 int store_import(struct store *s, const struct store_who *who, struct span file, struct span name,
-		 uint64_t vocab, uint32_t vocab_size, uint32_t max_sessions, struct bytes *ret,
-		 struct err *err);
+		 uint64_t vocab, uint32_t vocab_size, const struct store_limits *limits,
+		 struct bytes *ret, struct err *err);
 
 static inline void store_freep(struct store **s)
 {

@@ -53,7 +53,7 @@ def warm(d, name="policy.txt"):
         p = shared(d)["prompts"].get(name)
         return p if p and p["arena_pages"] == p["pages"] and not shared(d)["warming"]["running"] else None
     try:
-        return wait_for(all_of_it, 20, "all of it")
+        return wait_for(all_of_it, 100, "all of it")
     except AssertionError as e:
         raise AssertionError(f"{e}: {shared(d)}") from None
 

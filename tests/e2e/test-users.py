@@ -37,12 +37,15 @@ def end_of(w):
 def sessions_and_bytes_on_disk_are_told_beside_their_limits():
     need_root()
     with Daemon("air", "ChatTemplate=glm47", "PageTokens=16", "DiskQuotaPerUser=64M", "MaxSessionsPerUser=5",
+                "SessionQuotaPerUser=64K",
                 "DiskCacheSize=128M", "MinCachePerUser=30", socket_mode="0666") as d:
         for name, label in (("one", "a"), ("two", "b")):  # of all labels together
             d.ctl("ask", "--session", name, "--label", label, "--no-think", "-n", 40, "--ignore-eos", "word " * 40,
                   uid=ALICE)
         own = wait_for(lambda: [u for u in limits(d, uid=ALICE) if u["disk_bytes"]["used"] > 0], 20, "pages on disk")[0]
         assert own["sessions"] == {"used": 2, "limit": 5}, own
+        of = own["session_bytes"]
+        assert 2 * 512 < of["used"] < of["limit"] == 64 << 10, of
         # files are of 16 MiB: a quarter of what one may have; two of them are within 30 % of all
         assert own["disk_bytes"]["limit"] == 64 << 20 and 30 << 20 < own["disk_bytes"]["least"] <= (128 << 20) * 3 // 10, own
         text = [line.split() for line in d.ctl("status", "--limits", uid=ALICE).decode().splitlines()]
@@ -54,7 +57,23 @@ def sessions_and_bytes_on_disk_are_told_beside_their_limits():
             f.stat().st_blocks * 512 for f in folder.iterdir()) or limits(d, uid=ALICE)[0]["disk_bytes"]["used"] == sum(
             f.stat().st_size for f in folder.iterdir()), 20, "the bytes of its files")
         other = limits(d, uid=BOB)[0]
-        assert other["sessions"]["used"] == 0 and other["disk_bytes"]["used"] == 0, other
+        assert other["session_bytes"]["used"] == other["sessions"]["used"] == 0 and other["disk_bytes"]["used"] == 0, other
+
+
+def who_has_its_bytes_of_sessions_is_refused_more_and_loses_nothing():
+    need_root()
+    with Daemon("air", "SessionQuotaPerUser=8K", socket_mode="0666") as d:
+        def say(uid, text, code=0):
+            return d.ctl("ask", "--session", "talk", "-n", 4, "--ignore-eos", text, uid=uid, code=code)
+        say(ALICE, "first")
+        before = limits(d, uid=ALICE)[0]["session_bytes"]
+        say(ALICE, "x" * 9000, code=75)
+        assert "of sessions; 8192 may be" in d.last_stderr, d.last_stderr
+        assert limits(d, uid=ALICE)[0]["session_bytes"] == before
+        say(BOB, "x" * 1000)
+        d.ctl("session", "rm", "talk", uid=ALICE)
+        assert limits(d, uid=ALICE)[0]["session_bytes"]["used"] == 0
+        say(ALICE, "y" * 2000)
 
 
 def who_is_over_its_disk_quota_loses_pages_of_its_own():

@@ -43,7 +43,8 @@ static void import(struct span file)
 	struct store_begun b = { 0 };
 	struct bytes out = { 0 };
 	struct err err = { 0 };
-	const int r = store_import(store, &who, file, SPAN("it"), VOCAB, VOCAB_SIZE, 1, &out, &err);
+	const int r = store_import(store, &who, file, SPAN("it"), VOCAB, VOCAB_SIZE,
+				   &(struct store_limits){ .max_sessions = 1 }, &out, &err);
 
 	bytes_deinit(&out);
 	if (r < 0 && !err.text[0])
@@ -51,7 +52,8 @@ static void import(struct span file)
 	if (r < 0)
 		return;
 	if (store_show(store, &who, SPAN("it"), &out, &err) < 0 ||
-	    store_begin(store, &who, SPAN("it"), false, 1, request, VOCAB, &b, &err) < 0)
+	    store_begin(store, &who, SPAN("it"), false, &(struct store_limits){ .max_sessions = 1 },
+			request, VOCAB, &b, &err) < 0)
 		abort();
 	for (size_t i = 0; i < b.n_ids; i++)
 		if (b.ids[i] >= VOCAB_SIZE)

@@ -21,6 +21,8 @@
 #define VOCAB 0x1234567890abcdefull
 #define SESSIONS_MAX 5
 
+static _unused_ const struct store_limits limits = { .max_sessions = SESSIONS_MAX };
+
 static _unused_ const struct store_who alice = { 1000, "" }, bob = { 1001, "" },
 				       alice_at_work = { 1000, "work" };
 
@@ -76,7 +78,7 @@ static _unused_ struct span request_of(const char *text)
 static _unused_ int begin(struct store *s, const struct store_who *who, const char *name,
 			  const char *text, struct store_begun *ret, struct err *err)
 {
-	return store_begin(s, who, span_of(name), true, SESSIONS_MAX, request_of(text), VOCAB, ret,
+	return store_begin(s, who, span_of(name), true, &limits, request_of(text), VOCAB, ret,
 			   err);
 }
 

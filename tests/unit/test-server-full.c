@@ -64,7 +64,9 @@ static void fill(const char *db)
 		char name[32];
 
 		snprintf(name, sizeof(name), "session-%d", i);
-		assert_int_equal(store_new(s, &who, span_of(name), SPAN("{}"), 100, &said, &err),
+		assert_int_equal(store_new(s, &who, span_of(name), SPAN("{}"),
+					   &(struct store_limits){ .max_sessions = 100 }, &said,
+					   &err),
 				 0);
 		bytes_deinit(&said);
 	}

@@ -38,7 +38,8 @@ static bool try_turn(struct store *s, const char *name, uint32_t *saved, uint32_
 static bool try_fork(struct store *s)
 {
 	struct bytes out = { 0 };
-	const int r = store_fork(s, &alice, SPAN("a"), SPAN("copy"), UINT32_MAX, 9, &out, NULL);
+	const int r = store_fork(s, &alice, SPAN("a"), SPAN("copy"), UINT32_MAX,
+				 &(struct store_limits){ .max_sessions = 9 }, &out, NULL);
 
 	bytes_deinit(&out);
 	return r == 0;
@@ -274,8 +275,9 @@ static void assert_begin_is_right_or_refused(struct store *s, const char *name)
 {
 	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
 	struct err err = { 0 };
-	const int r = store_begin(s, &alice, span_of(name), false, 9, request_of("x"), VOCAB, &b,
-				  &err);
+	const int r = store_begin(s, &alice, span_of(name), false,
+				  &(struct store_limits){ .max_sessions = 9 }, request_of("x"),
+				  VOCAB, &b, &err);
 
 	if (r < 0) {
 		assert_true(err.text[0]);

@@ -400,7 +400,8 @@ static int import(struct store *s, struct span file, const char *name, uint64_t 
 	struct bytes out = { 0 };
 	int r;
 
-	r = store_import(s, &bob, file, span_of(name), vocab, vocab_size, 1000, &out, err);
+	r = store_import(s, &bob, file, span_of(name), vocab, vocab_size,
+			 &(struct store_limits){ .max_sessions = 1000 }, &out, err);
 	*ret = r < 0 ? NULL : load(&out);
 	if (r < 0)
 		bytes_deinit(&out);
@@ -569,7 +570,7 @@ static void turns_of_too_many_json_values_stay_behind(void **state)
 			.answer = SPAN("{}"), .finish = SPAN("stop"), .turn = turn, .vocab = VOCAB
 		};
 
-		assert_int_equal(store_begin(s, &alice, SPAN("talk"), true, SESSIONS_MAX,
+		assert_int_equal(store_begin(s, &alice, SPAN("talk"), true, &limits,
 					     bytes_span(&request), VOCAB, &b, &err),
 				 0);
 		end.session = b.session;

@@ -97,8 +97,8 @@ static void ids_of_another_tokenizer_are_not_given_back(void **state)
 	assert_int_equal(store_ids(s, &alice, SPAN("talk"), VOCAB, &ids, &n, &err), 0);
 	assert_true(n == 4 && ids[0] == 10 && ids[3] == 13);
 	free(ids);
-	assert_int_equal(store_begin(s, &alice, SPAN("talk"), false, 5, request_of("x"), VOCAB + 1,
-				     &b, &err),
+	assert_int_equal(store_begin(s, &alice, SPAN("talk"), false, &limits, request_of("x"),
+				     VOCAB + 1, &b, &err),
 			 0);
 	assert_int_equal(b.n_ids, 0);
 	assert_null(b.ids);
@@ -166,11 +166,11 @@ static void options_stay_until_they_are_given_anew(void **state)
 	(void)state;
 	folder_open(&f);
 	s = open_store(&f);
-	assert_int_equal(store_begin(s, &alice, SPAN("t"), true, 5, span_of(first), 0, &b, &err),
-			 0);
+	assert_int_equal(
+		store_begin(s, &alice, SPAN("t"), true, &limits, span_of(first), 0, &b, &err), 0);
 	assert_int_equal(commit(s, &b, "x", 1, 2, &err), 0);
-	assert_int_equal(store_begin(s, &alice, SPAN("t"), true, 5, span_of(second), 0, &c, &err),
-			 0);
+	assert_int_equal(
+		store_begin(s, &alice, SPAN("t"), true, &limits, span_of(second), 0, &c, &err), 0);
 	assert_non_null(strstr(c.conversation, "\"enable_thinking\": true, \"tools\": [1]}"));
 	s = store_free(s);
 	folder_close(&f);
@@ -324,11 +324,12 @@ static void nobody_can_tell_anothers_session_from_none(void **state)
 		assert_string_equal(err.text, "no session 'mine'");
 		assert_int_equal(store_show(s, who, span_of(id), &out, &err), -ENOENT);
 		assert_int_equal(store_rm(s, who, span_of(id), &out, &err), -ENOENT);
-		assert_int_equal(store_fork(s, who, SPAN("mine"), SPAN("x"), 1, 5, &out, &err),
-				 -ENOENT);
+		assert_int_equal(
+			store_fork(s, who, SPAN("mine"), SPAN("x"), 1, &limits, &out, &err),
+			-ENOENT);
 		assert_int_equal(store_export(s, who, span_of(id), &out, &err), -ENOENT);
-		assert_int_equal(store_begin(s, who, span_of(id), false, 5, request_of("x"), VOCAB,
-					     &b, &err),
+		assert_int_equal(store_begin(s, who, span_of(id), false, &limits, request_of("x"),
+					     VOCAB, &b, &err),
 				 -ENOENT);
 	}
 	/* the same name is free to everybody */
@@ -336,6 +337,133 @@ static void nobody_can_tell_anothers_session_from_none(void **state)
 	say(s, &alice_at_work, "mine", "e", "f", 1, 2);
 	assert_int_equal(count_sessions(s, &alice), 1);
 	bytes_deinit(&out);
+	s = store_free(s);
+	folder_close(&f);
+}
+
+/* As the triggers have it; it must be what a fresh count finds. */
+static uint64_t bytes_of(struct store *s, uid_t uid)
+{
+	_cleanup_(freep) struct store_usage *usage = NULL;
+	struct err err = { 0 };
+	size_t n = 0;
+
+	assert_int_equal(store_usage(s, &usage, &n, &err), 0);
+	for (size_t i = 0; i < n; i++) {
+		if (usage[i].uid == uid)
+			return usage[i].n_bytes;
+	}
+	return 0;
+}
+
+static void check_bytes(const struct folder *f, struct store **s, uint64_t wanted)
+{
+	assert_int_equal(bytes_of(*s, alice.uid), wanted);
+	*s = store_free(*s);
+	*s = open_store(f);
+	assert_int_equal(bytes_of(*s, alice.uid), wanted);
+}
+
+static void bytes_of_sessions_are_counted_through_all_that_changes_them(void **state)
+{
+	const struct store_limits none = { .max_sessions = 100 };
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	_cleanup_(store_freep) struct store *s = NULL;
+	struct bytes out = { 0 }, file = { 0 };
+	struct err err = { 0 };
+	uint64_t one, two, forked;
+	struct folder f;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	say(s, &bob, "his", "what another says is not counted", "yes", 5, 2);
+	check_bytes(&f, &s, 0);
+	say(s, &alice, "a", "first", "one", 3, 2);
+	one = bytes_of(s, alice.uid);
+	assert_true(one > 2 * 256 + 5 * 4 && one < 1000);
+	check_bytes(&f, &s, one);
+
+	assert_int_equal(begin(s, &alice, "a", "second", &b, &err), 0);
+	assert_true(bytes_of(s, alice.uid) > one + 256);
+	assert_int_equal(store_abort(s, b.session, b.turn, &err), 0);
+	check_bytes(&f, &s, one);
+
+	say(s, &alice_at_work, "b", "h\xc3\xa4lf", "\xc3\xbc", 3, 2); /* of all labels, in bytes */
+	two = bytes_of(s, alice.uid) - one;
+	check_bytes(&f, &s, one + two);
+	assert_int_equal(store_fork(s, &alice, SPAN("a"), SPAN("c"), 1, &none, &out, &err), 0);
+	forked = bytes_of(s, alice.uid);
+	check_bytes(&f, &s, forked);
+	assert_int_equal(forked, 2 * one + two);
+	bytes_clear(&out);
+	assert_int_equal(store_rewind(s, &alice, SPAN("c"), 0, &out, &err), 0);
+	check_bytes(&f, &s, one + two + 256 + strlen("{}"));
+	bytes_clear(&out);
+	assert_int_equal(store_rm(s, &alice, SPAN("c"), &out, &err), 0);
+	check_bytes(&f, &s, one + two);
+	assert_int_equal(store_export(s, &alice, SPAN("a"), &file, &err), 0);
+	bytes_clear(&out);
+	assert_int_equal(store_import(s, &alice, bytes_span(&file), SPAN("d"), VOCAB, 1u << 20,
+				      &none, &out, &err),
+			 0);
+	check_bytes(&f, &s, 2 * one + two);
+	bytes_deinit(&out);
+	bytes_deinit(&file);
+	s = store_free(s);
+	folder_close(&f);
+}
+
+static void who_has_its_bytes_is_refused_more_with_the_numbers(void **state)
+{
+	struct store_limits few = { .max_sessions = 100 };
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	_cleanup_(store_freep) struct store *s = NULL;
+	struct bytes out = { 0 }, file = { 0 };
+	char text[128], long_answer[400];
+	struct err err = { 0 };
+	struct folder f;
+	uint64_t had;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	say(s, &alice, "a", "first", "one", 3, 2);
+	assert_int_equal(store_export(s, &alice, SPAN("a"), &file, &err), 0);
+	had = bytes_of(s, alice.uid);
+	few.max_bytes = had + 256;
+	assert_int_equal(
+		store_begin(s, &alice, SPAN("a"), false, &few, request_of("x"), VOCAB, &b, &err),
+		-EDQUOT);
+	snprintf(text, sizeof(text), "uid 1000 would have %zu bytes of sessions; %llu may be",
+		 (size_t)had + 256 + request_of("x").len, (unsigned long long)few.max_bytes);
+	assert_string_equal(err.text, text);
+	assert_int_equal(
+		store_begin(s, &alice, SPAN("new"), true, &few, request_of("x"), VOCAB, &b, &err),
+		-EDQUOT);
+	assert_int_equal(store_new(s, &alice, SPAN("y"), SPAN("{}"), &few, &out, &err), -EDQUOT);
+	assert_int_equal(store_fork(s, &alice, SPAN("a"), SPAN("y"), 1, &few, &out, &err), -EDQUOT);
+	assert_int_equal(store_import(s, &alice, bytes_span(&file), SPAN("y"), VOCAB, 1u << 20,
+				      &few, &out, &err),
+			 -EDQUOT);
+	check_bytes(&f, &s, had);
+	assert_int_equal(bytes_span(&out).len, 0);
+	say(s, &bob, "his", "a", "b", 1, 2);
+
+	/* what was begun is stored, and only then no more */
+	few.max_bytes = had + 256 + request_of("x").len;
+	assert_int_equal(
+		store_begin(s, &alice, SPAN("a"), false, &few, request_of("x"), VOCAB, &b, &err),
+		0);
+	memset(long_answer, 'y', sizeof(long_answer) - 1);
+	long_answer[sizeof(long_answer) - 1] = '\0';
+	assert_int_equal(commit(s, &b, long_answer, 5, 2, &err), 0);
+	assert_true(bytes_of(s, alice.uid) > few.max_bytes + 300);
+	assert_int_equal(store_new(s, &alice, SPAN("y"), SPAN("{}"), &few, &out, &err), -EDQUOT);
+	assert_int_equal(store_rewind(s, &alice, SPAN("a"), 1, &out, &err), 0);
+	check_bytes(&f, &s, had);
+	bytes_deinit(&out);
+	bytes_deinit(&file);
 	s = store_free(s);
 	folder_close(&f);
 }
@@ -358,9 +486,8 @@ static void sessions_are_limited_per_user_with_the_numbers(void **state)
 	}
 	assert_int_equal(begin(s, &alice, "one-more", "x", &b, &err), -EDQUOT);
 	assert_string_equal(err.text, "uid 1000 has 5 sessions; 5 may be");
-	assert_int_equal(store_new(s, &alice, SPAN("y"), SPAN("{}"), SESSIONS_MAX, &out, &err),
-			 -EDQUOT);
-	assert_int_equal(store_fork(s, &alice, SPAN("n1"), SPAN("y"), 1, SESSIONS_MAX, &out, &err),
+	assert_int_equal(store_new(s, &alice, SPAN("y"), SPAN("{}"), &limits, &out, &err), -EDQUOT);
+	assert_int_equal(store_fork(s, &alice, SPAN("n1"), SPAN("y"), 1, &limits, &out, &err),
 			 -EDQUOT);
 	say(s, &bob, "his", "a", "b", 1, 2);
 	say(s, &alice, "n1", "goes on", "yes", 5, 2);
@@ -428,13 +555,12 @@ static void a_fork_has_a_life_of_its_own_and_rewind_forgets(void **state)
 	say(s, &alice, "a", "1", "one", 10, 4);
 	say(s, &alice, "a", "2", "two", 20, 4);
 	say(s, &alice, "a", "3", "three", 30, 4);
-	assert_int_equal(store_fork(s, &alice, SPAN("a"), SPAN("b"), 2, SESSIONS_MAX, &out, &err),
-			 0);
+	assert_int_equal(store_fork(s, &alice, SPAN("a"), SPAN("b"), 2, &limits, &out, &err), 0);
 	o = load(&out);
 	assert_int_equal(integer_at(o, "turns"), 2);
 	assert_int_equal(integer_at(o, "tokens"), 8);
 	json_decref(o);
-	assert_int_equal(store_fork(s, &alice, SPAN("a"), SPAN("c"), 4, SESSIONS_MAX, &out, &err),
+	assert_int_equal(store_fork(s, &alice, SPAN("a"), SPAN("c"), 4, &limits, &out, &err),
 			 -EINVAL);
 	assert_string_equal(err.text, "session 'a' has 3 turns; it cannot fork at 4");
 	assert_int_equal(store_rewind(s, &alice, SPAN("a"), 1, &out, &err), 0);
@@ -493,6 +619,8 @@ int main(void)
 		cmocka_unit_test(a_new_life_keeps_the_turns_that_go_on_and_forgets_the_others),
 		cmocka_unit_test(to_settle_late_forgets_no_turn_of_this_life),
 		cmocka_unit_test(nobody_can_tell_anothers_session_from_none),
+		cmocka_unit_test(bytes_of_sessions_are_counted_through_all_that_changes_them),
+		cmocka_unit_test(who_has_its_bytes_is_refused_more_with_the_numbers),
 		cmocka_unit_test(sessions_are_limited_per_user_with_the_numbers),
 		cmocka_unit_test(names_that_would_confuse_are_refused),
 		cmocka_unit_test(a_fork_has_a_life_of_its_own_and_rewind_forgets),
