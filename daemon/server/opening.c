@@ -179,6 +179,12 @@ static void reading_free(struct reading *re)
 	free(re);
 }
 
+/* A model that jobs may be using still: it goes when those of both workers are done. */
+struct retiring {
+	struct server *server;
+	struct textmodel *model;
+};
+
 static void retire_nothing(void *userdata)
 {
 	(void)userdata;
@@ -186,13 +192,38 @@ static void retire_nothing(void *userdata)
 
 static void retire_model(void *userdata)
 {
-	textmodel_free(userdata);
+	struct retiring *r = userdata;
+
+	textmodel_free(r->model);
+	free(r);
+}
+
+static void push_retiring(struct retiring *r, struct worker *w, worker_done_fn done)
+{
+	if (r && worker_push(w, retire_nothing, done, r) >= 0)
+		return;
+	log_warning("out of memory: the old model's tokenizer stays");
+	free(r);
+}
+
+/* Its jobs have passed those of theirs that are long on. */
+static void retire_from_long(void *userdata)
+{
+	struct retiring *r = userdata;
+
+	push_retiring(r, r->server->long_worker, retire_model);
 }
 
 void opening_drop_model(struct server *s)
 {
-	if (s->model && worker_push(s->worker, retire_nothing, retire_model, s->model) < 0)
-		log_warning("out of memory: the old model's tokenizer stays");
+	struct retiring *r;
+
+	if (!s->model)
+		return;
+	r = malloc(sizeof(*r));
+	if (r)
+		*r = (struct retiring){ s, s->model };
+	push_retiring(r, s->worker, retire_from_long);
 	s->model = NULL;
 }
 

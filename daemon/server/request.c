@@ -321,6 +321,27 @@ static void on_work_done(void *userdata)
 		request_free(q);
 }
 
+static void wait_turn(void *userdata)
+{
+	(void)userdata;
+}
+
+/* What its user said before has been learnt: that was in the same queue. */
+static void begin_long_work(void *userdata)
+{
+	struct request *q = userdata;
+	struct err err = { 0 };
+
+	if (q->peer && worker_push_for(q->server->long_worker, q->user->uid, on_work_run,
+				       on_work_done, q) >= 0)
+		return;
+	q->in_worker = false;
+	if (q->peer)
+		request_error(q, err_set(&err, -ENOMEM, "out of memory"), &err);
+	else
+		request_free(q);
+}
+
 static uint32_t count_sources(const struct request *q)
 {
 	const struct msg *m = &q->msg;
@@ -403,7 +424,9 @@ int request_start(struct request *q, struct err *err)
 		worked(q);
 		return 0;
 	}
-	r = worker_push_for(s->worker, q->user->uid, on_work_run, on_work_done, q);
+	r = q->held_bytes > REQUEST_LONG_BYTES
+		    ? worker_push_for(s->worker, q->user->uid, wait_turn, begin_long_work, q)
+		    : worker_push_for(s->worker, q->user->uid, on_work_run, on_work_done, q);
 	if (r < 0)
 		return err_set(err, r, "out of memory");
 	q->in_worker = true;

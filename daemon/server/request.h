@@ -9,6 +9,7 @@
 #include "daemon/text/tokenizer.h"
 
 #define REQUEST_INLINE_BYTES (16u << 10) /* shorter inputs are worked on by the loop itself */
+#define REQUEST_LONG_BYTES (1u << 20)	 /* longer ones where they hold up nothing but each other */
 
 struct request {
 	struct server *server;

@@ -78,10 +78,16 @@ static int on_reap(sd_event_source *source, void *userdata)
 	return 0;
 }
 
+/* At the end there are no workers. */
+bool server_has_jobs(const struct server *s)
+{
+	return (s->worker && worker_waiting(s->worker) > 0) ||
+	       (s->long_worker && worker_waiting(s->long_worker) > 0);
+}
+
 bool server_is_busy(const struct server *s)
 {
-	if (opening_is_under_way(s->opening) ||
-	    (s->worker && worker_waiting(s->worker) > 0)) /* none: at the end */
+	if (opening_is_under_way(s->opening) || server_has_jobs(s))
 		return true;
 	if (!s->engine)
 		return false;
@@ -488,7 +494,11 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	if (r >= 0)
 		r = worker_new(loop, &s->worker);
 	if (r >= 0)
+		r = worker_new(loop, &s->long_worker);
+	if (r >= 0) {
 		worker_on_idle(s->worker, on_worker_idle, s);
+		worker_on_idle(s->long_worker, on_worker_idle, s);
+	}
 	if (r >= 0)
 		r = spans_new(&s->spans);
 	if (r >= 0)
@@ -565,6 +575,7 @@ struct server *server_free(struct server *s)
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
+	s->long_worker = worker_free(s->long_worker);
 	s->tidy = tidy_free(s->tidy);
 	s->warm = warm_free(s->warm);
 	s->power = power_free(s->power);

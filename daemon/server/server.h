@@ -66,6 +66,7 @@ struct server {
 	struct server_options options;
 	struct settings *settings;
 	struct worker *worker;
+	struct worker *long_worker; /* for requests of more than REQUEST_LONG_BYTES */
 	struct sessions *sessions;
 	struct spans *spans; /* what was sampled, by its text */
 	struct tidy *tidy;   /* NULL: at the end */
@@ -168,6 +169,7 @@ void server_reap_later(struct server *s);
 /* Work began or ended: the watchdog is armed while there is any. */
 void server_busy_changed(struct server *s);
 bool server_is_busy(const struct server *s);
+bool server_has_jobs(const struct server *s); /* on its workers */
 
 static inline void server_freep(struct server **s)
 {

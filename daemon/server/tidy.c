@@ -367,7 +367,7 @@ static void forget_waiting(struct tidy *t)
 /* Requests are on their way to the scheduler. */
 static bool others_come(const struct server *s)
 {
-	return !TAILQ_EMPTY(&s->waiting) || (s->worker && worker_waiting(s->worker) > 0);
+	return !TAILQ_EMPTY(&s->waiting) || server_has_jobs(s);
 }
 
 /* Nobody asked for it: it wakes nothing, and takes no memory that was given up for another. */

@@ -87,7 +87,7 @@ static bool may_run(const struct warm *w)
 	struct power_view view;
 
 	if (server_state(s) != SERVER_READY || !TAILQ_EMPTY(&s->waiting) || s->leaving ||
-	    !kvcache_is_ready(s->engine->kv) || worker_waiting(s->worker) > 0)
+	    !kvcache_is_ready(s->engine->kv) || server_has_jobs(s))
 		return false;
 	power_look_at(s->power, &view);
 	return view.n_leases == 0 && !view.moving;

@@ -81,6 +81,23 @@ static int take_ids(struct request *q, struct span bytes, uint32_t limit)
 	return 0;
 }
 
+static bool wants_each(const struct request *q)
+{
+	return q->msg.type == MSG_DETOKENIZE && q->msg.detokenize.has_each &&
+	       q->msg.detokenize.each;
+}
+
+/* What DONE can carry is known beforehand. */
+static int check_answer(struct request *q, size_t bytes)
+{
+	const size_t most = wants_each(q) ? 128u << 20 : 64u << 20;
+
+	if (bytes <= most)
+		return 0;
+	return err_set(&q->err, -E2BIG, "the answer to %s would have %zu bytes; %zu can be sent",
+		       msg_name(q->msg.type), bytes, most);
+}
+
 /* A conversation to be answered ends in the assistant's marker unless it says otherwise. */
 static int render_conversation(struct request *q, json_t *conversation, struct chat_rendering *ret)
 {
@@ -126,7 +143,7 @@ static int render(struct request *q, struct span json)
 	if (q->msg.type == MSG_RENDER) {
 		q->text = steal(rendering.text);
 		q->text_len = rendering.len;
-		return 0;
+		return check_answer(q, q->text_len);
 	}
 	q->thinking = rendering.thinking;
 	q->in_reasoning = rendering.in_reasoning;
@@ -136,16 +153,10 @@ static int render(struct request *q, struct span json)
 }
 
 /* Each id's bytes as they are, part of a character or not, behind their number. */
-static int decode_each(struct request *q)
+static void decode_each(struct request *q)
 {
 	const struct tokenizer *t = q->model->tokenizer;
-	size_t n = 0;
 
-	for (size_t i = 0; i < q->ids.n; i++)
-		n += sizeof(uint32_t) + tokenizer_bytes(t, q->ids.at[i]).len;
-	q->text = malloc(n + 1);
-	if (!q->text)
-		return -ENOMEM;
 	for (size_t i = 0; i < q->ids.n; i++) {
 		const struct span bytes = tokenizer_bytes(t, q->ids.at[i]);
 		const uint32_t len = (uint32_t)bytes.len;
@@ -156,6 +167,28 @@ static int decode_each(struct request *q)
 			memcpy(q->text + q->text_len, bytes.data, len);
 		q->text_len += len;
 	}
+}
+
+static int decode(struct request *q)
+{
+	const struct msg_detokenize *m = &q->msg.detokenize;
+	const struct tokenizer *t = q->model->tokenizer;
+	size_t n = wants_each(q) ? q->ids.n * sizeof(uint32_t) : 0;
+	int r;
+
+	for (size_t i = 0; i < q->ids.n; i++)
+		n += tokenizer_bytes(t, q->ids.at[i]).len;
+	r = check_answer(q, n);
+	if (r < 0)
+		return r;
+	if (!wants_each(q))
+		return tokenizer_decode(t, q->ids.at, q->ids.n,
+					m->has_skip_special && m->skip_special, &q->text,
+					&q->text_len);
+	q->text = malloc(n + 1);
+	if (!q->text)
+		return -ENOMEM;
+	decode_each(q);
 	return 0;
 }
 
@@ -173,21 +206,19 @@ static int work(struct request *q, enum source source, struct span input)
 		r = take_ids(q, input, MAX(m->config.vocab, tokenizer_size(m->tokenizer)));
 		if (r < 0)
 			return r;
-		if (q->msg.detokenize.has_each && q->msg.detokenize.each)
-			return decode_each(q);
-		return tokenizer_decode(m->tokenizer, q->ids.at, q->ids.n,
-					q->msg.detokenize.has_skip_special &&
-						q->msg.detokenize.skip_special,
-					&q->text, &q->text_len);
+		return decode(q);
 	}
 	if (source == SOURCE_IDS)
 		return take_ids(q, input, m->vocab_real);
-	return tokenizer_encode(m->tokenizer, input,
-				q->msg.type == MSG_TOKENIZE && q->msg.tokenize.has_plain &&
-						q->msg.tokenize.plain
-					? TOKENIZER_ADDED_NONE
-					: TOKENIZER_ADDED_ALL,
-				&q->ids);
+	r = tokenizer_encode(m->tokenizer, input,
+			     q->msg.type == MSG_TOKENIZE && q->msg.tokenize.has_plain &&
+					     q->msg.tokenize.plain
+				     ? TOKENIZER_ADDED_NONE
+				     : TOKENIZER_ADDED_ALL,
+			     &q->ids);
+	if (r >= 0 && q->msg.type == MSG_TOKENIZE)
+		r = check_answer(q, q->ids.n * sizeof(*q->ids.at));
+	return r;
 }
 
 void request_work(struct request *q)

@@ -108,7 +108,7 @@ struct importing {
 	json_t *not_taken;
 	uint64_t session;
 	uint32_t n_turns;
-	size_t n_values; /* of the turns' JSON, which is one conversation when the next one begins */
+	size_t n_values, n_bytes; /* of the turns' JSON, which is one conversation when the next one begins */
 	struct turn_ids ids;
 	bool no_ids; /* those of the turn in hand and of all later ones stay behind */
 };
@@ -236,6 +236,12 @@ static int take_turn(struct importing *in, const json_t *o, struct span ids, str
 	const char *vocab = json_string_value(json_object_get(o, "vocab")), *fault;
 
 	row.vocab = vocab ? strtoull(vocab, NULL, 16) : 0;
+	in->n_bytes += row.request.len + row.answer.len;
+	if (in->n_bytes > STORE_TEXT_BYTES_MAX) {
+		leave(in, "a conversation of so many bytes could not go on",
+		      "turn %u and what follows", row.n);
+		return 1;
+	}
 	in->n_values += pyjson_count(row.request) + pyjson_count(row.answer);
 	if (in->n_values > PYJSON_VALUES_MAX) {
 		leave(in, "a conversation of so many JSON values could not go on",
@@ -281,6 +287,11 @@ static int take_turns(struct importing *in, struct err *err)
 			r = take_turn(in, turn, payload, err);
 			json_decref(turn);
 			turn = NULL;
+		} else if (!turn && known && head.kind == EXPORT_TURN &&
+			   payload.len > 2 * STORE_TEXT_BYTES_MAX) { /* twice: as it is escaped */
+			leave(in, "a conversation of so many bytes could not go on",
+			      "turn %u and what follows", in->n_turns + 1);
+			r = 1;
 		} else if (!turn && known && head.kind == EXPORT_TURN &&
 			   pyjson_load(payload, &turn, &why) == 0) {
 			continue; /* its ids follow */

@@ -122,6 +122,7 @@ struct growing {
 	json_t *all, *messages;
 	struct turn_ids ids;
 	uint32_t n_turns;
+	size_t n_bytes; /* of requests and answers */
 };
 
 static void growing_deinit(struct growing *g)
@@ -138,6 +139,12 @@ static int add_request(struct growing *g, struct span request, struct err *err)
 	size_t i;
 	int r;
 
+	g->n_bytes += request.len;
+	if (g->n_bytes > STORE_TEXT_BYTES_MAX)
+		return err_set(err, -E2BIG,
+			       "the session would have %zu bytes of text or more; with more than %u "
+			       "it cannot go on",
+			       g->n_bytes, STORE_TEXT_BYTES_MAX);
 	r = pyjson_load(request, &object, err);
 	if (r < 0)
 		return r == -ENOMEM ? r : err_wrap(err, -EINVAL, "the conversation");
@@ -168,6 +175,7 @@ static int add_turn(const struct turn_row *row, void *userdata, struct err *err)
 	if (r < 0)
 		return r;
 	json_array_append_new(g->messages, answer);
+	g->n_bytes += row->answer.len;
 	g->n_turns = row->n;
 	return turn_ids_follow(&g->ids, row);
 }

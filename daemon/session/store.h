@@ -33,6 +33,8 @@
 #define STORE_FORMAT 3		     /* PRAGMA user_version, and the row of the table format */
 #define STORE_NAME_MAX 64	     /* bytes of a session's name */
 #define STORE_TURNS_MAX 65536	     /* of one session */
+/* Requests and answers of a session that can go on: far more than a context holds, and worked on in no time that others would feel. */
+#define STORE_TEXT_BYTES_MAX (8u << 20)
 #define STORE_WAL_BYTES_MAX (64u << 20) /* then a checkpoint does not wait until all is idle */
 
 struct store;
@@ -126,6 +128,7 @@ void store_begun_deinit(struct store_begun *b);
  *	-EALREADY	… that was begun with the same @request: @ret has session and
  *			turn, and nothing else
  *	-EDQUOT		the namespace's uid would have more than @limits
+ *	-E2BIG		it has STORE_TURNS_MAX turns, or would have more than STORE_TEXT_BYTES_MAX
  *	-EUCLEAN	one of its turns is damaged
  *	-EINVAL		the name or the request makes no sense
  */

@@ -76,6 +76,23 @@ def who_has_its_bytes_of_sessions_is_refused_more_and_loses_nothing():
         say(ALICE, "y" * 2000)
 
 
+def a_text_of_many_megabytes_holds_up_no_other():
+    need_root()
+    text = b"q9 #z @x !k " * 100
+    with Daemon("air", socket_mode="0666") as d:
+        long = d.popen("tokenize", uid=ALICE, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        long.stdin.write(text * 50000)  # 60 MB, and more ids than one answer carries
+        long.stdin.close()
+        wait_for(lambda: limits(d, uid=ALICE)[0]["request_bytes"]["used"] > len(text) * 49000, 20, "its text")
+        n = 0
+        while long.poll() is None:
+            d.ctl("tokenize", stdin=text * 20, uid=BOB)  # too long for the loop itself
+            n += 1
+        said = long.stderr.read().decode()
+        assert long.returncode == 65 and "67108864 can be sent" in said, said
+        assert n >= 3, n
+
+
 def who_is_over_its_disk_quota_loses_pages_of_its_own():
     need_root()
     with Daemon("air", "PageTokens=16", "Context=512", "KVCacheSize=1M", "DiskQuotaPerUser=1M", socket_mode="0666") as d:

@@ -233,7 +233,7 @@ def a_turn_that_is_cancelled_while_it_begins_leaves_its_session_free():
         kind, _, _ = w.until_end()
         assert kind == CANCELLED, kind
         gone = Wire(d)
-        gone.send_all((GENERATE, 1, question))
+        gone.send_all((GENERATE, 1, {**question, "max_tokens": 4000, "ignore_eos": True}))  # not said before it closes
         gone.close()
         wait_for(lambda: json.loads(d.ctl("session", "list", "--json"))["sessions"] == [], 10, "no session")
         w.send(GENERATE, 2, question)

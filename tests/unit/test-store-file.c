@@ -587,6 +587,57 @@ static void turns_of_too_many_json_values_stay_behind(void **state)
 	folder_close(&f);
 }
 
+/* @n bytes of text in it. */
+static void long_object(struct bytes *ret, const char *begin, size_t n, const char *end)
+{
+	bytes_append_string(ret, begin);
+	for (size_t i = 0; i < n; i += 16)
+		bytes_append_string(ret, "0123456789abcde ");
+	bytes_append_string(ret, end);
+}
+
+/* What was answered is stored whatever its length; then the session goes on nowhere. */
+static void sessions_of_too_many_bytes_cannot_go_on(void **state)
+{
+	static const size_t answers[] = { STORE_TEXT_BYTES_MAX / 2 + 1,
+					  2 * STORE_TEXT_BYTES_MAX + 1 };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
+		_cleanup_(bytes_deinit) struct bytes request = { 0 }, answer = { 0 }, file = { 0 };
+		_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+		struct store_end end = { .finish = SPAN("stop"), .turn = 1, .vocab = VOCAB };
+		struct err err = { 0 };
+		struct folder f;
+		struct store *s;
+		json_t *o;
+
+		long_object(&request, "{\"messages\": [{\"role\": \"user\", \"content\": \"",
+			    STORE_TEXT_BYTES_MAX / 2, "\"}]}");
+		long_object(&answer, "{\"role\": \"assistant\", \"content\": \"", answers[i],
+			    "\"}");
+		folder_open(&f);
+		s = open_store(&f);
+		assert_int_equal(store_begin(s, &alice, SPAN("talk"), true, &limits,
+					     bytes_span(&request), VOCAB, &b, &err),
+				 0);
+		end.session = b.session;
+		end.answer = bytes_span(&answer);
+		assert_int_equal(store_commit(s, &end, &err), 0);
+		assert_int_equal(begin(s, &alice, "talk", "x", &b, &err), -E2BIG);
+		assert_non_null(strstr(err.text, "with more than 8388608 it cannot go on"));
+		export(s, &file);
+		assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
+		assert_int_equal(json_integer_value(json_object_get(o, "turns")), 0);
+		assert_int_equal(not_taken(o, "turn 1 and what follows",
+					   "a conversation of so many bytes could not go on"),
+				 1);
+		json_decref(o);
+		store_free(s);
+		folder_close(&f);
+	}
+}
+
 static void a_file_cut_anywhere_gives_whole_turns_or_a_sentence(void **state)
 {
 	size_t n_taken = 0, n_refused = 0;
@@ -684,6 +735,7 @@ int main(void)
 		cmocka_unit_test(ids_that_mean_nothing_here_stay_behind),
 		cmocka_unit_test(sections_of_later_steamds_are_named_and_passed_over),
 		cmocka_unit_test(turns_of_too_many_json_values_stay_behind),
+		cmocka_unit_test(sessions_of_too_many_bytes_cannot_go_on),
 		cmocka_unit_test(a_file_cut_anywhere_gives_whole_turns_or_a_sentence),
 		cmocka_unit_test(a_flipped_bit_anywhere_is_found),
 	};
