@@ -82,8 +82,9 @@ void stuck_end(struct sched *s)
 
 void stuck_look(struct sched *s)
 {
+	/* also between two steps of turns that go on, so that no timer is set for a step */
 	const bool wanted = s->settings->step_timeout > 0 && executor_ring(s->executor) &&
-			    !sched_is_idle(s);
+			    (busy_ring(s) || sched_work(s) > 0);
 	int enabled = SD_EVENT_OFF;
 
 	sd_event_source_get_enabled(s->stuck.timer, &enabled);

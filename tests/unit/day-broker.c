@@ -41,7 +41,8 @@ static void close_files(enum shim_image image)
 	shim_restore(image, day.rng);
 }
 
-static void set(const char *format, ...)
+static void set(struct settings *to, const char *format, ...) _printf_(2, 3);
+static void set(struct settings *to, const char *format, ...)
 {
 	char assignment[256];
 	va_list ap;
@@ -49,27 +50,41 @@ static void set(const char *format, ...)
 	va_start(ap, format);
 	vsnprintf(assignment, sizeof(assignment), format, ap);
 	va_end(ap);
-	assert_int_equal(settings_set(&day.settings, assignment, "test", NULL), 0);
+	assert_int_equal(settings_set(to, assignment, "test", NULL), 0);
 }
 
-static void make_settings(void)
+/* Some are others each time. */
+static void make_settings(struct settings *to)
 {
 	const char *src = getenv("srcdir");
 
-	assert_int_equal(settings_init(&day.settings), 0);
-	set("Model=%s/tests/golden/air", src ? src : ".");
-	set("Context=%u", DAY_CONTEXT);
-	set("PageTokens=%u", DAY_PAGE_TOKENS);
-	set("KVCacheSize=%llu", (unsigned long long)(DAY_PAGES * DAY_PAGE_BYTES));
-	set("MaxBatch=8");
-	set("BatchTokens=128");
-	set("DiskCacheSize=%llu", (unsigned long long)DAY_DISK_BYTES);
-	set("DiskQuotaPerUser=%llu", (unsigned long long)DAY_QUOTA_BYTES);
-	set("UserWeights=%u:200", DAY_UID + 1);
-	set("SharedPrompts=%s", day.prompts);
-	set("TidyOver=1");
-	set("IdlePark=%u", 60 + day_random(600));
-	set("IdleExit=%u", 700 + day_random(3600));
+	assert_int_equal(settings_init(to), 0);
+	set(to, "Model=%s/tests/golden/air", src ? src : ".");
+	set(to, "Context=%u", DAY_CONTEXT);
+	set(to, "PageTokens=%u", DAY_PAGE_TOKENS);
+	set(to, "KVCacheSize=%llu", (unsigned long long)(DAY_PAGES * DAY_PAGE_BYTES));
+	set(to, "MaxBatch=8");
+	set(to, "BatchTokens=128");
+	set(to, "DiskCacheSize=%llu", (unsigned long long)DAY_DISK_BYTES);
+	set(to, "DiskQuotaPerUser=%llu", (unsigned long long)DAY_QUOTA_BYTES);
+	set(to, "UserWeights=%u:%u", DAY_UID + 1, 50 + day_random(400));
+	set(to, "SharedPrompts=%s", day.prompts);
+	set(to, "TidyOver=%u", 1 + day_random(3));
+	set(to, "MaxTokens=%u", 4096 + day_random(4096));
+	set(to, "IdlePark=%u", 60 + day_random(600));
+	set(to, "IdleExit=%u", 700 + day_random(3600));
+}
+
+/* At a reload. One setting waits for a restart, and in one of four the file is wrong. */
+static int read_settings(struct settings *ret, void *userdata, struct err *err)
+{
+	(void)userdata;
+	make_settings(ret);
+	set(ret, "MaxBatch=%u", 8 + day_random(2));
+	if (!day_one_in(4))
+		return 0;
+	settings_deinit(ret);
+	return err_set(err, -EINVAL, "the file is wrong");
 }
 
 /* Everything that a broker is made of; what the manager has is passed to it. */
@@ -77,7 +92,8 @@ static void begin_life(void)
 {
 	const struct server_options options = { .settings = &day.settings,
 						.unit_socket = day.computer.path,
-						.state_dir = day.state };
+						.state_dir = day.state,
+						.reread = read_settings };
 	struct err err = { 0 };
 	char **names;
 	int *fds;
@@ -447,7 +463,7 @@ void day_boot(void)
 	write_prompt();
 	clock_fake(1000 * US_PER_S, 1700000000 * US_PER_S);
 	day.begun_us = clock_us();
-	make_settings();
+	make_settings(&day.settings);
 	manager_open(&day.manager);
 	computer_open(&day.computer);
 	day.computer.cost = &cost;

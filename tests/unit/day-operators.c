@@ -13,6 +13,15 @@
 static void end(struct day_operator *o, const struct msg *m)
 {
 	o->asked = false;
+	if (o->reloads) {
+		o->reloads = false;
+		if (m->type == MSG_DONE)
+			day.n.reloads++;
+		else if (m->type != MSG_CANCELLED)
+			assert_true(memmem(m->error.text.data, m->error.text.len,
+					   "nothing was changed", 19));
+		return;
+	}
 	if (m->type == MSG_DONE || m->type == MSG_CANCELLED) {
 		day.n.wishes++;
 		return;
@@ -69,7 +78,15 @@ static void ask(struct msg *m)
 		day_connect(&o->client, 0, "");
 	m->id = o->id = 1 + day_random(1000);
 	o->asked = true;
+	o->reloads = m->type == MSG_RELOAD;
 	day_send(&o->client, m);
+}
+
+void day_reload(void)
+{
+	struct msg m = { .type = MSG_RELOAD };
+
+	ask(&m);
 }
 
 void day_wake(void)

@@ -82,7 +82,7 @@ struct day_talk {
 /* Somebody who wants it to sleep, wake up, or give memory back. */
 struct day_operator {
 	struct day_client client;
-	bool asked;
+	bool asked, reloads;
 	uint64_t id;
 };
 
@@ -109,7 +109,7 @@ struct day {
 		uint32_t resumed, again, checked, appeared, rewinds, forks, removed, queries;
 		uint32_t restarts, stops, kills_broker, inside, before_orders, reboots;
 		uint32_t kills, parks, leaves, wakes, flips, stalls;
-		uint32_t wishes, refused_wishes, leases, presses, suspends, timers, quiet;
+		uint32_t wishes, refused_wishes, reloads, leases, presses, suspends, timers, quiet;
 		uint32_t evicted, damaged, left_uncleared;
 		uint64_t written, read, prompt_tokens, cached, cached_disk, sampled;
 	} n;
@@ -165,6 +165,7 @@ void day_operators_died(void);
 void day_wish(void);
 void day_wake(void);
 void day_withdraw_all(void);
+void day_reload(void);	/* of the settings, which are others */
 void day_press(void);	/* the machine lacks memory */
 void day_suspend(void); /* and comes back hours later */
 void day_lease_ends(void);

@@ -96,6 +96,8 @@ static void something_happens(void)
 		day_wish();
 	if (day_one_in(1500))
 		day_press();
+	if (day_one_in(1000))
+		day_reload();
 }
 
 /* Nothing waits to be done. */
@@ -107,6 +109,8 @@ static void nothing_happens(void)
 		day_wish();
 	else if (day_one_in(100))
 		day_press();
+	else if (day_one_in(40))
+		day_reload();
 	else if (day_one_in(60) && is_up())
 		day_suspend();
 	else if (day_one_in(60))
@@ -194,10 +198,11 @@ static void tell(uint64_t n_us)
 		      n->restarts, n->stops, n->kills_broker, n->inside, n->before_orders,
 		      n->reboots, n->resumed, n->again);
 	print_message("  the executor: %u deaths, %u times parked, %u gone and %u back; %u wishes "
-		      "granted, %u not, %u leases, %u signs of pressure, %u suspends, %u timers, "
+		      "granted, %u not, %u reloads, %u leases, %u signs of pressure, %u suspends, "
+		      "%u timers, "
 		      "quiet %u times\n",
 		      n->kills, n->parks, n->leaves, n->wakes, n->wishes, n->refused_wishes,
-		      n->leases, n->presses, n->suspends, n->timers, n->quiet);
+		      n->reloads, n->leases, n->presses, n->suspends, n->timers, n->quiet);
 	print_message("  tokens: %llu of prompts, %llu of them cached, %llu of those on disk, %llu "
 		      "sampled, %llu computed; pages: %u evicted, %llu written, %llu read; %u bits "
 		      "flipped, %u pages not believed, %u left to be "
@@ -224,7 +229,8 @@ static void assert_day(uint64_t n_us)
 	assert_true(n->stops > 0 && n->kills_broker > 0 && n->inside > 0 && n->reboots > 0);
 	assert_true(n->resumed > 0 && n->again > 0 && n->kills > 0 && n->parks > 0 &&
 		    n->leaves > 0 && n->wakes > 0);
-	assert_true(n->wishes > 0 && n->leases > 0 && n->presses > 0 && n->suspends > 0);
+	assert_true(n->wishes > 0 && n->reloads > 0 && n->leases > 0 && n->presses > 0 &&
+		    n->suspends > 0);
 	assert_true(n->evicted > 0 && n->written > 0 && n->read > 0 && n->cancelled > 0);
 	assert_true(n->rewinds > 0 && n->forks > 0 && n->queries > 0 && n->quiet > 0);
 	assert_true(n->checked > DAY_REQUESTS && n->cached > n->prompt_tokens / 3);

@@ -367,6 +367,36 @@ static void a_step_that_never_ends_is_a_death(void **state)
 	world_close(&w);
 }
 
+static bool is_watched(const struct world *w)
+{
+	int enabled = SD_EVENT_OFF;
+
+	assert_true(sd_event_source_get_enabled(w->sched->stuck.timer, &enabled) >= 0);
+	return enabled != SD_EVENT_OFF;
+}
+
+static void nothing_is_watched_while_a_reader_stalls(void **state)
+{
+	struct world w;
+
+	(void)state;
+	open_with_deadline(&w);
+	world_run(&w, 4);
+	assert_true(is_watched(&w));
+	sched_pause(&w.t[0], true);
+	for (int i = 0; i < 4; i++)
+		world_run(&w, 1);
+	assert_int_equal(ring_in_flight(executor_ring(w.executor)), 0);
+	assert_false(is_watched(&w));
+	sched_pause(&w.t[0], false);
+	world_run(&w, 1);
+	assert_true(is_watched(&w));
+	world_run_all(&w);
+	assert_false(is_watched(&w));
+	world_assert_text(&w, &w.t[0], 10);
+	world_close(&w);
+}
+
 static void steps_that_end_one_after_the_other_are_no_death(void **state)
 {
 	struct world w;
@@ -422,6 +452,7 @@ int main(void)
 		cmocka_unit_test(a_running_turn_is_not_fed_again_after_adoption),
 		cmocka_unit_test(an_executor_with_its_own_memory_may_die_at_every_step),
 		cmocka_unit_test(a_step_that_never_ends_is_a_death),
+		cmocka_unit_test(nothing_is_watched_while_a_reader_stalls),
 		cmocka_unit_test(steps_that_end_one_after_the_other_are_no_death),
 		cmocka_unit_test(a_step_that_was_expected_to_take_long_may),
 	};
