@@ -131,6 +131,12 @@ def share(fact, asks):
     return asks * max(1, round(len(fact.asks) / 5 / len(asks)))
 
 
+def unit_of(s):
+    """What a number of the setting @s counts, where its name does not say so."""
+    return " seconds" if s.kind == "SECS" else " ms" if re.search(r"\bms\b", s.help) else \
+        " percent" if s.help.startswith("percent") else ""
+
+
 def of_setting(t, key, fact):
     s = t.setting[key]
     default = t.default_of(key)
@@ -145,7 +151,7 @@ def of_setting(t, key, fact):
     empty = re.search(r"\bempty: ([^;]+)", s.help)
     facts.append(Fact(f"the default of {key}=", [
         f"It is 0 by default: {sentence(zero.group(1))}" if zero and default == "0" else
-        f"It is {default} by default." if default else
+        f"It is {default}{unit_of(s)} by default." if default else
         f"It is empty by default: {sentence(empty.group(1))}" if empty else
         "It is not set by default." if s.kind in ("REAL", "UINT") else "It is empty by default."],
         [("default", key)] * 3 + [("set default", x) for x in things], weight=0.5))
