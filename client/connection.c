@@ -420,6 +420,9 @@ static bool read_socket(struct steamd *s)
 		if ((size_t)n < FRAME_READ_BYTES)
 			return true;
 	}
+	/* that was not: who goes by changes of the descriptor is told once more */
+	if (s->socket_fd >= 0)
+		handle_wake(s);
 	return true;
 }
 

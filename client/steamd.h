@@ -417,7 +417,8 @@ STEAMD_API int steamd_hold(struct steamd *s, uint64_t request, int on);
 /*
  * The descriptor to wait on: poll it for POLLIN, and for nothing else. It stays
  * the same for the life of the handle, through reconnections, and tells about
- * room to write and about back-off timers as well.
+ * room to write and about back-off timers as well. An epoll may watch it with
+ * EPOLLET, which is cheaper: one steamd_process() for each time it says so.
  */
 STEAMD_API int steamd_fd(const struct steamd *s);
 

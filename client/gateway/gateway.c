@@ -180,16 +180,18 @@ static void raise_descriptors(const struct setup *s)
 	setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-static int watch(struct gateway *g, int op, int fd, void *whose)
+static int watch(struct gateway *g, int op, int fd, uint32_t events, void *whose)
 {
-	struct epoll_event e = { .events = EPOLLIN, .data.ptr = whose };
+	struct epoll_event e = { .events = events, .data.ptr = whose };
 
 	return epoll_ctl(g->wait_fd, op, fd, &e) < 0 ? -errno : 0;
 }
 
 int gateway_watch(struct gateway *g, struct link *l, bool wanted)
 {
-	return watch(g, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, steamd_fd(l->s), l);
+	/* else the kernel would look once more, after each token, whether there is another */
+	return watch(g, wanted ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, steamd_fd(l->s), EPOLLIN | EPOLLET,
+		     l);
 }
 
 /* Returns whether the loop has something to look at. */
@@ -252,8 +254,9 @@ static int start_loop(struct gateway *g, struct err *err)
 		r = sd_event_add_signal(g->loop, NULL, SIGINT, NULL, NULL);
 	g->wait_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (r >= 0)
-		r = g->wait_fd < 0 ? -errno
-				   : watch(g, EPOLL_CTL_ADD, sd_event_get_fd(g->loop), NULL);
+		r = g->wait_fd < 0
+			    ? -errno
+			    : watch(g, EPOLL_CTL_ADD, sd_event_get_fd(g->loop), EPOLLIN, NULL);
 	return r < 0 ? err_set(err, r, "the event loop: %s", strerror(-r)) : 0;
 }
 
