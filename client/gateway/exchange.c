@@ -299,7 +299,7 @@ void exchange_look(struct exchange *x, uint64_t now_us)
 {
 	void (*on_late)(struct exchange *) = x->on_late;
 
-	if (!on_late || x->state != EXCHANGE_WAITING || now_us < x->until_us)
+	if (!on_late || x->state == EXCHANGE_ANSWERED || now_us < x->until_us)
 		return;
 	x->on_late = NULL;
 	on_late(x);

@@ -53,7 +53,7 @@ struct exchange {
 	 *
 	 * on_left	the reader left, or everything is over: @work is let go; once
 	 * on_room	a stream has room again; may be NULL
-	 * on_late	it is until_us, and nothing was answered; NULL: it may take as long
+	 * on_late	it is until_us, and not all was answered; NULL: it may take as long
 	 *		as it likes
 	 */
 	void *work;
@@ -97,7 +97,7 @@ void exchange_end(struct exchange *x);
 /* The reader hung up, or took too long. */
 void exchange_reader_left(struct exchange *x);
 
-/* For the sweep: what waits and is late is told so. */
+/* For the sweep: what is late is told so. */
 void exchange_look(struct exchange *x, uint64_t now_us);
 /* How long it may be at what it is at, in seconds (0: as it likes), and since when. */
 uint64_t exchange_allowed_s(const struct exchange *x);

@@ -8,12 +8,15 @@
 #include "client/gateway/vocab.h"
 
 #define ANSWER_US (5 * 1000 * 1000) /* in which steamd answers the simplest questions */
+#define QUIET_US (10 * 1000 * 1000) /* it said nothing for so long: it is asked one of those */
+#define LOOK_US (1000 * 1000)
 #define DRAIN_TURNS 20
 #define DRAIN_MS 50
 
 void link_read(struct link *l)
 {
 	gateway_begin_turn(l->g);
+	l->heard_us = gateway_now_us();
 	steamd_process(l->s, NULL);
 	gateway_end_turn(l->g);
 }
@@ -60,6 +63,7 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no)
 		return NULL;
 	}
 	l->g = g;
+	l->heard_us = gateway_now_us();
 	TAILQ_INIT(&l->waiting);
 	TAILQ_INIT(&l->parked);
 	if (steamd_start_open(g->setup->socket, "steamd-gateway", label, &l->s, &err) < 0) {
@@ -86,6 +90,59 @@ void link_close_all(struct gateway *g)
 	}
 }
 
+/* Silence. */
+
+static void set_late(const struct link *l, struct steamd_error *ret)
+{
+	struct steamd_info info;
+
+	*ret = (struct steamd_error){ .error = -ETIMEDOUT,
+				      .code = STEAMD_CODE_NO_DAEMON,
+				      .retryable = 1 };
+	snprintf(ret->text, sizeof(ret->text),
+		 "steamd at '%.512s' does not answer: it is stopped, or hangs",
+		 steamd_info(l->s, &info) == 0 ? info.socket_path : "");
+}
+
+static void on_probed(void *userdata, const struct steamd_result *result,
+		      const struct steamd_error *err)
+{
+	struct link *l = userdata;
+
+	(void)result, (void)err;
+	l->probe_us = 0;
+}
+
+static bool was_asked_in_vain(const struct link *l)
+{
+	return l->probe_us > 0 && gateway_now_us() - l->probe_us > ANSWER_US;
+}
+
+bool link_is_silent(struct link *l)
+{
+	const struct steamd_handler handler = { .on_end = on_probed, .userdata = l };
+	const uint64_t now_us = gateway_now_us();
+
+	if (l->probe_us == 0 && now_us - l->heard_us > QUIET_US &&
+	    steamd_start_query(l->s, STEAMD_STATUS, &handler, NULL, NULL) == 0)
+		l->probe_us = now_us;
+	return was_asked_in_vain(l);
+}
+
+void link_set_silent(struct link *l, struct refusal *no)
+{
+	struct steamd_error err;
+
+	set_late(l, &err);
+	refusal_of(no, &err);
+}
+
+void link_look_soon(struct exchange *x, void (*on_late)(struct exchange *x))
+{
+	x->on_late = on_late;
+	x->until_us = gateway_now_us() + LOOK_US;
+}
+
 /* Hello. */
 
 static void meet(struct link *l)
@@ -103,6 +160,22 @@ static void unpark(struct exchange *x)
 	TAILQ_REMOVE(&l->parked, x, parked);
 	x->work = NULL;
 	x->on_left = NULL;
+	x->on_late = NULL;
+}
+
+/* It said hello, perhaps, and nothing since. */
+static void refuse_parked(struct exchange *x)
+{
+	struct link *l = x->work;
+	struct refusal no;
+
+	if (!link_is_silent(l)) {
+		link_look_soon(x, refuse_parked);
+		return;
+	}
+	unpark(x);
+	link_set_silent(l, &no);
+	exchange_refuse(x, &no);
 }
 
 static void on_greeted(void *userdata, const struct steamd_result *result,
@@ -134,11 +207,13 @@ void link_await(struct exchange *x)
 	const struct steamd_handler handler = { .on_end = on_greeted, .userdata = l };
 	struct steamd_error err = { 0 };
 
-	if (l && l->met) {
+	if (l && was_asked_in_vain(l)) {
+		link_set_silent(l, &no);
+	} else if (l && l->met) {
 		exchange_go_on(x);
 		return;
 	}
-	if (l && !l->is_greeting &&
+	if (!no.status && !l->is_greeting &&
 	    steamd_start_query(l->s, STEAMD_STATUS, &handler, NULL, &err) < 0)
 		refusal_of(&no, &err);
 	if (no.status) {
@@ -148,6 +223,7 @@ void link_await(struct exchange *x)
 	l->is_greeting = true;
 	x->work = l;
 	x->on_left = unpark;
+	link_look_soon(x, refuse_parked);
 	TAILQ_INSERT_TAIL(&l->parked, x, parked);
 }
 
@@ -236,19 +312,8 @@ static void on_ask_end(void *userdata, const struct steamd_result *result,
 		then(x, result, err);
 }
 
-static void set_late(const struct link *l, struct steamd_error *ret)
-{
-	struct steamd_info info;
-
-	*ret = (struct steamd_error){ .error = -ETIMEDOUT,
-				      .code = STEAMD_CODE_NO_DAEMON,
-				      .retryable = 1 };
-	snprintf(ret->text, sizeof(ret->text),
-		 "steamd at '%.512s' does not answer: it is stopped, or hangs",
-		 steamd_info(l->s, &info) == 0 ? info.socket_path : "");
-}
-
-static void on_late(struct exchange *x)
+/* Its answer is not waited for any more. */
+static void give_up(struct exchange *x)
 {
 	static const struct steamd_result none = { 0 };
 	struct ask *ask = x->work;
@@ -259,6 +324,16 @@ static void on_late(struct exchange *x)
 	ask->link->n_late++;
 	steamd_cancel(ask->link->s, ask->request);
 	ask->then(detach(ask), &none, &err);
+}
+
+static void on_late(struct exchange *x)
+{
+	const struct ask *ask = x->work;
+
+	if (link_is_silent(ask->link))
+		give_up(x);
+	else
+		link_look_soon(x, on_late);
 }
 
 struct ask *link_ask(struct exchange *x, link_then_fn then)
@@ -279,6 +354,7 @@ struct ask *link_ask(struct exchange *x, link_then_fn then)
 			     .handler = { .on_end = on_ask_end, .userdata = ask } };
 	x->work = ask;
 	x->on_left = ask_left;
+	link_look_soon(x, on_late);
 	return ask;
 }
 
@@ -309,7 +385,7 @@ void link_query(struct exchange *x, enum steamd_query what, link_then_fn then)
 		free(ask);
 		return;
 	}
-	x->on_late = on_late;
+	x->on_late = give_up;
 	x->until_us = gateway_now_us() + ANSWER_US;
 	link_asked(ask, steamd_start_query(ask->link->s, what, &ask->handler, &ask->request, &err),
 		   &err);

@@ -30,6 +30,8 @@ struct link {
 	TAILQ_HEAD(, link_place) waiting;
 	unsigned n_waiting, n_running;
 	unsigned n_late; /* questions that steamd should have answered */
+	uint64_t heard_us; /* when something last came of it */
+	uint64_t probe_us; /* when it was asked whether it is there; 0: it was not, or has answered */
 	uint64_t expired_us; /* when old stored responses were looked for; 0: not yet */
 	uint64_t n_stored;   /* responses since then */
 	struct vocab *vocab; /* the newest; NULL: none was wanted yet */
@@ -40,6 +42,15 @@ struct link *link_get(struct gateway *g, const char *label, struct refusal *no);
 /* Takes what has come. */
 void link_read(struct link *l);
 bool link_is_of(const struct link *l, const char *label);
+/*
+ * Whether steamd says nothing any more, not even when it is asked. Whoever waits
+ * for it looks once a second: it is asked when nothing came for a while.
+ */
+bool link_is_silent(struct link *l);
+/* … and is told so, worth another try later. */
+void link_set_silent(struct link *l, struct refusal *no);
+/* Has @on_late called in a second, if @x waits for steamd still. */
+void link_look_soon(struct exchange *x, void (*on_late)(struct exchange *x));
 void link_close_all(struct gateway *g);
 
 /* exchange_go_on() when steamd has said hello, which is at once as a rule; or it is refused. */

@@ -92,6 +92,7 @@ static struct exchange *detach(struct reply *r)
 	x->work = NULL;
 	x->on_left = NULL;
 	x->on_room = NULL;
+	x->on_late = NULL;
 	r->x = NULL;
 	r->timer = sd_event_source_disable_unref(r->timer);
 	return x;
@@ -174,6 +175,19 @@ void reply_fail(struct reply *r, const struct refusal *no)
 	tell(r, no);
 	stop_choices(r);
 	reply_let_go(r);
+}
+
+static void on_late(struct exchange *x)
+{
+	struct reply *r = x->work;
+	struct refusal no;
+
+	if (!link_is_silent(r->link)) {
+		link_look_soon(x, on_late);
+		return;
+	}
+	link_set_silent(r->link, &no);
+	reply_fail(r, &no);
 }
 
 static void begin_stream(struct reply *r)
@@ -590,6 +604,7 @@ struct reply *reply_new(struct exchange *x, enum fields_api api, const char *id_
 		return NULL;
 	}
 	hold_bytes(r, r->fields.held_bytes);
+	link_look_soon(x, on_late);
 	r->model = strdup(r->fields.g.model			? r->fields.g.model
 			  : steamd_info(r->link->s, &info) == 0 ? info.model
 								: "");

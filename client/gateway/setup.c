@@ -348,5 +348,11 @@ void setup_print_man(FILE *f)
 	fields_print_ignored(f);
 	fputs(".SH FIELDS POSSIBLE IN PART\nOtherwise they are refused:\n", f);
 	fields_print_limited(f);
-	fputs(".SH SEE ALSO\n.BR steamctl (1),\n.BR steamd (8)\n", f);
+	fputs(".SH WHEN STEAMD DOES NOT ANSWER\n"
+	      "Requests get 503 with Retry\\-After, and streams that have begun end with an error "
+	      "event: at once where nobody\nlistens, after 10 seconds without a first answer, 30 "
+	      "seconds after a connection was lost that does not\ncome back, and 16 seconds after "
+	      "the last word of one that is stopped or hangs.\n"
+	      ".SH SEE ALSO\n.BR steamctl (1),\n.BR steamd (8)\n",
+	      f);
 }

@@ -115,6 +115,40 @@ def steamd_that_does_not_answer_holds_nobody_up():
         assert b"steamd_up 1\n" in g.get("/metrics").body
 
 
+def steamd_that_stops_in_the_middle_is_not_waited_for_ever():
+    """It is there, says nothing, and does not answer when it is asked whether it is there."""
+    body = {"prompt": "go on", "max_tokens": 50000, "ignore_eos": True}
+    with Daemon("air", "MaxRequestsPerConnection=16") as d, Gateway(d) as g, contextlib.ExitStack() as held:
+        def ask(data):
+            s = held.enter_context(socket.create_connection(("127.0.0.1", g.port), timeout=60))
+            s.sendall(data)
+            return s
+
+        stored = g.post("/v1/responses", {"input": "hello", "max_output_tokens": 4}).json()["id"]
+        last = b"Connection: close\r\n"
+        stream = ask(post("/v1/completions", {**body, "stream": True}, last))
+        assert stream.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+        with stopped(d.process):
+            begun = time.monotonic()
+            asked = [ask(post("/v1/completions", body, last)), ask(post("/tokenize", {"prompt": "x"}, last)),
+                     ask(post("/v1/responses", {"input": "on", "previous_response_id": stored}, last)),
+                     ask(b"GET /v1/responses/" + stored.encode() + b" HTTP/1.1\r\nHost: localhost\r\n" + last + b"\r\n")]
+            for s in asked:
+                got = everything(s)
+                assert got.startswith(b"HTTP/1.1 503 ") and b"Retry-After: " in got, got
+                assert b'"code":"no-daemon"' in got and str(d.socket).encode() in got, got
+            data = everything(stream).split(b"data: ")
+            assert b'"code":"no-daemon"' in data[-1] and data[-1].endswith(b"\r\n0\r\n\r\n"), data[-1]
+            assert 5 < time.monotonic() - begun < 25, time.monotonic() - begun
+            # who comes now is told at once
+            begun = time.monotonic()
+            assert g.post("/v1/completions", body).status == 503 and time.monotonic() - begun < 3
+        wait_for(lambda: g.get("/ready").status == 200, what="it to be ready")
+        assert g.post("/v1/completions", {**body, "max_tokens": 4}).status == 200
+        assert g.get("/v1/responses/" + stored).status == 200
+        wait_for(lambda: "steamd_gateway_running 0\n" in g.get("/metrics").body.decode(), what="the end of all that ran")
+
+
 def where_a_request_ends_is_never_guessed():
     host, get = b"Host: localhost\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     chunks = b"f\r\n{\"prompt\": \"x\"}\r\n0\r\n\r\n"
@@ -151,6 +185,6 @@ def where_a_request_ends_is_never_guessed():
 
 run([
     where_a_request_ends_is_never_guessed,
-    steamd_that_does_not_answer_holds_nobody_up,
+    steamd_that_does_not_answer_holds_nobody_up, steamd_that_stops_in_the_middle_is_not_waited_for_ever,
     clients_that_say_no_more_are_answered_in_one_go,
 ])
