@@ -10,27 +10,6 @@
 #define EXPIRE_US (3600ull * 1000 * 1000) /* old ones are looked for after so long … */
 #define EXPIRE_EVERY 50			  /* … or so many new ones */
 
-static const struct response_cost *responses_cost(const struct gateway *g, const char *digits)
-{
-	const struct responses *all = g->responses;
-	const size_t n = all ? all->n_recent : 0;
-
-	for (size_t i = n; i > n - MIN(n, (size_t)RESPONSES_RECENT); i--)
-		if (strcmp(all->recent[(i - 1) % RESPONSES_RECENT].digits, digits) == 0)
-			return &all->recent[(i - 1) % RESPONSES_RECENT];
-	return NULL;
-}
-
-void response_remember_cost(const struct response *p)
-{
-	struct responses *all = p->r->g->responses;
-	struct response_cost *cost = &all->recent[all->n_recent++ % RESPONSES_RECENT];
-
-	memcpy(cost->digits, p->digits, sizeof(cost->digits));
-	cost->n_cached = p->n_cached;
-	cost->n_reasoning = p->n_reasoning;
-}
-
 static const char *argument_of(const struct exchange *x, const char *name)
 {
 	return MHD_lookup_connection_value(x->http, MHD_GET_ARGUMENT_KIND, name);
@@ -166,16 +145,18 @@ static void then_get(struct exchange *x, const struct steamd_result *result,
 		const json_int_t n_prompt = json_integer_value(json_object_get(turn, "n_prompt")),
 				 n_ids = json_integer_value(json_object_get(turn, "n_ids"));
 		const char *finish = json_string_value(json_object_get(turn, "finish"));
-		const struct response_cost *cost = responses_cost(x->g, x->id + 5);
+		/* a turn of a steamd that did not keep it has none */
+		const json_t *cached = json_object_get(turn, "n_cached"),
+			     *reasoning = json_object_get(turn, "n_reasoning");
 		const struct response_facts facts = {
 			.digits = x->id + 5,
 			.about = json_object_get(json_object_get(turn, "request"), "response"),
 			.status = response_status(finish),
 			.output = output = output_of(x->id + 5, json_object_get(turn, "answer")),
 			.has_usage = true,
-			.has_cached = cost != NULL,
-			.n_cached = cost ? cost->n_cached : 0,
-			.n_reasoning = cost ? cost->n_reasoning : 0,
+			.has_cached = cached != NULL,
+			.n_cached = (uint64_t)json_integer_value(cached),
+			.n_reasoning = (uint64_t)json_integer_value(reasoning),
 			.n_input = (uint64_t)n_prompt,
 			.n_output = (uint64_t)(n_ids - n_prompt),
 		};

@@ -483,8 +483,6 @@ static void on_whole(struct reply *r)
 	p->n_cached = u.n_cached;
 	p->n_output = u.n_completion;
 	p->n_reasoning = u.n_reasoning;
-	if (r->fields.store)
-		response_remember_cost(p);
 	if (r->fields.stream) {
 		/* there is no event of its own for what was cancelled */
 		snprintf(type, sizeof(type), "response.%s",

@@ -42,22 +42,9 @@ struct response {
 	bool forked; /* its session was forked once already */
 };
 
-#define RESPONSES_RECENT 256
-
-/* What steamd does not store of one that ended, for as long as the gateway lives and few came since. */
-struct response_cost {
-	char digits[32];
-	uint64_t n_cached, n_reasoning;
-};
-
 struct responses {
 	LIST_HEAD(, response) running;
-	struct response_cost recent[RESPONSES_RECENT];
-	size_t n_recent; /* that there were: the last one is in front of this, modulo their number */
 };
-
-/* What @p cost, for who retrieves it. */
-void response_remember_cost(const struct response *p);
 
 /* NULL: none with this id is being made. */
 struct response *responses_running(struct gateway *g, const char *id);
@@ -71,7 +58,7 @@ struct response_facts {
 	const json_t *about; /* NULL: nothing */
 	const char *status, *finish;
 	const json_t *output;
-	bool has_usage, has_cached;
+	bool has_usage, has_cached; /* has_cached: n_cached and n_reasoning are known, too */
 	uint64_t n_input, n_cached, n_output, n_reasoning;
 	const struct refusal *no; /* why it failed; NULL: it did not */
 };

@@ -50,16 +50,25 @@ int said_parser(const struct stream *st, struct answer **ret)
 	return answer_new(&options, ret);
 }
 
-static int push_all(const struct stream *st, struct answer *a, uint32_t *ret_n_ids)
+static int push_all(const struct stream *st, struct answer *a, uint32_t *ret_n_ids,
+		    uint32_t *ret_n_reasoning)
 {
+	size_t reasoning = 0, content = 0;
 	struct turn_record *rec = st->turn.rec;
 	const uint32_t *ids = turn_ids(turns_of(st), rec);
 	uint32_t i = rec->n_prompt;
 	int r = 0;
 
-	for (; i < rec->n_ids && r == 0; i++)
-		if (!said_is_stop_id(st, ids[i]))
-			r = answer_push(a, ids[i]);
+	*ret_n_reasoning = 0;
+	for (; i < rec->n_ids && r == 0; i++) {
+		const size_t thought = reasoning, said = content;
+
+		if (said_is_stop_id(st, ids[i]))
+			continue;
+		r = answer_push(a, ids[i]);
+		answer_count(a, &reasoning, &content);
+		*ret_n_reasoning += reasoning > thought && content == said;
+	}
 	*ret_n_ids = i;
 	return r < 0 ? r : answer_finish(a);
 }
@@ -92,7 +101,7 @@ static int print_message(const struct answer *a, char **ret)
 }
 
 int said_whole(const struct stream *st, char **ret_json, const char **ret_finish,
-	       uint32_t *ret_n_ids)
+	       uint32_t *ret_n_ids, uint32_t *ret_n_reasoning)
 {
 	const enum turn_finish finish = (enum turn_finish)st->turn.rec->finish;
 	_cleanup_(answer_freep) struct answer *a = NULL;
@@ -100,7 +109,7 @@ int said_whole(const struct stream *st, char **ret_json, const char **ret_finish
 
 	r = said_parser(st, &a);
 	if (r >= 0)
-		r = push_all(st, a, ret_n_ids);
+		r = push_all(st, a, ret_n_ids, ret_n_reasoning);
 	if (r >= 0)
 		r = print_message(a, ret_json);
 	if (r < 0)

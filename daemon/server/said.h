@@ -18,10 +18,11 @@ bool said_is_stop_id(const struct stream *st, uint32_t id);
 /*
  * The whole answer of an ended turn as an assistant's message, whatever its
  * reader has read. *@ret_json: malloc'd; *@ret_finish: static; *@ret_n_ids: of
- * the record's ids, those that belong to it. 0 or -ENOMEM.
+ * the record's ids, those that belong to it; *@ret_n_reasoning: of those, what
+ * became reasoning alone. 0 or -ENOMEM.
  */
 int said_whole(const struct stream *st, char **ret_json, const char **ret_finish,
-	       uint32_t *ret_n_ids);
+	       uint32_t *ret_n_ids, uint32_t *ret_n_reasoning);
 
 /*
  * Remembers an ended turn's ids, see daemon/text/spans.h. Those of a long one

@@ -147,7 +147,7 @@ static int fill_end(struct stream *st, struct job *job)
 	const char *finish;
 	int r;
 
-	r = said_whole(st, &job->answer, &finish, &job->end.n_ids);
+	r = said_whole(st, &job->answer, &finish, &job->end.n_ids, &job->end.n_reasoning);
 	if (r < 0)
 		return r;
 	job->ids = malloc(job->end.n_ids * sizeof(*job->ids));
@@ -163,6 +163,7 @@ static int fill_end(struct stream *st, struct job *job)
 	job->end.finish = span_of(finish);
 	job->end.ids = job->ids;
 	job->end.n_prompt = rec->n_prompt;
+	job->end.n_cached = rec->n_cached;
 	job->end.vocab = job->vocab;
 	return 0;
 }

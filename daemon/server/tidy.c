@@ -248,7 +248,7 @@ static int take(struct stream *st, struct chat *c)
 	struct turns *turns = st->server->engine->turns;
 	struct turn_record *rec = st->turn.rec;
 	const char *finish;
-	uint32_t n_ids;
+	uint32_t n_ids, n_reasoning;
 	int r;
 
 	memcpy(c->label, rec->label, sizeof(c->label));
@@ -259,7 +259,7 @@ static int take(struct stream *st, struct chat *c)
 	c->n_computed = rec->n_ids;
 	memcpy(c->computed, turn_ids(turns, rec), rec->n_ids * sizeof(*c->computed));
 	memcpy(c->conversation, turn_conversation(turns, rec), st->conversation_len);
-	r = said_whole(st, &c->answer, &finish, &n_ids);
+	r = said_whole(st, &c->answer, &finish, &n_ids, &n_reasoning);
 	if (r == 0 && strcmp(finish, "tool_calls") == 0)
 		r = -ENODATA; /* spares the worker those of agents, which come one after the other */
 	if (r < 0)

@@ -51,12 +51,13 @@ static int put_turn(const struct turn_row *row, void *userdata, struct err *err)
 		return 0;
 	session_id_text(row->vocab, vocab);
 	r = put_json(e->out, EXPORT_TURN,
-		     json_pack("{s:i, s:o, s:o, s:o, s:I, s:I, s:s, s:I, s:I}", "n", (int)row->n,
-			       "request", text_of(row->request), "answer", text_of(row->answer),
-			       "finish", text_of(row->finish), "n_prompt",
+		     json_pack("{s:i, s:o, s:o, s:o, s:I, s:I, s:s, s:I, s:I, s:I, s:I}", "n",
+			       (int)row->n, "request", text_of(row->request), "answer",
+			       text_of(row->answer), "finish", text_of(row->finish), "n_prompt",
 			       (json_int_t)row->n_prompt, "kept", (json_int_t)row->kept, "vocab",
 			       vocab, "begun", (json_int_t)row->begun, "ended",
-			       (json_int_t)row->ended),
+			       (json_int_t)row->ended, "n_cached", (json_int_t)row->n_cached,
+			       "n_reasoning", (json_int_t)row->n_reasoning),
 		     err);
 	if (r < 0)
 		return r;
@@ -217,6 +218,14 @@ static const char *ids_fault(struct importing *in, const struct turn_row *row)
 	return NULL;
 }
 
+/* -1: the file is of a steamd that did not keep it. */
+static int64_t count_at(const json_t *o, const char *key)
+{
+	const int64_t n = json_object_get(o, key) ? integer_at(o, key) : -1;
+
+	return n >= 0 && n <= UINT32_MAX ? n : -1;
+}
+
 /* Returns 0, or 1 if the turn and all after it stay behind. */
 static int take_turn(struct importing *in, const json_t *o, struct span ids, struct err *err)
 {
@@ -232,6 +241,8 @@ static int take_turn(struct importing *in, const json_t *o, struct span ids, str
 		.ids = ids,
 		.begun = integer_at(o, "begun"),
 		.ended = integer_at(o, "ended"),
+		.n_cached = count_at(o, "n_cached"),
+		.n_reasoning = count_at(o, "n_reasoning"),
 	};
 	const char *vocab = json_string_value(json_object_get(o, "vocab")), *fault;
 

@@ -33,12 +33,15 @@ static int keep_turn(struct store *s, sqlite3_stmt *stmt, struct err *err)
 	return turn_row_read(s, stmt, &row) < 0 ? 0 : turn_row_write(s, &row, err);
 }
 
-static int keep_rows(struct store *s, sqlite3 *old, const char *sql, keep_fn keep, struct err *err)
+/* @before: for one of an older format */
+static int keep_rows(struct store *s, sqlite3 *old, const char *sql, const char *before,
+		     keep_fn keep, struct err *err)
 {
 	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
 	int stepped;
 
-	if (sqlite3_prepare_v2(old, sql, -1, &stmt, NULL) != SQLITE_OK)
+	if (sqlite3_prepare_v2(old, sql, -1, &stmt, NULL) != SQLITE_OK &&
+	    sqlite3_prepare_v2(old, before, -1, &stmt, NULL) != SQLITE_OK)
 		return 0;
 	while ((stepped = sqlite3_step(stmt)) == SQLITE_ROW) {
 		const int r = keep(s, stmt, err);
@@ -53,20 +56,24 @@ static int keep_rows(struct store *s, sqlite3 *old, const char *sql, keep_fn kee
 static int keep_all(struct store *s, sqlite3 *old, struct err *err)
 {
 	static const struct {
-		const char *sql;
+		const char *sql, *before;
 		keep_fn keep;
 	} scans[] = {
-		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid",
+		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid", "",
 		  keep_session },
-		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid DESC",
+		{ "SELECT " SESSION_COLUMNS " FROM session NOT INDEXED ORDER BY rowid DESC", "",
 		  keep_session },
-		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid", keep_turn },
-		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid DESC", keep_turn },
+		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid",
+		  "SELECT " TURN_COLUMNS_BEFORE_4 " FROM turn NOT INDEXED ORDER BY rowid",
+		  keep_turn },
+		{ "SELECT " TURN_COLUMNS " FROM turn NOT INDEXED ORDER BY rowid DESC",
+		  "SELECT " TURN_COLUMNS_BEFORE_4 " FROM turn NOT INDEXED ORDER BY rowid DESC",
+		  keep_turn },
 	};
 	int r = 0;
 
 	for (size_t i = 0; i < ARRAY_SIZE(scans) && r >= 0; i++)
-		r = keep_rows(s, old, scans[i].sql, scans[i].keep, err);
+		r = keep_rows(s, old, scans[i].sql, scans[i].before, scans[i].keep, err);
 	/* turns of a session that is gone lead nowhere */
 	return r < 0 ? r
 		     : store_exec(s,

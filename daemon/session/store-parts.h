@@ -39,10 +39,14 @@ struct turn_row {
 	struct span ids;	 /* u32 little-endian, from kept on */
 	uint64_t vocab;
 	int64_t begun, ended;
+	int64_t n_cached,
+		n_reasoning; /* -1: of a turn that is not complete, or of a format before 4 */
 };
 
 #define SESSION_COLUMNS "id,uid,label,name,defaults,created,used,pinned,implicit,forked_from,sum"
-#define TURN_COLUMNS "session,n,state,request,answer,finish,n_prompt,kept,ids,vocab,begun,ended,sum"
+#define TURN_COLUMNS_1 "session,n,state,request,answer,finish,n_prompt,kept,ids,vocab,begun,ended"
+#define TURN_COLUMNS TURN_COLUMNS_1 ",n_cached,n_reasoning,sum"
+#define TURN_COLUMNS_BEFORE_4 TURN_COLUMNS_1 ",-1,-1,sum"
 
 static inline void finalizep(sqlite3_stmt **stmt)
 {

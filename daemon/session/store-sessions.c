@@ -267,6 +267,10 @@ static int show_turn(const struct turn_row *row, void *userdata, struct err *err
 	json_object_set_new(o, "n_ids", json_integer((json_int_t)(row->kept + row->ids.len / 4)));
 	json_object_set_new(o, "n_kept", json_integer(row->kept));
 	json_object_set_new(o, "ended", json_integer(row->ended));
+	if (row->n_cached >= 0) {
+		json_object_set_new(o, "n_cached", json_integer(row->n_cached));
+		json_object_set_new(o, "n_reasoning", json_integer(row->n_reasoning));
+	}
 	return r;
 }
 

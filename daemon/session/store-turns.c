@@ -287,7 +287,9 @@ static int begin(struct store *s, const struct store_who *who, struct span name,
 				 .n = g.n_turns + 1,
 				 .state = TURN_ROW_BEGUN,
 				 .request = request,
-				 .begun = store_now() };
+				 .begun = store_now(),
+				 .n_cached = -1,
+				 .n_reasoning = -1 };
 	r = turn_row_write(s, &row, err);
 	if (r == 0)
 		r = store_check_bytes(s, who->uid, limits, err);
@@ -401,6 +403,8 @@ static int complete(struct store *s, const struct store_end *end, struct err *er
 	row.n_prompt = end->n_prompt;
 	row.ids = (struct span){ (const char *)(end->ids + row.kept),
 				 (size_t)(end->n_ids - row.kept) * 4 };
+	row.n_cached = end->n_cached;
+	row.n_reasoning = end->n_reasoning;
 	row.vocab = end->vocab;
 	row.ended = store_now();
 	r = turn_row_write(s, &row, err);

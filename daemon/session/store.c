@@ -26,6 +26,9 @@ static const char *const formats[STORE_FORMAT] = {
 	"ALTER TABLE session ADD COLUMN forked_from INTEGER NOT NULL DEFAULT 0;",
 
 	"CREATE TABLE format(only INTEGER PRIMARY KEY, n INTEGER NOT NULL);",
+
+	"ALTER TABLE turn ADD COLUMN n_cached INTEGER NOT NULL DEFAULT -1;"
+	"ALTER TABLE turn ADD COLUMN n_reasoning INTEGER NOT NULL DEFAULT -1;",
 };
 #define FORMAT_IN_TABLE 3     /* from here on it is written twice */
 #define FORMAT_SUMS_SESSION 3 /* from here on a session's sum covers the whole row */
@@ -185,6 +188,11 @@ static int64_t turn_sum(const struct turn_row *row)
 	sum_integer(&x, row->vocab);
 	sum_integer(&x, (uint64_t)row->begun);
 	sum_integer(&x, (uint64_t)row->ended);
+	/* one that has none keeps the sum that it had before there were any */
+	if (row->n_cached != -1 || row->n_reasoning != -1) {
+		sum_integer(&x, (uint64_t)row->n_cached);
+		sum_integer(&x, (uint64_t)row->n_reasoning);
+	}
 	return (int64_t)XXH3_64bits_digest(&x);
 }
 
@@ -228,8 +236,10 @@ int turn_row_read(struct store *s, sqlite3_stmt *stmt, struct turn_row *ret)
 		.vocab = (uint64_t)sqlite3_column_int64(stmt, 9),
 		.begun = sqlite3_column_int64(stmt, 10),
 		.ended = sqlite3_column_int64(stmt, 11),
+		.n_cached = sqlite3_column_int64(stmt, 12),
+		.n_reasoning = sqlite3_column_int64(stmt, 13),
 	};
-	if (sqlite3_column_int64(stmt, 12) == turn_sum(ret))
+	if (sqlite3_column_int64(stmt, 14) == turn_sum(ret))
 		return 0;
 	s->counts.n_damaged++;
 	return -EUCLEAN;
@@ -267,9 +277,9 @@ int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
 	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
 	int r;
 
-	r = store_prepare(s,
-			  "REPLACE INTO turn(" TURN_COLUMNS ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
-			  &stmt, err);
+	r = store_prepare(
+		s, "REPLACE INTO turn(" TURN_COLUMNS ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+		&stmt, err);
 	if (r < 0)
 		return r;
 	sqlite3_bind_int64(stmt, 1, (int64_t)row->session);
@@ -285,7 +295,9 @@ int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
 	sqlite3_bind_int64(stmt, 10, (int64_t)row->vocab);
 	sqlite3_bind_int64(stmt, 11, row->begun);
 	sqlite3_bind_int64(stmt, 12, row->ended);
-	sqlite3_bind_int64(stmt, 13, turn_sum(row));
+	sqlite3_bind_int64(stmt, 13, row->n_cached);
+	sqlite3_bind_int64(stmt, 14, row->n_reasoning);
+	sqlite3_bind_int64(stmt, 15, turn_sum(row));
 	return store_step(s, stmt, err);
 }
 

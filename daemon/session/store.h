@@ -30,7 +30,7 @@
 #include "client/wire/span.h"
 #include "daemon/text/bytes.h"
 
-#define STORE_FORMAT 3		     /* PRAGMA user_version, and the row of the table format */
+#define STORE_FORMAT 4		     /* PRAGMA user_version, and the row of the table format */
 #define STORE_NAME_MAX 64	     /* bytes of a session's name */
 #define STORE_TURNS_MAX 65536	     /* of one session */
 /* Requests and answers of a session that can go on: far more than a context holds, and worked on in no time that others would feel. */
@@ -143,6 +143,7 @@ struct store_end {
 	struct span finish;
 	const uint32_t *ids; /* the prompt as it was fed, then what was sampled */
 	uint32_t n_prompt, n_ids;
+	uint32_t n_cached, n_reasoning; /* of the prompt, and of what was sampled */
 	uint64_t vocab;
 };
 

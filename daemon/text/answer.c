@@ -448,6 +448,12 @@ void answer_delta(const struct answer *a, struct answer_delta *ret)
 				      bytes_span(&a->calls) };
 }
 
+void answer_count(const struct answer *a, size_t *ret_reasoning, size_t *ret_content)
+{
+	*ret_reasoning = a->reasoning.n;
+	*ret_content = a->content.n;
+}
+
 void answer_clear(struct answer *a)
 {
 	bytes_clear(&a->reasoning);

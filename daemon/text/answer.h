@@ -43,6 +43,8 @@ int answer_push(struct answer *a, uint32_t id);
 /* The end: releases what was held back, parses a truncated tool call as far as it goes. */
 int answer_finish(struct answer *a);
 void answer_delta(const struct answer *a, struct answer_delta *ret);
+/* The bytes of reasoning and of content in it. */
+void answer_count(const struct answer *a, size_t *ret_reasoning, size_t *ret_content);
 void answer_clear(struct answer *a);
 struct span answer_stop_string(const struct answer *a);	/* empty: none matched */
 uint32_t answer_n_tool_calls(const struct answer *a);

@@ -98,6 +98,8 @@ static _unused_ int commit(struct store *s, const struct store_begun *b, const c
 		.ids = ids,
 		.n_prompt = (uint32_t)b->n_ids + n / 2,
 		.n_ids = (uint32_t)b->n_ids + n,
+		.n_cached = 3,
+		.n_reasoning = 2,
 		.vocab = VOCAB,
 	};
 

@@ -70,25 +70,45 @@ static void set_format(const char *path, int version, int written)
 	execute(path, sql);
 }
 
-/* Two turns and one that was never answered, a pinned session, another user's; from format 2 on a fork. */
-static void keep_sessions_of(int format)
+/* Whether turn @i of a session that was shown says what commit() said it cost, or nothing. */
+static bool has_cost(const json_t *o, size_t i)
 {
-	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	const json_t *turn = json_array_get(json_object_get(o, "turn"), i);
+
+	assert_non_null(json_object_get(turn, "finish"));
+	if (!json_object_get(turn, "n_cached") && !json_object_get(turn, "n_reasoning"))
+		return false;
+	assert_int_equal(json_integer_value(json_object_get(turn, "n_cached")), 3);
+	assert_int_equal(json_integer_value(json_object_get(turn, "n_reasoning")), 2);
+	return true;
+}
+
+/* With a database as a steamd of that time left it. */
+static void folder_of_format(struct folder *f, int format)
+{
 	_cleanup_(freep) char *data = NULL;
 	const char *srcdir = getenv("srcdir");
-	struct store_counts counts;
-	struct err err = { 0 };
-	struct folder f;
 	char path[512];
-	struct store *s;
 	size_t len;
-	json_t *o;
 
 	snprintf(path, sizeof(path), "%s/tests/unit/state-format-%d.db", srcdir ? srcdir : ".",
 		 format);
 	data = read_all(path, &len);
-	folder_open(&f);
-	write_all(f.db, data, len);
+	folder_open(f);
+	write_all(f->db, data, len);
+}
+
+/* Two turns and one that was never answered, a pinned session, another user's; from format 2 on a fork. */
+static void keep_sessions_of(int format)
+{
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	struct store_counts counts;
+	struct err err = { 0 };
+	struct folder f;
+	struct store *s;
+	json_t *o;
+
+	folder_of_format(&f, format);
 	for (int life = 0; life < 2; life++) {
 		s = open_store(&f);
 		assert_int_equal(store_check(s, &err), 0);
@@ -122,6 +142,12 @@ static void keep_sessions_of(int format)
 	assert_non_null(strstr(b.conversation, "\"yes\""));
 	assert_int_equal(commit(s, &b, "fine", 26, 4, &err), 0);
 	s = store_free(s);
+	s = open_store(&f);
+	o = show(s, &alice, "talk");
+	assert_false(has_cost(o, 0));
+	assert_true(has_cost(o, 2));
+	json_decref(o);
+	s = store_free(s);
 	folder_close(&f);
 }
 
@@ -135,20 +161,13 @@ static void old_databases_keep_their_sessions(void **state)
 /* From then on all of it is covered by the sums. */
 static void an_old_session_s_row_is_summed_anew(void **state)
 {
-	_cleanup_(freep) char *data = NULL;
-	const char *srcdir = getenv("srcdir");
 	struct store_counts counts;
 	struct err err = { 0 };
 	struct folder f;
-	char path[512];
 	struct store *s;
-	size_t len;
 
 	(void)state;
-	snprintf(path, sizeof(path), "%s/tests/unit/state-format-2.db", srcdir ? srcdir : ".");
-	data = read_all(path, &len);
-	folder_open(&f);
-	write_all(f.db, data, len);
+	folder_of_format(&f, 2);
 	s = open_store(&f);
 	s = store_free(s);
 	execute(f.db, "UPDATE session SET used=used+1 WHERE name='copy'");
@@ -235,17 +254,14 @@ static void a_flipped_bit_of_an_old_format_is_no_newer_format(void **state)
 	json_t *o;
 
 	(void)state;
-	folder_open(&f);
-	s = open_store(&f);
-	say(s, &alice, "talk", "a", "b", 1, 2);
-	s = store_free(s);
-	execute(f.db, "DROP TABLE format; PRAGMA user_version=66");
+	folder_of_format(&f, 2);
+	execute(f.db, "PRAGMA user_version=66");
 	s = open_store(&f);
 	store_count(s, &counts);
 	assert_int_equal(counts.n_damaged, 1);
 	assert_int_equal(counts.n_set_aside, 0);
 	o = show(s, &alice, "talk");
-	assert_int_equal(json_array_size(json_object_get(o, "turn")), 1);
+	assert_int_equal(json_array_size(json_object_get(o, "turn")), 3);
 	json_decref(o);
 	s = store_free(s);
 	folder_close(&f);
@@ -286,6 +302,56 @@ static void every_column_of_a_session_is_covered_by_its_sum(void **state)
 		s = store_free(s);
 		folder_close(&f);
 	}
+}
+
+static void what_a_turn_cost_is_covered_by_its_sum(void **state)
+{
+	static const char *const changes[] = { "n_cached=4", "n_reasoning=3", "n_cached=-1",
+					       "n_reasoning=-1", "n_cached=2, n_reasoning=3" };
+	struct store_counts counts;
+	struct err err = { 0 };
+	struct folder f;
+	struct store *s;
+	char sql[128];
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(changes); i++) {
+		folder_open(&f);
+		s = open_store(&f);
+		say(s, &alice, "talk", "a", "b", 1, 2);
+		s = store_free(s);
+		snprintf(sql, sizeof(sql), "UPDATE turn SET %s", changes[i]);
+		execute(f.db, sql);
+		s = open_store(&f);
+		assert_int_equal(store_check(s, &err), 0);
+		store_count(s, &counts);
+		if (counts.n_damaged != 1)
+			fail_msg("%s is not seen", changes[i]);
+		s = store_free(s);
+		folder_close(&f);
+	}
+}
+
+static void a_damaged_one_of_an_older_format_keeps_its_turns(void **state)
+{
+	struct store_counts counts;
+	struct folder f;
+	struct store *s;
+	json_t *o;
+
+	(void)state;
+	folder_of_format(&f, 3);
+	execute(f.db, "CREATE TABLE of_nobody(x)");
+	set_format(f.db, 99, 98);
+	s = open_store(&f);
+	store_count(s, &counts);
+	assert_int_equal(counts.n_set_aside, 1);
+	o = show(s, &alice, "talk");
+	assert_int_equal(json_array_size(json_object_get(o, "turn")), 3);
+	assert_false(has_cost(o, 1));
+	json_decref(o);
+	s = store_free(s);
+	folder_close(&f);
 }
 
 static void a_database_has_one_daemon(void **state)
@@ -725,6 +791,8 @@ int main(void)
 		cmocka_unit_test(old_databases_keep_their_sessions),
 		cmocka_unit_test(an_old_session_s_row_is_summed_anew),
 		cmocka_unit_test(a_newer_database_is_refused_and_left_alone),
+		cmocka_unit_test(what_a_turn_cost_is_covered_by_its_sum),
+		cmocka_unit_test(a_damaged_one_of_an_older_format_keeps_its_turns),
 		cmocka_unit_test(a_database_has_one_daemon),
 		cmocka_unit_test(a_flipped_bit_of_the_format_is_no_newer_format),
 		cmocka_unit_test(a_flipped_bit_of_an_old_format_is_no_newer_format),
