@@ -348,7 +348,11 @@ void setup_print_man(FILE *f)
 	fields_print_ignored(f);
 	fputs(".SH FIELDS POSSIBLE IN PART\nOtherwise they are refused:\n", f);
 	fields_print_limited(f);
-	fputs(".SH WHEN STEAMD DOES NOT ANSWER\n"
+	fputs(".SH WHAT IS NO HTTP\n"
+	      "A connection that begins with it gets a refusal in OpenAI's form. A later request, "
+	      "or a body whose chunks\nare broken, gets a page of libmicrohttpd's with status 400, "
+	      "413, 414 or 431, and the connection is closed.\n"
+	      ".SH WHEN STEAMD DOES NOT ANSWER\n"
 	      "Requests get 503 with Retry\\-After, and streams that have begun end with an error "
 	      "event: at once where nobody\nlistens, after 10 seconds without a first answer, 30 "
 	      "seconds after a connection was lost that does not\ncome back, and 16 seconds after "

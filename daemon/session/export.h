@@ -18,8 +18,10 @@
  *
  *	sess	JSON {"name":…,"created":s,"defaults":{…}}; once, first
  *	turn	JSON {"n":1…,"request":"…","answer":"…","finish":…,"n_prompt":n,
- *		"kept":n,"vocab":"16 hex digits","begun":s,"ended":s}. request is
- *		{"messages":[…],…} and answer the assistant's message, both JSON texts
+ *		"kept":n,"vocab":"16 hex digits","begun":s,"ended":s,"n_cached":n,
+ *		"n_reasoning":n}. request is {"messages":[…],…} and answer the
+ *		assistant's message, both JSON texts. The last two are missing, or
+ *		-1, where it is not known
  *	toks	u32 ids of the turn before it: prompt and answer, without the first
  *		"kept" ids, which are those of the turn before. Ids mean something to
  *		a tokenizer with the same vocab only
