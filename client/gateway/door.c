@@ -14,6 +14,7 @@
 #include <sys/un.h>
 #include <systemd/sd-daemon.h>
 
+#include "client/gateway/entry.h"
 #include "client/gateway/exchange.h"
 #include "client/gateway/head.h"
 #include "client/gateway/ident.h"
@@ -98,22 +99,31 @@ static void serve(struct visitor *v)
 	gateway_kick(g);
 }
 
-static void refuse(struct visitor *v, const struct refusal *no)
+/* All that it is told from here on. */
+static void tell(struct visitor *v, const struct refusal *no)
 {
 	struct jsontext answer = { 0 };
 
-	v->g->counts.n_requests++;
 	v->g->counts.n_status[MIN(no->status / 100, 5u)]++;
 	head_write_refusal(no, &answer);
 	if (!answer.failed)
 		send(v->fd, answer.at, answer.n, MSG_DONTWAIT | MSG_NOSIGNAL);
 	jsontext_deinit(&answer);
 	shutdown(v->fd, SHUT_WR);
+}
+
+static void refuse(struct visitor *v, const struct refusal *no)
+{
+	v->g->counts.n_requests++;
+	tell(v, no);
 	v->stage = VISITOR_REFUSED;
 }
 
-/* Closed with something unread it might not get our answer; it does not stay for long either way. */
-static void discard(struct visitor *v)
+/*
+ * Closed with something unread it might not get our answer; it does not stay for
+ * long either way. Returns whether more may come.
+ */
+static bool drain(struct visitor *v)
 {
 	static char nowhere[DISCARD_BYTES_MAX / 4];
 	ssize_t n;
@@ -122,8 +132,47 @@ static void discard(struct visitor *v)
 		n = recv(v->fd, nowhere, sizeof(nowhere), MSG_DONTWAIT);
 		v->n_discarded += n > 0 ? (size_t)n : 0;
 	} while (n > 0 && v->n_discarded < DISCARD_BYTES_MAX);
-	if (n >= 0 || errno != EAGAIN)
+	return n < 0 && errno == EAGAIN;
+}
+
+static void discard(struct visitor *v)
+{
+	if (!drain(v))
 		visitor_free(v);
+}
+
+/* Of those that libmicrohttpd may be reading just now. */
+static bool may_be_broken(const struct visitor *v, bool in_chunks)
+{
+	const struct exchange *x = v->exchange;
+
+	if (v->stage != VISITOR_SERVED || (x && x->state != EXCHANGE_BODY))
+		return false;
+	return !in_chunks || (x && entry_header(x, "Transfer-Encoding"));
+}
+
+void door_refuse_broken(struct gateway *g, unsigned status, bool in_chunks)
+{
+	struct visitor *v, *found = NULL;
+	struct refusal no;
+
+	LIST_FOREACH(v, &g->visitors, link)
+	{
+		if (!may_be_broken(v, in_chunks))
+			continue;
+		if (found)
+			return;
+		found = v;
+	}
+	if (!found)
+		return;
+	refusal_set(&no, status, REFUSAL_BAD, NULL,
+		    in_chunks
+			    ? "the body's chunks are broken"
+			    : "the request line or the headers are none of HTTP/1.1, or too long");
+	/* it closes what it cannot write to */
+	tell(found, &no);
+	drain(found);
 }
 
 static void look_at_head(struct visitor *v, bool is_all)

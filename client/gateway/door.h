@@ -53,6 +53,13 @@ void door_close_all(struct gateway *g);
 void door_notify(void *userdata, struct MHD_Connection *http, void **context,
 		 enum MHD_ConnectionNotificationCode code);
 
+/*
+ * libmicrohttpd is about to answer with a page what it cannot read: a body's
+ * chunks, or else a request. It does not say whose: where only one connection
+ * can be meant, that gets @status and our form instead.
+ */
+void door_refuse_broken(struct gateway *g, unsigned status, bool in_chunks);
+
 /* Whether exchange_send_more() is to be called when the socket has room. */
 void door_want_room(struct visitor *v, bool wanted);
 

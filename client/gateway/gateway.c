@@ -108,9 +108,16 @@ void gateway_sweep_on(struct gateway *g)
 	sd_event_source_set_enabled(g->sweep, SD_EVENT_ONESHOT);
 }
 
+/* It says so before it sends a page of its own; without this, that page is all there is. */
 static void on_http_log(void *userdata, const char *format, va_list ap)
 {
-	(void)userdata, (void)format, (void)ap;
+	static const char wanted[] = "Error processing request (HTTP response code is %u ('%s'))";
+	unsigned status;
+
+	if (strncmp(format, wanted, strlen(wanted)) != 0)
+		return;
+	status = va_arg(ap, unsigned);
+	door_refuse_broken(userdata, status, strstr(va_arg(ap, const char *), "chunked encod"));
 }
 
 /*
@@ -125,9 +132,9 @@ static int start_http(struct gateway *g, struct err *err)
 	g->http = MHD_start_daemon(
 		MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME |
 			MHD_USE_ERROR_LOG,
-		0, NULL, NULL, exchange_on_request, g, MHD_OPTION_EXTERNAL_LOGGER, on_http_log,
-		NULL, MHD_OPTION_NOTIFY_COMPLETED, exchange_on_completed, g,
-		MHD_OPTION_NOTIFY_CONNECTION, door_notify, g, MHD_OPTION_CONNECTION_LIMIT,
+		0, NULL, NULL, exchange_on_request, g, MHD_OPTION_EXTERNAL_LOGGER, on_http_log, g,
+		MHD_OPTION_NOTIFY_COMPLETED, exchange_on_completed, g, MHD_OPTION_NOTIFY_CONNECTION,
+		door_notify, g, MHD_OPTION_CONNECTION_LIMIT,
 		(unsigned)MIN(g->setup->max_connections + GATEWAY_SPARE_CONNECTIONS, 100000u),
 		MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
 		MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);

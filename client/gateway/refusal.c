@@ -112,6 +112,8 @@ void refusal_of(struct refusal *ret, const struct steamd_error *err)
 	ret->retry_after_ms = err->retry_after_ms;
 	if (status == 400)
 		find_param(ret);
+	if (status == 404 && strncmp(ret->text, "no model '", 10) == 0)
+		snprintf(ret->param, sizeof(ret->param), "model");
 }
 
 static const char *type_of(unsigned status)

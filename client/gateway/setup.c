@@ -350,8 +350,9 @@ void setup_print_man(FILE *f)
 	fields_print_limited(f);
 	fputs(".SH WHAT IS NO HTTP\n"
 	      "A connection that begins with it gets a refusal in OpenAI's form. A later request, "
-	      "or a body whose chunks\nare broken, gets a page of libmicrohttpd's with status 400, "
-	      "413, 414 or 431, and the connection is closed.\n"
+	      "or a body whose chunks\nare broken, does so, too, or is closed without a word; "
+	      "where "
+	      "several connections might be meant it gets\na page of libmicrohttpd's.\n"
 	      ".SH WHEN STEAMD DOES NOT ANSWER\n"
 	      "Requests get 503 with Retry\\-After, and streams that have begun end with an error "
 	      "event: at once where nobody\nlistens, after 10 seconds without a first answer, 30 "

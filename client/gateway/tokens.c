@@ -14,9 +14,10 @@ static void refuse_with(struct exchange *x, const struct steamd_error *err)
 	exchange_refuse(x, &no);
 }
 
-/* A body that holds @wanted, and nothing that neither of the two names. */
+/* A body that holds @wanted, perhaps the flag @optional and a model, and nothing else. */
 static json_t *read_body(struct exchange *x, const char *wanted, const char *optional)
 {
+	const json_t *flag, *model;
 	json_t *body = NULL;
 	struct refusal no = { 0 };
 
@@ -30,6 +31,14 @@ static json_t *read_body(struct exchange *x, const char *wanted, const char *opt
 		    strcmp(key, "model") != 0)
 			refusal_of_field(&no, key, "there is no field '%.64s'", key);
 	}
+	flag = json_object_get(body, optional);
+	model = json_object_get(body, "model");
+	if (!no.status && flag && !json_is_boolean(flag) && !json_is_null(flag))
+		refusal_of_field(&no, optional, "%s is %s; true or false is wanted", optional,
+				 fields_type(flag));
+	if (!no.status && model && !json_is_string(model) && !json_is_null(model))
+		refusal_of_field(&no, "model", "model is %s; a string is wanted",
+				 fields_type(model));
 	if (!no.status)
 		return body;
 	json_decref(body);

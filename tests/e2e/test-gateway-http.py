@@ -149,6 +149,36 @@ def steamd_that_stops_in_the_middle_is_not_waited_for_ever():
         wait_for(lambda: "steamd_gateway_running 0\n" in g.get("/metrics").body.decode(), what="the end of all that ran")
 
 
+def what_comes_later_and_is_no_http_is_refused_alike():
+    get = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    chunked = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    broken = ((b"GAR BAGE FOO\r\n\r\n", 400), (b"GET /health HTTP/2.0\r\n\r\n", 505), (get + b"foo\r\n\r\n", 400),
+              (get + b"X: " + b"a" * 20000 + b"\r\n\r\n", 431), (b"GET /" + b"a" * 20000 + b" HTTP/1.1\r\n\r\n", 414),
+              (get + b"Content-Length: x\r\n\r\n", 400), (chunked + b"zz\r\nabc\r\n", 400),
+              (chunked + b"3\r\nabcdef\r\n", 400), (chunked + b"f" * 20 + b"\r\nabc\r\n", 413))
+    with Daemon("air") as d, Gateway(d) as g:
+        def kept():
+            s = socket.create_connection(("127.0.0.1", g.port), timeout=30)
+            s.sendall(get + b"\r\n")
+            assert s.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+            return s
+
+        for data, status in broken:
+            with kept() as s:
+                s.sendall(data)
+                got = everything(s)
+            assert got.startswith(b"HTTP/1.1 %d " % status) and got.count(b"HTTP/1.1 ") == 1, (data[:50], got)
+            assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["code"] == "bad-request", (data[:50], got)
+        with kept() as other:  # who is not meant notices nothing
+            for data, status in broken:
+                with kept() as s:
+                    s.sendall(data)
+                    assert everything(s).startswith(b"HTTP/1.1 %d " % status), data[:50]
+                other.sendall(get + b"\r\n")
+                got = other.recv(65536)
+                assert got.startswith(b"HTTP/1.1 200 OK\r\n") and got.endswith(b'{"status":"ok"}'), (data[:50], got)
+
+
 def where_a_request_ends_is_never_guessed():
     host, get = b"Host: localhost\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
     chunks = b"f\r\n{\"prompt\": \"x\"}\r\n0\r\n\r\n"
@@ -186,5 +216,5 @@ def where_a_request_ends_is_never_guessed():
 run([
     where_a_request_ends_is_never_guessed,
     steamd_that_does_not_answer_holds_nobody_up, steamd_that_stops_in_the_middle_is_not_waited_for_ever,
-    clients_that_say_no_more_are_answered_in_one_go,
+    clients_that_say_no_more_are_answered_in_one_go, what_comes_later_and_is_no_http_is_refused_alike,
 ])

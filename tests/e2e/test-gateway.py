@@ -337,7 +337,12 @@ def bad_requests_name_the_field():
             got = g.post("/v1/chat/completions", body)
             assert got.status == 400 and got.error()["message"], (body[:20], got.body)
         got = chat(g, model="nobody")
-        assert got.status == 404 and got.error()["code"] == "no-such", got.body
+        assert got.status == 404 and got.error()["code"] == "no-such" and got.error()["param"] == "model", got.body
+        for path, body, param in (("/tokenize", {"prompt": "a", "add_special_tokens": "no"}, "add_special_tokens"),
+                                  ("/tokenize", {"prompt": "a", "model": 5}, "model"),
+                                  ("/detokenize", {"tokens": [1], "skip_special_tokens": 1}, "skip_special_tokens")):
+            got = g.post(path, body)
+            assert got.status == 400 and got.error()["param"] == param, got.body
         got = chat(g, max_tokens=100000)
         assert got.status == 400 and got.error()["code"] == "too-long", got.body
         got = chat(g, user="me", store=False, metadata={}, service_tier="auto", response_format={"type": "text"},
