@@ -120,6 +120,15 @@ static void on_http_log(void *userdata, const char *format, va_list ap)
 	door_refuse_broken(userdata, status, strstr(va_arg(ap, const char *), "chunked encod"));
 }
 
+/* A NUL would end the path or argument, and hide what is behind it: such a byte is in no name. */
+static size_t unescape(void *userdata, struct MHD_Connection *http, char *text)
+{
+	(void)userdata, (void)http;
+	for (char *at = text; (at = strstr(at, "%00")); at += 3)
+		at[2] = '1';
+	return MHD_http_unescape(text);
+}
+
 /*
  * No thread, no listening socket, no timeouts: libmicrohttpd parses and writes,
  * and everything else is the loop's.
@@ -137,7 +146,8 @@ static int start_http(struct gateway *g, struct err *err)
 		door_notify, g, MHD_OPTION_CONNECTION_LIMIT,
 		(unsigned)MIN(g->setup->max_connections + GATEWAY_SPARE_CONNECTIONS, 100000u),
 		MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
-		MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_END);
+		MHD_OPTION_CONNECTION_TIMEOUT, 0u, MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL,
+		MHD_OPTION_END);
 	if (!g->http)
 		return err_set(err, -EIO, "libmicrohttpd does not start: %s", strerror(errno));
 	info = MHD_get_daemon_info(g->http, MHD_DAEMON_INFO_EPOLL_FD);

@@ -338,6 +338,8 @@ def bad_requests_name_the_field():
             assert got.status == 400 and got.error()["message"], (body[:20], got.body)
         got = chat(g, model="nobody")
         assert got.status == 404 and got.error()["code"] == "no-such" and got.error()["param"] == "model", got.body
+        for path in ("/health%00", "/health%00x", "/v1/models/air%00x", "/v1/models%00/x"):
+            assert g.get(path).status == 404, path
         for path, body, param in (("/tokenize", {"prompt": "a", "add_special_tokens": "no"}, "add_special_tokens"),
                                   ("/tokenize", {"prompt": "a", "model": 5}, "model"),
                                   ("/detokenize", {"tokens": [1], "skip_special_tokens": 1}, "skip_special_tokens")):
