@@ -61,6 +61,32 @@ int op_linears(struct stream *st, const struct linear_job *jobs, uint32_t n_jobs
 	       const struct tensor *x);
 
 /*
+ * Chooses how op_linears() on @st computes products of more tokens than a few from
+ * now on, where there are several ways: each is timed there, with these weights and
+ * buffers, for numbers of tokens up to those of x; or taken from the file where a
+ * process before has kept what it measured. What is recorded is recorded later.
+ *
+ * jobs		[n_variants][n_jobs], all variants of the same shapes, as different layers
+ *		have them, so that weights come from memory; y of as many tokens as x
+ * x		of the most tokens; x and all y are overwritten
+ * path		the file, or NULL: nothing is kept
+ * ret_text	for people: what computes, and why; "" where there is nothing to choose
+ *
+ * Waits. Takes no memory of the device but what a library needs for its code, and not
+ * longer than a few seconds: what there was no time for is computed as if nothing had
+ * been chosen, and timed by the next process. Once for a stream. On CPUs nothing is done.
+ *
+ * Returns 0, also if there is no library; -EINVAL; -ENOMEM; or -EIO.
+ */
+struct linear_set {
+	const struct linear_job *jobs;
+	uint32_t n_jobs, n_variants;
+	struct tensor x;
+};
+int op_linears_choose(struct stream *st, const struct linear_set *sets, uint32_t n_sets,
+		      const char *path, char *ret_text, size_t text_bytes);
+
+/*
  * Dense gated MLP: y[t,:] += Wdown * (silu(Wgate x[t]) .* (Wup x[t])),  silu(z) = z / (1 + e^-z)
  *
  * x, y	F32 [1, tokens, dim]; must not overlap

@@ -21,6 +21,7 @@ extern "C" {
 #include "kernels/attention.h"
 }
 
+struct choice;
 struct memory;
 struct stage;
 
@@ -70,6 +71,7 @@ struct stream {
 	size_t scratch_bytes;
 	uint32_t *counters;	/* [STREAM_COUNTERS] device memory: 0 between kernels, each leaves them so */
 	struct stage *stage;	/* of stage_ids(), stage_seqs() and stage_rows() */
+	struct choice *choice;	/* of op_linears_choose(); NULL: kernels of ours compute everything */
 };
 
 /*

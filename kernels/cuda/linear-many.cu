@@ -1,4 +1,5 @@
-/* op_linears() for more tokens than 4, and the split form of a batch. */
+/* op_linears() for more tokens than 4 by kernels of ours, and the split form of a batch. */
+#include "kernels/cuda/choice.h"
 #include "kernels/cuda/many.h"
 #include "kernels/cuda/matrix.h"
 
@@ -228,6 +229,7 @@ int linears_many(struct stream *st, const struct linear_job *jobs, uint32_t n_jo
 	struct many_linears g = {};
 	size_t at = 0;
 	uint16_t *split = (uint16_t *)matrix_scratch_take(st, &at, split_bytes(tokens, cols));
+	const size_t split_end = at;
 	int r;
 
 	g.sums = (float *)matrix_scratch_take(st, &at, sums_bytes(st->dev));
@@ -238,7 +240,10 @@ int linears_many(struct stream *st, const struct linear_job *jobs, uint32_t n_jo
 	g.cols = cols;
 	g.tokens = tokens;
 	r = split_rows(st, split, (const float *)x->data, tokens, cols);
-	for (int kind = WEIGHT_BF16; kind <= WEIGHT_INT4_F32 && r == 0; kind++)
+	/* what the library works in is where our sums would be */
+	if (r == 0)
+		r = choice_run(st, jobs, n_jobs, split, tokens, cols, split_end);
+	for (int kind = r > 0 ? WEIGHT_F32 : WEIGHT_BF16; kind <= WEIGHT_INT4_F32 && r >= 0; kind++)
 		r = launch_kind(st, (enum weight_kind)kind, jobs, n_jobs, &g);
 	return r;
 }

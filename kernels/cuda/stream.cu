@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/choice.h"
 #include "kernels/cuda/cuda.h"
 
 extern "C" {
@@ -55,6 +56,7 @@ struct stream *st_close(struct stream *st)
 
 	if (st->handle)
 		(void)cudaStreamSynchronize(st->handle);
+	choice_free(st->choice);
 	stage_close(st);
 	if (st->scratch)
 		(void)dev_unback(st->dev, st->scratch, st->scratch_bytes);
