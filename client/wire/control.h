@@ -33,7 +33,7 @@
 
 #include <stdint.h>
 
-#define CONTROL_VERSION 6
+#define CONTROL_VERSION 7
 #define CONTROL_FD 3
 #define CONTROL_PATH_MAX 4096
 
@@ -95,6 +95,7 @@ struct control_ready {
 	uint8_t fingerprint[CONTROL_FINGERPRINT_BYTES]; /* of the checkpoint as it was loaded */
 	char isa[32];		   /* the one in use */
 	char device[64];	   /* processor's name */
+	char products[256];	   /* how products of many tokens are computed, where that was chosen; "" */
 };
 
 struct control_order { /* CONTROL_PARK, CONTROL_WAKE, CONTROL_POOL, CONTROL_LOOK */

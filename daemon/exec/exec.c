@@ -60,6 +60,8 @@ struct exec {
 	float *logits; /* [LOGITS_ROWS][vocab] */
 	float top[STEP_TOP_MAX];
 	uint32_t top_ids[STEP_TOP_MAX];
+
+	char products[256]; /* how the device computes them; "" */
 };
 
 static uint32_t table_pages(const struct exec *e)
@@ -156,6 +158,11 @@ int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_lim
 	r = allocate(e, err);
 	if (r == 0)
 		r = team_make_models(team, kv, limits->max_batch_tokens, limits->max_context, err);
+	if (r == 0 && limits->chooses) {
+		r = team_choose(team, limits->cache_dir, e->products, sizeof(e->products));
+		if (r < 0)
+			err_set(err, r, "cannot choose how products are computed");
+	}
 	if (r == 0 && !dev_is_host(e->dev))
 		r = make_aside(e, err);
 	if (r == 0) /* last: it takes what there is */
@@ -189,6 +196,11 @@ struct exec *exec_free(struct exec *e)
 	free(e->logits);
 	free(e);
 	return NULL;
+}
+
+const char *exec_products(const struct exec *e)
+{
+	return e->products;
 }
 
 int exec_resize(struct exec *e, uint64_t pool_bytes, struct err *err)

@@ -15,6 +15,8 @@ struct exec_limits {
 	uint32_t n_slots, max_context; /* slots are numbered from 0; tokens in one slot */
 	uint32_t max_batch_tokens;     /* of one step */
 	uint64_t pool_bytes;	       /* of the KV cache on devices that are not the host; 0: all of it */
+	bool chooses;		       /* how products are computed, by timing: see team_choose() */
+	const char *cache_dir;	       /* for what it found, kept for processes to come; NULL: it is not kept */
 };
 
 /*
@@ -25,6 +27,9 @@ struct exec_limits {
 int exec_new(struct team *team, const struct kv_cache *kv, const struct exec_limits *limits,
 	     struct exec **ret, struct err *err);
 struct exec *exec_free(struct exec *e);
+
+/* What was chosen, for people; "": there was nothing to choose. */
+const char *exec_products(const struct exec *e);
 
 /* team_resize(): between steps. */
 int exec_resize(struct exec *e, uint64_t pool_bytes, struct err *err);

@@ -365,6 +365,8 @@ static int prepare(struct service *s, struct err *err)
 		.max_context = c->max_context,
 		.max_batch_tokens = c->max_batch_tokens,
 		.pool_bytes = c->pool_bytes,
+		.chooses = true,
+		.cache_dir = getenv("CACHE_DIRECTORY"), /* as systemd made it */
 	};
 	enum isa isa;
 	int r;
@@ -525,6 +527,7 @@ static int tell_ready(struct service *s, struct err *err)
 			 dev_product(dev));
 	else
 		read_device_name(ready.device, sizeof(ready.device));
+	snprintf(ready.products, sizeof(ready.products), "%s", exec_products(s->exec));
 	r = send_packet(s, &ready, sizeof(ready));
 	return r < 0 ? err_wrap(err, r, "cannot tell the broker that the model is ready") : 0;
 }

@@ -5,6 +5,7 @@
 #include "daemon/exec/team.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -267,6 +268,35 @@ int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_
 		return err_set(err, r, "the ranks cannot speak to one another: %s", comm_why());
 	team->is_joined = true;
 	return 0;
+}
+
+/* Arguments of team_choose(). */
+struct choosing {
+	const char *dir;
+	char *text; /* of rank 0 */
+	size_t text_bytes;
+};
+
+static int choose(struct team *team, uint32_t rank, void *userdata)
+{
+	const struct choosing *choosing = userdata;
+	char path[PATH_MAX], text[512];
+	int r;
+
+	if (choosing->dir && snprintf(path, sizeof(path), "%s/products-%u-of-%u", choosing->dir, rank,
+				      team->n_ranks) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	r = model_choose(team->members[rank].model, choosing->dir ? path : NULL, text, sizeof(text));
+	if (r == 0 && rank == 0)
+		snprintf(choosing->text, choosing->text_bytes, "%s", text);
+	return r;
+}
+
+int team_choose(struct team *team, const char *dir, char *ret_text, size_t text_bytes)
+{
+	struct choosing choosing = { dir, ret_text, text_bytes };
+
+	return team_run(team, choose, &choosing);
 }
 
 /* Arguments of model_forward() and model_logits(). */

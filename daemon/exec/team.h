@@ -51,6 +51,12 @@ int team_make_models(struct team *team, const struct kv_cache *kv, uint32_t max_
 		     uint32_t max_context, struct err *err);
 
 /*
+ * model_choose() of all ranks, each with a file of its own in @dir; NULL: none keeps
+ * any. @ret_text is rank 0's.
+ */
+int team_choose(struct team *team, const char *dir, char *ret_text, size_t text_bytes);
+
+/*
  * As model_forward() and model_logits(), and for whole logits; -EIO also if another rank failed.
  * Where there are mirrors the pages of @seqs are at most team_pages(), one in two of them counted twice.
  */

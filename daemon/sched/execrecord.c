@@ -50,6 +50,7 @@ int execrecord_read(int fd, struct execrecord *ret)
 		return -EBADMSG;
 	record.ready.isa[sizeof(record.ready.isa) - 1] = '\0';
 	record.ready.device[sizeof(record.ready.device) - 1] = '\0';
+	record.ready.products[sizeof(record.ready.products) - 1] = '\0';
 	*ret = record;
 	return 0;
 }

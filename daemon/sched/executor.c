@@ -350,6 +350,7 @@ static void note_ready(struct executor *e, const struct control_ready *ready)
 	e->record.ready = *ready;
 	e->record.ready.isa[sizeof(ready->isa) - 1] = '\0';
 	e->record.ready.device[sizeof(ready->device) - 1] = '\0';
+	e->record.ready.products[sizeof(ready->products) - 1] = '\0';
 	e->record.gone.freed_bytes = ready->resident_bytes;
 	if (e->began_us)
 		price->return_us = MAX(clock_us() - e->began_us, 1);

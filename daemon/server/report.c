@@ -217,6 +217,8 @@ static json_t *describe_executor(const struct engine *e, bool is_admin)
 	if (ready) {
 		put(o, "isa", json_string(ready->isa));
 		put(o, "device", json_string(ready->device));
+		if (ready->products[0])
+			put(o, "products", json_string(ready->products));
 		put(o, "ranks", integer(ready->n_ranks));
 		put(o, "threads", integer(ready->n_threads));
 		put(o, "weight_bytes", integer(ready->weight_bytes));

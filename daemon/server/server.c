@@ -219,6 +219,8 @@ static void became_ready(struct server *s)
 		 (unsigned long long)(ready ? ready->weight_bytes >> 20 : 0),
 		 ready ? ready->isa : "?", ready ? ready->n_threads : 0,
 		 s->engine->plan.max_context);
+	if (ready && ready->products[0])
+		log_info("products of many tokens: %s", ready->products);
 	if (!s->was_ready && s->options.on_ready)
 		s->options.on_ready(s->options.userdata);
 	s->was_ready = true;

@@ -21,6 +21,7 @@
 #define BUFFER_ALIGN 256
 #define REPLAY_ROWS 128 /* the most that is recorded */
 #define REPLAYS_MAX 64
+#define LAYERS_TIMED 8 /* their matrices together are more than any cache holds */
 
 /* One forward pass, as model_forward() was asked for it. */
 struct pass {
@@ -614,6 +615,47 @@ static int decode(struct model *m, const struct pass *p)
 		return r;
 	recorded->used = ++m->n_passes;
 	return st_replay(m->stream, recorded->replay);
+}
+
+/* Whether a layer's jobs are of the shapes of another one's. */
+static bool are_alike(const struct linear_job *a, const struct linear_job *b, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++)
+		if (a[i].w->kind != b[i].w->kind || a[i].w->rows != b[i].w->rows ||
+		    !a[i].bias.data != !b[i].bias.data)
+			return false;
+	return true;
+}
+
+int model_choose(struct model *m, const char *path, char *ret_text, size_t text_bytes)
+{
+	const struct config *c = &m->w->config;
+	const struct share *s = &m->w->share;
+	const uint32_t tokens = m->max_tokens, spoken = MIN(tokens, spoken_rows(m));
+	const uint32_t q_width = s->heads * c->head_dim, kv_width = s->kv_heads * c->head_dim;
+	struct linear_job ins[LAYERS_TIMED][3], outs[LAYERS_TIMED];
+	const struct linear_job head = { &m->w->head, { 0 }, rows(m->logits, spoken, s->vocab), false };
+	struct linear_set sets[] = {
+		{ ins[0], 3, 0, rows(m->norm, tokens, c->dim) },
+		{ outs, 1, 0, rows(m->attention, tokens, q_width) },
+		{ &head, 1, 1, rows(m->normed, spoken, c->dim) },
+	};
+
+	if (m->is_host)
+		return op_linears_choose(m->stream, NULL, 0, path, ret_text, text_bytes);
+	for (uint32_t l = 0; l < c->layers && sets[0].n_variants < LAYERS_TIMED; l++) {
+		const struct layer_weights *w = &m->w->layers[l];
+		struct linear_job *in = ins[sets[0].n_variants], *out = &outs[sets[0].n_variants];
+
+		in[0] = (struct linear_job){ &w->q, w->q_bias, rows(m->q, tokens, q_width), false };
+		in[1] = (struct linear_job){ &w->k, w->k_bias, rows(m->k, tokens, kv_width), false };
+		in[2] = (struct linear_job){ &w->v, w->v_bias, rows(m->v, tokens, kv_width), false };
+		*out = (struct linear_job){ &w->o, w->o_bias, rows(m->hidden, tokens, c->dim),
+					    is_first_rank(m) };
+		if (are_alike(in, ins[0], 3) && are_alike(out, outs, 1))
+			sets[0].n_variants = ++sets[1].n_variants;
+	}
+	return op_linears_choose(m->stream, sets, ARRAY_SIZE(sets), path, ret_text, text_bytes);
 }
 
 int model_prepare(struct model *m, uint32_t n_rows)

@@ -32,6 +32,13 @@ int model_new_rank(struct dev *dev, const struct weights *w, struct comm *comm,
 struct model *model_free(struct model *m);
 
 /*
+ * Has the device choose how it computes products of many tokens, on the model's own
+ * matrices and buffers, see op_linears_choose(). Before anything is recorded or
+ * computed. 0, -ENOMEM or -EIO.
+ */
+int model_choose(struct model *m, const char *path, char *ret_text, size_t text_bytes);
+
+/*
  * Records steps of 1 … @n_rows rows of one token each, all of which are wanted,
  * where the device records: so that none is recorded while they are waited for,
  * and the memory of all is taken. 0, -ENOMEM or -EIO.
