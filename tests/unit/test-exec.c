@@ -45,7 +45,7 @@ static const uint32_t prompt[] = { 11, 42, 300, 8, 77, 123, 450, 2, 19, 260 };
 
 static int make_exec(struct bench *b)
 {
-	const struct exec_limits limits = { N_SLOTS, CONTEXT, BATCH, 0 };
+	const struct exec_limits limits = { .n_slots = N_SLOTS, .max_context = CONTEXT, .max_batch_tokens = BATCH };
 
 	return exec_new(b->rig.team, &b->rig.kv, &limits, &b->exec, NULL);
 }
@@ -909,7 +909,8 @@ uint64_t failing_made(void) __attribute__((weak));
 /* A page each, of a pool that has a group for every eight of them: of as much of it as one context needs, if @small. */
 static void sample_from_pool(struct bench *b, bool small, uint32_t ids[4][MANY_SLOTS])
 {
-	const struct exec_limits limits = { MANY_SLOTS, CONTEXT, BATCH, small ? 1 : 0 };
+	const struct exec_limits limits = { .n_slots = MANY_SLOTS, .max_context = CONTEXT, .max_batch_tokens = BATCH,
+					    .pool_bytes = small ? 1 : 0 };
 	const struct step_sampler s = greedy(b);
 
 	b->exec = exec_free(b->exec);
