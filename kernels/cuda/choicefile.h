@@ -35,7 +35,7 @@ struct choicefile_entry {
 	uint64_t room_bytes; /* of scratch behind the split activations */
 	/* the above says of what it is, the below what was found */
 	uint32_t way, pad;
-	float own_us, best_us;
+	float own_us, library_us; /* of the library's quickest way; 0: it has none */
 	uint64_t algorithms[CHOICEFILE_JOBS_MAX][8];
 };
 

@@ -215,15 +215,18 @@ static int try_way(struct timing *t, struct choice_bucket *bucket, uint32_t way,
 		return r == -ENOTSUP ? 0 : r;
 	bucket->entry = e;
 	bucket->known[e.tokens] = 0;
-	r = time_set(t, e.tokens, &e.best_us);
+	r = time_set(t, e.tokens, &e.library_us);
 	if (r == 0 && bucket->known[e.tokens] == CHOICE_FITS &&
-	    e.best_us < best->best_us * MARGIN) {
-		r = is_same(t, bucket, &e);
-		if (r > 0)
-			*best = e;
-		else if (r == 0)
-			t->n_wrong++;
-		r = r < 0 ? r : 0;
+	    (best->library_us == 0 || e.library_us < best->library_us)) {
+		best->library_us = e.library_us;
+		if (e.library_us < best->own_us * MARGIN) {
+			r = is_same(t, bucket, &e);
+			if (r > 0)
+				*best = e;
+			else if (r == 0)
+				t->n_wrong++;
+			r = r < 0 ? r : 0;
+		}
 	}
 	bucket->known[e.tokens] = 0;
 	return r;
@@ -235,7 +238,6 @@ static int time_bucket(struct timing *t, struct choice_bucket *bucket, size_t at
 	int r;
 
 	r = time_set(t, best.tokens, &best.own_us);
-	best.best_us = best.own_us;
 	for (uint32_t way = CHOICEFILE_TWICE; way < CHOICEFILE_WAYS && r == 0; way++)
 		if (way != CHOICEFILE_BESIDE || best.tokens <= BESIDE_TOKENS_MAX)
 			r = try_way(t, bucket, way, at, &best);

@@ -8,7 +8,7 @@
  *	--json		one object a line
  *	--seconds N	begins nothing new after so many (100)
  *	--layers N	of the model (46, or what the memory holds)
- *	NAME		benches whose names begin so: class, decode, prefill
+ *	NAME		benches whose names begin so: class, product, decode, prefill
  */
 #include <errno.h>
 #include <getopt.h>
@@ -567,6 +567,44 @@ static int bench_classes(struct bench *b)
 	return r == 0 ? bench_class(b, &attention, MAX_TOKENS, 0) : r;
 }
 
+/*
+ * Products of the model on the stream that its steps are on, by kernels of ours and by
+ * cuBLASLt, as a server chooses; the steps below use what is the quicker.
+ */
+static int bench_products(struct bench *b)
+{
+	struct device_choice c;
+	char text[512], name[96];
+	int r;
+
+	device_choose_for(20);
+	r = model_choose(b->model, NULL, text, sizeof(text));
+	if (r < 0)
+		return fail("products", r);
+	printf(b->json ? "{\"products\":\"%s\"}\n" : "products: %s\n", text);
+	for (uint32_t i = 0; device_choice(model_stream(b->model), i, &c); i++) {
+		const bool computes = c.tokens > 512 && isfinite(b->peak);
+		const double size = (double)c.rows * c.cols;
+		const double limit = 1e6 * (computes ? 2 * size * c.tokens / b->peak : 2 * size / b->copy);
+		const char *of = computes ? "peak" : "copy";
+
+		if (c.own_us <= 0)
+			continue; /* there was no time */
+		snprintf(name, sizeof(name), "product %u x %u, %u tokens", c.rows, c.cols, c.tokens);
+		if (!is_wanted(b, name))
+			continue;
+		snprintf(name, sizeof(name), "product %u x %u, %u tokens, own", c.rows, c.cols, c.tokens);
+		tell(b, name, c.own_us, "us", limit, of, limit / c.own_us, 0);
+		snprintf(name, sizeof(name), "product %u x %u, %u tokens, cublaslt, %s chosen", c.rows,
+			 c.cols, c.tokens, c.way);
+		if (c.library_us > 0)
+			tell(b, name, c.library_us, "us", limit, of, limit / c.library_us, 0);
+		else
+			skip(b, name, "it has no way");
+	}
+	return 0;
+}
+
 /* What a decode step reads. */
 static double step_bytes(const struct bench *b, uint32_t tokens, uint32_t context)
 {
@@ -851,6 +889,8 @@ static int run(struct bench *b)
 		r = make_model(b);
 	if (r == 0)
 		r = bench_classes(b);
+	if (r == 0)
+		r = bench_products(b);
 	return r == 0 ? bench_steps(b) : r;
 }
 

@@ -26,3 +26,12 @@ double marks_us(struct marks *m, uint32_t from, uint32_t to); /* once the stream
 struct peak;
 struct peak *peak_open(struct dev *dev, struct stream *st, uint32_t n, const char **ret_why);
 int peak_multiply(struct peak *p, struct stream *st);
+
+/* What op_linears_choose() found for set and number of tokens @i. False: there are not so many. */
+struct device_choice {
+	uint32_t tokens, rows, cols; /* rows of all matrices of the set */
+	const char *way;	     /* "own", or one of the library's */
+	double own_us, library_us;   /* 0: the library has no way */
+};
+bool device_choice(const struct stream *st, uint32_t i, struct device_choice *ret);
+void device_choose_for(double seconds); /* from now on, for want of which a server would start without */
