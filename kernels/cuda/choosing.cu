@@ -18,7 +18,8 @@ extern "C" {
 #define CANDIDATES 4	      /* of the library's, for each matrix */
 #define RUNS 5		      /* that are timed, after one that is not; the quickest counts */
 #define MARGIN 0.98f	      /* by which the library has to be quicker */
-#define TOL_SAME 1e-3	      /* of the largest sum of a row, between the library's and ours */
+#define MIB ((size_t)1 << 20)
+#define TOL_SAME 1e-3 /* of the largest sum of a row, between the library's and ours */
 
 uint64_t choice_budget_us = 3000000;
 
@@ -30,6 +31,7 @@ struct timing {
 	struct choice_set *set;
 	cudaEvent_t marks[RUNS + 1];
 	uint64_t began_us;
+	size_t left_bytes;	       /* of the device's memory, before the library was there */
 	struct choicefile_entry *kept; /* [CHOICEFILE_ENTRIES_MAX] of the file */
 	uint32_t n_kept, n_timed, n_taken, n_left, n_wrong;
 };
@@ -418,13 +420,18 @@ static void describe(const struct timing *t, const char *path, int kept, int wri
 {
 	const uint32_t v = blaslt_version(t->choice->library);
 	uint32_t n = 0, n_library = 0;
+	size_t left = t->left_bytes, all;
 	char more[160] = "";
 
 	for (uint32_t i = 0; i < t->choice->n_sets; i++)
 		for (uint32_t k = 0; k < t->choice->sets[i].n_buckets; k++, n++)
 			n_library += t->choice->sets[i].buckets[k].entry.way != CHOICEFILE_OWN;
+	(void)cudaMemGetInfo(&left, &all);
+	if (left + MIB <= t->left_bytes)
+		snprintf(more, sizeof(more), "; %zu MiB for its code",
+			 (t->left_bytes - left) / MIB);
 	if (path && kept < 0 && kept != -ENOENT)
-		snprintf(more, sizeof(more), "; what was kept %s",
+		snprintf(more + strlen(more), sizeof(more) - strlen(more), "; what was kept %s",
 			 kept == -ESTALE    ? "is of another device, driver, library or version"
 			 : kept == -EBADMSG ? "is damaged"
 					    : "cannot be read");
@@ -479,11 +486,13 @@ int op_linears_choose(struct stream *st, const struct linear_set *sets, uint32_t
 {
 	struct choice *c = (struct choice *)calloc(1, sizeof(*c));
 	struct timing t = {};
+	size_t all;
 	int r;
 
 	if (!c)
 		return -ENOMEM;
 	t.began_us = now_us();
+	(void)cudaMemGetInfo(&t.left_bytes, &all);
 	t.st = st;
 	t.choice = c;
 	r = blaslt_open(&c->library);

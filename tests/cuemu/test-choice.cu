@@ -287,6 +287,51 @@ static void products_are_recorded_and_replayed(void **state)
 	replay_free(replay);
 }
 
+static size_t taken(void)
+{
+	size_t available, all;
+
+	assert_int_equal(cudaMemGetInfo(&available, &all), cudaSuccess);
+	return all - available;
+}
+
+/* What the library works in is scratch that is planned for other operations. */
+static void nothing_is_taken_for_the_library(void **state)
+{
+	struct layers l;
+	const size_t before = taken();
+
+	(void)state;
+	assert_int_equal(l.choose(), 0);
+	assert_int_equal(l.compute(0, 40), 0);
+	assert_int_equal(taken(), before);
+}
+
+/* All that it can make use of, with GLM-4.5-Air on 1, 2 and 4 GPUs. */
+static void a_large_model_leaves_the_library_room(void **state)
+{
+	struct rig rig(132);
+
+	(void)state;
+	for (uint32_t tokens : { 512, 2048 })
+		for (uint32_t ranks : { 1, 2, 4 }) {
+			const struct op_limits limits = { .tokens = tokens,
+							  .dim = 4096,
+							  .heads = 96 / ranks,
+							  .kv_heads = 8 / ranks,
+							  .head_dim = 128,
+							  .ffn_dim = 10944 / ranks,
+							  .experts = 128,
+							  .top_k = 8,
+							  .vocab = 151552 / ranks,
+							  .max_context = 131072,
+							  .moe_ffn_dim = 1408 / ranks };
+			const size_t split = split_bytes(tokens, ranks == 4 ? 4096 : 12288 / ranks);
+
+			assert_true(op_scratch(rig.dev, &limits) >= split + CHOICE_ROOM_MAX);
+		}
+}
+
 static void nothing_is_allocated_while_it_multiplies(void **state)
 {
 	struct layers l;
@@ -589,6 +634,8 @@ int main(void)
 		cmocka_unit_test_setup(each_way_is_right_and_is_what_it_says, begin),
 		cmocka_unit_test_setup(what_the_library_refuses_is_ours, begin),
 		cmocka_unit_test_setup(products_are_recorded_and_replayed, begin),
+		cmocka_unit_test_setup(nothing_is_taken_for_the_library, begin),
+		cmocka_unit_test_setup(a_large_model_leaves_the_library_room, begin),
 		cmocka_unit_test_setup(nothing_is_allocated_while_it_multiplies, begin),
 		cmocka_unit_test_setup(a_slow_library_is_left_alone_and_time_is_bounded, begin),
 		cmocka_unit_test_setup(a_library_that_is_wrong_is_refused, begin),

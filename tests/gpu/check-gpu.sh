@@ -1,9 +1,9 @@
 #!/bin/sh
-# Checks on a GPU: every operation against double, CUDA calls that fail, sampling, and the fidelity table. Prints
+# Checks on a GPU: every operation against double, CUDA calls that fail, products by cuBLASLt, sampling, and the fidelity table. Prints
 # "N passed, N failed, N skipped" at the end; exits with 1 if anything failed, with 77 if there is no GPU.
 #
 # Usage: check-gpu.sh [PROGRAMS [EXPERTS]]
-#	PROGRAMS  folder of check-ops-cuda, check-sample-cuda and check-fidelity-cuda: the script's own if left out
+#	PROGRAMS  folder of check-ops-cuda, check-products-cuda, check-sample-cuda and check-fidelity-cuda: the script's own if left out
 #	EXPERTS   what check-fidelity write=EXPERTS left there: PROGRAMS/experts if left out
 # $srcdir/tests/golden has the checkpoints; srcdir is PROGRAMS if it is not set.
 set -u
@@ -18,6 +18,7 @@ run() {
 }
 run "$programs/check-ops-cuda"
 if ! grep -q '^skip ops' "$out"; then
+	run "$programs/check-products-cuda"
 	run "$programs/check-sample-cuda"
 	run "$programs/check-fidelity-cuda" read="$experts"
 fi

@@ -404,7 +404,8 @@ static void count_passes(const struct config *c, const struct share *s, struct m
 	if (p->limits.n_gpus == 1)
 		p->part_bytes[MEMPLAN_GRAPHS] = vram_round(
 			(uint64_t)MIN(p->limits.max_rows, GRAPH_ROWS_MAX) *
-			(c->layers * MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND) *
+			(c->layers * (MEMPLAN_KERNELS_PER_LAYER + MEMPLAN_KERNELS_OF_LIBRARY) +
+			 MEMPLAN_KERNELS_AROUND) *
 			MEMPLAN_NODE_BYTES);
 }
 

@@ -21,12 +21,15 @@
  *
  * CONTEXT	a CUDA context with the executor's and cuBLASLt's code loaded; bare contexts
  *		are reported at 200 … 500 MiB, by card and driver
- * NODE		of one kernel of one recorded graph, of which a layer has at most KERNELS_PER_LAYER
- *		and a step KERNELS_AROUND more
+ * NODE		of one kernel of one recorded graph, of which a layer has at most KERNELS_PER_LAYER,
+ *		KERNELS_OF_LIBRARY more where cuBLASLt computes q, k, v and o (each half of
+ *		the activations by a product and the sum of its parts), and a step
+ *		KERNELS_AROUND more
  * RANK, RANKS	NCCL with few channels: so much, and so much again for each rank
  */
 #define MEMPLAN_CONTEXT_BYTES ((uint64_t)448 << 20)
 #define MEMPLAN_KERNELS_PER_LAYER 14u
+#define MEMPLAN_KERNELS_OF_LIBRARY 14u
 #define MEMPLAN_KERNELS_AROUND 6u
 #define MEMPLAN_NODE_BYTES ((uint64_t)16 << 10)
 #define MEMPLAN_RANKS_BYTES ((uint64_t)128 << 20)
