@@ -292,7 +292,9 @@ struct product {
 	void *workspace;
 	long pause_ns;
 	bool wrong;
+	struct product *next;
 };
+static struct product *products; /* for as long as they may be replayed: for ever */
 
 static float widened(uint16_t bf16)
 {
@@ -345,19 +347,23 @@ int cublasLtMatmul(void *handle, struct desc *d, const float *alpha, const void 
 	     (unsigned long long)la->rows, (unsigned long long)ly->cols,
 	     (unsigned long long)algorithm[1], d->epilogue == 4 ? ", bias" : "",
 	     *beta != 0 ? ", added" : "");
-	p = malloc(sizeof(*p)); /* for as long as it may be replayed */
-	*p = (struct product){ *la,
-			       *lb,
-			       *ly,
-			       a,
-			       b,
-			       d->epilogue == 4 ? d->bias : NULL,
-			       y,
-			       *beta,
-			       workspace,
-			       behaves("slow")	   ? 20000000
-			       : algorithm[1] == 1 ? 0
-						   : 1000000,
-			       behaves("wrong") };
+	p = malloc(sizeof(*p));
+	*p = (struct product){
+		.a = *la,
+		.b = *lb,
+		.y = *ly,
+		.w = a,
+		.x = b,
+		.bias = d->epilogue == 4 ? d->bias : NULL,
+		.to = y,
+		.beta = *beta,
+		.workspace = workspace,
+		.pause_ns = behaves("slow") ? 20000000 : algorithm[1] == 1 ? 0 : 1000000,
+		.wrong = behaves("wrong"),
+	};
+	pthread_mutex_lock(&lock);
+	p->next = products;
+	products = p;
+	pthread_mutex_unlock(&lock);
 	return cudaLaunchHostFunc(stream, compute, p) ? FAILED : OK;
 }

@@ -46,13 +46,16 @@ static uint32_t random_u32(void)
 	return (uint32_t)(random_state >> 16);
 }
 
-/* For the life of the program, as all that it has. */
+/* Until a shape is done with. */
+static void *kept[32];
+static uint32_t n_kept;
+
 template <typename T> static T *room(size_t n)
 {
 	T *at = (T *)calloc(n, sizeof(T));
 
-	must(at ? 0 : -ENOMEM, "memory");
-	return at;
+	must(at && n_kept < sizeof(kept) / sizeof(*kept) ? 0 : -ENOMEM, "memory");
+	return (T *)(kept[n_kept++] = at);
 }
 
 static float *random_floats(size_t n)
@@ -278,6 +281,8 @@ static void check_shape(uint32_t rows, uint32_t cols, uint32_t n_jobs, uint32_t 
 		check(&p, bucket, bucket->entry.tokens, 0);
 	}
 	st->choice = choice_free(st->choice);
+	while (n_kept > 0)
+		free(kept[--n_kept]);
 }
 
 int main(int argc, char **argv)
