@@ -38,10 +38,12 @@ struct sample_row {
 	const struct sample_count *counts;
 };
 
+#define OP_SAMPLE_ROWS 128 /* at once, and not more than op_scratch() was asked about */
+
 /*
  * ret_ids[i] = the token that row i of the logits is sampled to
  *
- * ret_ids	u32 [n], of the device
+ * ret_ids	u32 [n], of the device; n at most OP_SAMPLE_ROWS
  * logits	F32 [1, n, vocab]
  * rows		[n], of the device
  *

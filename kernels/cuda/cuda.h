@@ -105,8 +105,9 @@ int stage_rows(struct stream *st, const uint32_t *rows, uint32_t n, const uint32
 int stage_open(struct stream *st);   /* for st_open() */
 void stage_close(struct stream *st); /* for st_close(), when nothing is queued any more */
 
-/* Scratch that op_attention() needs, for op_scratch(). */
+/* Scratch that op_attention() and op_sample() need, for op_scratch(). */
 size_t attention_scratch(const struct dev *dev, const struct op_limits *limits);
+size_t sample_scratch(const struct op_limits *limits);
 
 enum { LAUNCH_PLAIN, LAUNCH_PDL };
 

@@ -1,8 +1,11 @@
 /*
- * Sampling, a block a row. Candidates are never sorted whole: a cut or a draw
- * is a place in falling order where a count or a mass is reached. It is looked
- * for in a histogram over values, then in one of its bins, until what is left
- * fits into shared memory and is sorted there.
+ * Sampling in two kernels. The first has a block for each slice of a row's ids, and
+ * finds its best candidate; the second has a block for each row, and looks into those
+ * slices alone whose best is not cut.
+ *
+ * Candidates are never sorted whole: a cut or a draw is a place in falling order where
+ * a count or a mass is reached. It is looked for in a histogram over values, then in one
+ * of its bins, until what is left fits into shared memory and is sorted there.
  */
 #include <float.h>
 #include <math.h>
@@ -17,6 +20,9 @@ extern "C" {
 
 #define SAMPLE_THREADS 1024
 #define SAMPLE_WARPS (SAMPLE_THREADS / 32)
+#define SLICES 256 /* of a row */
+#define SLICE_THREADS 128
+#define SLICE_WARPS (SLICE_THREADS / 32)
 #define BINS SAMPLE_THREADS
 #define LIST_MAX SAMPLE_THREADS
 #define GREEDY_BELOW 1e-5
@@ -41,12 +47,15 @@ struct place {
  * one of FRACTIONs of those, so that they do not depend on who adds first.
  */
 struct desk {
+	struct sample_row row;
 	struct candidate list[LIST_MAX], sorted[LIST_MAX];
 	double sums[BINS];
 	unsigned long long high[BINS], low[BINS];
 	uint32_t counts[BINS];
 	double warp_values[SAMPLE_WARPS], warp_others[SAMPLE_WARPS];
 	uint32_t warp_ids[SAMPLE_WARPS];
+	double tops[SLICES]; /* the values of slices' best */
+	double bound;
 	uint32_t n_listed, first;
 };
 
@@ -80,10 +89,9 @@ static __device__ __forceinline__ bool is_plain(const struct sample_row *row, co
 }
 
 /* No product is fused with what follows it: the host's are not. */
-static __device__ double logit_of(const struct sample_row *row, const float *logits,
-				  const uint32_t *special, uint32_t id)
+static __device__ double logit_of(const struct sample_row *row, float logit, const uint32_t *special,
+				  uint32_t id)
 {
-	const float logit = logits[id];
 	double z = isnan(logit) ? -INFINITY : (double)fminf(logit, FLT_MAX);
 
 	if (is_special(special, id))
@@ -117,41 +125,73 @@ static __device__ void set_floor(struct view &v, double floor)
 
 static __device__ __forceinline__ bool is_candidate(const struct view &v, uint32_t id, double &value)
 {
-	if (v.logits[id] < v.cut && is_plain(v.row, v.special, id))
+	const float logit = v.logits[id];
+
+	if (logit < v.cut && is_plain(v.row, v.special, id))
 		return false;
-	value = __dsub_rn(logit_of(v.row, v.logits, v.special, id) / v.row->temperature, v.most);
+	value = __dsub_rn(logit_of(v.row, logit, v.special, id) / v.row->temperature, v.most);
 	return value >= v.floor &&
 	       (value > v.last.value || (value == v.last.value && id <= v.last.id));
 }
 
-/* Calls f(value, id) for this thread's candidates. */
-template <typename F> static __device__ __forceinline__ void each(const struct view &v, F f)
+/* What is asked of the row, to where it is read often. */
+static __device__ void take_row(struct sample_row *to, const struct sample_row *from)
 {
-	for (uint32_t id = threadIdx.x; id < v.row->vocab_real; id += SAMPLE_THREADS) {
-		double value;
+	static_assert(sizeof(*to) % 4 == 0 && sizeof(*to) / 4 <= SLICE_THREADS, "a word for each thread");
+	if (threadIdx.x < sizeof(*to) / 4)
+		((uint32_t *)to)[threadIdx.x] = ((const uint32_t *)from)[threadIdx.x];
+	__syncthreads();
+}
 
-		if (is_candidate(v, id, value))
-			f(value, id);
+/* Ids of a slice: whole words of bits. */
+static __device__ __forceinline__ uint32_t slice_ids(const struct sample_row *row)
+{
+	return (row->vocab_real + SLICES * 32 - 1) / (SLICES * 32) * 32;
+}
+
+/* Calls f(value, id) for this thread's candidates; those below @low may be left out. */
+template <typename F>
+static __device__ __forceinline__ void each(const struct view &v, double low, F f)
+{
+	const uint32_t ids = slice_ids(v.row), lane = threadIdx.x % 32;
+
+	low = fmax(low, v.floor);
+	for (uint32_t slice = threadIdx.x / 32; slice < SLICES; slice += SAMPLE_WARPS) {
+		const uint32_t first = slice * ids;
+		const uint32_t end = min(first + ids, v.row->vocab_real);
+
+		if (v.desk->tops[slice] < low)
+			continue;
+		for (uint32_t id = first + lane; id < end; id += 32) {
+			double value;
+
+			if (is_candidate(v, id, value))
+				f(value, id);
+		}
 	}
 }
 
-/* Bits of ids whose logits are changed one by one. */
-static __device__ void mark_special(uint32_t *special, const struct sample_row *row)
+/* Bits of ids from @first to @end, of those whose logits are changed one by one; @first is a multiple of 32. */
+template <int THREADS>
+static __device__ void mark_special(uint32_t *special, const struct sample_row *row, uint32_t first,
+				    uint32_t end)
 {
-	for (uint32_t i = threadIdx.x; i < (row->vocab_real + 31) / 32; i += SAMPLE_THREADS)
+	const auto mark = [=](uint32_t id) {
+		if (id >= first && id < end)
+			atomicOr(&special[(id - first) / 32], 1u << id % 32);
+	};
+
+	for (uint32_t i = threadIdx.x; first + i * 32 < end; i += THREADS)
 		special[i] = 0;
 	__syncthreads();
-	for (uint32_t i = threadIdx.x; i < row->n_bias; i += SAMPLE_THREADS)
-		if (row->bias_ids[i] < row->vocab_real)
-			atomicOr(&special[row->bias_ids[i] / 32], 1u << row->bias_ids[i] % 32);
-	for (uint32_t i = threadIdx.x; i < row->n_masked; i += SAMPLE_THREADS)
-		if (row->masked[i] < row->vocab_real)
-			atomicOr(&special[row->masked[i] / 32], 1u << row->masked[i] % 32);
+	for (uint32_t i = threadIdx.x; i < row->n_bias; i += THREADS)
+		mark(row->bias_ids[i]);
+	for (uint32_t i = threadIdx.x; i < row->n_masked; i += THREADS)
+		mark(row->masked[i]);
 	__syncthreads();
 }
 
-/* The first of all threads' candidates in falling order; the value of none is -inf, and its id NO_ID. */
-static __device__ struct candidate first_of_all(struct desk *d, struct candidate c)
+static __device__ struct candidate first_of_warp(struct candidate c)
 {
 	for (int bits = 16; bits > 0; bits /= 2) {
 		const struct candidate other = { __shfl_xor_sync(WARP_ALL, c.value, bits),
@@ -160,6 +200,13 @@ static __device__ struct candidate first_of_all(struct desk *d, struct candidate
 		if (is_before(other, c))
 			c = other;
 	}
+	return c;
+}
+
+/* The first of all threads' candidates in falling order; the value of none is -inf, and its id NO_ID. */
+static __device__ struct candidate first_of_all(struct desk *d, struct candidate c)
+{
+	c = first_of_warp(c);
 	__syncthreads();
 	if (threadIdx.x % 32 == 0) {
 		d->warp_values[threadIdx.x / 32] = c.value;
@@ -253,7 +300,7 @@ static __device__ uint32_t list(const struct view &v, double low, double high)
 	if (threadIdx.x == 0)
 		d->n_listed = 0;
 	__syncthreads();
-	each(v, [=](double value, uint32_t id) {
+	each(v, low, [=](double value, uint32_t id) {
 		if (value >= low && value <= high) {
 			const uint32_t at = atomicAdd(&d->n_listed, 1u);
 
@@ -313,7 +360,7 @@ static __device__ void fill_bins(const struct view &v, const struct goal &g, dou
 	d->counts[threadIdx.x] = 0;
 	d->high[threadIdx.x] = d->low[threadIdx.x] = 0;
 	__syncthreads();
-	each(v, [=](double value, uint32_t) {
+	each(v, low, [=](double value, uint32_t) {
 		if (value < low || value > high)
 			return;
 		const uint32_t bin = bin_of(value, high, per_value);
@@ -372,7 +419,9 @@ static __device__ struct place find_place(const struct view &v, const struct goa
 		before += bin > 0 ? d->sums[bin - 1] : 0;
 		n = d->counts[bin];
 
-		each(v, [&](double value, uint32_t) {
+		/* a bin further down than it ends, for roundings */
+		each(v, bin < BINS - 1 ? fmax(low, high - (bin + 2) / per_value) : low,
+		     [&](double value, uint32_t) {
 			if (value >= low && value <= high && bin_of(value, high, per_value) == bin) {
 				lowest = fmin(lowest, value);
 				highest = fmax(highest, value);
@@ -405,7 +454,7 @@ static __device__ double mass_of(const struct view &v)
 {
 	double sum = 0;
 
-	each(v, [&](double value, uint32_t) { sum += exp(value); });
+	each(v, v.floor, [&](double value, uint32_t) { sum += exp(value); });
 	return sum_of_all(v.desk, sum);
 }
 
@@ -451,12 +500,35 @@ static __device__ uint32_t draw_from_list(struct desk *d, const struct sample_ro
 	return d->sorted[at].id;
 }
 
+/* Of the slices' best the @nth: so many candidates there are from it on, at least. */
+static __device__ double nth_top(struct desk *d, uint32_t nth)
+{
+	if (threadIdx.x < SLICES) {
+		const double own = d->tops[threadIdx.x];
+		uint32_t rank = 1;
+
+		for (uint32_t i = 0; i < SLICES; i++)
+			rank += d->tops[i] > own || (d->tops[i] == own && i < threadIdx.x);
+		if (rank == nth)
+			d->bound = own;
+	}
+	__syncthreads();
+	return d->bound;
+}
+
 static __device__ uint32_t draw(struct view v)
 {
 	const struct sample_row *row = v.row;
-	uint32_t n = list(v, v.floor, 0), top_k = row->top_k;
+	uint32_t n, top_k = row->top_k;
 	double sum;
 
+	if (top_k > 0 && top_k <= SLICES) {
+		const double bound = nth_top(v.desk, top_k);
+
+		if (bound > v.floor)
+			set_floor(v, bound);
+	}
+	n = list(v, v.floor, 0);
 	if (n > LIST_MAX && top_k > 0 && top_k < n) {
 		set_floor(v, find_place(v, { true, false, (double)top_k }).value);
 		top_k = 0;
@@ -468,6 +540,7 @@ static __device__ uint32_t draw(struct view v)
 	sum = mass_of(v);
 	if (row->top_p < 1) {
 		v.last = find_place(v, { false, false, row->top_p * sum });
+		set_floor(v, v.last.value);
 		sum = mass_of(v);
 	}
 	return find_place(v, { false, true, uniform(row->seed, row->position) * sum }).id;
@@ -487,34 +560,76 @@ static __device__ uint32_t first_allowed(const struct sample_row *row)
 	return 0;
 }
 
-static __global__ void __launch_bounds__(SAMPLE_THREADS)
-	k_sample(uint32_t *ret_ids, const float *logits, uint32_t vocab, const struct sample_row *rows)
+/* The best candidate of one slice of a row: logits as they are with biases, before temperature. */
+static __global__ void __launch_bounds__(SLICE_THREADS)
+	k_best(struct candidate *tops, const float *logits, uint32_t vocab, const struct sample_row *rows)
 {
-	struct desk *d = shared_memory<struct desk>();
-	uint32_t *special = (uint32_t *)(d + 1);
-	const struct sample_row *row = rows + blockIdx.x;
+	__shared__ struct sample_row own_row;
+	__shared__ double warp_values[SLICE_WARPS];
+	__shared__ uint32_t warp_ids[SLICE_WARPS];
+	uint32_t *bits = shared_memory<uint32_t>();
+	const struct sample_row *row = &own_row;
+	const float *own = logits + (size_t)blockIdx.y * vocab;
 	struct candidate best = { -INFINITY, NO_ID };
-	struct view v = { row,	    logits + (size_t)blockIdx.x * vocab,
-			  d,	    special,
-			  0,	    0,
-			  -INFINITY, { -INFINITY, NO_ID } };
 	float least = -INFINITY; /* at most the best so far */
-	uint32_t id;
+	uint32_t first, end;
 
 	pdl_release();
 	pdl_wait();
-	mark_special(special, row);
-	for (uint32_t i = threadIdx.x; i < row->vocab_real; i += SAMPLE_THREADS) {
+	take_row(&own_row, rows + blockIdx.y);
+	first = blockIdx.x * slice_ids(row);
+	end = min(first + slice_ids(row), row->vocab_real);
+	mark_special<SLICE_THREADS>(bits, row, first, end);
+	for (uint32_t i = first + threadIdx.x; i < end; i += SLICE_THREADS) {
+		const uint32_t *special = bits - first / 32;
+		const float logit = own[i];
 		struct candidate c;
 
-		if (v.logits[i] < least && is_plain(row, special, i))
+		if (logit < least && is_plain(row, special, i))
 			continue;
-		c = { logit_of(row, v.logits, special, i), i };
+		c = { logit_of(row, logit, special, i), i };
 		if (c.value > -INFINITY && is_before(c, best)) {
 			best = c;
 			least = __double2float_rd(best.value);
 		}
 	}
+	best = first_of_warp(best);
+	if (threadIdx.x % 32 == 0) {
+		warp_values[threadIdx.x / 32] = best.value;
+		warp_ids[threadIdx.x / 32] = best.id;
+	}
+	__syncthreads();
+	if (threadIdx.x > 0)
+		return;
+	for (int i = 1; i < SLICE_WARPS; i++) {
+		const struct candidate other = { warp_values[i], warp_ids[i] };
+
+		if (is_before(other, best))
+			best = other;
+	}
+	tops[blockIdx.y * SLICES + blockIdx.x] = best;
+}
+
+static __global__ void __launch_bounds__(SAMPLE_THREADS)
+	k_sample(uint32_t *ret_ids, const struct candidate *tops, const float *logits, uint32_t vocab,
+		 const struct sample_row *rows)
+{
+	struct desk *d = shared_memory<struct desk>();
+	uint32_t *special = (uint32_t *)(d + 1);
+	const struct sample_row *row = &d->row;
+	struct candidate best = { -INFINITY, NO_ID }, top;
+	struct view v = { row,	    logits + (size_t)blockIdx.x * vocab,
+			  d,	    special,
+			  0,	    0,
+			  -INFINITY, { -INFINITY, NO_ID } };
+	uint32_t id;
+
+	pdl_release();
+	pdl_wait();
+	take_row(&d->row, rows + blockIdx.x);
+	if (threadIdx.x < SLICES)
+		best = tops[blockIdx.x * SLICES + threadIdx.x];
+	top = best;
 	best = first_of_all(d, best);
 	if (best.id == NO_ID) {
 		id = first_allowed(row);
@@ -522,6 +637,9 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
 		id = best.id;
 	} else {
 		v.most = best.value / row->temperature;
+		if (threadIdx.x < SLICES)
+			d->tops[threadIdx.x] = __dsub_rn(top.value / row->temperature, v.most);
+		mark_special<SAMPLE_THREADS>(special, row, 0, row->vocab_real);
 		set_floor(v, row->min_p > 0 ? log(row->min_p) : -DBL_MAX);
 		id = draw(v);
 	}
@@ -534,6 +652,19 @@ static size_t shared_bytes(uint32_t vocab)
 	return sizeof(struct desk) + ((size_t)vocab + 31) / 32 * 4;
 }
 
+/* Bits of a slice. */
+static size_t slice_bytes(uint32_t vocab)
+{
+	return ((size_t)vocab + SLICES * 32 - 1) / (SLICES * 32) * 4;
+}
+
+size_t sample_scratch(const struct op_limits *limits)
+{
+	const uint32_t rows = limits->tokens < OP_SAMPLE_ROWS ? limits->tokens : OP_SAMPLE_ROWS;
+
+	return (size_t)rows * SLICES * sizeof(struct candidate);
+}
+
 bool op_samples(const struct dev *dev, uint32_t vocab)
 {
 	return vocab > 0 && shared_bytes(vocab) <= dev->shared_max;
@@ -543,13 +674,19 @@ int op_sample(struct stream *st, uint32_t *ret_ids, const struct tensor *logits,
 	      const struct sample_row *rows)
 {
 	const uint32_t n = logits->shape[1], vocab = logits->shape[2];
+	struct candidate *tops = (struct candidate *)st->scratch;
+	int r;
 
-	if (logits->type != DT_F32 || logits->shape[0] != 1 || !op_samples(st->dev, vocab))
+	if (logits->type != DT_F32 || logits->shape[0] != 1 || n > OP_SAMPLE_ROWS ||
+	    n * SLICES * sizeof(*tops) > st->scratch_bytes || !op_samples(st->dev, vocab))
 		return -EINVAL;
 	if (n == 0)
 		return 0;
-	return launch(st, LAUNCH_PDL, k_sample, dim3(n), dim3(SAMPLE_THREADS), shared_bytes(vocab),
-		      ret_ids, (const float *)logits->data, vocab, rows);
+	r = launch(st, LAUNCH_PDL, k_best, dim3(SLICES, n), dim3(SLICE_THREADS), slice_bytes(vocab), tops,
+		   (const float *)logits->data, vocab, rows);
+	return r < 0 ? r
+		     : launch(st, LAUNCH_PDL, k_sample, dim3(n), dim3(SAMPLE_THREADS), shared_bytes(vocab),
+			      ret_ids, tops, (const float *)logits->data, vocab, rows);
 }
 
 static __global__ void k_count(struct sample_count *counts, uint32_t vocab, const uint32_t *ids,

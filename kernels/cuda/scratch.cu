@@ -4,8 +4,11 @@
 
 size_t op_scratch(const struct dev *dev, const struct op_limits *limits)
 {
-	const size_t matrices = matrix_scratch(dev, limits);
-	const size_t attention = attention_scratch(dev, limits);
+	const size_t needs[] = { matrix_scratch(dev, limits), attention_scratch(dev, limits),
+				 sample_scratch(limits) };
+	size_t most = 0;
 
-	return matrices > attention ? matrices : attention;
+	for (size_t need : needs)
+		most = need > most ? need : most;
+	return most;
 }

@@ -175,13 +175,21 @@ static struct {
 
 static void open_all(uint32_t vocab_max)
 {
+	const struct op_limits limits = { .tokens = ROWS,
+					  .dim = 32,
+					  .heads = 1,
+					  .kv_heads = 1,
+					  .head_dim = 32,
+					  .ffn_dim = 32,
+					  .vocab = vocab_max,
+					  .max_context = 64 };
 	int r = dev_open(isa_best(), 0, &dev);
 
 	if (r < 0) {
 		printf("skip sampling: no device to sample on: %s\n", strerror(-r));
 		exit(77);
 	}
-	r = st_open(dev, 1, &st);
+	r = st_open(dev, op_scratch(dev, &limits), &st);
 	if (r < 0)
 		give_up("st_open", r);
 	on.logits = device_room((size_t)ROWS * vocab_max * sizeof(float));
