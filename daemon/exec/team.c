@@ -283,10 +283,11 @@ static int choose(struct team *team, uint32_t rank, void *userdata)
 	char path[PATH_MAX], text[512];
 	int r;
 
-	if (choosing->dir && snprintf(path, sizeof(path), "%s/products-%u-of-%u", choosing->dir, rank,
-				      team->n_ranks) >= (int)sizeof(path))
+	if (choosing->dir && snprintf(path, sizeof(path), "%s/products-%u-of-%u", choosing->dir,
+				      rank, team->n_ranks) >= (int)sizeof(path))
 		return -ENAMETOOLONG;
-	r = model_choose(team->members[rank].model, choosing->dir ? path : NULL, text, sizeof(text));
+	r = model_choose(team->members[rank].model, choosing->dir ? path : NULL, text,
+			 sizeof(text));
 	if (r == 0 && rank == 0)
 		snprintf(choosing->text, choosing->text_bytes, "%s", text);
 	return r;
@@ -418,8 +419,7 @@ static int resize(struct team *team, uint32_t rank, void *userdata)
 	const uint64_t least = least_bytes(team, rank);
 	int r;
 
-	r = mirror_resize(m->mirror, model_stream(m->model),
-			  bytes ? MAX(bytes, least) : 0);
+	r = mirror_resize(m->mirror, model_stream(m->model), bytes ? MAX(bytes, least) : 0);
 	/* what there is does, if it is enough for one sequence */
 	return r == -ENOMEM && mirror_frames(m->mirror) >= team->least_pages ? 0 : r;
 }

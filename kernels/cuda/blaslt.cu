@@ -314,6 +314,6 @@ int blaslt_multiply(struct blaslt_product *p, const struct blaslt_algorithm *a, 
 
 	return r < 0 ? r : make_call(&b->call, "cublasLtMatmul", true, [&] {
 		return b->call.matmul(b->handle, desc, &one, w, p->w, x, p->x, &old, y, p->y, y,
-				       p->y, a->data, workspace, workspace_bytes, stream);
+				      p->y, a->data, workspace, workspace_bytes, stream);
 	});
 }

@@ -358,7 +358,9 @@ int cublasLtMatmul(void *handle, struct desc *d, const float *alpha, const void 
 		.to = y,
 		.beta = *beta,
 		.workspace = workspace,
-		.pause_ns = behaves("slow") ? 20000000 : algorithm[1] == 1 ? 0 : 1000000,
+		.pause_ns = behaves("slow")	? 20000000
+			    : algorithm[1] == 1 ? 0
+						: 1000000,
 		.wrong = behaves("wrong"),
 	};
 	pthread_mutex_lock(&lock);

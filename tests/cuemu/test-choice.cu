@@ -66,17 +66,20 @@ struct layers {
 	char text[512];
 
 	layers(size_t scratch_bytes = 1 << 20)
-		: rig(2, 227 << 10, scratch_bytes), biases(random_floats(64)),
-		  x(random_floats(MOST * COLS)), dbias(64 * 4, biases.data()), dx(x.size() * 4, x.data()),
-		  dy{ device_memory(MOST * rows[0] * 4), device_memory(MOST * rows[1] * 4),
-		      device_memory(MOST * rows[2] * 4), device_memory(MOST * rows[3] * 4) },
-		  text()
+	    : rig(2, 227 << 10, scratch_bytes), biases(random_floats(64)),
+	      x(random_floats(MOST * COLS)), dbias(64 * 4, biases.data()),
+	      dx(x.size() * 4, x.data()), dy{ device_memory(MOST * rows[0] * 4),
+					      device_memory(MOST * rows[1] * 4),
+					      device_memory(MOST * rows[2] * 4),
+					      device_memory(MOST * rows[3] * 4) },
+	      text()
 	{
 		for (uint32_t l = 0; l < LAYERS; l++)
 			for (uint32_t i = 0; i <= JOBS; i++) {
 				struct linear_job *job = i < JOBS ? &jobs[l * JOBS + i] : &added[l];
 
-				matrix_make(rig.dev, &m[l][i], { DT_BF16, DT_NONE, 0 }, rows[i], COLS);
+				matrix_make(rig.dev, &m[l][i], { DT_BF16, DT_NONE, 0 }, rows[i],
+					    COLS);
 				*job = {};
 				job->w = &m[l][i].packed;
 				job->y = batch(dy[i].at, MOST, rows[i]);
@@ -412,10 +415,10 @@ static void without_the_library_ours_compute_and_it_is_said_why(void **state)
 	static const struct {
 		const char *library, *how, *text;
 	} cases[] = {
-		{ "libnowhere.so.1", "", "own kernels alone: libnowhere.so.1: cannot open shared object "
-					 "file: No such file or directory" },
-		{ "libm.so.6", "",
-		  "own kernels alone: the library has no cublasLtCreate" },
+		{ "libnowhere.so.1", "",
+		  "own kernels alone: libnowhere.so.1: cannot open shared object "
+		  "file: No such file or directory" },
+		{ "libm.so.6", "", "own kernels alone: the library has no cublasLtCreate" },
 		{ FAKE, "starts not",
 		  "own kernels alone: cuBLASLt's create: CUBLAS_STATUS_NOT_INITIALIZED" },
 	};
@@ -445,7 +448,8 @@ static void what_was_measured_is_kept(void **state)
 		struct layers again;
 
 		assert_int_equal(again.choose(PATH), 0);
-		assert_non_null(strstr(again.text, "cuBLASLt 13.2.3 for 8 of 8 products, 0 of them timed in "));
+		assert_non_null(strstr(again.text,
+				       "cuBLASLt 13.2.3 for 8 of 8 products, 0 of them timed in "));
 		again.check(1, 40);
 		assert_string_not_equal(fake_log(), "");
 	}
@@ -462,8 +466,8 @@ static void other_shapes_are_kept_beside(void **state)
 		struct layers again;
 
 		assert_int_equal(again.choose(PATH), 0);
-		assert_non_null(strstr(again.text, i ? "8 of 8 products, 0 of them timed" :
-						       "8 of 8 products, 4 of them timed"));
+		assert_non_null(strstr(again.text, i ? "8 of 8 products, 0 of them timed"
+						     : "8 of 8 products, 4 of them timed"));
 	}
 }
 
@@ -484,8 +488,9 @@ static void of_another_device_is_nothing(void **state)
 			assert_non_null(strstr(l.text, "8 of them timed"));
 		else
 			assert_non_null(strstr(l.text, "0 of them timed"));
-		assert_true((i == 0) == (strstr(l.text, "; what was kept is of another device, driver, "
-							"library or version") != NULL));
+		assert_true((i == 0) ==
+			    (strstr(l.text, "; what was kept is of another device, driver, "
+					    "library or version") != NULL));
 	}
 }
 
@@ -505,7 +510,8 @@ static void a_damaged_file_is_nothing_and_is_replaced(void **state)
 	sound.resize(fread(sound.data(), 1, sound.size(), f));
 	fclose(f);
 	assert_int_equal(sound.size(), 288 + 4 * 624);
-	for (size_t at : { (size_t)0, (size_t)13, (size_t)280, (size_t)300, sound.size() - 1, sound.size() }) {
+	for (size_t at :
+	     { (size_t)0, (size_t)13, (size_t)280, (size_t)300, sound.size() - 1, sound.size() }) {
 		std::vector<char> damaged = sound;
 		struct layers l;
 
@@ -597,7 +603,8 @@ static void any_call_may_fail(void **state)
 			int r;
 
 			l.limit(8);
-			calls_fail(nth, is_memory ? cudaErrorMemoryAllocation : cudaErrorUnknown, false);
+			calls_fail(nth, is_memory ? cudaErrorMemoryAllocation : cudaErrorUnknown,
+				   false);
 			r = l.choose(NULL, 1);
 			if (r == 0)
 				r = l.compute(0, 8);
@@ -607,7 +614,8 @@ static void any_call_may_fail(void **state)
 				assert_int_equal(r, calls_lost() ? -EIO : 0);
 			calls_fail(0, cudaSuccess, false);
 			if (r == 0 && l.rig.st->choice == NULL)
-				assert_string_equal(l.text, "own kernels alone: cuBLASLt finds no memory");
+				assert_string_equal(l.text,
+						    "own kernels alone: cuBLASLt finds no memory");
 			l.check(0, 8);
 		}
 }

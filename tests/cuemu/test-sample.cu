@@ -23,9 +23,17 @@ static std::vector<float> make_logits(void)
 /* Bytes read, against those of all logits. */
 static double share_read(const struct sample_row &row)
 {
-	const struct op_limits limits = { .tokens = ROWS, .dim = 32, .heads = 1, .kv_heads = 1,
-					  .head_dim = 32, .ffn_dim = 32, .experts = 0, .top_k = 0,
-					  .vocab = VOCAB, .max_context = 64, .moe_ffn_dim = 0 };
+	const struct op_limits limits = { .tokens = ROWS,
+					  .dim = 32,
+					  .heads = 1,
+					  .kv_heads = 1,
+					  .head_dim = 32,
+					  .ffn_dim = 32,
+					  .experts = 0,
+					  .top_k = 0,
+					  .vocab = VOCAB,
+					  .max_context = 64,
+					  .moe_ffn_dim = 0 };
 	struct rig rig(4);
 	const std::vector<float> logits = make_logits();
 	const std::vector<struct sample_row> rows(ROWS, row);
@@ -36,7 +44,8 @@ static double share_read(const struct sample_row &row)
 
 	assert_true(op_scratch(rig.dev, &limits) <= rig.st->scratch_bytes);
 	cuemu_count(true);
-	assert_int_equal(op_sample(rig.st, (uint32_t *)ids.at, &t, (struct sample_row *)drows.at), 0);
+	assert_int_equal(op_sample(rig.st, (uint32_t *)ids.at, &t, (struct sample_row *)drows.at),
+			 0);
 	share = (double)cuemu_counted().read_sectors * 32 / (double)dlogits.bytes;
 	cuemu_count(false);
 	for (uint32_t id : ids.read<uint32_t>(rig.st))

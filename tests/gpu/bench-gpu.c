@@ -585,18 +585,21 @@ static int bench_products(struct bench *b)
 	for (uint32_t i = 0; device_choice(model_stream(b->model), i, &c); i++) {
 		const bool computes = c.tokens > 512 && isfinite(b->peak);
 		const double size = (double)c.rows * c.cols;
-		const double limit = 1e6 * (computes ? 2 * size * c.tokens / b->peak : 2 * size / b->copy);
+		const double limit = 1e6 * (computes ? 2 * size * c.tokens / b->peak
+						     : 2 * size / b->copy);
 		const char *of = computes ? "peak" : "copy";
 
 		if (c.own_us <= 0)
 			continue; /* there was no time */
-		snprintf(name, sizeof(name), "product %u x %u, %u tokens", c.rows, c.cols, c.tokens);
+		snprintf(name, sizeof(name), "product %u x %u, %u tokens", c.rows, c.cols,
+			 c.tokens);
 		if (!is_wanted(b, name))
 			continue;
-		snprintf(name, sizeof(name), "product %u x %u, %u tokens, own", c.rows, c.cols, c.tokens);
+		snprintf(name, sizeof(name), "product %u x %u, %u tokens, own", c.rows, c.cols,
+			 c.tokens);
 		tell(b, name, c.own_us, "us", limit, of, limit / c.own_us, 0);
-		snprintf(name, sizeof(name), "product %u x %u, %u tokens, cublaslt, %s chosen", c.rows,
-			 c.cols, c.tokens, c.way);
+		snprintf(name, sizeof(name), "product %u x %u, %u tokens, cublaslt, %s chosen",
+			 c.rows, c.cols, c.tokens, c.way);
 		if (c.library_us > 0)
 			tell(b, name, c.library_us, "us", limit, of, limit / c.library_us, 0);
 		else

@@ -45,7 +45,9 @@ static const uint32_t prompt[] = { 11, 42, 300, 8, 77, 123, 450, 2, 19, 260 };
 
 static int make_exec(struct bench *b)
 {
-	const struct exec_limits limits = { .n_slots = N_SLOTS, .max_context = CONTEXT, .max_batch_tokens = BATCH };
+	const struct exec_limits limits = { .n_slots = N_SLOTS,
+					    .max_context = CONTEXT,
+					    .max_batch_tokens = BATCH };
 
 	return exec_new(b->rig.team, &b->rig.kv, &limits, &b->exec, NULL);
 }
@@ -909,7 +911,9 @@ uint64_t failing_made(void) __attribute__((weak));
 /* A page each, of a pool that has a group for every eight of them: of as much of it as one context needs, if @small. */
 static void sample_from_pool(struct bench *b, bool small, uint32_t ids[4][MANY_SLOTS])
 {
-	const struct exec_limits limits = { .n_slots = MANY_SLOTS, .max_context = CONTEXT, .max_batch_tokens = BATCH,
+	const struct exec_limits limits = { .n_slots = MANY_SLOTS,
+					    .max_context = CONTEXT,
+					    .max_batch_tokens = BATCH,
 					    .pool_bytes = small ? 1 : 0 };
 	const struct step_sampler s = greedy(b);
 
@@ -1082,7 +1086,8 @@ static void a_step_is_few_kernels(void **state)
 		      layers, (unsigned long long)many);
 	assert_true(one <= layers * KERNELS_PER_LAYER + MEMPLAN_KERNELS_AROUND);
 	/* a dense layer has no router and no lists */
-	assert_true(many <= layers * MEMPLAN_KERNELS_PER_LAYER - 2 * dense + MEMPLAN_KERNELS_AROUND);
+	assert_true(many <=
+		    layers * MEMPLAN_KERNELS_PER_LAYER - 2 * dense + MEMPLAN_KERNELS_AROUND);
 }
 
 #define FAILURES 24 /* spread over all calls of a life */

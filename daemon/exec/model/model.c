@@ -634,7 +634,9 @@ int model_choose(struct model *m, const char *path, char *ret_text, size_t text_
 	const uint32_t tokens = m->max_tokens, spoken = MIN(tokens, spoken_rows(m));
 	const uint32_t q_width = s->heads * c->head_dim, kv_width = s->kv_heads * c->head_dim;
 	struct linear_job ins[LAYERS_TIMED][3], outs[LAYERS_TIMED];
-	const struct linear_job head = { &m->w->head, { 0 }, rows(m->logits, spoken, s->vocab), false };
+	const struct linear_job head = {
+		&m->w->head, { 0 }, rows(m->logits, spoken, s->vocab), false
+	};
 	struct linear_set sets[] = {
 		{ ins[0], 3, 0, rows(m->norm, tokens, c->dim) },
 		{ outs, 1, 0, rows(m->attention, tokens, q_width) },
@@ -648,8 +650,10 @@ int model_choose(struct model *m, const char *path, char *ret_text, size_t text_
 		struct linear_job *in = ins[sets[0].n_variants], *out = &outs[sets[0].n_variants];
 
 		in[0] = (struct linear_job){ &w->q, w->q_bias, rows(m->q, tokens, q_width), false };
-		in[1] = (struct linear_job){ &w->k, w->k_bias, rows(m->k, tokens, kv_width), false };
-		in[2] = (struct linear_job){ &w->v, w->v_bias, rows(m->v, tokens, kv_width), false };
+		in[1] = (struct linear_job){ &w->k, w->k_bias, rows(m->k, tokens, kv_width),
+					     false };
+		in[2] = (struct linear_job){ &w->v, w->v_bias, rows(m->v, tokens, kv_width),
+					     false };
 		*out = (struct linear_job){ &w->o, w->o_bias, rows(m->hidden, tokens, c->dim),
 					    is_first_rank(m) };
 		if (are_alike(in, ins[0], 3) && are_alike(out, outs, 1))
