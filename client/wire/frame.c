@@ -140,20 +140,35 @@ ssize_t frame_in_read(struct frame_in *in, int fd)
 	return n;
 }
 
-int frame_in_next(struct frame_in *in, struct span *ret, struct err *err)
+/* The length that is declared, once its bytes are there. */
+static bool read_length(const struct frame_in *in, uint32_t *ret)
 {
-	const size_t left = in->len - in->taken;
 	uint32_t bytes;
 
-	if (left < FRAME_HEADER_BYTES)
-		return 0;
+	if (in->len - in->taken < FRAME_HEADER_BYTES)
+		return false;
 	memcpy(&bytes, in->data + in->taken, sizeof(bytes));
-	bytes = le32toh(bytes);
+	*ret = le32toh(bytes);
+	return true;
+}
+
+bool frame_in_is_whole(const struct frame_in *in)
+{
+	uint32_t bytes;
+
+	return read_length(in, &bytes) &&
+	       (bytes > in->max_bytes || in->len - in->taken - FRAME_HEADER_BYTES >= bytes);
+}
+
+int frame_in_next(struct frame_in *in, struct span *ret, struct err *err)
+{
+	uint32_t bytes;
+
+	if (!frame_in_is_whole(in) || !read_length(in, &bytes))
+		return 0;
 	if (bytes > in->max_bytes)
 		return err_set(err, -EMSGSIZE, "a frame of %u bytes; at most %u are accepted",
 			       bytes, in->max_bytes);
-	if (left - FRAME_HEADER_BYTES < bytes)
-		return 0;
 	*ret = (struct span){ in->data + in->taken + FRAME_HEADER_BYTES, bytes };
 	in->taken += FRAME_HEADER_BYTES + (size_t)bytes;
 	return 1;

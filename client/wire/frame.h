@@ -48,6 +48,9 @@ ssize_t frame_in_read(struct frame_in *in, int fd);
  */
 int frame_in_next(struct frame_in *in, struct span *ret, struct err *err);
 
+/* Whether frame_in_next() would say anything but 0. */
+bool frame_in_is_whole(const struct frame_in *in);
+
 /* Takes the oldest received descriptor, or returns -1. */
 int frame_in_take_fd(struct frame_in *in);
 

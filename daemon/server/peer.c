@@ -12,6 +12,7 @@
 #include "daemon/base/log.h"
 #include "daemon/server/dispatch.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/taking.h"
 #include "daemon/server/transfer.h"
 
 static const struct {
@@ -80,7 +81,7 @@ static void watch(struct peer *p)
 	if (p->dead)
 		return;
 	/* a peer that does not read its answers is not asked for more questions */
-	if (!p->closing && !peer_is_full(p))
+	if (!p->closing && !p->is_taking && !peer_is_full(p))
 		events |= EPOLLIN;
 	if (p->out.queued_bytes > 0)
 		events |= EPOLLOUT;
@@ -114,6 +115,7 @@ void peer_flush(struct peer *p)
 	}
 	if (r == 1 && p->n_told > 0)
 		stream_arrived(p, false);
+	taking_goes_on(p);
 	watch(p);
 }
 
@@ -230,34 +232,37 @@ static void time_frames(struct peer *p)
 {
 	if (p->closing || p->dead || !p->greeted)
 		return;
-	if (p->in.len <= p->in.taken)
+	if (p->in.len <= p->in.taken || frame_in_is_whole(&p->in))
 		set_deadline(p, 0);
 	else if (p->deadline_us == 0 || p->n_frames != p->n_frames_at_deadline)
 		set_deadline(p, PEER_FRAME_US);
 }
 
-static void take_frames(struct peer *p)
+void peer_take_frame(struct peer *p)
 {
 	struct err err = { 0 };
 	struct span payload;
 	int r;
 
-	while (!p->closing && !p->dead) {
-		r = frame_in_next(&p->in, &payload, &err);
-		if (r < 0) {
-			peer_refuse(p, 0, CODE_BAD_FRAME, err.text);
-			return;
-		}
-		if (r == 0) {
-			/* a descriptor comes with its frame's first byte; this one's is through */
-			if (p->in.n_fds > 0 && p->in.len <= p->in.taken)
-				peer_refuse(p, 0, CODE_BAD_FRAME,
-					    "a descriptor came with a message that takes none");
-			return;
-		}
-		p->n_frames++;
-		dispatch(p, payload);
-	}
+	if (p->closing || p->dead || peer_is_full(p))
+		return;
+	r = frame_in_next(&p->in, &payload, &err);
+	if (r < 0)
+		peer_refuse(p, 0, CODE_BAD_FRAME, err.text);
+	if (r <= 0)
+		return;
+	p->n_frames++;
+	dispatch(p, payload);
+	/* a descriptor comes with its frame's first byte; this one's is through */
+	if (p->in.n_fds > 0 && p->in.len <= p->in.taken)
+		peer_refuse(p, 0, CODE_BAD_FRAME,
+			    "a descriptor came with a message that takes none");
+}
+
+void peer_taken(struct peer *p)
+{
+	watch(p);
+	time_frames(p);
 }
 
 static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userdata)
@@ -274,7 +279,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
 		die(p);
 		return 0;
 	}
-	if (p->closing || !(revents & (EPOLLIN | EPOLLHUP | EPOLLERR)))
+	if (p->closing || p->is_taking || !(revents & (EPOLLIN | EPOLLHUP | EPOLLERR)))
 		return 0;
 
 	n = frame_in_read(&p->in, fd);
@@ -283,8 +288,7 @@ static int on_io(sd_event_source *source, int fd, uint32_t revents, void *userda
 	} else if (n == 0 || (n < 0 && n != -EAGAIN && n != -EINTR)) {
 		die(p);
 	} else if (n > 0) {
-		take_frames(p);
-		time_frames(p);
+		taking_began(p);
 	}
 	return 0;
 }
@@ -368,6 +372,7 @@ struct peer *peer_free(struct peer *p)
 		request_free(q);
 	stream_arrived(p, true);
 	let_go(p);
+	taking_forget(p);
 	TAILQ_REMOVE(&p->server->peers, p, link);
 	p->server->n_peers--;
 	p->user->n_peers--;

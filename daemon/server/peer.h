@@ -16,7 +16,7 @@
 
 struct peer {
 	struct server *server;
-	TAILQ_ENTRY(peer) link, held;
+	TAILQ_ENTRY(peer) link, held, take;
 	int fd;
 	uid_t uid;
 	gid_t gid;
@@ -25,6 +25,7 @@ struct peer {
 	char name[64], label[64];
 	bool greeted, closing, dead; /* closing: reads no more, dies when its output is sent */
 	bool is_held;		     /* in the server's list of those to be flushed */
+	bool is_taking;		     /* its frames wait for their turn, see taking.h */
 	struct frame_in in;
 	struct frame_out out;
 	sd_event_source *io, *deadline;
@@ -50,6 +51,11 @@ void peer_hold(struct server *s);
 void peer_release(struct server *s);
 /* Sends what can be sent, held or not. */
 void peer_flush(struct peer *p);
+
+/* Takes the next frame, if it is whole and the peer may have it taken. */
+void peer_take_frame(struct peer *p);
+/* After that: whether more is read, and until when what was begun must end. */
+void peer_taken(struct peer *p);
 
 /* The output queue holds as much as it may: streams wait. */
 bool peer_is_full(const struct peer *p);

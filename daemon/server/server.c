@@ -24,6 +24,7 @@
 #include "daemon/server/sleep.h"
 #include "daemon/server/sessions.h"
 #include "daemon/server/stream.h"
+#include "daemon/server/taking.h"
 #include "daemon/server/tidy.h"
 #include "daemon/server/warm.h"
 #include "daemon/text/spans.h"
@@ -41,6 +42,7 @@ struct user *server_user(struct server *s, uid_t uid)
 	if (!user)
 		return NULL;
 	user->uid = uid;
+	TAILQ_INIT(&user->takers);
 	LIST_INSERT_HEAD(&s->users, user, link);
 	return user;
 }
@@ -476,11 +478,12 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 		return err_set(err, -ENOMEM, "out of memory");
 	s->options = *options;
 	s->settings = options->settings;
-	s->listen_fd = -1;
+	s->listen_fd = s->taking_fd = -1;
 	s->started_us = clock_us();
 	LIST_INIT(&s->users);
 	TAILQ_INIT(&s->peers);
 	TAILQ_INIT(&s->held);
+	TAILQ_INIT(&s->takers);
 	TAILQ_INIT(&s->waiting);
 	TAILQ_INIT(&s->looking);
 	TAILQ_INIT(&s->streams);
@@ -493,6 +496,8 @@ int server_new(sd_event *loop, const struct server_options *options, struct serv
 	r = sd_event_add_defer(loop, &s->reaper, on_reap, s);
 	if (r >= 0)
 		r = sd_event_source_set_enabled(s->reaper, SD_EVENT_OFF);
+	if (r >= 0)
+		r = taking_open(s);
 	if (r >= 0)
 		r = worker_new(loop, &s->worker);
 	if (r >= 0)
@@ -576,6 +581,7 @@ struct server *server_free(struct server *s)
 	let_streams_go(s);
 	while ((p = TAILQ_FIRST(&s->peers)))
 		peer_free(p);
+	taking_close(s);
 	s->worker = worker_free(s->worker); /* the ends of its jobs come first */
 	s->long_worker = worker_free(s->long_worker);
 	s->tidy = tidy_free(s->tidy);

@@ -50,6 +50,8 @@ struct user {
 	uint32_t n_peers, n_requests, n_left; /* left: turns that go on without a reader */
 	uint64_t held_bytes;
 	LIST_ENTRY(user) link;
+	TAILQ_HEAD(, peer) takers; /* those of its connections that have frames */
+	TAILQ_ENTRY(user) take;	   /* while there are any */
 };
 
 enum server_state {
@@ -91,6 +93,10 @@ struct server {
 	TAILQ_HEAD(, peer) peers;
 	TAILQ_HEAD(, peer) held; /* got messages since peer_hold() */
 	bool holding;
+	TAILQ_HEAD(, user) takers; /* see taking.h */
+	int taking_fd;		   /* rings while there are any */
+	bool is_ringing;
+	sd_event_source *taker;
 	TAILQ_HEAD(, request) waiting; /* for the model to be open */
 	TAILQ_HEAD(, request) looking; /* for what its devices are like */
 	sd_event_source *looking_timer;

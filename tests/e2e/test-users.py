@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Users beside each other: limits and who sees them, other users' turns, and where prompts must not appear."""
 import importlib.util
+import socket
+from select import select
 
 from steamd_e2e import *
 
@@ -239,6 +241,26 @@ def many_long_texts_of_one_hold_up_no_other():
         for _ in range(9):
             assert end_of(alice)[1]["code"] == "too-long"
     os.close(fd)
+
+
+def many_frames_on_many_connections_hold_up_no_other():
+    need_root()
+    n_connections, n = 30, 200
+    with Daemon("air", socket_mode="0666") as d:
+        many = b"".join(struct.pack("<I", len(p)) + p for p in (wire.pack([wire.MODELS, 1 + i, {}]) for i in range(n)))
+        alice, bob = [connect(d, ALICE) for _ in range(n_connections)], connect(d, BOB)
+        bob.send(wire.MODELS, 1, {})
+        answer = struct.unpack("<I", bob.s.recv(4, socket.MSG_PEEK))[0]
+        end_of(bob)
+        for w in alice:
+            w.s.sendall(many)
+        bob.send(wire.MODELS, 2, {})
+        end_of(bob)
+        answered = sum(len(w.s.recv(1 << 20, socket.MSG_PEEK | socket.MSG_DONTWAIT)) if select([w.s], [], [], 0)[0] else 0
+                       for w in alice) // answer
+        assert answered < n_connections * n // 4, f"{answered} of another's were answered before"
+        for w in alice:
+            w.close()
 
 
 def many_sessions_of_one_hold_up_no_other():

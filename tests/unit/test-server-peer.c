@@ -383,13 +383,63 @@ static void a_reader_that_stops_reading_is_not_read_from(void **state)
 	}
 	assert_true(m.id < 100000);
 	assert_true(peer_is_full(p));
-	/* answers to one read of questions may go beyond the cap, no more */
-	assert_true(p->out.queued_bytes < PEER_OUTPUT_MAX + (64 << 20));
+	/* the answer to one question may go beyond the cap, no more */
+	assert_true(p->out.queued_bytes < PEER_OUTPUT_MAX + (16 << 10));
 	while (receive(w, &c))
 		n_got++;
 	assert_false(c.closed);
 	assert_int_equal(n_got, n_sent);
 	close_client(&c);
+}
+
+static uint32_t count_got(struct client *c)
+{
+	struct span payload;
+	uint32_t n = 0;
+
+	while (frame_in_read(&c->in, c->fd) > 0)
+		while (frame_in_next(&c->in, &payload, NULL) == 1)
+			n++;
+	return n;
+}
+
+static void frames_of_all_who_wait_are_taken_in_turn(void **state)
+{
+	enum { N = 100 };
+	struct world *w = *state;
+	struct msg m = { .type = MSG_MODELS };
+	_cleanup_(freep) char *many = NULL;
+	struct client all[3];
+	size_t n_bytes = 0;
+	uint32_t n = 0;
+
+	for (int i = 0; i < 3; i++) {
+		connect_client(w, &all[i]);
+		say_hello(w, &all[i]);
+	}
+	for (m.id = 1; m.id <= N; m.id++) {
+		_cleanup_(freep) char *data = NULL;
+		size_t len;
+
+		assert_int_equal(msg_encode(&m, &data, &len, NULL), 0);
+		many = realloc(many, n_bytes + len);
+		assert_non_null(many);
+		memcpy(many + n_bytes, data, len);
+		n_bytes += len;
+	}
+	send_bytes(&all[0], many, n_bytes);
+	send_bytes(&all[1], many, n_bytes);
+	send_msg(&all[2], &(struct msg){ .type = MSG_MODELS, .id = 1 });
+	while (count_got(&all[2]) == 0)
+		assert_true(sd_event_run(w->loop, 100000) > 0);
+	n = count_got(&all[0]);
+	n += count_got(&all[1]);
+	assert_in_range(n, 1, 8);
+
+	settle(w);
+	assert_int_equal(n + count_got(&all[0]) + count_got(&all[1]), 2 * N);
+	for (int i = 0; i < 3; i++)
+		close_client(&all[i]);
 }
 
 static void what_is_held_leaves_together(void **state)
@@ -504,6 +554,7 @@ int main(void)
 		T(an_id_in_use_is_refused),
 		T(exactly_one_source_is_wanted),
 		T(a_reader_that_stops_reading_is_not_read_from),
+		T(frames_of_all_who_wait_are_taken_in_turn),
 		T(what_is_held_leaves_together),
 		T(a_model_that_is_refused_is_told_to_those_who_wait_and_to_later_ones),
 		T(when_all_clients_are_gone_nothing_is_held_for_them),
