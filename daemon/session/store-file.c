@@ -395,7 +395,7 @@ int store_import(struct store *s, const struct store_who *who, struct span file,
 	if (r < 0)
 		return r == -EBADMSG ? err_wrap(err, -EINVAL, "the file's session") : r;
 	in.not_taken = json_array();
-	r = store_transaction(s, true, err);
+	r = store_limited_transaction(s, who->uid, limits, true, err);
 	if (r == 0)
 		r = store_finish(s, take(&in, sess, name, limits, ret, err), err);
 	json_decref(in.not_taken);

@@ -109,6 +109,12 @@ int session_print(json_t *object, struct bytes *ret, struct err *err);
 
 /* From here on what changes is counted. */
 int store_count_bytes(struct store *s, struct err *err);
+/*
+ * A transaction that store_check_bytes() ends. @uid's bytes are counted before it: what is counted
+ * within is forgotten with what is refused, and would be counted again for each refusal.
+ */
+int store_limited_transaction(struct store *s, uid_t uid, const struct store_limits *limits,
+			      bool durable, struct err *err);
 /* At the end of a transaction: what @uid has with it. -EDQUOT. */
 int store_check_bytes(struct store *s, uid_t uid, const struct store_limits *limits,
 		      struct err *err);

@@ -325,7 +325,8 @@ static int change_session(struct store *s, const struct change *c, change_fn cha
 {
 	int r;
 
-	r = store_transaction(s, true, err);
+	r = c->limits ? store_limited_transaction(s, c->who->uid, c->limits, true, err)
+		      : store_transaction(s, true, err);
 	return r < 0 ? r : store_finish(s, change_found(s, c, change, ret, err), err);
 }
 
@@ -345,7 +346,7 @@ int store_new(struct store *s, const struct store_who *who, struct span name, st
 	char id_text[17];
 	int r;
 
-	r = store_transaction(s, true, err);
+	r = store_limited_transaction(s, who->uid, limits, true, err);
 	if (r < 0)
 		return r;
 	r = session_make(s, who, &row, limits, id_text, err);

@@ -305,7 +305,7 @@ int store_begin(struct store *s, const struct store_who *who, struct span name, 
 
 	r = reserve_running(s, 1, err);
 	if (r == 0)
-		r = store_transaction(s, false, err);
+		r = store_limited_transaction(s, who->uid, limits, false, err);
 	if (r < 0)
 		return r;
 	r = store_finish(s, begin(s, who, name, create, limits, request, vocab, &b, err), err);

@@ -102,6 +102,17 @@ static int bytes_of(struct store *s, uid_t uid, uint64_t *ret, struct err *err)
 	return MIN(r, 0);
 }
 
+int store_limited_transaction(struct store *s, uid_t uid, const struct store_limits *limits,
+			      bool durable, struct err *err)
+{
+	uint64_t bytes;
+	int r = 0;
+
+	if (limits->max_bytes > 0)
+		r = bytes_of(s, uid, &bytes, err);
+	return r < 0 ? r : store_transaction(s, durable, err);
+}
+
 int store_check_bytes(struct store *s, uid_t uid, const struct store_limits *limits,
 		      struct err *err)
 {

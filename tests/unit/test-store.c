@@ -5,6 +5,7 @@
 #include <jansson.h>
 
 #include "daemon/session/export.h"
+#include "daemon/session/store-parts.h"
 
 static json_t *load(struct bytes *b)
 {
@@ -414,6 +415,47 @@ static void bytes_of_sessions_are_counted_through_all_that_changes_them(void **s
 	folder_close(&f);
 }
 
+/* Whoever is refused again and again has all that it has read once. */
+static void bytes_are_counted_once_and_not_for_each_refusal(void **state)
+{
+	const struct store_limits few = { .max_sessions = 100, .max_bytes = 300 };
+	_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+	_cleanup_(store_freep) struct store *s = NULL;
+	struct bytes out = { 0 }, file = { 0 };
+	struct err err = { 0 };
+	struct folder f;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	say(s, &alice, "a", "first", "one", 3, 2);
+	assert_int_equal(store_export(s, &alice, SPAN("a"), &file, &err), 0);
+	for (int i = 0; i < 4; i++) {
+		int64_t n = 0;
+		int r;
+
+		s = store_free(s);
+		s = open_store(&f);
+		if (i == 0)
+			r = store_begin(s, &alice, SPAN("a"), false, &few, request_of("x"), VOCAB,
+					&b, &err);
+		else if (i == 1)
+			r = store_new(s, &alice, SPAN("y"), SPAN("{}"), &few, &out, &err);
+		else if (i == 2)
+			r = store_fork(s, &alice, SPAN("a"), SPAN("y"), 1, &few, &out, &err);
+		else
+			r = store_import(s, &alice, bytes_span(&file), SPAN("y"), VOCAB, 1u << 20,
+					 &few, &out, &err);
+		assert_int_equal(r, -EDQUOT);
+		assert_int_equal(store_ask(s, "SELECT count(*) FROM bytes_of", &n, &err), 0);
+		assert_int_equal(n, 1);
+	}
+	bytes_deinit(&out);
+	bytes_deinit(&file);
+	s = store_free(s);
+	folder_close(&f);
+}
+
 static void who_has_its_bytes_is_refused_more_with_the_numbers(void **state)
 {
 	struct store_limits few = { .max_sessions = 100 };
@@ -620,6 +662,7 @@ int main(void)
 		cmocka_unit_test(to_settle_late_forgets_no_turn_of_this_life),
 		cmocka_unit_test(nobody_can_tell_anothers_session_from_none),
 		cmocka_unit_test(bytes_of_sessions_are_counted_through_all_that_changes_them),
+		cmocka_unit_test(bytes_are_counted_once_and_not_for_each_refusal),
 		cmocka_unit_test(who_has_its_bytes_is_refused_more_with_the_numbers),
 		cmocka_unit_test(sessions_are_limited_per_user_with_the_numbers),
 		cmocka_unit_test(names_that_would_confuse_are_refused),
