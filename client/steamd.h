@@ -67,7 +67,7 @@ struct steamd_error {
  * socket_path	NULL: $STEAMD_SOCKET if it is set; else /run/steamd.sock if it
  *		exists; else $XDG_RUNTIME_DIR/steamd.sock
  * name		of the program, shown by `steamctl ps`; at most 64 bytes
- * label	a namespace inside the caller's uid, at most 64 bytes, or NULL
+ * label	a namespace inside the caller's uid, at most 63 bytes, or NULL
  * err		may be NULL, here and everywhere
  *
  * Returns 0, or:

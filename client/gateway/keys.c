@@ -6,7 +6,7 @@
 #include <string.h>
 
 struct key {
-	char label[65];
+	char label[64]; /* as a hello takes it */
 	uint8_t bytes[KEYS_BYTES_MAX]; /* the rest is 0 */
 };
 

@@ -27,13 +27,20 @@ static const char features[] =
 
 static void copy_name(char *to, size_t size, struct span from)
 {
-	const size_t len = MIN(from.len, size - 1);
+	size_t len = MIN(from.len, size - 1);
 
+	while (len < from.len && len > 0 && (from.data[len] & 0xc0) == 0x80)
+		len--; /* not inside a character */
 	memcpy(to, from.data, len);
 	to[len] = '\0';
 	/* they are shown by ps and in logs */
 	for (size_t i = 0; i < len; i++) {
-		if ((unsigned char)to[i] < 0x20 || to[i] == 0x7f)
+		const unsigned char c = (unsigned char)to[i];
+
+		/* a terminal takes U+0080 to U+009f for control characters too */
+		if (c == 0xc2 && (unsigned char)to[i + 1] < 0xa0)
+			to[i] = to[i + 1] = '?';
+		else if (c < 0x20 || c == 0x7f)
 			to[i] = '?';
 	}
 }

@@ -32,6 +32,47 @@ static void hello_tells_version_limits_and_boot_id(void **state)
 	close_client(&c);
 }
 
+static void names_are_whole_characters_that_a_terminal_can_be_given(void **state)
+{
+	static const struct {
+		const char *said, *known;
+	} names[] = {
+		{ "steamctl", "steamctl" },
+		{ "a\033[31m\x7f", "a?[31m?" },
+		{ "\xc2\x9b""31m \xc2\xa9\xc3\x9b", "??31m \xc2\xa9\xc3\x9b" },
+	};
+	struct world *w = *state;
+	struct msg hello = { .type = MSG_HELLO };
+	char longest[65], cut[63];
+	struct client c;
+
+	MSG_SET(&hello.hello, proto, MSG_PROTO);
+	for (size_t i = 0; i <= ARRAY_SIZE(names); i++) {
+		const bool is_last = i == ARRAY_SIZE(names);
+
+		for (size_t k = 0; k < 64; k++)
+			longest[k] = "\xc3\xa9"[k % 2];
+		snprintf(cut, sizeof(cut), "%.62s", longest);
+		MSG_SET(&hello.hello, name,
+			is_last ? ((struct span){ longest, 64 }) : span_of(names[i].said));
+		connect_client(w, &c);
+		send_msg(&c, &hello);
+		assert_true(receive(w, &c));
+		assert_string_equal(TAILQ_FIRST(&w->server->peers)->name,
+				    is_last ? cut : names[i].known);
+		close_client(&c);
+		settle(w);
+	}
+	/* a label is a namespace: none is cut */
+	MSG_SET(&hello.hello, label,
+		SPAN("123456789012345678901234567890123456789012345678901234567890abc"));
+	connect_client(w, &c);
+	send_msg(&c, &hello);
+	assert_true(receive(w, &c));
+	assert_string_equal(TAILQ_FIRST(&w->server->peers)->label, hello.hello.label.data);
+	close_client(&c);
+}
+
 static void a_request_before_hello_is_refused_and_closed(void **state)
 {
 	struct world *w = *state;
@@ -537,6 +578,7 @@ int main(void)
 #define T(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 	const struct CMUnitTest tests[] = {
 		T(hello_tells_version_limits_and_boot_id),
+		T(names_are_whole_characters_that_a_terminal_can_be_given),
 		T(a_request_before_hello_is_refused_and_closed),
 		T(a_second_hello_is_refused),
 		T(a_protocol_older_than_the_first_is_refused),

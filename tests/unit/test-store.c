@@ -550,6 +550,8 @@ static void names_that_would_confuse_are_refused(void **state)
 			 "is 0x20" },
 		{ "a\n", "a session's name has no white space and no control characters; byte 1 "
 			 "is 0x0a" },
+		{ "a\xc2\x9b", "a session's name has no white space and no control characters; byte 1 "
+			       "is 0xc2" },
 	};
 	_cleanup_(store_freep) struct store *s = NULL;
 	struct store_begun b = { 0 };
@@ -570,6 +572,7 @@ static void names_that_would_confuse_are_refused(void **state)
 	assert_int_equal(begin(s, &alice, longest, "x", &b, &err), -EINVAL);
 	longest[STORE_NAME_MAX] = '\0';
 	say(s, &alice, longest, "x", "y", 1, 2);
+	say(s, &alice, "a\xc2\xa9", "x", "y", 1, 2);
 	assert_int_equal(store_rename(s, &alice, span_of(longest), SPAN("a b"), &out, &err),
 			 -EINVAL);
 	say(s, &alice, "other", "x", "y", 1, 2);
