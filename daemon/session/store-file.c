@@ -357,7 +357,12 @@ static int take(struct importing *in, const json_t *sess, struct span name,
 
 	if (json_is_object(defaults))
 		pyjson_dump(defaults, &text);
-	else
+	if (text.n > STORE_DEFAULTS_MAX) {
+		leave(in, "they are longer than sampler settings can be", "the defaults");
+		bytes_deinit(&text);
+		text = (struct bytes){ 0 };
+	}
+	if (text.n == 0)
 		bytes_append_string(&text, "{}");
 	row.defaults = bytes_span(&text);
 	r = make_session(in, &row, limits, id_text, other, err);

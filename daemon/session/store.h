@@ -32,6 +32,7 @@
 
 #define STORE_FORMAT 4		     /* PRAGMA user_version, and the row of the table format */
 #define STORE_NAME_MAX 64	     /* bytes of a session's name */
+#define STORE_DEFAULTS_MAX 4096	     /* bytes of its sampler settings, which each turn of it reads */
 #define STORE_TURNS_MAX 65536	     /* of one session */
 /* Requests and answers of a session that can go on: far more than a context holds, and worked on in no time that others would feel. */
 #define STORE_TEXT_BYTES_MAX (8u << 20)

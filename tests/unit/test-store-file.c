@@ -704,6 +704,45 @@ static void sessions_of_too_many_bytes_cannot_go_on(void **state)
 	}
 }
 
+static void defaults_that_no_turn_should_read_stay_behind(void **state)
+{
+	struct bytes file = { 0 }, object = { 0 }, out = { 0 };
+	struct store *s;
+	struct folder f;
+	struct err err = { 0 };
+	json_t *o;
+
+	(void)state;
+	folder_open(&f);
+	s = open_store(&f);
+	for (size_t over = 0; over < 2; over++) {
+		bytes_clear(&object);
+		long_object(&object, over ? "{\"greetings\": \"" : "{\"greeting\": \"",
+			    STORE_DEFAULTS_MAX - 16, "\"}");
+		assert_int_equal(bytes_span(&object).len, STORE_DEFAULTS_MAX + over);
+		assert_int_equal(store_new(s, &alice, over ? SPAN("more") : SPAN("most"),
+					   bytes_span(&object), &limits, &out, &err),
+				 0);
+		bytes_clear(&file);
+		assert_int_equal(store_export(s, &alice, over ? SPAN("more") : SPAN("most"), &file,
+					      &err),
+				 0);
+		assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
+		assert_int_equal(not_taken(o, over ? "the defaults" : NULL,
+					   "they are longer than sampler settings can be"),
+				 over);
+		json_decref(o);
+		o = show(s, &bob, over ? "more" : "most");
+		assert_int_equal(json_object_size(json_object_get(o, "defaults")), !over);
+		json_decref(o);
+	}
+	bytes_deinit(&object);
+	bytes_deinit(&file);
+	bytes_deinit(&out);
+	s = store_free(s);
+	folder_close(&f);
+}
+
 static void a_file_cut_anywhere_gives_whole_turns_or_a_sentence(void **state)
 {
 	size_t n_taken = 0, n_refused = 0;
@@ -804,6 +843,7 @@ int main(void)
 		cmocka_unit_test(sections_of_later_steamds_are_named_and_passed_over),
 		cmocka_unit_test(turns_of_too_many_json_values_stay_behind),
 		cmocka_unit_test(sessions_of_too_many_bytes_cannot_go_on),
+		cmocka_unit_test(defaults_that_no_turn_should_read_stay_behind),
 		cmocka_unit_test(a_file_cut_anywhere_gives_whole_turns_or_a_sentence),
 		cmocka_unit_test(a_flipped_bit_anywhere_is_found),
 	};
