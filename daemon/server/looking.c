@@ -56,7 +56,10 @@ int looking_on_status(struct request *q, struct err *err)
 	struct server *s = q->server;
 
 	(void)err;
-	if (!s->engine || executor_look(s->engine->executor) < 0 || arm(s) < 0)
+	if (!s->engine || executor_look(s->engine->executor) < 0)
+		return answer(q);
+	/* whoever comes later waits with the first, and makes it wait no longer */
+	if (TAILQ_EMPTY(&s->looking) && arm(s) < 0)
 		return answer(q);
 	TAILQ_INSERT_TAIL(&s->looking, q, look);
 	q->is_looking = true;
