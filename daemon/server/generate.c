@@ -43,12 +43,26 @@ static int check_length(const struct request *q, uint32_t context, uint32_t *max
 	return 0;
 }
 
-static int in_range(const char *name, double value, double low, double high, struct err *err)
+int generate_check_samplers(const char *of, const struct textmodel_defaults *d, struct err *err)
 {
-	if (value >= low && value <= high)
-		return 0;
-	return err_set(err, -EINVAL, "generate.%s is %g; %g to %g is possible", name, value, low,
-		       high);
+	const struct {
+		const char *name;
+		double value, low, high;
+	} all[] = {
+		{ "top_k", d->top_k.value, 0, UINT32_MAX },
+		{ "temperature", d->temperature.value, 0, 100 },
+		{ "top_p", d->top_p.value, 0, 1 },
+		{ "min_p", d->min_p.value, 0, 1 },
+		{ "repetition_penalty", d->repetition_penalty.value, 0.01, 100 },
+		{ "frequency_penalty", d->frequency_penalty.value, -100, 100 },
+		{ "presence_penalty", d->presence_penalty.value, -100, 100 },
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(all); i++)
+		if (!(all[i].value >= all[i].low && all[i].value <= all[i].high))
+			return err_set(err, -EINVAL, "%s.%s is %g; %g to %g is possible", of,
+				       all[i].name, all[i].value, all[i].low, all[i].high);
+	return 0;
 }
 
 /* What the session says where the request says nothing. */
@@ -70,31 +84,25 @@ static int fill_sampling(const struct request *q, struct step_sampler *p, struct
 {
 	const struct msg_generate *g = &q->msg.generate;
 	struct textmodel_defaults d;
-	int r = 0;
+	int r;
 
 	textmodel_defaults(q->model, q->server->settings, &d);
 	overlay_session(q, &d);
-	if (!g->has_top_k)
-		r = in_range("top_k", d.top_k.value, 0, UINT32_MAX, err);
+#define ONE(member, key, builtin)                                                                  \
+	if (g->has_##member)                                                                       \
+		d.member.value = g->member;
+	TEXTMODEL_SAMPLERS(ONE)
+#undef ONE
+	r = generate_check_samplers("generate", &d, err);
 	if (r < 0)
 		return r;
-	p->temperature = g->has_temperature ? g->temperature : d.temperature.value;
-	p->top_p = g->has_top_p ? g->top_p : d.top_p.value;
-	p->min_p = g->has_min_p ? g->min_p : d.min_p.value;
-	p->top_k = g->has_top_k ? g->top_k : (uint32_t)d.top_k.value;
-	p->repetition = g->has_repetition_penalty ? g->repetition_penalty
-						  : d.repetition_penalty.value;
-	p->frequency = g->has_frequency_penalty ? g->frequency_penalty : d.frequency_penalty.value;
-	p->presence = g->has_presence_penalty ? g->presence_penalty : d.presence_penalty.value;
-
-	r = r < 0 ? r : in_range("temperature", p->temperature, 0, 100, err);
-	r = r < 0 ? r : in_range("top_p", p->top_p, 0, 1, err);
-	r = r < 0 ? r : in_range("min_p", p->min_p, 0, 1, err);
-	r = r < 0 ? r : in_range("repetition_penalty", p->repetition, 0.01, 100, err);
-	r = r < 0 ? r : in_range("frequency_penalty", p->frequency, -100, 100, err);
-	r = r < 0 ? r : in_range("presence_penalty", p->presence, -100, 100, err);
-	if (r < 0)
-		return r;
+	p->temperature = d.temperature.value;
+	p->top_p = d.top_p.value;
+	p->min_p = d.min_p.value;
+	p->top_k = (uint32_t)d.top_k.value;
+	p->repetition = d.repetition_penalty.value;
+	p->frequency = d.frequency_penalty.value;
+	p->presence = d.presence_penalty.value;
 
 	if (g->has_seed)
 		p->seed = g->seed;

@@ -88,5 +88,9 @@ void request_work(struct request *q);
 int attached_check(int fd, uint64_t max_bytes, uint64_t *ret_bytes, struct err *err);
 int attached_read(int fd, uint64_t bytes, char **ret, struct err *err);
 
+/* -EINVAL: one of @d is beyond what can be sampled with; it is named as a field of @of. */
+struct textmodel_defaults;
+int generate_check_samplers(const char *of, const struct textmodel_defaults *d, struct err *err);
+
 /* Builds and submits the turn of a request whose text work is done. */
 int generate_submit(struct request *q, struct err *err);

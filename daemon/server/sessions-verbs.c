@@ -191,6 +191,17 @@ static void reply(struct job *job)
 	request_done(job->request, &m);
 }
 
+/* What no turn of it could be sampled with is refused now. */
+static int check_defaults(const struct msg_session_new *m, struct err *err)
+{
+	struct textmodel_defaults d;
+
+#define ONE(member, key, builtin) d.member.value = m->has_##member ? m->member : builtin;
+	TEXTMODEL_SAMPLERS(ONE)
+#undef ONE
+	return generate_check_samplers("session_new", &d, err);
+}
+
 static char *defaults_of(const struct msg_session_new *m)
 {
 	json_t *o = json_object();
@@ -231,6 +242,9 @@ int sessions_handle(struct request *q, struct err *err)
 		return transfer_receive(q, err);
 	while (verbs[i].type != q->msg.type)
 		i++;
+	r = q->msg.type == MSG_SESSION_NEW ? check_defaults(&q->msg.session_new, err) : 0;
+	if (r < 0)
+		return r;
 	r = job_new(q->server, q, with_kv ? run_export_kv : verbs[i].run,
 		    with_kv ? exported : reply, &job, err);
 	if (r < 0)

@@ -79,6 +79,9 @@ def the_verbs_do_what_they_say():
     with Daemon("air") as d:
         assert d.ctl("session", "new", "empty", "--temperature", "0") == b"empty\n"
         assert show(d, "empty")["defaults"] == {"temperature": 0.0}
+        d.ctl("session", "new", "hot", "--temperature", 200, code=64)
+        assert d.last_stderr.endswith("session_new.temperature is 200; 0 to 100 is possible\n"), d.last_stderr
+        d.ctl("session", "show", "hot", code=66)
         first = ask(d, "empty", "x", 6)["ids"]
         d.ctl("session", "rewind", "empty", 0)
         assert ask(d, "empty", "x", 6)["ids"] == first, "the session's temperature is 0"
