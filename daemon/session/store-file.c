@@ -110,6 +110,7 @@ struct importing {
 	uint64_t session;
 	uint32_t n_turns;
 	size_t n_values, n_bytes; /* of the turns' JSON, which is one conversation when the next one begins */
+	size_t n_ids;
 	struct turn_ids ids;
 	bool no_ids; /* those of the turn in hand and of all later ones stay behind */
 };
@@ -208,6 +209,9 @@ static const char *ids_fault(struct importing *in, const struct turn_row *row)
 {
 	if (row->vocab != in->vocab)
 		return "the ids are of another tokenizer; the text was taken";
+	in->n_ids += row->ids.len / 4;
+	if (in->n_ids > STORE_FILE_IDS_MAX)
+		return "there are more ids than are taken; the text was taken";
 	if (turn_ids_follow(&in->ids, row) < 0)
 		return "the ids do not follow those of the turn before; the text was taken";
 	if (row->n_prompt > in->ids.n)

@@ -36,6 +36,7 @@
 #define STORE_TURNS_MAX 65536	     /* of one session */
 /* Requests and answers of a session that can go on: far more than a context holds, and worked on in no time that others would feel. */
 #define STORE_TEXT_BYTES_MAX (8u << 20)
+#define STORE_FILE_IDS_MAX (4u << 20) /* of a file's turns: each verb on the session reads or writes all of them */
 #define STORE_WAL_BYTES_MAX (64u << 20) /* then a checkpoint does not wait until all is idle */
 
 struct store;
