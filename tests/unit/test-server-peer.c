@@ -39,7 +39,9 @@ static void names_are_whole_characters_that_a_terminal_can_be_given(void **state
 	} names[] = {
 		{ "steamctl", "steamctl" },
 		{ "a\033[31m\x7f", "a?[31m?" },
-		{ "\xc2\x9b""31m \xc2\xa9\xc3\x9b", "??31m \xc2\xa9\xc3\x9b" },
+		{ "\xc2\x9b"
+		  "31m \xc2\xa9\xc3\x9b",
+		  "??31m \xc2\xa9\xc3\x9b" },
 	};
 	struct world *w = *state;
 	struct msg hello = { .type = MSG_HELLO };

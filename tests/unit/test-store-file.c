@@ -704,89 +704,6 @@ static void sessions_of_too_many_bytes_cannot_go_on(void **state)
 	}
 }
 
-static void more_ids_than_are_taken_stay_behind(void **state)
-{
-	const uint32_t n = STORE_FILE_IDS_MAX / 2;
-	uint32_t *ids = calloc(n + 1, sizeof(*ids));
-	struct bytes file = { 0 };
-	struct err err = { 0 };
-	struct store *s;
-	struct folder f;
-	json_t *o;
-
-	(void)state;
-	assert_non_null(ids);
-	for (uint32_t over = 0; over < 2; over++) {
-		folder_open(&f);
-		s = open_store(&f);
-		for (uint32_t i = 0; i < 2; i++) {
-			_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
-			struct store_end end = { .answer = SPAN("{\"role\": \"assistant\"}"),
-						 .finish = SPAN("stop"),
-						 .ids = ids,
-						 .n_prompt = n,
-						 .n_ids = n + over * i,
-						 .vocab = VOCAB };
-
-			assert_int_equal(begin(s, &alice, "talk", "x", &b, &err), 0);
-			end.session = b.session;
-			end.turn = b.turn;
-			ids[0] = i; /* nothing is shared with the turn before */
-			assert_int_equal(store_commit(s, &end, &err), 0);
-		}
-		export(s, &file);
-		assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
-		assert_int_equal(not_taken(o, over ? "ids from turn 2 on" : NULL,
-					   "there are more ids than are taken; the text was taken"),
-				 over);
-		json_decref(o);
-		bytes_deinit(&file);
-		file = (struct bytes){ 0 };
-		s = store_free(s);
-		folder_close(&f);
-	}
-	free(ids);
-}
-
-static void defaults_that_no_turn_should_read_stay_behind(void **state)
-{
-	struct bytes file = { 0 }, object = { 0 }, out = { 0 };
-	struct store *s;
-	struct folder f;
-	struct err err = { 0 };
-	json_t *o;
-
-	(void)state;
-	folder_open(&f);
-	s = open_store(&f);
-	for (size_t over = 0; over < 2; over++) {
-		bytes_clear(&object);
-		long_object(&object, over ? "{\"greetings\": \"" : "{\"greeting\": \"",
-			    STORE_DEFAULTS_MAX - 16, "\"}");
-		assert_int_equal(bytes_span(&object).len, STORE_DEFAULTS_MAX + over);
-		assert_int_equal(store_new(s, &alice, over ? SPAN("more") : SPAN("most"),
-					   bytes_span(&object), &limits, &out, &err),
-				 0);
-		bytes_clear(&file);
-		assert_int_equal(store_export(s, &alice, over ? SPAN("more") : SPAN("most"), &file,
-					      &err),
-				 0);
-		assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
-		assert_int_equal(not_taken(o, over ? "the defaults" : NULL,
-					   "they are longer than sampler settings can be"),
-				 over);
-		json_decref(o);
-		o = show(s, &bob, over ? "more" : "most");
-		assert_int_equal(json_object_size(json_object_get(o, "defaults")), !over);
-		json_decref(o);
-	}
-	bytes_deinit(&object);
-	bytes_deinit(&file);
-	bytes_deinit(&out);
-	s = store_free(s);
-	folder_close(&f);
-}
-
 static void a_file_cut_anywhere_gives_whole_turns_or_a_sentence(void **state)
 {
 	size_t n_taken = 0, n_refused = 0;
@@ -887,8 +804,6 @@ int main(void)
 		cmocka_unit_test(sections_of_later_steamds_are_named_and_passed_over),
 		cmocka_unit_test(turns_of_too_many_json_values_stay_behind),
 		cmocka_unit_test(sessions_of_too_many_bytes_cannot_go_on),
-		cmocka_unit_test(more_ids_than_are_taken_stay_behind),
-		cmocka_unit_test(defaults_that_no_turn_should_read_stay_behind),
 		cmocka_unit_test(a_file_cut_anywhere_gives_whole_turns_or_a_sentence),
 		cmocka_unit_test(a_flipped_bit_anywhere_is_found),
 	};

@@ -538,6 +538,99 @@ static void sessions_are_limited_per_user_with_the_numbers(void **state)
 	folder_close(&f);
 }
 
+/* The first thing that an import of alice's "talk" says it left; "": nothing. */
+static const char *left_behind(struct store *s, char ret[128])
+{
+	const struct store_limits none = { .max_sessions = 100 };
+	struct bytes file = { 0 }, out = { 0 };
+	struct err err = { 0 };
+	const json_t *first;
+	json_t *o;
+
+	assert_int_equal(store_export(s, &alice, SPAN("talk"), &file, &err), 0);
+	assert_int_equal(store_import(s, &bob, bytes_span(&file), SPAN("talk"), VOCAB, 100, &none,
+				      &out, &err),
+			 0);
+	o = load(&out);
+	first = json_array_get(json_object_get(o, "not_taken"), 0);
+	ret[0] = '\0';
+	if (first)
+		snprintf(ret, 128, "%s: %s", json_string_value(json_object_get(first, "what")),
+			 json_string_value(json_object_get(first, "why")));
+	json_decref(o);
+	bytes_deinit(&file);
+	return ret;
+}
+
+static void more_ids_than_are_taken_stay_behind(void **state)
+{
+	const uint32_t n = STORE_FILE_IDS_MAX / 2;
+	_cleanup_(freep) uint32_t *ids = calloc(n + 1, sizeof(*ids));
+	struct err err = { 0 };
+	char text[128];
+	struct store *s;
+	struct folder f;
+
+	(void)state;
+	assert_non_null(ids);
+	for (uint32_t over = 0; over < 2; over++) {
+		folder_open(&f);
+		s = open_store(&f);
+		for (uint32_t i = 0; i < 2; i++) {
+			_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
+			struct store_end end = { .answer = SPAN("{\"role\": \"assistant\"}"),
+						 .finish = SPAN("stop"),
+						 .ids = ids,
+						 .n_prompt = n,
+						 .n_ids = n + over * i,
+						 .vocab = VOCAB };
+
+			assert_int_equal(begin(s, &alice, "talk", "x", &b, &err), 0);
+			end.session = b.session;
+			end.turn = b.turn;
+			ids[0] = i; /* nothing is shared with the turn before */
+			assert_int_equal(store_commit(s, &end, &err), 0);
+		}
+		assert_string_equal(left_behind(s, text),
+				    over ? "ids from turn 2 on: there are more ids than are taken; "
+					   "the text was taken"
+					 : "");
+		s = store_free(s);
+		folder_close(&f);
+	}
+}
+
+static void defaults_that_no_turn_should_read_stay_behind(void **state)
+{
+	char object[STORE_DEFAULTS_MAX + 2], text[128];
+	struct bytes out = { 0 };
+	struct err err = { 0 };
+	struct store *s;
+	struct folder f;
+
+	(void)state;
+	for (size_t over = 0; over < 2; over++) {
+		const size_t len = STORE_DEFAULTS_MAX + over;
+
+		memset(object, 'x', len);
+		memcpy(object, "{\"x\": \"", 7);
+		memcpy(object + len - 2, "\"}", 2);
+		folder_open(&f);
+		s = open_store(&f);
+		bytes_clear(&out);
+		assert_int_equal(store_new(s, &alice, SPAN("talk"), (struct span){ object, len },
+					   &limits, &out, &err),
+				 0);
+		assert_string_equal(left_behind(s, text),
+				    over ? "the defaults: they are longer than sampler settings "
+					   "can be"
+					 : "");
+		s = store_free(s);
+		folder_close(&f);
+	}
+	bytes_deinit(&out);
+}
+
 static void names_that_would_confuse_are_refused(void **state)
 {
 	static const struct {
@@ -668,6 +761,8 @@ int main(void)
 		cmocka_unit_test(bytes_are_counted_once_and_not_for_each_refusal),
 		cmocka_unit_test(who_has_its_bytes_is_refused_more_with_the_numbers),
 		cmocka_unit_test(sessions_are_limited_per_user_with_the_numbers),
+		cmocka_unit_test(more_ids_than_are_taken_stay_behind),
+		cmocka_unit_test(defaults_that_no_turn_should_read_stay_behind),
 		cmocka_unit_test(names_that_would_confuse_are_refused),
 		cmocka_unit_test(a_fork_has_a_life_of_its_own_and_rewind_forgets),
 		cmocka_unit_test(gc_spares_what_is_pinned_or_was_used),
