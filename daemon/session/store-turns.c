@@ -141,10 +141,11 @@ static int add_request(struct growing *g, struct span request, struct err *err)
 
 	g->n_bytes += request.len;
 	if (g->n_bytes > STORE_TEXT_BYTES_MAX)
-		return err_set(err, -E2BIG,
-			       "the session would have %zu bytes of text or more; with more than %u "
-			       "it cannot go on",
-			       g->n_bytes, STORE_TEXT_BYTES_MAX);
+		return err_set(
+			err, -E2BIG,
+			"the session would have %zu bytes of text or more; with more than %u "
+			"it cannot go on",
+			g->n_bytes, STORE_TEXT_BYTES_MAX);
 	r = pyjson_load(request, &object, err);
 	if (r < 0)
 		return r == -ENOMEM ? r : err_wrap(err, -EINVAL, "the conversation");
