@@ -9,6 +9,7 @@
 #include <cmocka.h>
 #include <dirent.h>
 #include <errno.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,4 +120,46 @@ static _unused_ void say(struct store *s, const struct store_who *who, const cha
 
 	if (begin(s, who, name, text, &b, &err) < 0 || commit(s, &b, answer, first, n, &err) < 0)
 		fail_msg("%s", err.text);
+}
+
+static _unused_ json_t *load(struct bytes *b)
+{
+	json_t *o = json_loadb(b->at, b->n, 0, NULL);
+
+	assert_non_null(o);
+	bytes_deinit(b);
+	return o;
+}
+
+static _unused_ void export(struct store *s, struct bytes *ret)
+{
+	struct err err = { 0 };
+
+	if (store_export(s, &alice, SPAN("talk"), ret, &err) < 0)
+		fail_msg("%s", err.text);
+}
+
+static _unused_ int import(struct store *s, struct span file, const char *name, uint64_t vocab,
+		  uint32_t vocab_size, json_t **ret, struct err *err)
+{
+	struct bytes out = { 0 };
+	int r;
+
+	r = store_import(s, &bob, file, span_of(name), vocab, vocab_size,
+			 &(struct store_limits){ .max_sessions = 1000 }, &out, err);
+	*ret = r < 0 ? NULL : load(&out);
+	if (r < 0)
+		bytes_deinit(&out);
+	return r;
+}
+
+static _unused_ size_t not_taken(json_t *o, const char *what, const char *why)
+{
+	const json_t *list = json_object_get(o, "not_taken"), *first = json_array_get(list, 0);
+
+	if (what) {
+		assert_string_equal(json_string_value(json_object_get(first, "what")), what);
+		assert_string_equal(json_string_value(json_object_get(first, "why")), why);
+	}
+	return json_array_size(list);
 }

@@ -8,7 +8,6 @@
 #include <xxhash.h>
 
 #include "daemon/session/export.h"
-#include "daemon/text/pyjson.h"
 
 static char *read_all(const char *path, size_t *ret_len)
 {
@@ -31,15 +30,6 @@ static void write_all(const char *path, const char *data, size_t len)
 	assert_non_null(file);
 	assert_int_equal(fwrite(data, 1, len, file), len);
 	fclose(file);
-}
-
-static json_t *load(struct bytes *b)
-{
-	json_t *o = json_loadb(b->at, b->n, 0, NULL);
-
-	assert_non_null(o);
-	bytes_deinit(b);
-	return o;
 }
 
 static json_t *show(struct store *s, const struct store_who *who, const char *name)
@@ -452,28 +442,6 @@ static void three_turns(struct store *s)
 	say(s, &alice, "talk", "three", "drei", 30, 2);
 }
 
-static void export(struct store *s, struct bytes *ret)
-{
-	struct err err = { 0 };
-
-	if (store_export(s, &alice, SPAN("talk"), ret, &err) < 0)
-		fail_msg("%s", err.text);
-}
-
-static int import(struct store *s, struct span file, const char *name, uint64_t vocab,
-		  uint32_t vocab_size, json_t **ret, struct err *err)
-{
-	struct bytes out = { 0 };
-	int r;
-
-	r = store_import(s, &bob, file, span_of(name), vocab, vocab_size,
-			 &(struct store_limits){ .max_sessions = 1000 }, &out, err);
-	*ret = r < 0 ? NULL : load(&out);
-	if (r < 0)
-		bytes_deinit(&out);
-	return r;
-}
-
 static void assert_turns(struct store *s, const char *name, size_t n, uint32_t n_ids)
 {
 	static const char *const answers[] = { "eins", "zwei", "drei" };
@@ -491,17 +459,6 @@ static void assert_turns(struct store *s, const char *name, size_t n, uint32_t n
 	assert_int_equal(begin(s, &bob, name, "on", &b, &err), 0);
 	assert_int_equal(b.n_ids, n_ids);
 	assert_int_equal(store_abort(s, b.session, b.turn, &err), 0);
-}
-
-static size_t not_taken(json_t *o, const char *what, const char *why)
-{
-	const json_t *list = json_object_get(o, "not_taken"), *first = json_array_get(list, 0);
-
-	if (what) {
-		assert_string_equal(json_string_value(json_object_get(first, "what")), what);
-		assert_string_equal(json_string_value(json_object_get(first, "why")), why);
-	}
-	return json_array_size(list);
 }
 
 static void a_session_goes_out_and_comes_in_whole(void **state)
@@ -614,96 +571,6 @@ static void sections_of_later_steamds_are_named_and_passed_over(void **state)
 	folder_close(&f);
 }
 
-/* Each turn can be read, and all of them would be one conversation. */
-static void turns_of_too_many_json_values_stay_behind(void **state)
-{
-	_cleanup_(bytes_deinit) struct bytes request = { 0 }, file = { 0 };
-	struct err err = { 0 };
-	struct store *s;
-	struct folder f;
-	json_t *o;
-
-	(void)state;
-	bytes_append_string(&request, "{\"messages\": [{\"role\": \"user\"}], \"tools\": [0");
-	for (size_t i = 0; i < PYJSON_VALUES_MAX * 2 / 3; i++)
-		bytes_append_string(&request, ",0");
-	bytes_append_string(&request, "]}");
-	folder_open(&f);
-	s = open_store(&f);
-	for (uint32_t turn = 1; turn <= 2; turn++) {
-		_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
-		struct store_end end = {
-			.answer = SPAN("{}"), .finish = SPAN("stop"), .turn = turn, .vocab = VOCAB
-		};
-
-		assert_int_equal(store_begin(s, &alice, SPAN("talk"), true, &limits,
-					     bytes_span(&request), VOCAB, &b, &err),
-				 0);
-		end.session = b.session;
-		assert_int_equal(store_commit(s, &end, &err), 0);
-	}
-	export(s, &file);
-	assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
-	assert_int_equal(json_integer_value(json_object_get(o, "turns")), 1);
-	assert_int_equal(not_taken(o, "turn 2 and what follows",
-				   "a conversation of so many JSON values could not go on"),
-			 1);
-	json_decref(o);
-	store_free(s);
-	folder_close(&f);
-}
-
-/* @n bytes of text in it. */
-static void long_object(struct bytes *ret, const char *begin, size_t n, const char *end)
-{
-	bytes_append_string(ret, begin);
-	for (size_t i = 0; i < n; i += 16)
-		bytes_append_string(ret, "0123456789abcde ");
-	bytes_append_string(ret, end);
-}
-
-/* What was answered is stored whatever its length; then the session goes on nowhere. */
-static void sessions_of_too_many_bytes_cannot_go_on(void **state)
-{
-	static const size_t answers[] = { STORE_TEXT_BYTES_MAX / 2 + 1,
-					  2 * STORE_TEXT_BYTES_MAX + 1 };
-
-	(void)state;
-	for (size_t i = 0; i < ARRAY_SIZE(answers); i++) {
-		_cleanup_(bytes_deinit) struct bytes request = { 0 }, answer = { 0 }, file = { 0 };
-		_cleanup_(store_begun_deinit) struct store_begun b = { 0 };
-		struct store_end end = { .finish = SPAN("stop"), .turn = 1, .vocab = VOCAB };
-		struct err err = { 0 };
-		struct folder f;
-		struct store *s;
-		json_t *o;
-
-		long_object(&request, "{\"messages\": [{\"role\": \"user\", \"content\": \"",
-			    STORE_TEXT_BYTES_MAX / 2, "\"}]}");
-		long_object(&answer, "{\"role\": \"assistant\", \"content\": \"", answers[i],
-			    "\"}");
-		folder_open(&f);
-		s = open_store(&f);
-		assert_int_equal(store_begin(s, &alice, SPAN("talk"), true, &limits,
-					     bytes_span(&request), VOCAB, &b, &err),
-				 0);
-		end.session = b.session;
-		end.answer = bytes_span(&answer);
-		assert_int_equal(store_commit(s, &end, &err), 0);
-		assert_int_equal(begin(s, &alice, "talk", "x", &b, &err), -E2BIG);
-		assert_non_null(strstr(err.text, "with more than 8388608 it cannot go on"));
-		export(s, &file);
-		assert_int_equal(import(s, bytes_span(&file), "", VOCAB, 100, &o, &err), 0);
-		assert_int_equal(json_integer_value(json_object_get(o, "turns")), 0);
-		assert_int_equal(not_taken(o, "turn 1 and what follows",
-					   "a conversation of so many bytes could not go on"),
-				 1);
-		json_decref(o);
-		store_free(s);
-		folder_close(&f);
-	}
-}
-
 static void a_file_cut_anywhere_gives_whole_turns_or_a_sentence(void **state)
 {
 	size_t n_taken = 0, n_refused = 0;
@@ -802,8 +669,6 @@ int main(void)
 		cmocka_unit_test(a_session_goes_out_and_comes_in_whole),
 		cmocka_unit_test(ids_that_mean_nothing_here_stay_behind),
 		cmocka_unit_test(sections_of_later_steamds_are_named_and_passed_over),
-		cmocka_unit_test(turns_of_too_many_json_values_stay_behind),
-		cmocka_unit_test(sessions_of_too_many_bytes_cannot_go_on),
 		cmocka_unit_test(a_file_cut_anywhere_gives_whole_turns_or_a_sentence),
 		cmocka_unit_test(a_flipped_bit_anywhere_is_found),
 	};
