@@ -1,27 +1,39 @@
 /*
  * Attention of some queries over one chunk of positions, for whatever LANES
- * says: scores, softmax, then values. Queries are taken four at a time where
- * they see the same positions, so that what is loaded of a key or a value
- * serves all four; a query's additions have one order, whoever is beside it.
+ * says: scores, softmax, then values. Keys are turned into panels, a position
+ * a lane, which all queries go over, some side by side, so that what is loaded
+ * of a key or a value serves many. A query's additions have one order, whoever
+ * is beside it.
  */
 #include <math.h>
 
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector.h"
 
 /* Dims that one load of BF16 brings: the even ones of them, then the odd ones. */
 #define SPAN (2 * LANES)
 /* Positions whose keys or values stay in the first cache while all queries go over them. */
 #define BLOCK 32
-/* Queries side by side. */
-#define SIDE 4
+/* Queries side by side, with two vectors of sums each: as many as there are registers for. */
+#if LANES > 8
+#define SIDE 12
+#define WITH_SIDE WITH_TILE_12
+#else
+#define SIDE 5
+#define WITH_SIDE WITH_TILE_5
+#endif
+/* Floats from a query to the next: no power of two, so that they do not share places in the cache. */
+#define STRIDE (KV_HEAD_DIM_MAX + 16)
 
 /* Keys or values of some positions, in whole spans. */
 struct attend_rows {
 	const uint8_t *at[BLOCK];
 	const uint8_t *ahead[BLOCK]; /* what will be read next; memory is asked for it meanwhile, */
-	uint32_t n_ahead, asked, a_time; /* @a_time of these rows beside each tile */
-	size_t bytes;			 /* of a row */
+	uint32_t n_ahead, asked;
+	size_t asked_bytes; /* of the row asked last */
+	uint32_t a_time; /* lines that are asked for together: more than a few would have to wait */
+	size_t bytes;	 /* of a row */
 	_Alignas(64) uint8_t padded[BLOCK][KV_HEAD_DIM_MAX * sizeof(float)];
 };
 
@@ -41,15 +53,17 @@ static void point_at(const uint8_t **rows, const struct attend *a, enum kv_part 
 	}
 }
 
-/* Asks memory for some of the rows that will be read next. */
+/* Asks memory for some of what will be read next. */
 static inline void ask_ahead(struct attend_rows *rows)
 {
-	const uint32_t left = rows->n_ahead - rows->asked;
-	const uint32_t end = rows->asked + (left < rows->a_time ? left : rows->a_time);
-
-	for (; rows->asked < end; rows->asked++)
-		for (size_t i = 0; i < rows->bytes; i += 64)
-			__builtin_prefetch(rows->ahead[rows->asked] + i);
+	for (uint32_t i = 0; i < rows->a_time && rows->asked < rows->n_ahead; i++) {
+		__builtin_prefetch(rows->ahead[rows->asked] + rows->asked_bytes);
+		rows->asked_bytes += 64;
+		if (rows->asked_bytes >= rows->bytes) {
+			rows->asked_bytes = 0;
+			rows->asked++;
+		}
+	}
 }
 
 /* One of the two vectors that dims i … i + SPAN - 1 of a row make. */
@@ -63,179 +77,174 @@ INLINE vf load_half(const uint8_t *row, uint32_t i, const int half, const bool f
 	return (vf)(half ? pairs & 0xffff0000 : pairs << 16);
 }
 
-/* Even and odd elements of two vectors; and back. */
-INLINE void part_pairs(vf *even, vf *odd, vf a, vf b)
-{
-#define EVEN(i) (2 * (i))
-#define ODD(i) (2 * (i) + 1)
-	*even = __builtin_shuffle(a, b, (vi)V_EACH(EVEN));
-	*odd = __builtin_shuffle(a, b, (vi)V_EACH(ODD));
-}
-
-INLINE void join_pairs(vf *a, vf *b, vf even, vf odd)
+/* What load_half() brought of a span, as dims in their order. */
+static void from_spans(float *dims, const float *spans, uint32_t n, uint32_t stride, bool f32)
 {
 #define LOW(i) ((i) / 2 + (i) % 2 * LANES)
 #define HIGH(i) (LOW(i) + LANES / 2)
-	*a = __builtin_shuffle(even, odd, (vi)V_EACH(LOW));
-	*b = __builtin_shuffle(even, odd, (vi)V_EACH(HIGH));
-}
-
-/* Lays the @n dims of a head out as load_half() brings them, zeros behind them up to @stride. */
-static void to_spans(float *spans, const float *dims, uint32_t n, uint32_t stride, bool f32)
-{
-	float padded[KV_HEAD_DIM_MAX] = { 0 };
-
-	memcpy(padded, dims, n * sizeof(*dims));
-	for (uint32_t i = 0; i < stride; i += SPAN) {
-		vf first = v_load(padded + i), second = v_load(padded + i + LANES);
-
-		if (!f32)
-			part_pairs(&first, &second, first, second);
-		v_store(spans + i, first);
-		v_store(spans + i + LANES, second);
-	}
-}
-
-static void from_spans(float *dims, const float *spans, uint32_t n, uint32_t stride, bool f32)
-{
 	float padded[KV_HEAD_DIM_MAX];
 
 	for (uint32_t i = 0; i < stride; i += SPAN) {
-		vf first = v_load(spans + i), second = v_load(spans + i + LANES);
+		const vf a = v_load(spans + i), b = v_load(spans + i + LANES);
 
-		if (!f32)
-			join_pairs(&first, &second, first, second);
-		v_store(padded + i, first);
-		v_store(padded + i + LANES, second);
+		v_store(padded + i, f32 ? a : __builtin_shuffle(a, b, (vi)V_EACH(LOW)));
+		v_store(padded + i + LANES, f32 ? b : __builtin_shuffle(a, b, (vi)V_EACH(HIGH)));
 	}
 	memcpy(dims, padded, n * sizeof(*dims));
 }
 
 /*
- * The sums over the lanes of LANES vectors, one in each lane: vectors are
- * halved and put side by side, then pairs of lanes are added.
+ * Turns LANES vectors over the diagonal of the square that they make: in fours
+ * of lanes and vectors first, then the fours change places.
  */
-#define HALVES(i, half) ((i) & (half) ? LANES + ((i) ^ (half)) : (i))
-#define HALVES_8(i) HALVES(i, 8)
-#define HALVES_4(i) HALVES(i, 4)
-#define HALVES_2(i) HALVES(i, 2)
-#define OTHERS_8(i) (HALVES(i, 8) | 8)
-#define OTHERS_4(i) (HALVES(i, 4) | 4)
-#define OTHERS_2(i) (HALVES(i, 2) | 2)
-#define PAIRS(i) ((i) - (i) % 4 + (i) % 2 * 2 + ((i) & 2 ? LANES : 0))
-#define PAIRED(i) (PAIRS(i) + 1)
-#define FOLD(a, b, ones, others)                                                                   \
-	(__builtin_shuffle(a, b, (vi)V_EACH(ones)) + __builtin_shuffle(a, b, (vi)V_EACH(others)))
+#define PAIRS(i) ((i) - (i) % 4 + (i) % 4 / 2 + (i) % 2 * LANES)
+#define PAIRS_2(i) (PAIRS(i) + 2)
+#define HALVES(i) ((i) - (i) % 4 + (i) % 2 + (i) % 4 / 2 * LANES)
+#define HALVES_2(i) (HALVES(i) + 2)
+#define NEAR(i, n) ((i) & (n) ? LANES + (i) - (n) : (i))
+#define FAR(i, n) ((i) & (n) ? LANES + (i) : (i) + (n))
+#define NEAR_4(i) NEAR(i, 4)
+#define NEAR_8(i) NEAR(i, 8)
+#define FAR_4(i) FAR(i, 4)
+#define FAR_8(i) FAR(i, 8)
+#define MIX(a, b, first, second)                                                                   \
+	do {                                                                                       \
+		const vf a_ = a, b_ = b;                                                           \
+                                                                                                   \
+		a = __builtin_shuffle(a_, b_, (vi)V_EACH(first));                                  \
+		b = __builtin_shuffle(a_, b_, (vi)V_EACH(second));                                 \
+	} while (0)
 
-INLINE vf fold_all(vf v[LANES])
+INLINE void transpose(vf v[LANES])
 {
-	vf a, b;
+#pragma GCC unroll 4
+	for (int i = 0; i < LANES; i += 4) {
+		vf second;
 
+		MIX(v[i], v[i + 1], PAIRS, PAIRS_2);
+		MIX(v[i + 2], v[i + 3], PAIRS, PAIRS_2);
+		second = v[i + 2];
+		v[i + 2] = v[i + 1];
+		v[i + 1] = second;
+		MIX(v[i], v[i + 1], HALVES, HALVES_2);
+		MIX(v[i + 2], v[i + 3], HALVES, HALVES_2);
+	}
+#if LANES > 4
+#pragma GCC unroll 16
+	for (int i = 0; i < LANES; i++)
+		if (!(i & 4))
+			MIX(v[i], v[i + 4], NEAR_4, FAR_4);
+#endif
 #if LANES > 8
 #pragma GCC unroll 8
-	for (int p = 0; p < 8; p++)
-		v[p] = FOLD(v[p], v[p + 8], HALVES_8, OTHERS_8);
+	for (int i = 0; i < 8; i++)
+		MIX(v[i], v[i + 8], NEAR_8, FAR_8);
 #endif
-#if LANES > 4
-#pragma GCC unroll 4
-	for (int p = 0; p < 4; p++)
-		v[p] = FOLD(v[p], v[p + 4], HALVES_4, OTHERS_4);
-#endif
-	a = FOLD(v[0], v[1], HALVES_2, OTHERS_2);
-	b = FOLD(v[2], v[3], HALVES_2, OTHERS_2);
-	return FOLD(a, b, PAIRS, PAIRED);
-}
-
-/* Queries and keys side by side: each key is widened for two queries, each query read for four keys. */
-#define PAIR 2
-#define KEYS 4
-
-/* Products of N queries, @stride apart, with KEYS keys, not yet summed over the lanes. */
-INLINE void multiply_keys(vf (*parts)[BLOCK], const float *q, uint32_t stride,
-			  const uint8_t *const key[KEYS], const int N, const bool f32)
-{
-	vf sums[PAIR][KEYS] = { 0 };
-
-	for (uint32_t i = 0; i < stride; i += SPAN) {
-#pragma GCC unroll 2
-		for (int half = 0; half < 2; half++) {
-			vf part[KEYS];
-
-#pragma GCC unroll 4
-			for (int k = 0; k < KEYS; k++)
-				part[k] = load_half(key[k], i, half, f32);
-#pragma GCC unroll 2
-			for (int r = 0; r < N; r++) {
-				const vf one = v_load(q + r * stride + i + half * LANES);
-
-#pragma GCC unroll 4
-				for (int k = 0; k < KEYS; k++) {
-					sums[r][k] = v_fma(one, part[k], sums[r][k]);
-					V_KEEP(sums[r][k]);
-				}
-			}
-		}
-	}
-#pragma GCC unroll 2
-	for (int r = 0; r < N; r++)
-#pragma GCC unroll 4
-		for (int k = 0; k < KEYS; k++)
-			parts[r][k] = sums[r][k];
 }
 
 /*
- * scores[r][p] = scale * q[r] . key p for N queries and n positions; up to a
- * whole vector more is written.
+ * Lays n keys out by what is read of them at once, a pair of dims or an F32: panel[i][p] is number
+ * i of key p, up to whole vectors of keys.
  */
-INLINE void score_block(float *scores, const float *q, uint32_t stride,
-			struct attend_rows *keys, uint32_t n, float scale, const int N,
-			const bool f32)
+INLINE void make_panel(float (*panel)[BLOCK], struct attend_rows *keys, uint32_t words, uint32_t n)
 {
-	vf parts[PAIR][BLOCK];
+	for (uint32_t p = 0; p < n; p += LANES) {
+		for (uint32_t i = 0; i < words; i += LANES) {
+			vf square[LANES];
 
-	for (uint32_t p = 0; p < n; p += KEYS) {
-		const uint8_t *key[KEYS];
+			ask_ahead(keys);
+#pragma GCC unroll 16
+			for (uint32_t k = 0; k < LANES; k++) {
+				const uint8_t *key = keys->at[p + k < n ? p + k : n - 1];
 
-		for (uint32_t k = 0; k < KEYS; k++)
-			key[k] = keys->at[p + k < n ? p + k : n - 1];
-		ask_ahead(keys);
-		multiply_keys((vf(*)[BLOCK])(&parts[0][p]), q, stride, key, N, f32);
+				square[k] = v_load((const float *)key + i);
+			}
+			transpose(square);
+#pragma GCC unroll 16
+			for (uint32_t k = 0; k < LANES; k++)
+				v_store(panel[i + k] + p, square[k]);
+		}
 	}
-	for (uint32_t p = 0; p < n; p += LANES)
+}
+
+/* One dim of LANES keys: a word of theirs as it is, or the lower or upper half of it. */
+INLINE vf load_dim(const float *words, const int half, const bool f32)
+{
+	vu pairs;
+
+	if (f32)
+		return v_load(words);
+	memcpy(&pairs, words, sizeof(pairs));
+	return (vf)(half ? pairs & 0xffff0000 : pairs << 16);
+}
+
+/* scores[r][p] = scale * q[r] . key p for N queries and the positions of two vectors */
+INLINE void score_tile(float *scores, const float *q, struct attend_rows *keys,
+		       const float (*panel)[BLOCK], uint32_t words, float scale, const int N,
+		       const bool f32)
+{
+	vf first[SIDE] = { 0 }, second[SIDE] = { 0 };
+
+	for (uint32_t i = 0; i < words; i++) {
+		if (i % LANES == 0)
+			ask_ahead(keys);
 #pragma GCC unroll 2
-		for (int r = 0; r < N; r++)
-			v_store(scores + r * ATTEND_CHUNK + p, fold_all(&parts[r][p]) * scale);
+		for (int half = 0; half < 2; half++) {
+			const float *at = panel[i], *dim = q + (f32 ? i : 2 * i + half);
+			vf key_first, key_second;
+
+			if (f32 && half)
+				continue;
+			V_HIDE(at);
+			V_HIDE(dim);
+			key_first = load_dim(at, half, f32);
+			key_second = load_dim(at + LANES, half, f32);
+#pragma GCC unroll 12
+			for (int r = 0; r < N; r++) {
+				const vf one = v_all(dim[r * STRIDE]);
+
+				v_add_product(&first[r], one, key_first);
+				v_add_product(&second[r], one, key_second);
+			}
+		}
+	}
+#pragma GCC unroll 12
+	for (int r = 0; r < N; r++) {
+		v_store(scores + r * ATTEND_CHUNK, first[r] * scale);
+		v_store(scores + r * ATTEND_CHUNK + LANES, second[r] * scale);
+	}
 }
 
 /* acc[r] += weights[r][p] * value p for N queries and n positions in their order. */
-INLINE void add_values(float *acc, uint32_t stride, const float *weights,
-		       struct attend_rows *values, uint32_t n, const int N, const bool f32)
+INLINE void add_values(float *acc, const float *weights, struct attend_rows *values, uint32_t dims,
+		       uint32_t n, const int N, const bool f32)
 {
-	for (uint32_t i = 0; i < stride; i += SPAN) {
+	for (uint32_t i = 0; i < dims; i += SPAN) {
 		vf first[SIDE], second[SIDE];
 
-		ask_ahead(values);
-#pragma GCC unroll 4
+#pragma GCC unroll 12
 		for (int r = 0; r < N; r++) {
-			first[r] = v_load(acc + r * stride + i);
-			second[r] = v_load(acc + r * stride + i + LANES);
+			first[r] = v_load(acc + r * STRIDE + i);
+			second[r] = v_load(acc + r * STRIDE + i + LANES);
 		}
-#pragma GCC unroll 2
 		for (uint32_t p = 0; p < n; p++) {
 			const vf value_first = load_half(values->at[p], i, 0, f32);
 			const vf value_second = load_half(values->at[p], i, 1, f32);
-#pragma GCC unroll 4
+
+			if (p % 4 == 0)
+				ask_ahead(values);
+#pragma GCC unroll 12
 			for (int r = 0; r < N; r++) {
 				const vf weight = v_all(weights[r * ATTEND_CHUNK + p]);
 
-				first[r] = v_fma(weight, value_first, first[r]);
-				second[r] = v_fma(weight, value_second, second[r]);
+				v_add_product(&first[r], weight, value_first);
+				v_add_product(&second[r], weight, value_second);
 			}
 		}
-#pragma GCC unroll 4
+#pragma GCC unroll 12
 		for (int r = 0; r < N; r++) {
-			v_store(acc + r * stride + i, first[r]);
-			v_store(acc + r * stride + i + LANES, second[r]);
+			v_store(acc + r * STRIDE + i, first[r]);
+			v_store(acc + r * STRIDE + i + LANES, second[r]);
 		}
 	}
 }
@@ -265,11 +274,13 @@ static float soften(float *scores, uint32_t n, float *ret_sum)
 /* What the queries of one call share while they are worked on. */
 struct attending {
 	const struct attend *a;
-	uint32_t begin, end, stride; /* positions of the chunk that anybody sees; floats of a row */
+	uint32_t begin, end,
+		dims; /* positions of the chunk that anybody sees; dims in whole spans */
 	uint32_t seen[ATTEND_ROWS_MAX];
 	struct attend_rows rows;
-	_Alignas(64) float q[ATTEND_ROWS_MAX * KV_HEAD_DIM_MAX];
-	_Alignas(64) float acc[ATTEND_ROWS_MAX * KV_HEAD_DIM_MAX];
+	_Alignas(64) float panel[KV_HEAD_DIM_MAX][BLOCK];
+	_Alignas(64) float q[ATTEND_ROWS_MAX * STRIDE];
+	_Alignas(64) float acc[ATTEND_ROWS_MAX * STRIDE];
 	_Alignas(64) float scores[ATTEND_ROWS_MAX * ATTEND_CHUNK];
 };
 
@@ -279,61 +290,56 @@ static inline uint32_t seen_by(const struct attending *s, uint32_t r, uint32_t a
 	return s->seen[r] <= at ? 0 : s->seen[r] - at < BLOCK ? s->seen[r] - at : BLOCK;
 }
 
-static inline bool see_alike(const struct attending *s, uint32_t r, uint32_t n, uint32_t at)
-{
-	if (r + n > s->a->n_rows)
-		return false;
-	for (uint32_t i = r + 1; i < r + n; i++)
-		if (seen_by(s, i, at) != seen_by(s, r, at))
-			return false;
-	return true;
-}
-
+/* Scores of all queries that see any of the block; what one does not see of it goes nowhere. */
 INLINE void score_all(struct attending *s, uint32_t at, const bool f32)
 {
 	const float scale = (float)(1 / sqrt(s->a->kv->head_dim));
+	const uint32_t left = s->end - s->begin - at, n = left < BLOCK ? left : BLOCK;
+	const uint32_t words = f32 ? s->dims : s->dims / 2;
+	uint32_t r = 0, n_rows;
 
-	for (uint32_t r = 0; r < s->a->n_rows;) {
-		float *scores = s->scores + r * ATTEND_CHUNK + at;
-		const float *q = s->q + r * s->stride;
-		const uint32_t n = seen_by(s, r, at);
-
-		if (see_alike(s, r, PAIR, at)) {
-			score_block(scores, q, s->stride, &s->rows, n, scale, PAIR, f32);
-			r += PAIR;
-		} else {
-			score_block(scores, q, s->stride, &s->rows, n, scale, 1, f32);
-			r++;
-		}
+	make_panel(s->panel, &s->rows, words, n);
+	while (seen_by(s, r, at) == 0)
+		r++;
+	for (; r < s->a->n_rows; r += n_rows) {
+		n_rows = tile_of(s->a->n_rows - r, SIDE);
+		for (uint32_t p = 0; p < n; p += 2 * LANES)
+			WITH_SIDE(n_rows, score_tile(s->scores + r * ATTEND_CHUNK + at + p,
+						     s->q + r * STRIDE, &s->rows,
+						     (const float(*)[BLOCK])(&s->panel[0][p]),
+						     words, scale, T, f32))
 	}
+}
+
+/* Of the queries from @r on, those that see as much of the block from @at on as it does. */
+static uint32_t run_of(const struct attending *s, uint32_t r, uint32_t at)
+{
+	uint32_t n = 1;
+
+	while (r + n < s->a->n_rows && seen_by(s, r + n, at) == seen_by(s, r, at))
+		n++;
+	return n;
 }
 
 INLINE void add_all(struct attending *s, uint32_t at, const bool f32)
 {
-	for (uint32_t r = 0; r < s->a->n_rows;) {
+	for (uint32_t r = 0, n_rows; r < s->a->n_rows; r += n_rows) {
 		const float *weights = s->scores + r * ATTEND_CHUNK + at;
-		float *acc = s->acc + r * s->stride;
 		const uint32_t n = seen_by(s, r, at);
 
-		if (see_alike(s, r, SIDE, at)) {
-			add_values(acc, s->stride, weights, &s->rows, n, SIDE, f32);
-			r += SIDE;
-		} else {
-			add_values(acc, s->stride, weights, &s->rows, n, 1, f32);
-			r++;
-		}
+		n_rows = tile_of(run_of(s, r, at), SIDE);
+		WITH_SIDE(n_rows,
+			  add_values(s->acc + r * STRIDE, weights, &s->rows, s->dims, n, T, f32))
 	}
 }
 
 static void begin_attending(struct attending *s, const struct attend *a, uint32_t chunk)
 {
 	const uint32_t head_dim = a->kv->head_dim;
-	const bool f32 = a->kv->type == DT_F32;
 
 	s->a = a;
 	s->begin = s->end = chunk * ATTEND_CHUNK;
-	s->stride = (head_dim + SPAN - 1) / SPAN * SPAN;
-	memset(s->acc, 0, a->n_rows * s->stride * sizeof(*s->acc));
+	s->dims = (head_dim + SPAN - 1) / SPAN * SPAN;
 	for (uint32_t r = 0; r < a->n_rows; r++) {
 		const uint32_t row_end = a->positions[r] + 1;
 
@@ -342,7 +348,9 @@ static void begin_attending(struct attending *s, const struct attend *a, uint32_
 			s->seen[r] = ATTEND_CHUNK;
 		if (s->begin + s->seen[r] > s->end)
 			s->end = s->begin + s->seen[r];
-		to_spans(s->q + r * s->stride, a->q[r], head_dim, s->stride, f32);
+		memset(s->q + r * STRIDE + head_dim, 0, (s->dims - head_dim) * sizeof(*s->q));
+		memcpy(s->q + r * STRIDE, a->q[r], head_dim * sizeof(*s->q));
+		memset(s->acc + r * STRIDE, 0, s->dims * sizeof(*s->acc));
 	}
 	s->rows.bytes = head_dim * dtype_bytes(a->kv->type);
 	s->rows.n_ahead = s->end - s->begin < BLOCK ? s->end - s->begin : BLOCK;
@@ -354,7 +362,7 @@ static void begin_attending(struct attending *s, const struct attend *a, uint32_
  * of @part, the values behind the keys, the next chunk's keys behind those. A
  * head of no whole spans is padded.
  */
-static void next_rows(struct attending *s, enum kv_part part, uint32_t at, uint32_t tiles)
+static void next_rows(struct attending *s, enum kv_part part, uint32_t at, uint32_t times)
 {
 	const struct attend *a = s->a;
 	struct attend_rows *rows = &s->rows;
@@ -378,7 +386,8 @@ static void next_rows(struct attending *s, enum kv_part part, uint32_t at, uint3
 	}
 	rows->n_ahead = end - next < BLOCK ? end - next : BLOCK;
 	rows->asked = 0;
-	rows->a_time = (BLOCK + tiles - 1) / tiles;
+	rows->asked_bytes = 0;
+	rows->a_time = (uint32_t)(rows->n_ahead * ((rows->bytes + 63) / 64) / times + 1);
 	point_at(rows->ahead, a, part, next, rows->n_ahead);
 }
 
@@ -386,11 +395,13 @@ static void body_attend(const struct attend *a, uint32_t chunk, struct attend_pa
 {
 	const uint32_t head_dim = a->kv->head_dim;
 	const bool f32 = a->kv->type == DT_F32;
+	const uint32_t tiles = (a->n_rows + SIDE - 1) / SIDE;
+	const uint32_t spans = (head_dim + SPAN - 1) / SPAN;
 	struct attending s;
 
 	begin_attending(&s, a, chunk);
 	for (uint32_t at = 0; s.begin + at < s.end; at += BLOCK) {
-		next_rows(&s, KV_K, at, (a->n_rows + PAIR - 1) / PAIR * (BLOCK / KEYS));
+		next_rows(&s, KV_K, at, (BLOCK / LANES + BLOCK / LANES / 2 * tiles) * spans);
 		if (f32)
 			score_all(&s, at, true);
 		else
@@ -403,14 +414,14 @@ static void body_attend(const struct attend *a, uint32_t chunk, struct attend_pa
 			ret->most[r] = soften(s.scores + r * ATTEND_CHUNK, s.seen[r], &ret->sum[r]);
 	}
 	for (uint32_t at = 0; s.begin + at < s.end; at += BLOCK) {
-		next_rows(&s, KV_V, at, (a->n_rows + SIDE - 1) / SIDE * (s.stride / SPAN));
+		next_rows(&s, KV_V, at, BLOCK / 4 * tiles * spans);
 		if (f32)
 			add_all(&s, at, true);
 		else
 			add_all(&s, at, false);
 	}
 	for (uint32_t r = 0; r < a->n_rows; r++)
-		from_spans(ret->acc + r * head_dim, s.acc + r * s.stride, head_dim, s.stride, f32);
+		from_spans(ret->acc + r * head_dim, s.acc + r * STRIDE, head_dim, s.dims, f32);
 }
 
 /* Rows of the finished total: values over the sum of their weights. */

@@ -6,6 +6,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/layout.h"
+#include "kernels/cpu/tile.h"
 
 struct dev;
 
@@ -64,45 +65,6 @@ struct linear_kernels {
 	uint32_t block_tokens; /* rows that a product takes together */
 	size_t block_bytes; /* of activations that shall stay in the second cache over some strips */
 };
-
-/* Of @n_tokens, those of the next tile: as many as the others, so that none is left for a small one. */
-static inline uint32_t tile_of(uint32_t n_tokens, uint32_t most)
-{
-	const uint32_t n_tiles = (n_tokens + most - 1) / most;
-
-	return (n_tokens + n_tiles - 1) / n_tiles;
-}
-
-/* Does @call with T the number @n as a constant, for kernels that are inlined: n from 1 to 3, 6 or 8. */
-#define TILE_CASE(t, call)                                                                         \
-	case t: {                                                                                  \
-		enum { T = t };                                                                    \
-		call;                                                                              \
-		break;                                                                             \
-	}
-#define TILE_CASES_3(call)                                                                         \
-	TILE_CASE(1, call)                                                                         \
-	TILE_CASE(2, call)                                                                         \
-	TILE_CASE(3, call)
-#define TILE_CASES_6(call)                                                                         \
-	TILE_CASES_3(call)                                                                         \
-	TILE_CASE(4, call)                                                                         \
-	TILE_CASE(5, call)                                                                         \
-	TILE_CASE(6, call)
-#define WITH_TILE_3(n, call)                                                                       \
-	switch (n) {                                                                               \
-		TILE_CASES_3(call)                                                                 \
-	}
-#define WITH_TILE_6(n, call)                                                                       \
-	switch (n) {                                                                               \
-		TILE_CASES_6(call)                                                                 \
-	}
-#define WITH_TILE_8(n, call)                                                                       \
-	switch (n) {                                                                               \
-		TILE_CASES_6(call)                                                                 \
-		TILE_CASE(7, call)                                                                 \
-		TILE_CASE(8, call)                                                                 \
-	}
 
 /* Rows of @row_bytes that are best taken at once. */
 static inline uint32_t tokens_at_once(const struct linear_kernels *kernels, size_t row_bytes)

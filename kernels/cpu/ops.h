@@ -10,7 +10,7 @@
 /* Positions are attended in chunks that begin at multiples of this, whoever computes them. */
 #define ATTEND_CHUNK 256
 /* Query rows that read a key or a value together. */
-#define ATTEND_ROWS_MAX 32
+#define ATTEND_ROWS_MAX 48
 
 /* Queries that share a kv head, in rising order of position. */
 struct attend {

@@ -24,12 +24,21 @@ typedef double vd __attribute__((vector_size(LANES * 4)));
 
 /* A constant vector of f(0), f(1), …: the compiler finds the instruction for a constant shuffle alone. */
 #if LANES == 4
-#define V_EACH(f) { f(0), f(1), f(2), f(3) }
+#define V_EACH(f)                                                                                  \
+	{                                                                                          \
+		f(0), f(1), f(2), f(3)                                                             \
+	}
 #elif LANES == 8
-#define V_EACH(f) { f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7) }
+#define V_EACH(f)                                                                                  \
+	{                                                                                          \
+		f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7)                                     \
+	}
 #else
-#define V_EACH(f) { f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), \
-		    f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15) }
+#define V_EACH(f)                                                                                  \
+	{                                                                                          \
+		f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12),   \
+			f(13), f(14), f(15)                                                        \
+	}
 #endif
 
 /* a * b + c, rounded once where the instruction set can. */
@@ -44,12 +53,23 @@ INLINE vf v_fma(vf a, vf b, vf c)
 #endif
 }
 
-/* A sum that is hidden from the compiler stays in its register: it would rather reorder and spill. */
-#if defined(__AVX__)
-#define V_KEEP(v) __asm__("" : "+x"(v))
+/*
+ * *sum += a * b, likewise rounded. In assembly, so that the sum stays in its register: the compiler
+ * would rather have it take turns with the factors, and spill.
+ */
+INLINE void v_add_product(vf *sum, vf a, vf b)
+{
+#if LANES == 16 && defined(__AVX512F__)
+	__asm__("vfmadd231ps %2, %1, %0" : "+v"(*sum) : "v"(a), "v"(b));
+#elif LANES == 8 && defined(__FMA__)
+	__asm__("vfmadd231ps %2, %1, %0" : "+x"(*sum) : "x"(a), "x"(b));
 #else
-#define V_KEEP(v) (void)0
+	*sum = a * b + *sum;
 #endif
+}
+
+/* What is behind a pointer hidden from the compiler is read again, and takes no register meanwhile. */
+#define V_HIDE(p) __asm__ volatile("" : "+r"(p))
 
 INLINE vf v_all(float x)
 {
