@@ -2,10 +2,12 @@
  * Matrix products with AVX-512 F, BW, VL, DQ and VNNI. A vector is 16 rows.
  *
  * BF16 and F32 weights: one chain of FMAs over the even columns and one over
- * the odd, added at the end. int4: the exact integer sum of a group, then one
- * FMA with weight scale times activation scale. Tiles of tokens share what is
- * loaded of the weights; a single token takes two strips at once instead, so
- * that the memory has more to do.
+ * the odd, added at the end; tiles of tokens share what is loaded of the
+ * weights. int4: the exact integer sum of a group, then one FMA with weight
+ * scale times activation scale. Of few tokens the sums stay in registers, and a
+ * single one takes two strips at once, so that the memory has more to do. Of
+ * many the codes of a group of two strips do, while all tokens go over them,
+ * two at a time: what is loaded of a token serves both strips.
  */
 #include <immintrin.h>
 
@@ -112,20 +114,35 @@ INLINE __m512i four_columns(const int8_t *x)
 	return _mm512_set1_epi32(word);
 }
 
-/* Tokens whose sums for a strip of int4 stay in registers. */
-#define NIBBLE_TILE 8
+/* The codes of a group of a strip, four columns a vector. */
+INLINE void load_codes(__m512i q[8], const uint8_t *p, const int S, const int T)
+{
+	const __m512i low_nibble = _mm512_set1_epi8(15);
 
-INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
-			const uint8_t *const *x, const int S, const int T, const bool f32)
+#pragma GCC unroll 4
+	for (int j = 0; j < 4; j++) {
+		const __m512i line = _mm512_loadu_si512(p + 64 * j);
+
+		ask_ahead(p + 64 * j, S, T);
+		q[2 * j] = _mm512_and_si512(line, low_nibble);
+		q[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(line, 4), low_nibble);
+	}
+	ask_ahead(p + 256, S, T);
+}
+
+/* Tokens whose sums for a strip stay in registers; of more it takes longer. */
+#define NIBBLES_FEW 6
+
+INLINE void mul_nibbles_few(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
+			    const uint8_t *const *x, const int S, const int T, const bool f32)
 {
 	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
 	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
-	const __m512i low_nibble = _mm512_set1_epi8(15);
-	__m512 sum[MUL_STRIPS][NIBBLE_TILE];
+	__m512 sum[MUL_STRIPS][NIBBLES_FEW];
 
 #pragma GCC unroll 2
 	for (int s = 0; s < S; s++)
-#pragma GCC unroll 8
+#pragma GCC unroll 6
 		for (int t = 0; t < T; t++)
 			sum[s][t] = _mm512_setzero_ps();
 
@@ -136,17 +153,8 @@ INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32
 			const __m512 scales = load_scales(p + 256, f32);
 			__m512i q[8];
 
-#pragma GCC unroll 4
-			for (int j = 0; j < 4; j++) {
-				const __m512i line = _mm512_loadu_si512(p + 64 * j);
-
-				ask_ahead(p + 64 * j, S, T);
-				q[2 * j] = _mm512_and_si512(line, low_nibble);
-				q[2 * j + 1] = _mm512_and_si512(_mm512_srli_epi16(line, 4),
-								low_nibble);
-			}
-			ask_ahead(p + 256, S, T);
-#pragma GCC unroll 8
+			load_codes(q, p, S, T);
+#pragma GCC unroll 6
 			for (int t = 0; t < T; t++) {
 				const int8_t *xt = (const int8_t *)x[t] +
 						   (size_t)g * 2 * GROUP_COLS;
@@ -172,25 +180,101 @@ INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32
 	}
 #pragma GCC unroll 2
 	for (int s = 0; s < S; s++)
-#pragma GCC unroll 8
+#pragma GCC unroll 6
 		for (int t = 0; t < T; t++)
 			_mm512_store_ps(out + t * MUL_ROWS + s * STRIP_ROWS, sum[s][t]);
+}
+
+/* out[t] += group @g of T tokens and two strips, times its scales. */
+INLINE void add_group(float *out, const __m512i q[MUL_STRIPS][8], const __m512 *scales,
+		      const uint8_t *const *x, uint32_t g, size_t at_groups, const int T)
+{
+	__m512i high[MUL_STRIPS][2], low[MUL_STRIPS][2];
+
+#pragma GCC unroll 2
+	for (int s = 0; s < MUL_STRIPS; s++)
+#pragma GCC unroll 2
+		for (int t = 0; t < T; t++)
+			high[s][t] = low[s][t] = _mm512_setzero_si512();
+#pragma GCC unroll 8
+	for (int i = 0; i < 8; i++) {
+#pragma GCC unroll 2
+		for (int t = 0; t < T; t++) {
+			const int8_t *xt = (const int8_t *)x[t] + (size_t)g * 2 * GROUP_COLS +
+					   4 * i;
+			const __m512i x_high = four_columns(xt);
+			const __m512i x_low = four_columns(xt + GROUP_COLS);
+
+#pragma GCC unroll 2
+			for (int s = 0; s < MUL_STRIPS; s++) {
+				high[s][t] = _mm512_dpbusd_epi32(high[s][t], q[s][i], x_high);
+				low[s][t] = _mm512_dpbusd_epi32(low[s][t], q[s][i], x_low);
+			}
+		}
+	}
+#pragma GCC unroll 2
+	for (int t = 0; t < T; t++) {
+		const struct fixed_group *group = (const struct fixed_group *)(x[t] + at_groups) +
+						  g;
+		const __m512i sum8 = _mm512_set1_epi32(group->sum8);
+		const __m512 scale = _mm512_set1_ps(group->scale);
+
+#pragma GCC unroll 2
+		for (int s = 0; s < MUL_STRIPS; s++) {
+			float *to = out + t * MUL_ROWS + s * STRIP_ROWS;
+			const __m512i sum = _mm512_sub_epi32(
+				_mm512_add_epi32(_mm512_slli_epi32(high[s][t], 8), low[s][t]),
+				sum8);
+
+			_mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum),
+							    _mm512_mul_ps(scales[s], scale),
+							    _mm512_load_ps(to)));
+		}
+	}
+}
+
+INLINE void mul_nibbles(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_groups,
+			const uint8_t *const *x, uint32_t n_tokens, const bool f32)
+{
+	const size_t bytes = group_bytes(f32 ? WEIGHT_INT4_F32 : WEIGHT_INT4);
+	const size_t at_groups = (size_t)n_groups * 2 * GROUP_COLS;
+
+	memset(out, 0, n_tokens * MUL_ROWS * sizeof(*out));
+	for (uint32_t g = 0; g < n_groups; g++, w += bytes) {
+		__m512i q[MUL_STRIPS][8];
+		__m512 scales[MUL_STRIPS];
+		uint32_t t = 0;
+
+#pragma GCC unroll 2
+		for (int s = 0; s < MUL_STRIPS; s++) {
+			load_codes(q[s], w + s * strip_bytes, 2, 2);
+			scales[s] = load_scales(w + s * strip_bytes + 256, f32);
+		}
+		for (; t + 2 <= n_tokens; t += 2)
+			add_group(out + t * MUL_ROWS, q, scales, x + t, g, at_groups, 2);
+		if (t < n_tokens)
+			add_group(out + t * MUL_ROWS, q, scales, x + t, g, at_groups, 1);
+	}
 }
 
 INLINE void mul_nibbles_any(float *out, const uint8_t *w, size_t strip_bytes, uint32_t n_strips,
 			    uint32_t n_groups, const uint8_t *const *x, uint32_t n_tokens,
 			    const bool f32)
 {
-	if (n_tokens == 1 && n_strips == 2) {
-		mul_nibbles(out, w, strip_bytes, n_groups, x, 2, 1, f32);
+	if (n_strips == MUL_STRIPS && n_tokens > NIBBLES_FEW) {
+		mul_nibbles(out, w, strip_bytes, n_groups, x, n_tokens, f32);
+		return;
+	}
+	if (n_strips == MUL_STRIPS && n_tokens == 1) {
+		mul_nibbles_few(out, w, strip_bytes, n_groups, x, 2, 1, f32);
 		return;
 	}
 	for (uint32_t s = 0; s < n_strips; s++, w += strip_bytes, out += STRIP_ROWS) {
 		for (uint32_t t = 0, n; t < n_tokens; t += n) {
 			float *to = out + t * MUL_ROWS;
 
-			n = tile_of(n_tokens - t, NIBBLE_TILE);
-			WITH_TILE_8(n, mul_nibbles(to, w, 0, n_groups, x + t, 1, T, f32))
+			n = tile_of(n_tokens - t, NIBBLES_FEW);
+			WITH_TILE_6(n, mul_nibbles_few(to, w, 0, n_groups, x + t, 1, T, f32))
 		}
 	}
 }

@@ -12,8 +12,8 @@ static inline uint32_t tile_of(uint32_t n_tokens, uint32_t most)
 }
 
 /*
- * Does @call with T the number @n as a constant, for kernels that are inlined: n from 1 to 3, 5, 6,
- * 8 or 12.
+ * Does @call with T the number @n as a constant, for kernels that are inlined: n from 1 to 3, 5, 6
+ * or 12.
  */
 #define TILE_CASE(t, call)                                                                         \
 	case t: {                                                                                  \
@@ -43,12 +43,6 @@ static inline uint32_t tile_of(uint32_t n_tokens, uint32_t most)
 #define WITH_TILE_6(n, call)                                                                       \
 	switch (n) {                                                                               \
 		TILE_CASES_6(call)                                                                 \
-	}
-#define WITH_TILE_8(n, call)                                                                       \
-	switch (n) {                                                                               \
-		TILE_CASES_6(call)                                                                 \
-		TILE_CASE(7, call)                                                                 \
-		TILE_CASE(8, call)                                                                 \
 	}
 #define WITH_TILE_12(n, call)                                                                      \
 	switch (n) {                                                                               \
