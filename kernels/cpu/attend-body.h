@@ -14,7 +14,7 @@
 /* Dims that one load of BF16 brings: the even ones of them, then the odd ones. */
 #define SPAN (2 * LANES)
 /* Positions whose keys or values stay in the first cache while all queries go over them. */
-#define BLOCK 32
+#define BLOCK 64
 /* Queries side by side, with two vectors of sums each: as many as there are registers for. */
 #if LANES > 8
 #define SIDE 12

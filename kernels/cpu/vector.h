@@ -122,15 +122,37 @@ INLINE vf v_max(vf a, vf b)
 }
 
 /* Of all lanes, halves first: one fixed order. */
+#define OTHERS_8(i) ((i) ^ 8)
+#define OTHERS_4(i) ((i) ^ 4)
+#define OTHERS_2(i) ((i) ^ 2)
+#define OTHERS_1(i) ((i) ^ 1)
+#define V_FOLD(v, op)                                                                              \
+	do {                                                                                       \
+		V_FOLD_8(v, op);                                                                   \
+		V_FOLD_4(v, op);                                                                   \
+		v = op(v, __builtin_shuffle(v, (vi)V_EACH(OTHERS_2)));                             \
+		v = op(v, __builtin_shuffle(v, (vi)V_EACH(OTHERS_1)));                             \
+	} while (0)
+#if LANES > 8
+#define V_FOLD_8(v, op) v = op(v, __builtin_shuffle(v, (vi)V_EACH(OTHERS_8)))
+#else
+#define V_FOLD_8(v, op)
+#endif
+#if LANES > 4
+#define V_FOLD_4(v, op) v = op(v, __builtin_shuffle(v, (vi)V_EACH(OTHERS_4)))
+#else
+#define V_FOLD_4(v, op)
+#endif
+
+INLINE vf v_add(vf a, vf b)
+{
+	return a + b;
+}
+
 INLINE float v_sum(vf v)
 {
-	float x[LANES];
-
-	memcpy(x, &v, sizeof(x));
-	for (uint32_t n = LANES / 2; n > 0; n /= 2)
-		for (uint32_t i = 0; i < n; i++)
-			x[i] += x[i + n];
-	return x[0];
+	V_FOLD(v, v_add);
+	return v[0];
 }
 
 INLINE double v_sum_d(vd v)
@@ -146,13 +168,8 @@ INLINE double v_sum_d(vd v)
 
 INLINE float v_most(vf v)
 {
-	float x[LANES], most;
-
-	memcpy(x, &v, sizeof(x));
-	most = x[0];
-	for (uint32_t i = 1; i < LANES; i++)
-		most = x[i] > most ? x[i] : most;
-	return most;
+	V_FOLD(v, v_max);
+	return v[0];
 }
 
 /*
