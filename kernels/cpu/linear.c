@@ -66,8 +66,18 @@ static uint32_t chunks_of(const struct linear_job *job)
 	return (strips_of(job->w->rows) + CHUNK_STRIPS - 1) / CHUNK_STRIPS;
 }
 
+/* to += from, a strip at a time: the compiler makes vectors of what has a fixed length. */
+static void add_row(float *restrict to, const float *restrict from, uint32_t n)
+{
+	for (; n >= STRIP_ROWS; n -= STRIP_ROWS, to += STRIP_ROWS, from += STRIP_ROWS)
+		for (uint32_t i = 0; i < STRIP_ROWS; i++)
+			to[i] += from[i];
+	for (uint32_t i = 0; i < n; i++)
+		to[i] += from[i];
+}
+
 /* Up to n_rows rows of the result from @row on; @out has MUL_ROWS, or all of one token. */
-static void store(const struct linear_job *job, const float *out, uint32_t row, uint32_t n_rows,
+static void store(const struct linear_job *job, float *out, uint32_t row, uint32_t n_rows,
 		  uint32_t token, uint32_t n_tokens)
 {
 	const uint32_t left = job->w->rows - row, n = left < n_rows ? left : n_rows;
@@ -76,11 +86,12 @@ static void store(const struct linear_job *job, const float *out, uint32_t row, 
 	for (uint32_t t = 0; t < n_tokens; t++, out += MUL_ROWS) {
 		float *y = (float *)job->y.data + (size_t)(token + t) * job->w->rows + row;
 
-		for (uint32_t i = 0; i < n; i++) {
-			const float sum = bias ? out[i] + bias[row + i] : out[i];
-
-			y[i] = job->add ? y[i] + sum : sum;
-		}
+		if (bias)
+			add_row(out, bias + row, n);
+		if (job->add)
+			add_row(y, out, n);
+		else
+			memcpy(y, out, n * sizeof(*y));
 	}
 }
 
