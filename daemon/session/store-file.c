@@ -101,6 +101,7 @@ int store_export(struct store *s, const struct store_who *who, struct span name,
 
 struct importing {
 	struct store *store;
+	sqlite3_stmt *put; /* of turns */
 	const struct store_who *who;
 	struct span left; /* of the file */
 	uint32_t n_left;  /* sections */
@@ -280,7 +281,7 @@ static int take_turn(struct importing *in, const json_t *o, struct span ids, str
 		row.kept = row.n_prompt = 0;
 	}
 	in->n_turns++;
-	return turn_row_write(in->store, &row, err);
+	return turn_row_put(in->store, &in->put, &row, err);
 }
 
 static bool is_kv(const struct export_section *head)
@@ -374,6 +375,7 @@ static int take(struct importing *in, const json_t *sess, struct span name,
 	in->session = row.id;
 	if (r == 0)
 		r = take_turns(in, err);
+	sqlite3_finalize(in->put);
 	if (r == 0)
 		r = store_check_bytes(in->store, in->who->uid, limits, err);
 	if (r == 0)

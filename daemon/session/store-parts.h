@@ -82,6 +82,8 @@ int turn_row_read(struct store *s, sqlite3_stmt *stmt, struct turn_row *ret);
 /* Inserts or replaces it. */
 int session_row_write(struct store *s, const struct session_row *row, struct err *err);
 int turn_row_write(struct store *s, const struct turn_row *row, struct err *err);
+/* The same of one after the other: *@made, NULL at first, is the statement, which the caller finalizes. */
+int turn_row_put(struct store *s, sqlite3_stmt **made, const struct turn_row *row, struct err *err);
 
 /* store-mend.c */
 

@@ -361,6 +361,7 @@ int store_new(struct store *s, const struct store_who *who, struct span name, st
 
 struct copying {
 	struct store *store;
+	sqlite3_stmt *put;
 	uint64_t to;
 };
 
@@ -372,7 +373,7 @@ static int copy_turn(const struct turn_row *row, void *userdata, struct err *err
 	if (row->state != TURN_ROW_COMPLETE)
 		return 0;
 	copy.session = c->to;
-	return turn_row_write(c->store, &copy, err);
+	return turn_row_put(c->store, &c->put, &copy, err);
 }
 
 static int fork_to(struct store *s, const struct change *c, struct session_row *row,
@@ -397,6 +398,7 @@ static int fork_to(struct store *s, const struct change *c, struct session_row *
 	copying.to = copy.id;
 	if (r == 0)
 		r = store_each_turn(s, row, c->turn, false, copy_turn, &copying, err);
+	sqlite3_finalize(copying.put);
 	if (r == 0)
 		r = store_check_bytes(s, c->who->uid, c->limits, err);
 	return r < 0 ? r : tell(s, &copy, ret, err);

@@ -272,16 +272,20 @@ int session_row_write(struct store *s, const struct session_row *row, struct err
 	return store_step(s, stmt, err);
 }
 
-int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
+int turn_row_put(struct store *s, sqlite3_stmt **made, const struct turn_row *row, struct err *err)
 {
-	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
-	int r;
+	sqlite3_stmt *stmt;
+	int r = 0;
 
-	r = store_prepare(
-		s, "REPLACE INTO turn(" TURN_COLUMNS ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-		&stmt, err);
+	if (!*made)
+		r = store_prepare(s,
+				  "REPLACE INTO turn(" TURN_COLUMNS
+				  ") VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+				  made, err);
 	if (r < 0)
 		return r;
+	stmt = *made;
+	sqlite3_reset(stmt);
 	sqlite3_bind_int64(stmt, 1, (int64_t)row->session);
 	sqlite3_bind_int64(stmt, 2, row->n);
 	sqlite3_bind_int64(stmt, 3, row->state);
@@ -299,6 +303,13 @@ int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
 	sqlite3_bind_int64(stmt, 14, row->n_reasoning);
 	sqlite3_bind_int64(stmt, 15, turn_sum(row));
 	return store_step(s, stmt, err);
+}
+
+int turn_row_write(struct store *s, const struct turn_row *row, struct err *err)
+{
+	_cleanup_(finalizep) sqlite3_stmt *stmt = NULL;
+
+	return turn_row_put(s, &stmt, row, err);
 }
 
 static int write_format(struct store *s, int64_t format, struct err *err)
