@@ -282,7 +282,11 @@ static bool is_yielded(struct power *p, struct power_wish *w, enum power_rung at
 		return false; /* it is asked again when they are free */
 	if (w->freed_bytes < w->bytes && give.rung == at && at < POWER_GONE)
 		w->want = at + 1; /* pages were fewer than they seemed */
-	return w->freed_bytes >= w->bytes || (at == POWER_GONE && pages == 0);
+	if (w->freed_bytes >= w->bytes || (at == POWER_GONE && pages == 0))
+		return true;
+	if (pages > 0)
+		power_later(p); /* whether there are more: nothing else may happen now */
+	return false;
 }
 
 static void hold(struct power_wish *w)

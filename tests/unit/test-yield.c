@@ -76,6 +76,30 @@ static void what_is_yielded_is_what_costs_least(void **state)
 	}
 }
 
+static void one_that_is_gone_gives_what_pages_it_has_and_says_so(void **state)
+{
+	struct power_wish sleep = ladder_sleep_to(POWER_GONE), w;
+	struct ladder l;
+	int fd;
+	pid_t pid = begin_process(&fd);
+
+	(void)state;
+	ladder_open(&l, 0, 0);
+	assert_int_equal(power_ask(l.power, &sleep, NULL), 0);
+	ladder_settle(&l);
+	ladder_is_on(&l, POWER_GONE);
+	assert_int_equal(l.n_done, 1);
+	l.pages_bytes = 50;
+	w = yield_of(5000, pid);
+	assert_int_equal(power_ask(l.power, &w, NULL), 0);
+	world_run(&l.world, UINT64_MAX); /* nobody comes, and nothing moves: nobody looks */
+	assert_int_equal(l.n_done, 2);
+	assert_int_equal(l.done_r, 0);
+	assert_int_equal(w.freed_bytes, 50);
+	end_process(&l, pid, fd);
+	ladder_close(&l);
+}
+
 static void the_cheapest_set_is_chosen(void **state)
 {
 	static const struct {
@@ -375,6 +399,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_yielded_is_what_costs_least),
+		cmocka_unit_test(one_that_is_gone_gives_what_pages_it_has_and_says_so),
 		cmocka_unit_test(the_cheapest_set_is_chosen),
 		cmocka_unit_test(one_step_is_the_cheapest_for_each_byte),
 		cmocka_unit_test(a_lease_ends_with_its_process),
