@@ -202,13 +202,12 @@ static int make_causes(struct kvcache *c, bool adopted, struct err *err)
 		r = causes_adopt(*fd, &c->causes, err);
 		*fd = r < 0 ? *fd : -1;
 	}
+	if (!c->causes && !err_may_pass(r))
+		causes_new(&c->causes, NULL);
+	/* only now: the caller tells a new one by its number, which must not be the old one's */
 	closep(fd);
 	*fd = -1;
-	if (err_may_pass(r))
-		return r;
-	if (!c->causes)
-		causes_new(&c->causes, NULL);
-	return 0;
+	return err_may_pass(r) ? r : 0;
 }
 
 int kvcache_new(const struct kvcache_options *options, struct kvcache **ret, struct err *ret_lost,
