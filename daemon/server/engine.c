@@ -427,7 +427,9 @@ static int make(struct engine *e, const struct textmodel *model, bool *ret_fits,
 	r = make_memory(e, *ret_fits, &same_arena, err);
 	if (r < 0)
 		return r;
-	store_configuration(&executor.configure);
+	/* one that fits stays: without any, for a moment, a kill would lose all the rest */
+	if (!*ret_fits)
+		store_configuration(&executor.configure);
 
 	executor.unit_socket = options->unit_socket;
 	executor.program = options->program;

@@ -229,18 +229,52 @@ def a_program_that_sends_all_again_is_understood_by_the_next_broker():
             assert resend(d, said, wire)[0] != want[0]
 
 
-def kills(d):
-    """Commands that kill what they run at its Nth write to the database, for each kind of write."""
+def kill_at(call, when, *args):
+    """A command that kills what it runs at its Nth such call."""
     if not shutil.which("strace"):
         raise Skip("strace is not installed")
     if subprocess.run(["strace", "-f", "-e", "trace=none", "true"], capture_output=True).returncode != 0:
         raise Skip("strace may not trace here")
-    state = str(d.dir / "state" / "state.db")
     # one tracer at a time: that of leaks would be a second
     asan = "ASAN_OPTIONS=" + os.environ.get("ASAN_OPTIONS", "") + ":detect_leaks=0"
-    return [["env", asan, "strace", "-D", "-f", "-o", "/dev/null", "-P", state, "-P", state + "-wal",
-             "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
+    return ["env", asan, "strace", "-D", "-f", "-o", "/dev/null", *args,
+            "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
+
+
+def kills(d):
+    """Those of writes to the database."""
+    state = str(d.dir / "state" / "state.db")
+    return [kill_at(call, when, "-P", state, "-P", state + "-wal")
             for call in ("pwrite64", "fdatasync", "ftruncate") for when in (1, 2, 3, 6)]
+
+
+def a_broker_that_is_killed_at_any_word_to_the_service_manager_loses_no_turn():
+    with Stored("air", "ChatTemplate=glm47", "PageTokens=16", "Isa=portable") as d:
+        want = finish(start(d, "talk", "Question", 10 * N, 1))[0]["ids"]
+        for when in range(1, 20):
+            d.ctl("session", "rewind", "talk", 0)
+            p = start(d, "talk", "Question", 10 * N, 1)
+            p.stdout.readline()
+            d.process.kill()
+            d.process.wait(20)
+            d.tracer = kill_at("sendmsg", when)
+            with contextlib.suppress(AssertionError):
+                d.__enter__()
+            ends = []
+            reader = threading.Thread(target=lambda p=p, ends=ends: ends.append(finish(p)))
+            reader.start()
+            wait_for(lambda: ends or d.process.poll() is not None, 60, "an end")
+            died = d.process.poll() is not None
+            d.process.terminate()
+            d.tracer = ()
+            d.again()
+            reader.join()
+            [(said, why)] = ends
+            assert said and said["session"]["saved"] is True and said["ids"] == want, (when, why)
+            if not died:
+                break
+        print(f"killed at {when - 1} words")
+        assert when > 2, when
 
 
 def a_turn_whose_broker_is_killed_at_any_write_is_saved_by_the_next():
@@ -347,4 +381,4 @@ def a_bit_of_the_database_s_log_that_flips_is_told_and_no_turn_is_lost():
 
 if __name__ == "__main__":
     run([v for k, v in list(globals().items()) if callable(v) and getattr(v, "__module__", "") == "__main__"
-         and k not in ("kills", "sibling", "telling_seed", "resend")])
+         and k not in ("kills", "kill_at", "sibling", "telling_seed", "resend")])
