@@ -1,6 +1,7 @@
 /* Limits, and who has to go for them. */
 #include <errno.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/kv/segments-parts.h"
 #include "daemon/kv/value.h"
 
@@ -40,6 +41,7 @@ void segments_set_limits(struct segments *s, const struct segments_limits *limit
 /* A byte that was written: room that its user is still to fill would be wanted again at once. */
 static double worth(const struct segments_file *f)
 {
+	const uint64_t now_us = clock_wall_us();
 	double sum = VALUE_NONE;
 
 	for (uint32_t i = 0; i < f->layout.n_slots && f->n_live > 0; i++) {
@@ -47,7 +49,10 @@ static double worth(const struct segments_file *f)
 
 		if (r->key.n_tokens > 0 && !r->outlived)
 			sum = value_sum(
-				sum, value_of(r->key.n_tokens, r->hits, r->used_us, HALF_LIFE_US),
+				sum,
+				/* a clock that was ahead makes nothing worth more than what is new */
+				value_of(r->key.n_tokens, r->hits, MIN(r->used_us, now_us),
+					 HALF_LIFE_US),
 				HALF_LIFE_US);
 	}
 	return value_part(sum, (double)MIN(f->bytes, f->next * f->layout.stride) + 1, HALF_LIFE_US);

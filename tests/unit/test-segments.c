@@ -583,6 +583,25 @@ static void what_is_worth_least_goes_first(void **state)
 	world_deinit(&w);
 }
 
+static void what_was_used_while_the_clock_was_ahead_is_worth_no_more_for_that(void **state)
+{
+	struct world w;
+
+	(void)state;
+	clock_fake(1, 1000000 * US_PER_S);
+	world_init(&w, NULL, 8192);
+	world_segment(&w, 1);
+	assert_int_equal(world_open(&w), 0);
+	assert_int_equal(world_append(&w, 0), 0); /* 1 token */
+	clock_fake(1, 1000 * US_PER_S);
+	assert_int_equal(world_append(&w, 12), 0); /* 13 tokens */
+	assert_true(segments_evict(w.s, 1, SEGMENTS_ALL) > 0);
+	assert_false(w.pages[0].held);
+	assert_int_equal(world_read(&w, 12), 0);
+	clock_real();
+	world_deinit(&w);
+}
+
 static uint32_t n_kept;
 static void keep(struct world *w, uint32_t page)
 {
@@ -722,6 +741,7 @@ int main(void)
 		cmocka_unit_test(a_user_over_his_limit_loses_his_own),
 		cmocka_unit_test(nobody_is_evicted_below_his_minimum),
 		cmocka_unit_test(what_is_worth_least_goes_first),
+		cmocka_unit_test(what_was_used_while_the_clock_was_ahead_is_worth_no_more_for_that),
 		cmocka_unit_test(a_hot_one_can_be_read_as_it_goes),
 		cmocka_unit_test(files_of_another_model_go_first),
 		cmocka_unit_test(a_full_disk_is_served_on),
