@@ -5,8 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "client/wire/utf8.h"
+
 struct key {
-	char label[64]; /* as a hello takes it */
+	char label[64];		       /* as a hello takes it */
 	uint8_t bytes[KEYS_BYTES_MAX]; /* the rest is 0 */
 };
 
@@ -28,6 +30,19 @@ static void keys_freep(struct keys **k)
 	*k = keys_free(*k);
 }
 
+/* steamd shows it as it is: two that look alike there would be one. */
+static bool is_printable(const char *label)
+{
+	const struct span s = span_of(label);
+
+	if (utf8_valid_bytes(s) < s.len)
+		return false;
+	for (const unsigned char *c = (const unsigned char *)label; *c; c++)
+		if (*c < 0x20 || *c == 0x7f || (*c == 0xc2 && c[1] < 0xa0))
+			return false;
+	return true;
+}
+
 /* Cuts @line in two. */
 static int read_key(char *line, struct key *ret, struct err *err)
 {
@@ -44,6 +59,8 @@ static int read_key(char *line, struct key *ret, struct err *err)
 	if (strlen(line) >= sizeof(ret->label))
 		return err_set(err, -EBADMSG, "the label has more than %zu bytes",
 			       sizeof(ret->label) - 1);
+	if (!is_printable(line))
+		return err_set(err, -EBADMSG, "the label has bytes that are no text");
 	if (n < KEYS_BYTES_MIN || n > KEYS_BYTES_MAX || strpbrk(key, " \t"))
 		return err_set(err, -EBADMSG,
 			       "the key of label '%s' has %zu bytes; %d to %d without spaces are "
@@ -55,11 +72,26 @@ static int read_key(char *line, struct key *ret, struct err *err)
 	return 0;
 }
 
+/* Of one key that two labels have, nobody could say whose it is. */
+static int check_new(const struct keys *k, struct err *err)
+{
+	const struct key *last = &k->at[k->n];
+
+	for (size_t i = 0; i < k->n; i++)
+		if (memcmp(k->at[i].bytes, last->bytes, sizeof(last->bytes)) == 0)
+			return err_set(err, -EBADMSG,
+				       "the key of label '%s' is that of label '%s', too",
+				       last->label, k->at[i].label);
+	return 0;
+}
+
 int keys_read(const char *path, struct keys **ret, struct err *err)
 {
 	_cleanup_(keys_freep) struct keys *k = NULL;
 	_cleanup_(fclosep) FILE *f = fopen(path, "re");
-	char line[1024];
+	_cleanup_(freep) char *line = NULL;
+	size_t size = 0;
+	ssize_t len;
 
 	if (!f)
 		return err_set(err, -errno, "cannot open the keys in '%s': %s", path,
@@ -67,21 +99,29 @@ int keys_read(const char *path, struct keys **ret, struct err *err)
 	k = calloc(1, sizeof(*k) + KEYS_MAX * sizeof(*k->at));
 	if (!k)
 		return err_set(err, -ENOMEM, "out of memory");
-	for (unsigned n = 1; fgets(line, sizeof(line), f); n++) {
+	for (unsigned n = 1; (len = getline(&line, &size, f)) >= 0; n++) {
 		char *at = line + strspn(line, " \t");
 		int r;
 
+		if (strlen(line) < (size_t)len)
+			return err_set(err, -EBADMSG, "'%s' line %u: it holds a NUL", path, n);
 		at[strcspn(at, "\r\n")] = '\0';
 		if (*at == '\0' || *at == '#')
 			continue;
 		if (k->n == KEYS_MAX)
 			return err_set(err, -EBADMSG, "'%s' has more than %d keys", path, KEYS_MAX);
 		r = read_key(at, &k->at[k->n], err);
+		if (r == 0)
+			r = check_new(k, err);
 		if (r < 0)
 			return err_wrap(err, r, "'%s' line %u", path, n);
 		k->n++;
 	}
-	explicit_bzero(line, sizeof(line));
+	if (line)
+		explicit_bzero(line, size);
+	if (ferror(f))
+		return err_set(err, -errno, "cannot read the keys in '%s': %s", path,
+			       strerror(errno));
 	if (k->n == 0)
 		return err_set(err, -EBADMSG, "'%s' holds no key", path);
 	*ret = steal(k);

@@ -11,7 +11,8 @@ struct keys;
 
 /*
  * Reads lines 'LABEL KEY' from the file at @path; empty lines and those that
- * begin with # are passed over. A label has at most 63 bytes and no space.
+ * begin with # are passed over. A label has at most 63 bytes and no space; it may
+ * have several keys, but no key several labels.
  * Returns 0; -EBADMSG with line and cause; -ENOMEM, or what reading says.
  */
 int keys_read(const char *path, struct keys **ret, struct err *err);

@@ -222,6 +222,51 @@ static void keys_are_found_whole_and_alone(void **state)
 	assert_int_equal(keys_read(path, &k, &err), -ENOENT);
 }
 
+static void keys_that_are_not_beyond_doubt_are_refused(void **state)
+{
+	static char long_comment[4096] = "# ";
+	/* what lies behind the first kilobyte of a comment is no line of its own */
+	static const char hidden[] = " eve 0123456789abcdef\nbob 0123456789abcdefg\n";
+	static const struct {
+		const char *file;
+		size_t n;
+		const char *says;
+	} wrong[] = {
+#define FILE_OF(text) text, sizeof(text) - 1
+		{ FILE_OF("a 0123456789abcdef\nb 0123456789abcdef\n"),
+		  "line 2: the key of label 'b' is that of label 'a', too" },
+		{ FILE_OF("a 0123456789abcdef\n\0b 0123456789abcdefg\n"), "line 2: it holds a NUL" },
+		{ FILE_OF("a 0123456789abcdef\nb\x01 0123456789abcdefg"), "line 2: the label has" },
+		{ FILE_OF("\xff 0123456789abcdef\n"), "line 1: the label has" },
+		{ FILE_OF("\xc2\x80 0123456789abcdef\n"), "line 1: the label has" },
+#undef FILE_OF
+	};
+	char path[] = "/tmp/test-gateway-XXXXXX";
+	const int fd = mkstemp(path);
+	struct keys *k = NULL;
+	struct err err = { 0 };
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+		assert_int_equal(ftruncate(fd, 0), 0);
+		assert_int_equal(pwrite(fd, wrong[i].file, wrong[i].n, 0), (ssize_t)wrong[i].n);
+		assert_int_equal(keys_read(path, &k, &err), -EBADMSG);
+		assert_non_null(strstr(err.text, wrong[i].says));
+	}
+	memset(long_comment + 2, 'x', 1021);
+	strcat(long_comment, hidden);
+	assert_int_equal(ftruncate(fd, 0), 0);
+	assert_int_equal(pwrite(fd, long_comment, strlen(long_comment), 0),
+			 (ssize_t)strlen(long_comment));
+	assert_int_equal(keys_read(path, &k, &err), 0);
+	assert_null(keys_label(k, "0123456789abcdef"));
+	assert_string_equal(keys_label(k, "0123456789abcdefg"), "bob");
+	k = keys_free(k);
+	close(fd);
+	unlink(path);
+	assert_int_equal(keys_read("/tmp", &k, &err), -EISDIR);
+}
+
 static void refusals_have_openais_form(void **state)
 {
 	const struct steamd_error busy = { -EAGAIN, "busy", "too many", 1, 1500 },
@@ -520,6 +565,7 @@ int main(void)
 		cmocka_unit_test(every_beginning_of_a_body_is_refused),
 		cmocka_unit_test(ids_of_responses_are_read_back),
 		cmocka_unit_test(keys_are_found_whole_and_alone),
+		cmocka_unit_test(keys_that_are_not_beyond_doubt_are_refused),
 		cmocka_unit_test(a_key_takes_as_long_however_much_of_it_is_right),
 		cmocka_unit_test(a_head_is_whole_or_wrong_or_more_is_to_come),
 		cmocka_unit_test(a_head_has_room_for_so_much_and_no_more),
