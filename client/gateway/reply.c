@@ -148,6 +148,25 @@ static void hold_if_full(struct reply *r)
 			steamd_hold(r->link->s, r->choices[i].request, 1);
 }
 
+static void open_stream(struct reply *r)
+{
+	if (r->opened)
+		return;
+	r->opened = true;
+	exchange_stream(r->x);
+}
+
+static void begin_stream(struct reply *r)
+{
+	if (r->begun)
+		return;
+	open_stream(r);
+	r->begun = true;
+	if (r->format->begin)
+		r->format->begin(r);
+	exchange_flush(r->x);
+}
+
 /* Tells the exchange; what runs goes on to its end. */
 static void tell(struct reply *r, const struct refusal *no)
 {
@@ -155,10 +174,12 @@ static void tell(struct reply *r, const struct refusal *no)
 
 	if (!r->x)
 		return;
-	if (r->begun)
+	if (r->opened) {
+		begin_stream(r);
 		r->format->fail(r, no);
+	}
 	x = detach(r);
-	if (r->begun)
+	if (r->opened)
 		exchange_end(x);
 	else
 		exchange_refuse(x, no);
@@ -190,17 +211,6 @@ static void on_late(struct exchange *x)
 	reply_fail(r, &no);
 }
 
-static void begin_stream(struct reply *r)
-{
-	if (r->begun)
-		return;
-	r->begun = true;
-	exchange_stream(r->x);
-	if (r->format->begin)
-		r->format->begin(r);
-	exchange_flush(r->x);
-}
-
 /* Waiting. */
 
 static void refuse_loading(struct reply *r)
@@ -224,13 +234,15 @@ static int on_timer(sd_event_source *source, uint64_t usec, void *userdata)
 		refuse_loading(r);
 		return 0;
 	}
-	if (r->fields.stream && r->begun && exchange_is_drained(r->x)) {
+	if (r->opened && exchange_is_drained(r->x)) {
 		jsontext_put(exchange_out(r->x), ": waiting\n\n");
 		exchange_flush(r->x);
 	}
 	/* one that may yet be refused for the model's sake does not begin */
-	if (r->fields.stream && !r->loading)
+	if (r->fields.stream && !r->loading && !r->unsettled)
 		begin_stream(r);
+	else if (r->fields.stream && !r->loading)
+		open_stream(r);
 	set_timer(r, r->loading ? BEGIN_US : COMMENT_US);
 	return 0;
 }
@@ -268,7 +280,7 @@ static void on_progress(void *userdata, const struct steamd_progress *p)
 	else
 		snprintf(r->loading_text, sizeof(r->loading_text), "%s, %u of %u", p->state,
 			 p->done, p->total);
-	if (r->begun || r->g->setup->wait_for_model > 0)
+	if (r->opened || r->g->setup->wait_for_model > 0)
 		set_timer(r, BEGIN_US);
 	else
 		refuse_loading(r);
@@ -323,7 +335,7 @@ static int on_delta(void *userdata, const struct steamd_delta *raw)
 
 	if (!r->x)
 		return 1;
-	r->loading = false;
+	r->loading = r->unsettled = false;
 	r->g->counts.n_tokens += raw->n_ids;
 	if (raw->reasoning_len && !raw->content_len)
 		c->n_reasoning += raw->n_ids;
@@ -404,6 +416,7 @@ static void on_end(void *userdata, const struct steamd_result *result,
 		refusal_of(&no, err);
 		reply_fail(r, &no);
 	}
+	r->unsettled = false;
 	if (!c->finish)
 		c->finish = c->enough ? "tool_calls" : finish_of(result);
 	if (r->x) {

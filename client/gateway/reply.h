@@ -60,7 +60,7 @@ struct reply_delta {
 /*
  * How an answer is written. Those of a stream append to exchange_out(r->x).
  *
- * begin	stream: it begins; may be NULL
+ * begin	stream: it begins, with the first that comes if not before; may be NULL
  * delta	both: something came; for a whole answer only logprobs are left to do
  * end		stream: a choice is complete
  * whole	all choices are: the answer, or the stream's last words
@@ -94,8 +94,10 @@ struct reply {
 	uint64_t created_s;
 	char *model;
 	struct jsontext head; /* of each chunk, up to its choices; made with the first */
-	bool keeps;  /* a stream, too, needs the whole at the end */
-	bool begun;  /* the stream is */
+	bool keeps;	      /* a stream, too, needs the whole at the end */
+	bool opened;	      /* the stream is … */
+	bool begun;	      /* … and the format's begin was called */
+	bool unsettled; /* its id may yet be another: until something comes, the stream waits without one */
 	bool held;   /* its reader is slow */
 	bool in_use; /* somebody will come back to it: it is not to be freed */
 	bool loading;

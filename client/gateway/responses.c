@@ -58,7 +58,7 @@ struct response *responses_running(struct gateway *g, const char *id)
 	if (!g->responses || strncmp(id, "resp_", 5) != 0)
 		return NULL;
 	LIST_FOREACH(p, &g->responses->running, link)
-	if (strcmp(p->digits, id + 5) == 0)
+	if (!p->r->unsettled && strcmp(p->digits, id + 5) == 0)
 		return p;
 	return NULL;
 }
@@ -450,6 +450,13 @@ static void take_calls(struct response *p, const json_t *calls)
 
 static void on_begin(struct reply *r)
 {
+	struct response *p = r->extra;
+
+	/* one that fails before its turn began: its id is that of no other */
+	if (r->unsettled) {
+		new_session(&p->id);
+		response_id_write(&p->id, p->digits);
+	}
 	say_state(r->extra, "response.created", "in_progress", NULL);
 	say_state(r->extra, "response.in_progress", "in_progress", NULL);
 }
@@ -593,6 +600,7 @@ static void go_on_in_session(struct response *p, const struct response_id *previ
 {
 	p->id = *previous;
 	p->id.turn++;
+	p->r->unsettled = true;
 	begin_with(p, p->messages, true, previous->turn);
 }
 
@@ -684,11 +692,10 @@ static void then_shown(struct response *p, const struct steamd_result *result)
 	struct response_id previous;
 
 	if (response_id_parse(p->r->fields.previous, &previous) < 0 ||
-	    json_array_size(json_object_get(session, "turn")) < previous.turn) {
+	    json_array_size(json_object_get(session, "turn")) < previous.turn)
 		refuse_previous(p->r);
-	} else {
+	else
 		begin_anew(p, history_of(session, previous.turn));
-	}
 	json_decref(session);
 }
 
@@ -705,17 +712,15 @@ static bool on_refused(struct reply *r, const struct steamd_error *err)
 	struct steamd_session q;
 	struct response_id previous;
 
-	if (!r->x || r->begun || p->forked || !r->fields.previous)
+	if (!r->x || !r->unsettled)
 		return false;
 	if (strcmp(err->code, "no-such") == 0 && strncmp(err->text, "no session", 10) == 0) {
 		refuse_previous(r);
 		return true;
 	}
-	if (strcmp(err->code, "moved") != 0)
+	if (strcmp(err->code, "moved") != 0 || response_id_parse(r->fields.previous, &previous) < 0)
 		return false;
-	if (response_id_parse(r->fields.previous, &previous) < 0)
-		return false;
-	p->forked = true;
+	r->unsettled = false;
 	reply_rewind(r);
 	new_session(&p->id);
 	p->id.turn = previous.turn + 1;

@@ -33,13 +33,12 @@ struct response {
 	json_t *messages; /* what is new */
 	json_t *tools;	  /* as Chat Completions has them */
 	json_t *output;	  /* items that are complete */
-	const char *open;  /* "reasoning", "message" or NULL: the item that is being written */
+	const char *open; /* "reasoning", "message" or NULL: the item that is being written */
 	char open_id[64];
 	size_t open_from; /* where its text begins in all there is */
 	uint32_t n_calls;
 	uint64_t n_events;
 	uint64_t n_input, n_cached, n_output, n_reasoning;
-	bool forked; /* its session was forked once already */
 };
 
 struct responses {

@@ -87,6 +87,45 @@ def several_go_on_from_one_at_once():
         assert sum(m["id"][:21] == first["id"][:21] for m in made) == 1
 
 
+def streams_that_wait_go_on_from_one_at_once():
+    """Which one has the next turn is not known before there is room, long after they began."""
+    with Daemon("air", "MaxRequestsPerConnection=12") as d, Gateway(d) as g:
+        first = create(g, seed=1).json()
+        filled = [g.connect() for _ in range(4)]
+        for c in filled:
+            c.request("POST", "/v1/completions", json.dumps(
+                {"prompt": "a", "max_tokens": 60000, "ignore_eos": True, "stream": True}))
+        for c in filled:
+            c.getresponse().readline()
+        ended, opened = [], []
+
+        def go_on(i):
+            body = {"input": f"left {i}", "previous_response_id": first["id"], "max_output_tokens": 8,
+                    "ignore_eos": True, "stream": True}
+            c = g.connect()
+            c.request("POST", "/v1/responses", json.dumps(body), {"Content-Type": "application/json"})
+            response = c.getresponse()
+            opened.append(i)
+            events = [json.loads(line[6:]) for line in response if line.startswith(b"data: ")]
+            ended.append((events[0], events[-1]))
+            c.close()
+
+        threads = [threading.Thread(target=go_on, args=(i,)) for i in range(3)]
+        for t in threads:
+            t.start()
+        wait_for(lambda: len(opened) == 3, 20, "streams that wait to begin")
+        assert not ended
+        for c in filled:
+            c.close()
+        for t in threads:
+            t.join()
+        assert [e["type"] for _, e in ended] == ["response.incomplete"] * 3, ended
+        assert all(b["type"] == "response.created" and b["response"]["id"] == e["response"]["id"] for b, e in ended)
+        assert len({e["response"]["id"] for _, e in ended}) == 3, ended
+        for _, e in ended:
+            assert g.get(f"/v1/responses/{e['response']['id']}").json()["output"] == e["response"]["output"]
+
+
 def a_response_branches():
     with Daemon("air") as d, Gateway(d) as g:
         first = create(g, seed=1).json()
@@ -306,6 +345,7 @@ run([
     a_response_goes_on_without_being_sent_again,
     what_is_not_to_be_stored_leaves_nothing,
     several_go_on_from_one_at_once,
+    streams_that_wait_go_on_from_one_at_once,
     a_response_branches,
     instructions_are_those_of_the_request,
     stored_ones_are_shown_and_removed,
