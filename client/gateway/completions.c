@@ -260,13 +260,30 @@ void route_chat(struct exchange *x)
 
 static const char TEXT_OBJECT[] = "text_completion";
 
-/* Members of the four lists: tokens, token_logprobs, top_logprobs, text_offset. */
+static bool is_inside(char byte)
+{
+	return ((unsigned char)byte & 0xc0) == 0x80;
+}
+
+/* Each counts where it begins. */
+static size_t characters_in(const char *bytes, size_t n)
+{
+	size_t n_characters = 0;
+
+	for (size_t i = 0; i < n; i++)
+		n_characters += !is_inside(bytes[i]);
+	return n_characters;
+}
+
+/* Members of the four lists: tokens, token_logprobs, top_logprobs, text_offset (in characters). */
 static void add_text_logprobs(struct choice *c, struct jsontext to[4], const struct steamd_delta *d)
 {
 	const struct vocab *v = c->reply->vocab;
 	size_t at = c->text_at;
 
 	for (uint32_t i = 0; d->logprobs && i < d->n_ids; i++) {
+		const struct span token = vocab_bytes(v, d->ids[i]);
+		const bool goes_on = at > 0 && token.len > 0 && is_inside(token.data[0]);
 		const char *comma = to[0].n ? "," : "";
 
 		jsontext_put(&to[0], comma);
@@ -283,9 +300,11 @@ static void add_text_logprobs(struct choice *c, struct jsontext to[4], const str
 			jsontext_logprob(&to[2], d->top_logprobs[n]);
 		}
 		jsontext_put(&to[2], "}");
-		jsontext_format(&to[3], "%s%zu", comma, at);
-		at += vocab_bytes(v, d->ids[i]).len;
+		jsontext_format(&to[3], "%s%zu", comma, at - goes_on);
+		at += characters_in(token.data, token.len);
 	}
+	/* of tokens, not of texts: the end of a character may come with the next one */
+	c->text_at = at;
 }
 
 static void write_text_logprobs(struct jsontext *t, const struct jsontext from[4])

@@ -354,7 +354,6 @@ static int on_delta(void *userdata, const struct steamd_delta *raw)
 	}
 	r->format->delta(c, &d);
 	c->n_calls += (uint32_t)json_array_size(calls);
-	c->text_at += d.content_len;
 	json_decref(calls);
 	if (r->fields.stream) {
 		exchange_flush(r->x);

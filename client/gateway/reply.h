@@ -38,7 +38,7 @@ struct choice {
 	struct jsontext content, reasoning;
 	json_t *calls; /* as OpenAI has them; NULL: none yet */
 	uint32_t n_calls;
-	/* of a format's own: the pieces of its logprobs, where the text is */
+	/* of a format's own: the pieces of its logprobs, characters there were */
 	struct jsontext logprobs[4];
 	size_t text_at;
 	bool begun;

@@ -158,7 +158,20 @@ def logprobs_are_those_of_steamctl():
         lists = got["choices"][0]["logprobs"]
         assert [len(lists[k]) for k in ("tokens", "token_logprobs", "top_logprobs", "text_offset")] == [6] * 4
         assert all(abs(a - b) < 1e-5 for a, b in zip(lists["token_logprobs"], logprobs)), (lists, logprobs)
-        assert abs(max(lists["top_logprobs"][0].values()) - tops[0][0][1]) < 1e-5
+        beyond_ascii = 0
+        for seed in range(5):  # offsets are those of characters
+            body = {"prompt": "Once upon", "max_tokens": 12, "seed": seed, "logprobs": 0, "ignore_eos": True}
+            choice = g.post("/v1/completions", body).json()["choices"][0]
+            text, lists = choice["text"], choice["logprobs"]
+            streamed = [c["choices"][0]["logprobs"] for c in chunks(g, "/v1/completions", **body)]
+            assert [at for one in streamed if one for at in one["text_offset"]] == lists["text_offset"]
+            for token, at in zip(lists["tokens"], lists["text_offset"]):
+                if "\ufffd" in token:
+                    break
+                assert text[at:].startswith(token), (token, at, text, lists)
+                beyond_ascii += not text[:at].isascii()
+        assert beyond_ascii
+        assert abs(max(got["choices"][0]["logprobs"]["top_logprobs"][0].values()) - tops[0][0][1]) < 1e-5
         # with this seed none of the random model's tokens is a special one, of which there is no text
         streamed = chunks(g, "/v1/chat/completions", messages=HELLO, max_tokens=6, logprobs=True, top_logprobs=2, seed=7)
         entries = [e for c in streamed for e in ((c["choices"][0]["logprobs"] or {}).get("content") or [])]
