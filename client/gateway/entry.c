@@ -1,6 +1,7 @@
 /* Headers that say who asks and from where, the route, the key. */
 #include "client/gateway/entry.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <string.h>
 #include <strings.h>
@@ -91,6 +92,14 @@ static int check_single(struct exchange *x)
 	return 0;
 }
 
+static bool is_loopback(const char *host)
+{
+	struct in_addr v4;
+
+	return setup_has_word("localhost [::1]", host) ||
+	       (inet_pton(AF_INET, host, &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127);
+}
+
 /* Whether "name", "name:port" or "[address]:port" is one that we go by. */
 static bool is_ours(const struct exchange *x, const char *authority)
 {
@@ -105,8 +114,7 @@ static bool is_ours(const struct exchange *x, const char *authority)
 		host[i] = authority[i] >= 'A' && authority[i] <= 'Z' ? authority[i] - 'A' + 'a'
 								     : authority[i];
 	host[n] = '\0';
-	return setup_has_word("localhost 127.0.0.1 [::1]", host) ||
-	       setup_has_word(x->g->setup->allow_hosts, host);
+	return is_loopback(host) || setup_has_word(x->g->setup->allow_hosts, host);
 }
 
 /* A page of another site may have its name point here: it cannot make the browser lie about the name. */

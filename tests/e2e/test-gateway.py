@@ -411,6 +411,7 @@ def a_web_page_may_not_come_in():
     with Daemon("air") as d, Gateway(d, "AllowOrigins=http://good.example", "AllowHosts=box.lan") as g:
         for headers, status in (({"Host": "evil.example"}, 403), ({"Host": f"localhost:{g.port}"}, 200),
                                 ({"Host": "LOCALHOST"}, 200), ({"Host": "[::1]:80"}, 200),
+                                ({"Host": "127.8.0.1:1"}, 200), ({"Host": "128.0.0.1"}, 403),
                                 ({"Host": "box.lan:1"}, 200), ({"Host": "127.0.0.1.evil.example"}, 403),
                                 ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403),
                                 ({"Origin": f"http://127.0.0.1:{g.port}"}, 403),
