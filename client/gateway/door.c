@@ -543,13 +543,18 @@ static int resolve(const char *where, struct addrinfo **ret, struct err *err)
 	const char *colon = strrchr(where, ':');
 	const struct addrinfo hints = { .ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV };
 	_cleanup_(freep) char *host = NULL;
-	size_t n;
+	size_t n, digits;
 	int r;
 
 	if (!colon || colon == where || !colon[1])
 		return err_set(err, -EINVAL,
 			       "--listen is '%s'; ADDRESS:PORT or a path with a / is wanted",
 			       where);
+	/* getaddrinfo() would take what is left of a larger one */
+	digits = strspn(colon + 1, "0123456789");
+	if (colon[1 + digits] || digits > 5 || atoi(colon + 1) > UINT16_MAX)
+		return err_set(err, -EINVAL, "--listen is '%s'; a port of 0 to %d is wanted", where,
+			       UINT16_MAX);
 	n = (size_t)(colon - where);
 	if (where[0] == '[' && where[n - 1] == ']')
 		host = strndup(where + 1, n - 2);

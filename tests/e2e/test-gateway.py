@@ -897,7 +897,8 @@ def requests_beyond_what_a_connection_carries_wait():
 
 def a_wrong_command_line_is_named():
     for args, word in ((["--listen", "nowhere"], "ADDRESS:PORT"), (["--lisen", "x"], "--lisen"), ([], "--listen"),
-                       (["--listen", "0.0.0.0:0"], "keys"), (["--set", "Foo=1"], "Foo"),
+                       (["--listen", "127.0.0.1:65536"], "65535"), (["--listen", "127.0.0.1:99999999999"], "65535"),
+                       (["--listen", "127.0.0.1:-1"], "65535"), (["--listen", "0.0.0.0:0"], "keys"), (["--set", "Foo=1"], "Foo"),
                        (["--set", "MaxQueued=x"], "MaxQueued"), (["--config", "/nonexistent"], "/nonexistent")):
         p = subprocess.run([str(GATEWAY), *args], env=ENV, capture_output=True, check=False, timeout=20)
         assert p.returncode == 64 and word.encode() in p.stderr and p.stderr.count(b"\n") == 1, (args, p.stderr)
