@@ -417,7 +417,7 @@ static void on_end(void *userdata, const struct steamd_result *result,
 	}
 	r->unsettled = false;
 	if (!c->finish)
-		c->finish = c->enough ? "tool_calls" : finish_of(result);
+		c->finish = err ? "tool_calls" : finish_of(result);
 	if (r->x) {
 		if (r->fields.stream) {
 			begin_stream(r);

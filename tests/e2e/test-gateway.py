@@ -233,6 +233,18 @@ def roles_and_parts_are_what_they_say():
         assert answer(user, {"role": "assistant", "content": "Yes"}, user)[1] > answer(user, user)[1]
 
 
+def a_call_that_was_cut_off_says_so():
+    with Daemon("air", "ChatTemplate=glm45") as d, Gateway(d) as g:
+        fields, n_cut = {**calling(d, g)[0], "parallel_tool_calls": False}, 0
+        for fields["seed"] in range(16):
+            got = chat(g, **fields).json()
+            said, n = got["choices"][0], got["usage"]["completion_tokens"]
+            if said["message"].get("tool_calls") and n == fields["max_tokens"]:
+                assert said["finish_reason"] == "length", said
+                n_cut += 1
+        assert n_cut
+
+
 def reasoning_is_told_apart():
     with Daemon("air", "ChatTemplate=glm47") as d, Gateway(d) as g:
         got = chat(g, ignore_eos=True, seed=1, reasoning_effort="high").json()
@@ -288,7 +300,7 @@ def tools_are_called_and_answered():
         assert [(b["name"], b["arguments"]) for _, b in sorted(built.items())] == [
             (c["function"]["name"], c["function"]["arguments"]) for c in calls]
         one = chat(g, parallel_tool_calls=False, **fields).json()["choices"][0]
-        assert len(one["message"]["tool_calls"]) == 1 and one["finish_reason"] == "tool_calls"
+        assert len(one["message"]["tool_calls"]) == 1 and one["finish_reason"] in ("tool_calls", said["finish_reason"])
         again = HELLO + [said["message"]] + [
             {"role": "tool", "tool_call_id": c["id"], "content": [{"type": "text", "text": "sunny"}]} for c in calls]
         got = chat(g, again, tools=TOOLS).json()
@@ -936,6 +948,7 @@ run([
     roles_and_parts_are_what_they_say,
     reasoning_is_told_apart,
     tools_are_called_and_answered,
+    a_call_that_was_cut_off_says_so,
     bad_requests_name_the_field,
     what_is_possible_in_part_says_so,
     a_web_page_may_not_come_in,
