@@ -87,6 +87,8 @@ static void find_param(struct refusal *no)
 		replace(no->text, sizeof(no->text), n, names[i].theirs);
 		return;
 	}
+	if (strcmp(no->text, "the prompt is empty") == 0)
+		snprintf(no->param, sizeof(no->param), "prompt");
 	n = strlen("generate.");
 	if (strncmp(no->text, "generate.", n) == 0)
 		replace(no->text, sizeof(no->text), n, "");

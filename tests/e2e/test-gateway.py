@@ -350,6 +350,8 @@ def bad_requests_name_the_field():
             assert got.status == 400 and error["param"] == param and error["type"] == "invalid_request_error", (
                 fields, got.body)
             assert error["code"] == "bad-request" and param.rpartition(".")[2] in error["message"], error
+        for prompt in ("", [], ["a", ""]):
+            assert g.post("/v1/completions", {"prompt": prompt}).error()["param"] == "prompt"
         for path, body, param in (("/v1/completions", {"prompt": [10**9]}, "prompt"),
                                   ("/detokenize", {"tokens": [10**9]}, "tokens")):
             error = g.post(path, body).error()
