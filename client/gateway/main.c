@@ -10,8 +10,10 @@
 static int fail(const struct err *err)
 {
 	fprintf(stderr, "steamd-gateway: %s\n", err->text);
-	return err->code == -EINVAL || err->code == -EBADMSG || err->code == -ENOENT ? EXIT_USAGE
-										     : EXIT_SYSTEM;
+	return err->code == -EINVAL || err->code == -EBADMSG || err->code == -ENOENT ||
+			       err->code == -EISDIR
+		       ? EXIT_USAGE
+		       : EXIT_SYSTEM;
 }
 
 int main(int argc, char **argv)

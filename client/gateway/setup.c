@@ -149,24 +149,31 @@ static int read_config(struct setup *to, const char *path, struct err *err)
 {
 	const bool optional = path[0] == '-';
 	_cleanup_(fclosep) FILE *f = fopen(path + optional, "re");
-	char line[8192];
+	_cleanup_(freep) char *line = NULL;
+	size_t size = 0;
+	ssize_t len;
 
 	if (!f && optional && errno == ENOENT)
 		return 0;
 	if (!f)
 		return err_set(err, -errno, "cannot open '%s': %s", path + optional,
 			       strerror(errno));
-	for (unsigned n = 1; fgets(line, sizeof(line), f); n++) {
+	for (unsigned n = 1; (len = getline(&line, &size, f)) >= 0; n++) {
 		char *at = line + strspn(line, " \t");
 		int r;
 
-		at[strcspn(at, "\n")] = '\0';
+		if (strlen(line) < (size_t)len)
+			return err_set(err, -EINVAL, "%s:%u: it holds a NUL", path + optional, n);
+		at[strcspn(at, "\r\n")] = '\0';
 		if (*at == '\0' || *at == '#' || *at == ';')
 			continue;
 		r = set(to, at, err);
 		if (r < 0)
 			return err_wrap(err, r, "%s:%u", path + optional, n);
 	}
+	if (ferror(f))
+		return err_set(err, -errno, "cannot read '%s': %s", path + optional,
+			       strerror(errno));
 	return 0;
 }
 

@@ -913,9 +913,20 @@ def a_wrong_command_line_is_named():
     for args, word in ((["--listen", "nowhere"], "ADDRESS:PORT"), (["--lisen", "x"], "--lisen"), ([], "--listen"),
                        (["--listen", "127.0.0.1:65536"], "65535"), (["--listen", "127.0.0.1:99999999999"], "65535"),
                        (["--listen", "127.0.0.1:-1"], "65535"), (["--listen", "0.0.0.0:0"], "keys"), (["--set", "Foo=1"], "Foo"),
-                       (["--set", "MaxQueued=x"], "MaxQueued"), (["--config", "/nonexistent"], "/nonexistent")):
+                       (["--set", "MaxQueued=x"], "MaxQueued"), (["--config", "/nonexistent"], "/nonexistent"),
+                       (["--config", "/tmp"], "Is a directory")):
         p = subprocess.run([str(GATEWAY), *args], env=ENV, capture_output=True, check=False, timeout=20)
         assert p.returncode == 64 and word.encode() in p.stderr and p.stderr.count(b"\n") == 1, (args, p.stderr)
+    with tempfile.NamedTemporaryFile() as config:
+        for text, word in ((b"KeepAlive=5\0\n", b":1: it holds a NUL"), (b"\r\n#\r\nAllowHosts=a\r\nFoo=1", b":4: there is no"),
+                           (b"#" + b"x" * 10000 + b"\nFoo=1", b":2: there is no")):
+            config.seek(0)
+            config.truncate()
+            config.write(text)
+            config.flush()
+            p = subprocess.run([str(GATEWAY), "--listen", "127.0.0.1:0", "--config", config.name], env=ENV,
+                               capture_output=True, check=False, timeout=20)
+            assert p.returncode == 64 and word in p.stderr, (text[:20], p.stderr)
     p = subprocess.run([str(GATEWAY), "--help"], env=ENV, capture_output=True, check=True)
     assert b"service_tier" in p.stdout and b"WaitForModel" in p.stdout
 
