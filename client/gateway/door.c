@@ -141,6 +141,13 @@ static void discard(struct visitor *v)
 		visitor_free(v);
 }
 
+/* Its headers are there and nobody was asked about them: libmicrohttpd is at them, and at no others. */
+static bool is_being_parsed(const struct visitor *v)
+{
+	return v->stage == VISITOR_SERVED && !v->exchange &&
+	       MHD_get_connection_info(v->http, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+}
+
 /* Of those that libmicrohttpd may be reading just now. */
 static bool may_be_broken(const struct visitor *v, bool in_chunks)
 {
@@ -155,16 +162,16 @@ void door_refuse_broken(struct gateway *g, unsigned status, bool in_chunks)
 {
 	struct visitor *v, *found = NULL;
 	struct refusal no;
+	unsigned n = 0;
 
 	LIST_FOREACH(v, &g->visitors, link)
 	{
 		if (!may_be_broken(v, in_chunks))
 			continue;
-		if (found)
-			return;
-		found = v;
+		n++;
+		found = found && is_being_parsed(found) ? found : v;
 	}
-	if (!found)
+	if (n != 1 && !(found && is_being_parsed(found)))
 		return;
 	refusal_set(&no, status, REFUSAL_BAD, NULL,
 		    in_chunks

@@ -225,6 +225,7 @@ static const char *reason_of(unsigned status)
 		const char *reason;
 	} known[] = {
 		{ 400, "Bad Request" },
+		{ 413, "Content Too Large" },
 		{ 414, "URI Too Long" },
 		{ 431, "Request Header Fields Too Large" },
 		{ 501, "Not Implemented" },
