@@ -149,3 +149,18 @@ class Gateway:
         """Kilobytes that are its own: written pages, not those of libraries."""
         with open(f"/proc/{self.process.pid}/status", encoding="ascii") as f:
             return next(int(line.split()[1]) for line in f if line.startswith("RssAnon:"))
+
+
+HELLO = [{"role": "user", "content": "Hello there"}]
+
+
+def chat(g, messages=None, headers=(), **fields):
+    body = {"messages": messages or HELLO, "max_tokens": 8, **fields}
+    return g.post("/v1/chat/completions", body, headers=headers)
+
+
+def chunks(g, path, **body):
+    """The chunks of a stream, which ends as it has to."""
+    events = g.events(path, {"stream": True, **body})
+    assert events[-1] == (None, "[DONE]"), events[-1]
+    return [json.loads(data) for _, data in events[:-1]]

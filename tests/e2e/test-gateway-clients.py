@@ -19,8 +19,6 @@ try:
 except ImportError:
     openai = None
 
-HELLO = [{"role": "user", "content": "Hello there"}]
-
 
 def client_of(g, kind="OpenAI", **kwargs):
     if not openai:
