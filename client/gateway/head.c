@@ -224,12 +224,9 @@ static const char *reason_of(unsigned status)
 		unsigned status;
 		const char *reason;
 	} known[] = {
-		{ 400, "Bad Request" },
-		{ 413, "Content Too Large" },
-		{ 414, "URI Too Long" },
-		{ 431, "Request Header Fields Too Large" },
-		{ 501, "Not Implemented" },
-		{ 505, "HTTP Version Not Supported" },
+		{ 400, "Bad Request" },	    { 413, "Content Too Large" },
+		{ 414, "URI Too Long" },    { 431, "Request Header Fields Too Large" },
+		{ 501, "Not Implemented" }, { 505, "HTTP Version Not Supported" },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(known); i++)

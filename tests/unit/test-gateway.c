@@ -235,7 +235,8 @@ static void keys_that_are_not_beyond_doubt_are_refused(void **state)
 #define FILE_OF(text) text, sizeof(text) - 1
 		{ FILE_OF("a 0123456789abcdef\nb 0123456789abcdef\n"),
 		  "line 2: the key of label 'b' is that of label 'a', too" },
-		{ FILE_OF("a 0123456789abcdef\n\0b 0123456789abcdefg\n"), "line 2: it holds a NUL" },
+		{ FILE_OF("a 0123456789abcdef\n\0b 0123456789abcdefg\n"),
+		  "line 2: it holds a NUL" },
 		{ FILE_OF("a 0123456789abcdef\nb\x01 0123456789abcdefg"), "line 2: the label has" },
 		{ FILE_OF("\xff 0123456789abcdef\n"), "line 1: the label has" },
 		{ FILE_OF("\xc2\x80 0123456789abcdef\n"), "line 1: the label has" },
