@@ -331,7 +331,8 @@ def chat_is_a_conversation_and_ctrl_c_stops_only_the_answer():
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 return True
             with contextlib.suppress(OSError):
-                os.write(fd, b"\x04")  # one that comes before the line editor listens is lost
+                # one that comes before the line editor listens is lost, or a NUL in its line: that is emptied first
+                os.write(fd, b"\x15\x04")
             return False
 
         wait_for(has_left, 20, "the chat's end")
