@@ -10,7 +10,7 @@
 #define ANSWER_US (5 * 1000 * 1000) /* in which steamd answers the simplest questions */
 #define QUIET_US (10 * 1000 * 1000) /* it said nothing for so long: it is asked one of those */
 #define LOOK_US (1000 * 1000)
-#define DRAIN_TURNS 20
+#define DRAIN_US (1000 * 1000)
 #define DRAIN_MS 50
 
 void link_read(struct link *l)
@@ -24,7 +24,9 @@ void link_read(struct link *l)
 /* What was asked and is still open was cancelled before: its end comes soon, if it comes. */
 static void drain(struct link *l)
 {
-	for (int i = 0; i < DRAIN_TURNS && steamd_wait(l->s, DRAIN_MS, NULL) > 0; i++)
+	const uint64_t end_us = gateway_now_us() + DRAIN_US;
+
+	while (steamd_wait(l->s, DRAIN_MS, NULL) > 0 && gateway_now_us() < end_us)
 		;
 }
 
