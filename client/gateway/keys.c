@@ -37,8 +37,8 @@ static bool is_printable(const char *label)
 
 	if (utf8_valid_bytes(s) < s.len)
 		return false;
-	for (const unsigned char *c = (const unsigned char *)label; *c; c++)
-		if (*c < 0x20 || *c == 0x7f || (*c == 0xc2 && c[1] < 0xa0))
+	for (size_t i = 0; i < s.len; i++)
+		if (utf8_control(s.data + i, s.len - i) > 0)
 			return false;
 	return true;
 }

@@ -28,18 +28,15 @@ bool err_may_pass(int code)
 
 static void make_printable(char *text)
 {
-	unsigned char *s = (unsigned char *)text;
-	const unsigned char *end = s + strlen(text);
+	const char *end = text + strlen(text);
 
-	while (*s) {
-		const size_t n = utf8_length((const char *)s, end - s);
+	while (*text) {
+		const size_t n = utf8_length(text, end - text);
 
-		/* C1 controls are two bytes long and as harmful as the others */
-		if (n == 0 || *s < 0x20 || *s == 0x7f || (n == 2 && s[0] == 0xc2 && s[1] < 0xa0)) {
-			*s++ = '?';
-			continue;
-		}
-		s += n;
+		if (n == 0 || utf8_control(text, end - text) > 0)
+			*text++ = '?';
+		else
+			text += n;
 	}
 }
 

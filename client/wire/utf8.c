@@ -59,6 +59,17 @@ size_t utf8_length(const char *s, size_t left)
 	return whole ? n : 0;
 }
 
+size_t utf8_control(const char *s, size_t left)
+{
+	const unsigned char *c = (const unsigned char *)s;
+
+	if (left == 0)
+		return 0;
+	if (c[0] < 0x20 || c[0] == 0x7f)
+		return 1;
+	return left > 1 && c[0] == 0xc2 && c[1] < 0xa0 ? 2 : 0;
+}
+
 size_t utf8_valid_bytes(struct span s)
 {
 	size_t at = 0;

@@ -9,6 +9,12 @@
 /* Bytes of the well-formed sequence that starts the @left bytes at @s, or 0. */
 size_t utf8_length(const char *s, size_t left);
 
+/*
+ * Bytes of the control character that starts the @left bytes at @s, or 0: those of
+ * ASCII, and U+0080 to U+009f, which a terminal obeys as well.
+ */
+size_t utf8_control(const char *s, size_t left);
+
 /* Bytes at the start of @s that are well-formed; s.len if all are. */
 size_t utf8_valid_bytes(struct span s);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "client/wire/codes.h"
+#include "client/wire/utf8.h"
 #include "daemon/base/log.h"
 #include "daemon/server/explain.h"
 #include "daemon/server/limits.h"
@@ -34,15 +35,8 @@ static void copy_name(char *to, size_t size, struct span from)
 	memcpy(to, from.data, len);
 	to[len] = '\0';
 	/* they are shown by ps and in logs */
-	for (size_t i = 0; i < len; i++) {
-		const unsigned char c = (unsigned char)to[i];
-
-		/* a terminal takes U+0080 to U+009f for control characters too */
-		if (c == 0xc2 && (unsigned char)to[i + 1] < 0xa0)
-			to[i] = to[i + 1] = '?';
-		else if (c < 0x20 || c == 0x7f)
-			to[i] = '?';
-	}
+	for (size_t i = 0; i < len; i++)
+		memset(to + i, '?', utf8_control(to + i, len - i));
 }
 
 static void on_hello(struct peer *p, const struct msg *m)

@@ -110,8 +110,8 @@ struct importing {
 	json_t *not_taken;
 	uint64_t session;
 	uint32_t n_turns;
-	size_t n_values,
-		n_bytes; /* of the turns' JSON, which is one conversation when the next one begins */
+	/* of the turns' JSON, which is one conversation when the next one begins */
+	size_t n_values, n_bytes;
 	size_t n_ids;
 	struct turn_ids ids;
 	bool no_ids; /* those of the turn in hand and of all later ones stay behind */

@@ -39,8 +39,8 @@ struct turn_row {
 	struct span ids;	 /* u32 little-endian, from kept on */
 	uint64_t vocab;
 	int64_t begun, ended;
-	int64_t n_cached,
-		n_reasoning; /* -1: of a turn that is not complete, or of a format before 4 */
+	/* -1: of a turn that is not complete, or of a format before 4 */
+	int64_t n_cached, n_reasoning;
 };
 
 #define SESSION_COLUMNS "id,uid,label,name,defaults,created,used,pinned,implicit,forked_from,sum"

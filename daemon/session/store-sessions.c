@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "client/wire/utf8.h"
 #include "daemon/session/store-parts.h"
 #include "daemon/text/pyjson.h"
 
@@ -45,9 +46,7 @@ static int check_name(struct span name, struct err *err)
 	for (size_t i = 0; i < name.len; i++) {
 		const unsigned char c = (unsigned char)name.data[i];
 
-		/* U+0080 to U+009f are two bytes, and end a line of a terminal as others do */
-		if (c <= ' ' || c == 0x7f ||
-		    (c == 0xc2 && i + 1 < name.len && (unsigned char)name.data[i + 1] < 0xa0))
+		if (c == ' ' || utf8_control(name.data + i, name.len - i) > 0)
 			return err_set(err, -EINVAL,
 				       "a session's name has no white space and no control "
 				       "characters; byte %zu is 0x%02x",

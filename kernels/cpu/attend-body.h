@@ -274,8 +274,8 @@ static float soften(float *scores, uint32_t n, float *ret_sum)
 /* What the queries of one call share while they are worked on. */
 struct attending {
 	const struct attend *a;
-	uint32_t begin, end,
-		dims; /* positions of the chunk that anybody sees; dims in whole spans */
+	uint32_t begin, end; /* positions of the chunk that anybody sees */
+	uint32_t dims;	     /* in whole spans */
 	uint32_t seen[ATTEND_ROWS_MAX];
 	struct attend_rows rows;
 	_Alignas(64) float panel[KV_HEAD_DIM_MAX][BLOCK];
